@@ -1,0 +1,7 @@
+"""Pixel-adaptive convolution operators for PyTorch (Su et al., CVPR 2019). Depends on torch alone."""
+
+from pac_ops.backends import use_backend
+from pac_ops.functional import pacconv2d, packernel2d, squared_distance2d
+from pac_ops.layers import PacConv2d
+
+__all__ = ["PacConv2d", "pacconv2d", "packernel2d", "squared_distance2d", "use_backend"]

@@ -1,1 +1,31 @@
-"""Model surgery."""
+"""Swap convolutions of a trained network for pixel-adaptive ones, weights kept.
+
+    model = hotswap.convert(model, targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
+"""
+
+from hotswap.api import apply, convert, plan, revert
+from hotswap.calibrate import Calibration, calibrate
+from hotswap.errors import HotswapError
+from hotswap.inspect import Inspection, inspect
+from hotswap.plan import Plan, Swap
+from hotswap.status import Status, status
+from hotswap.verify import Verification, verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "Calibration",
+    "HotswapError",
+    "Inspection",
+    "Plan",
+    "Status",
+    "Swap",
+    "Verification",
+    "apply",
+    "calibrate",
+    "convert",
+    "inspect",
+    "plan",
+    "revert",
+    "status",
+    "verify",
+]

@@ -1,0 +1,136 @@
+"""One run on fake tensors: which modules a network calls, in what order, at what sizes. No compute, no memory."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hotswap.errors import HotswapError
+
+DEFAULT_IMAGE_SIZE = 224
+Inputs = Tensor | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module."""
+
+    path: str
+    input_shape: tuple[int, ...] | None  # of the first argument; None where it is no tensor
+    output_shape: tuple[int, ...] | None  # None where the output is no tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward pass called, in the order in which the calls ended."""
+
+    calls: tuple[Call, ...]
+
+    def first(self, path: str) -> Call | None:
+        """The first call of the module at `path`, or None if it was not called."""
+        return next((call for call in self.calls if call.path == path), None)
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module in training or evaluation mode, and each back to its own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    for module in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
+
+
+def as_arguments(inputs: Inputs) -> tuple[Any, ...]:
+    """Positional arguments for a network: a lone tensor is the only one.
+
+    Raises:
+        HotswapError: where it is neither a tensor nor a tuple.
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs)
+    raise HotswapError(f"example inputs must be a tensor or a tuple of arguments, got {type(inputs).__name__}")
+
+
+def default_inputs(model: nn.Module) -> tuple[Any, ...]:
+    """Arguments to observe a network with when none are given: one image of the size it states, or 224 x 224.
+
+    timm networks state their size in `pretrained_cfg`; elsewhere the first convolution gives the channels.
+
+    Raises:
+        HotswapError: where the network has no convolution to tell the number of channels.
+    """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        raise HotswapError("the network has no 2-D convolution, so there is nothing to swap")
+    stated = getattr(model, "pretrained_cfg", None)
+    size = stated.get("input_size") if isinstance(stated, Mapping) else None
+    shape = size or (first.in_channels, DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
+    # On the meta device: it is turned into a fake tensor, and must cost nothing before that either.
+    weight = next((p for p in first.parameters()), None)
+    dtype = torch.float32 if weight is None or not weight.is_floating_point() else weight.dtype
+    return (torch.empty(1, *shape, dtype=dtype, device="meta"),)
+
+
+def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observation:
+    """Run `model` on fake tensors, in evaluation mode, and note every module call.
+
+    Nothing is computed or allocated, and neither the network nor its buffers change.
+
+    Args:
+        model: the network.
+        example_inputs: a tensor or a tuple of arguments, of which only shapes and dtypes matter; by default
+            one image (see `default_inputs`).
+
+    Raises:
+        HotswapError: where the network cannot run on fake tensors, with the reason.
+    """
+    arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
+    paths = {module: path for path, module in model.named_modules()}
+    calls: list[Call] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first = inputs[0] if inputs else None
+        calls.append(Call(paths[module], _shape(first), _shape(output)))
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    device = next((x.device for x in state.values()), torch.device("cpu"))
+    handles = [module.register_forward_hook(note) for module in paths]
+    try:
+        with mode(model, training=False), fake, torch.no_grad():
+            fakes = {name: fake.from_tensor(x) for name, x in state.items()}
+            replaced = tuple(
+                torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x for x in arguments
+            )
+            torch.func.functional_call(model, fakes, replaced)
+    except HotswapError:
+        raise
+    except Exception as error:  # anything a user's forward can raise; it is re-raised with its reason
+        shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
+        raise HotswapError(
+            f"the network could not be run on fake inputs {shapes} ({_one_line(error)}); "
+            "pass example_inputs that its forward takes"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Observation(tuple(calls))
+
+
+def _shape(x: Any) -> tuple[int, ...] | None:
+    return tuple(int(n) for n in x.shape) if isinstance(x, Tensor) else None
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160] if text else ''}".rstrip(": ")

@@ -1,0 +1,328 @@
+"""Carries a plan out on a graph.
+
+`prepare` does everything that can fail and changes nothing; `install` then only reassigns classes, and
+`remove` reassigns them back. The module whose method is rewritten keeps its class: it becomes an instance of a
+generated subclass of it, whose one method is the graph's code.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.fx
+from torch import nn
+from torch.fx import Node
+
+from hotswap import effects, layers
+from hotswap.effects import after_activation
+from hotswap.errors import HotswapError
+from hotswap.guide import image_size, window_distance
+from hotswap.naming import closest
+from hotswap.observe import Observation
+from hotswap.plan import Plan, Swap
+from hotswap.tracing import Traced, trace
+from pac_ops.layers import window_of
+
+_RECORD = "_hotswap_record"  # a plain attribute of the rewritten module, not in its state_dict
+
+
+@dataclass(frozen=True)
+class _Record:
+    plan: Plan  # paths relative to the rewritten module
+    plain_class: type[nn.Module]
+    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+
+
+@dataclass(frozen=True)
+class Graft:
+    """A plan made ready for one network: all that is left is to install it."""
+
+    plan: Plan  # its paths relative to the module that is rewritten
+    root_path: str
+    traced: Traced
+
+
+def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Graft:
+    """Trace, check and edit graphs for a plan, changing nothing in the network.
+
+    Args:
+        model: the network.
+        plan: what to swap.
+        observation: one run of the network, if it could be run; finds the module to rewrite when some modules
+            are only containers that are never called.
+
+    Raises:
+        HotswapError: where the plan cannot be carried out on this network, with the reason.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for swap in plan.swaps:
+        _check_against(modules, swap)
+    inside = {path for swap in plan.swaps for path in _all_paths(modules, swap.target, swap.guide)}
+    root_path = _lowest_common_caller(modules, inside, observation)
+    root = modules[root_path]
+    prefix = f"{root_path}." if root_path else ""
+    _check_root(root_path, root)
+    relative = {path.removeprefix(prefix) for path in inside}
+    opened = {parent for path in relative for parent in _parents(path) if parent}
+    for path in sorted(opened):
+        _check_openable(prefix + path, root.get_submodule(path))
+    traced = trace(root, opened, relative)
+    local = _relocated(plan, lambda path: path.removeprefix(prefix))
+    for graph in (traced.training, traced.evaluation):
+        _edit(graph, root, local, prefix)
+    return Graft(local, root_path, traced)
+
+
+def install(model: nn.Module, graft: Graft) -> None:
+    """Carry a prepared graft out, in place, on the network it was prepared for (or a deep copy of it)."""
+    root = model.get_submodule(graft.root_path)
+    traced = graft.traced
+    for swap in graft.plan.swaps:
+        conv = root.get_submodule(swap.target)
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
+        layers.swap_in(conv, swap.guide_alias or swap.guide, swap.guide_scale, learn_scale=swap.learn_scale)
+    root.__dict__.update(traced.constants)
+    root.__dict__[_RECORD] = _Record(graft.plan, type(root), tuple(traced.constants))
+    plain = type(root)
+    namespace = {
+        traced.method: _as_method(root, traced),
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+    }
+    root.__class__ = type(plain)(plain.__name__, (plain,), namespace)
+
+
+def remove(model: nn.Module) -> None:
+    """Make every swapped part of a network plain again, in place, with its current weights."""
+    for module in model.modules():
+        record = module.__dict__.pop(_RECORD, None)
+        if record is not None:
+            for name in record.constants:
+                del module.__dict__[name]
+            module.__class__ = record.plain_class
+        if isinstance(module, layers.SwappedConv2d):
+            layers.swap_out(module)
+
+
+def current_plan(model: nn.Module) -> Plan | None:
+    """The swaps a network carries now, with paths from this network and scales as they are; None if none."""
+    swaps: list[Swap] = []
+    notes: list[str] = []
+    for path, module in model.named_modules():
+        record = module.__dict__.get(_RECORD)
+        if record is None:
+            continue
+        prefix = f"{path}." if path else ""
+        for swap in record.plan.swaps:
+            conv = module.get_submodule(swap.target)
+            scale = conv.guide_scale if isinstance(conv, layers.SwappedConv2d) else swap.guide_scale
+            swaps.append(
+                replace(swap, target=prefix + swap.target, guide=prefix + swap.guide, guide_scale=scale)
+            )
+        notes += record.plan.notes
+    return Plan(tuple(swaps), tuple(notes)) if swaps else None
+
+
+# --- checks -------------------------------------------------------------------------------------------
+
+
+def _check_against(modules: dict[str, nn.Module], swap: Swap) -> None:
+    for role, path in (("target", swap.target), ("guide", swap.guide)):
+        if path not in modules:
+            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
+    conv = modules[swap.target]
+    if reason := layers.why_not_swappable(conv):
+        raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101 (just checked)
+    planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
+    actual = (tuple(conv.kernel_size), conv.in_channels, conv.out_channels)
+    if planned != actual:
+        raise HotswapError(
+            f"target {swap.target!r} must be, by the plan, a convolution of (window, input, output channels) "
+            f"{planned}, got {actual}; the plan was made for another network"
+        )
+    if swap.guide == swap.target or swap.target.startswith(f"{swap.guide}.") or swap.guide == "":
+        raise HotswapError(
+            f"guide {swap.guide!r} contains target {swap.target!r}, so it is not known before it; "
+            "name a module that runs earlier"
+        )
+
+
+def _check_openable(path: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise HotswapError(f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for name in hooks):
+        raise HotswapError(
+            f"module {path!r} has hooks, which the rewritten forward would not call; "
+            "remove them, or choose a guide and targets in one part of the network"
+        )
+
+
+def _check_root(path: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
+        raise HotswapError(
+            f"module {path or 'the network'!r} is a {type(module).__name__}, whose forward is generated already; "
+            "convert the eager network it was made from"
+        )
+    if "forward" in module.__dict__:
+        raise HotswapError(
+            f"module {path or 'the network'!r} has had its forward replaced on the instance, which a rewritten class "
+            "would not change; undo that first"
+        )
+    if any(_RECORD in part.__dict__ for part in module.modules()):
+        raise HotswapError(
+            "the network is converted already; hotswap.revert it first, and name all targets together"
+        )
+
+
+# --- where ----------------------------------------------------------------------------------------------
+
+
+def _all_paths(modules: dict[str, nn.Module], *paths: str) -> set[str]:
+    """Every path under which these modules are registered: one shared by two parents may be called by either."""
+    wanted = {id(modules[path]) for path in paths}
+    return {path for path, module in modules.items() if id(module) in wanted}
+
+
+def _parents(path: str) -> list[str]:
+    """Paths of all modules around a path, from the nearest to the network itself, which is ""."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
+
+
+def _lowest_common_caller(
+    modules: dict[str, nn.Module], inside: Iterable[str], observation: Observation | None
+) -> str:
+    """The deepest module around all of `inside` that is called, rather than being only a container."""
+    first, *others = (_parents(path) for path in sorted(inside))
+    for path in first:
+        if not all(path in other for other in others):
+            continue
+        module = modules[path]
+        called = observation is None or any(
+            observation.first(name) for name in _all_paths(modules, path)
+        )
+        if path == "" or (called and type(module).forward is not nn.Module.forward):
+            return path
+    return ""
+
+
+def _relocated(plan: Plan, move: Callable[[str], str]) -> Plan:
+    return replace(plan, swaps=tuple(replace(s, target=move(s.target), guide=move(s.guide)) for s in plan.swaps))
+
+
+# --- the edit -------------------------------------------------------------------------------------------
+
+
+def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, prefix: str) -> None:
+    """Give every call of every target its distances, in place. `prefix` makes full paths of local ones."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    calls: dict[int, list[Node]] = {}  # id of module -> its call nodes, in order
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(id(root.get_submodule(str(node.target))), []).append(node)
+    work: list[tuple[Node, Node, Swap]] = []  # target call, guide activation, swap
+    for swap in plan.swaps:
+        targets = calls.get(id(root.get_submodule(swap.target)), [])
+        if not targets:
+            raise HotswapError(f"target {swap.target!r} is never called by {type(root).__name__}; name one that is")
+        guides = calls.get(id(root.get_submodule(swap.guide)), [])
+        for target in targets:
+            call = _guide_call(guides, target, swap, position)
+            tap = after_activation(call, root) if swap.after_activation else call
+            if position[tap] > position[target]:
+                raise _too_late(swap)
+            work.append((target, tap, swap))
+    work.sort(key=lambda item: position[item[0]])
+    guide_of: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later
+    latest: dict[tuple[Any, ...], Node] = {}  # what makes distances equal but for the size -> the last made
+    for target, tap, swap in work:
+        if tap not in guide_of:
+            guide_of[tap] = _unchanging(graph, tap, root)
+        conv = root.get_submodule(swap.target)
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
+        like = target.args[0] if target.args else target.kwargs["input"]
+        key = (guide_of[tap], window_of(conv), conv.padding_mode, swap.resize)
+        with graph.inserting_before(target):
+            size = graph.call_function(image_size, (prefix + swap.target, like))
+            named = (prefix + swap.guide, guide_of[tap], size, *key[1:], latest.get(key))
+            latest[key] = graph.call_function(window_distance, named)
+            distance = graph.call_function(operator.getitem, (latest[key], 1))
+        target.args, target.kwargs = (like, distance), {}
+    graph.lint()
+
+
+def _guide_call(guides: Sequence[Node], target: Node, swap: Swap, position: dict[Node, int]) -> Node:
+    """The call of the guide that belongs to one call of a target: the last one it is computed from, if any is."""
+    before = [node for node in guides if position[node] < position[target]]
+    if not before:
+        raise _too_late(swap) if guides else HotswapError(f"guide {swap.guide!r} is never called; name one that is")
+    if len(guides) == 1:
+        return guides[0]
+    sources = _sources(target)
+    feeding = [node for node in before if node in sources]
+    if feeding:
+        return feeding[-1]
+    raise HotswapError(
+        f"guide {swap.guide!r} is called {len(guides)} times and target {swap.target!r} is computed from none of "
+        "these calls, so it is not clear which should steer it; choose a guide that the target is computed from"
+    )
+
+
+def _too_late(swap: Swap) -> HotswapError:
+    return HotswapError(
+        f"guide {swap.guide!r} is computed after target {swap.target!r} or from it; name a module that runs earlier"
+    )
+
+
+def _sources(node: Node) -> set[Node]:
+    found: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        new = [source for source in waiting.pop().all_input_nodes if source not in found]
+        found.update(new)
+        waiting += new
+    return found
+
+
+def _unchanging(graph: torch.fx.Graph, tap: Node, root: nn.Module) -> Node:
+    """The activation itself where nothing overwrites it in place, else a copy taken at once."""
+    same_memory = [tap]
+    if effects.is_in_place(tap, root):
+        same_memory += tap.all_input_nodes
+    users = {user for node in same_memory for user in node.users if user is not tap}
+    if all(effects.only_reads(user, same_memory, root) for user in users):
+        return tap
+    with graph.inserting_after(tap):
+        return graph.call_method("clone", (tap,))
+
+
+# --- the method -----------------------------------------------------------------------------------------
+
+
+def _as_method(root: nn.Module, traced: Traced) -> Callable[..., Any]:
+    """A function of (self, ...) that runs the graph of the module's mode."""
+    training, evaluation = (_compile(root, graph) for graph in (traced.training, traced.evaluation))
+    if traced.training.python_code("self").src == traced.evaluation.python_code("self").src:
+        return evaluation
+    opened = traced.opened
+
+    def by_mode(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        mixed = [path for path in opened if self.get_submodule(path).training is not self.training]
+        if mixed:
+            raise HotswapError(
+                f"{type(self).__name__} is in {'training' if self.training else 'evaluation'} mode and {mixed[0]} is "
+                "not; it does different things in the two modes, and was rewritten for one mode at a time"
+            )
+        return (training if self.training else evaluation)(self, *args, **kwargs)
+
+    by_mode.__name__ = traced.method
+    return by_mode
+
+
+def _compile(root: nn.Module, graph: torch.fx.Graph) -> Callable[..., Any]:
+    function: Callable[..., Any] = type(torch.fx.GraphModule(root, graph)).forward
+    return function

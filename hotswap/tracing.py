@@ -1,0 +1,181 @@
+"""A `torch.fx` tracer that opens only the modules an edit has to touch.
+
+Every other module stays a single node, so control flow inside it does not matter. Three more things keep the
+graph true to the code it replaces. Arguments with a default are taken at that default, and a call that
+passes anything else is refused at run time instead of being answered wrongly. Where the traced code differs
+between training and evaluation, both are kept. And where a method called by `forward` holds the whole edit
+(timm's `forward_features`, say), that method is traced instead, so it stays usable by itself.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx
+from torch import nn
+from torch.fx.proxy import Proxy
+
+from hotswap.errors import HotswapError
+from hotswap.observe import mode
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One method of one module as graphs."""
+
+    root: nn.Module
+    method: str
+    training: torch.fx.Graph
+    evaluation: torch.fx.Graph
+    constants: dict[str, Any]  # tensors the traced code makes itself, by the attribute the graphs read them from
+    opened: tuple[str, ...]  # the modules traced through, relative to root
+
+
+def require_default(method: str, name: str, value: Any, default: Any) -> None:
+    """Refuse a call whose argument differs from the value the graph was traced with.
+
+    Raises:
+        HotswapError: where it differs.
+    """
+    if value is not default and (value is None or default is None or bool(value != default)):
+        raise HotswapError(
+            f"{method} was rewritten for its default {name}={default!r}, got {value!r}; "
+            "call it with the default, or hotswap.revert the network"
+        )
+
+
+class PathTracer(torch.fx.Tracer):
+    """Traces one method of a root module, opening only the submodules named in `opened`."""
+
+    def __init__(self, opened: Collection[str], method: str = "forward") -> None:
+        super().__init__()
+        self.opened = frozenset(opened)
+        self.traced_func_name = method
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Everything but the modules on the way down to an edit."""
+        return module_qualified_name not in self.opened
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Make the graph's inputs: one a parameter, those with a default fixed at it."""
+        positional: list[Any] = [self.root]
+        keywords: dict[str, Any] = {}
+        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                raise HotswapError(f"it takes *{parameter.name}, an unknown number of inputs")
+            if parameter.kind is parameter.VAR_KEYWORD:
+                continue  # calls with keywords it does not name fail, as Python functions do
+            has_default = parameter.default is not parameter.empty
+            default = (parameter.default,) if has_default else ()
+            value = self.create_proxy("placeholder", parameter.name, default, {})
+            if has_default:
+                checked = (self.traced_func_name, parameter.name, value, parameter.default)
+                self.create_proxy("call_function", require_default, checked, {})
+                value = parameter.default
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keywords[parameter.name] = value
+            else:
+                positional.append(value)
+        return (lambda *args: root_fn(*args, **keywords)), positional
+
+
+def trace(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> Traced:
+    """Trace the method of `root` that holds every call of the modules in `inside`, in both modes.
+
+    Args:
+        root: the module to trace. Neither it nor its modes are changed.
+        opened: paths, relative to root, of the modules to trace through.
+        inside: paths, relative to root, of the modules the edit needs to see called.
+
+    Raises:
+        HotswapError: where the code cannot be traced, with the reason.
+    """
+    method = "forward"
+    before = set(root.__dict__)
+    with _recorded_methods(root) as recorded:
+        graph = _trace(root, opened, method)
+    for name in set(root.__dict__) - before:  # the constants of this first pass, which only looks
+        del root.__dict__[name]
+    edited = [index for index, node in enumerate(graph.nodes) if node.op == "call_module" and node.target in inside]
+    for call in recorded:  # in the order in which they ended: the innermost first
+        if edited and call.first <= edited[0] and edited[-1] < call.last and call.plain:
+            method = call.method
+            break
+    with mode(root, training=True):
+        training = _trace(root, opened, method)
+    with mode(root, training=False):
+        evaluation = _trace(root, opened, method)
+    constants = {name: root.__dict__.pop(name) for name in set(root.__dict__) - before}
+    return Traced(root, method, training, evaluation, constants, tuple(sorted(opened)))
+
+
+def _trace(root: nn.Module, opened: Collection[str], method: str) -> torch.fx.Graph:
+    try:
+        return PathTracer(opened, method).trace(root)
+    except Exception as error:  # whatever the user's code does when handed proxies
+        reason = str(error).strip().splitlines()
+        raise HotswapError(
+            f"{type(root).__name__}.{method} cannot be traced by torch.fx ({type(error).__name__}: "
+            f"{reason[0][:200] if reason else 'no message'}); choose a guide and targets inside one part of the "
+            "network whose forward has no control flow that depends on data"
+        ) from error
+
+
+@dataclass
+class _MethodCall:
+    method: str
+    plain: bool  # called with inputs only, everything else at its default
+    first: int  # position in the graph where it began
+    last: int  # and where it ended
+
+
+@contextmanager
+def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
+    """Note which of root's own methods are called while its forward is traced, and which nodes each made."""
+    calls: list[_MethodCall] = []
+    names = [
+        name
+        for cls in type(root).__mro__
+        if cls not in nn.Module.__mro__
+        for name, value in vars(cls).items()
+        if inspect.isfunction(value) and name != "forward" and not name.startswith("__")
+    ]
+    wrapped = [name for name in dict.fromkeys(names) if name not in root.__dict__]
+
+    def wrap(name: str) -> Callable[..., Any]:
+        bound = getattr(root, name)
+
+        def recorder(*args: Any, **kwargs: Any) -> Any:
+            proxies = [x for x in (*args, *kwargs.values()) if isinstance(x, Proxy)]
+            if not proxies:
+                return bound(*args, **kwargs)
+            nodes = proxies[0].node.graph.nodes
+            first = len(nodes)
+            result = bound(*args, **kwargs)
+            calls.append(_MethodCall(name, _only_inputs(bound, args, kwargs), first, len(nodes)))
+            return result
+
+        return recorder
+
+    for name in wrapped:
+        root.__dict__[name] = wrap(name)
+    try:
+        yield calls
+    finally:
+        for name in wrapped:
+            del root.__dict__[name]
+
+
+def _only_inputs(bound: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    for parameter, value in inspect.signature(bound).bind(*args, **kwargs).arguments.items():
+        default = inspect.signature(bound).parameters[parameter].default
+        if default is inspect.Parameter.empty:
+            if not isinstance(value, Proxy):
+                return False
+        elif value is not default and (isinstance(value, Proxy) or value != default):
+            return False
+    return True

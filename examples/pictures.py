@@ -21,6 +21,13 @@ TITLE = 20
 WHITE, INK, RED, BLUE = (255, 255, 255), (25, 25, 25), (200, 30, 30), (30, 70, 200)
 MARKS = ((255, 40, 40), (40, 200, 60), (40, 140, 255), (255, 170, 0), (220, 60, 220))
 
+_NOTES = """\
+surroundings: the window of the convolution, one field a tap; taps lie {step} pixels apart.
+K over the window: the weight of each neighbour. White, 1.00: it counts in full, as in
+the plain convolution. Black, 0.00: it does not count.
+{steps} steps composed: whom the pixel hears from when it averages with these weights {steps}
+times. With K = 1 everywhere it would be a round blob; edges of the guide stop it."""
+
 
 def photograph(name: str) -> Tensor:
     """A photograph of scikit-image's wheel, such as "astronaut": [1, 3, H, W], RGB in 0..1.
@@ -48,12 +55,11 @@ def difference(plain: Tensor, swapped: Tensor) -> tuple[Pixels, int]:
         swapped: [1, H, W].
 
     Returns:
-        The picture, and the factor by which differences were amplified: the largest of 1, 2, 5, 10, 20, ...
-        with which none exceeds full colour.
+        The picture, and the factor by which differences were amplified: of 1, 2, 5, 10, 20, ... the largest
+        that keeps 99 % of the pixels below full colour.
     """
     change = (swapped - plain).detach().cpu()[0]
-    largest = change.abs().max().item()
-    gain = _round_gain(largest)
+    gain = _round_gain(change.abs().quantile(0.99).item())
     strength = (change * gain).clamp(-1, 1)[..., None]
     full = torch.where(strength > 0, torch.tensor(RED), torch.tensor(BLUE))
     mixed = 255 + (full - 255) * strength.abs()
@@ -143,9 +149,13 @@ def kernel_sheet(title: str, photo: Tensor, kernel: Tensor, places: Sequence[Pla
     cell, gap, left_width = 210, MARGIN, 640
     whole = _resize(Image.fromarray(pixels(photo)), left_width)
     row_height = cell + CAPTION + 10 + gap
-    content = max(whole.height + CAPTION + 10, len(places) * row_height)
+    notes = _NOTES.format(step=round(photo.shape[2] / kernel.shape[-1]), steps=steps)
+    notes_height = (CAPTION + 6) * (notes.count("\n") + 1) + gap
+    content = max(whole.height + CAPTION + 10 + notes_height, len(places) * row_height)
     page, top = _page(title, left_width + 3 * (cell + gap) + 2 * gap, content)
     draw = ImageDraw.Draw(page)
+    below = (gap, top + CAPTION + 10 + whole.height + gap)
+    draw.multiline_text(below, notes, fill=INK, font=_font(CAPTION), spacing=6)
     draw.text((gap, top), "the photograph, with the pixels looked at", fill=INK, font=_font(CAPTION))
     page.paste(whole, (gap, top + CAPTION + 10))
     zoom = left_width / photo.shape[2]
@@ -168,13 +178,10 @@ def kernel_sheet(title: str, photo: Tensor, kernel: Tensor, places: Sequence[Pla
     return page
 
 
-def _round_gain(largest: float) -> int:
-    """The largest of 1, 2, 5, 10, 20, ... whose product with `largest` is at most 1; 1 where nothing differs."""
-    gain = 1
-    for candidate in (m * 10**e for e in range(9) for m in (1, 2, 5)):
-        if 0 < largest * candidate <= 1:
-            gain = candidate
-    return gain
+def _round_gain(change: float) -> int:
+    """Of 1, 2, 5, 10, 20, ... the largest whose product with `change` is at most 1; 1 where nothing changed."""
+    gains = [m * 10**e for e in range(9) for m in (1, 2, 5)]
+    return max((gain for gain in gains if 0 < change * gain <= 1), default=1)
 
 
 def _in_map(place: Place, photo: Tensor, kernel: Tensor) -> Place:

@@ -1,0 +1,545 @@
+"""Checkpoints: read without running anything they contain, written in one step.
+
+Written are `.safetensors`, with a JSON entry `hotswap` in the metadata, and `.pt`/`.pth`, which hold
+`{"state_dict": tensors, "hotswap": the same JSON}`. The tensors are the plain network's, under its names: learned
+scales go into the JSON, so that a loader that knows nothing of hotswap reads the original network's weights.
+"""
+
+import copy
+import json
+import logging
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+import hotswap
+from hotswap import surgery, zoo
+from hotswap.api import apply
+from hotswap.errors import HotswapError
+from hotswap.files import PathLike, atomic_write, check_readable, check_writable
+from hotswap.plan import Plan
+
+FORMAT_VERSION = 1
+SAFETENSORS = (".safetensors",)
+TORCH = (".pt", ".pth")
+
+_ENTRY = "hotswap"
+_SCALE = ".guide_log_scale"  # how the names of learned scales end
+# Where training scripts put a network's weights, the likeliest first. Averaged weights come last: they are taken
+# only where there are no others.
+_NESTINGS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DataParallel, torch.compile, Lightning, ...
+_MAX_NESTING = 4
+_SHOWN = 3  # names listed of many
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What hotswap writes beside the tensors."""
+
+    architecture: str | None = None  # a name for `zoo.build`
+    plan: Plan | None = None  # None where nothing is swapped
+    learned_scales: Mapping[str, float] = field(default_factory=dict)  # by their name in the swapped state_dict
+    version: str = ""  # of hotswap, that wrote it
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's tensors, under the names they have in it."""
+
+    path: Path
+    state_dict: OrderedDict[str, Tensor]  # as torch's, with module versions in `_metadata` where the file has them
+    metadata: Metadata | None  # None in files that hotswap did not write
+    notes: tuple[str, ...]  # what was unwrapped or left aside
+
+
+def read(path: PathLike) -> Checkpoint:
+    """Read a checkpoint without running any code in it; its kind is told by its content.
+
+    Of `.pt`/`.pth`/`.bin`/`.ckpt` files the usual nestings are opened (`state_dict`, `model`, ..., and an average of
+    the weights where there is nothing else). Tensors come to the CPU, in the file's dtypes, and are mapped from the
+    file rather than read where its format allows it.
+
+    Raises:
+        HotswapError: where the file is missing, damaged, no checkpoint, or would need code to be read.
+    """
+    file = check_readable(path)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as error:
+        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    if start.startswith(b"PK\x03\x04"):
+        return _read_torch(file, mapped=True)
+    if start.startswith(b"\x80"):
+        return _read_torch(file, mapped=False)
+    if start[8:9] == b"{":
+        return _read_safetensors(file)
+    if start.lstrip()[:1] == b"<":
+        why = "it is a web page or XML, so the download probably failed; download it again"
+    elif start.startswith(b"version https://git-lfs"):
+        why = "it is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"
+    else:
+        why = "it is damaged, or neither a safetensors file nor written by torch.save"
+    raise HotswapError(f"cannot read {str(path)!r}: {why}")
+
+
+def read_plan(path: PathLike) -> Plan:
+    """Read a plan that was written as JSON.
+
+    Raises:
+        HotswapError: where the file cannot be read, or holds anything but a plan.
+    """
+    file = check_readable(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise HotswapError(f"{str(path)!r} must hold a plan as JSON, and is no text") from error
+    return _plan(_from_json(text, str(path)), str(path))
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Copy a checkpoint's weights into a network: all of them, by name, each of the right shape.
+
+    Prefixes that wrappers leave on every name (`module.`, `_orig_mod.`, `model.`, ...) are taken off where the
+    network has no such names. Floating-point weights take the dtype they have in the file.
+
+    Returns:
+        Notes on prefixes taken off.
+
+    Raises:
+        HotswapError: where names or shapes differ; the network is then as it was.
+    """
+    metadata = checkpoint.metadata
+    state, notes = _without_prefixes(checkpoint.state_dict, model.state_dict().keys())
+    if metadata is not None:
+        # Written from modules of today, whatever version their old files would have been.
+        state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+        state |= {name: torch.tensor(scale, dtype=torch.float64) for name, scale in metadata.learned_scales.items()}
+    _check_fits(model, state, checkpoint.path)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in state and not name.endswith(_SCALE) and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+    model.load_state_dict(state)
+    return notes
+
+
+def save(model: nn.Module, path: PathLike, architecture: str | None = None) -> None:
+    """Write a network, swapped or plain, to `.safetensors`, `.pt` or `.pth`, in one step.
+
+    Args:
+        model: the network; one wrapped by `torch.compile`, DataParallel or DistributedDataParallel is unwrapped.
+        path: where to; an existing file is replaced.
+        architecture: the network's name for `zoo.build`, so that `load` can build it. Options that fetch weights are
+            left out of it. A `package.module:factory` is recorded for people to read, but `load` will not call it.
+
+    Raises:
+        HotswapError: where the network holds something other than plain tensors, the name is not one that a file may
+            hold, or `path` cannot be written; what was there is then still there.
+    """
+    check_destination(path)
+    model = _unwrapped(model)
+    plan = surgery.current_plan(model)
+    state = model.state_dict()
+    scales = {} if plan is None else {name: float(x) for name, x in state.items() if name.endswith(_SCALE)}
+    write({name: x for name, x in state.items() if name not in scales}, path, Metadata(architecture, plan, scales))
+
+
+def write(tensors: Mapping[str, Any], path: PathLike, metadata: Metadata) -> None:
+    """Write a state_dict, and what hotswap keeps beside it, in one step; see `save`.
+
+    Raises:
+        HotswapError: as `save`.
+    """
+    final = check_destination(path)
+    plain = _separate(tensors)
+    entry = _to_json(metadata)
+    with atomic_write(final) as temporary:
+        if _suffix(path) in SAFETENSORS:
+            try:
+                save_file(plain, temporary, {"format": "pt", _ENTRY: entry})
+            except (SafetensorError, KeyError, ValueError) as error:
+                raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error)}") from error
+        else:
+            with temporary.open("wb") as stream:  # a stream, because torch writes the name of a file into the file
+                torch.save({"state_dict": plain, _ENTRY: entry}, stream)
+
+
+def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
+    """The network of a file, swapped as it was when saved, with its weights; in training mode, as built.
+
+    Args:
+        path: a file that `save` wrote, or, with `model`, any checkpoint of that network.
+        model: the plain network, where the file names none, or one of the user's own. It is not changed: the result
+            is a copy, in the mode it is in.
+
+    Raises:
+        HotswapError: where the file cannot be read (see `read`), names no architecture that it may name and no
+            `model` is given, or does not fit the network.
+    """
+    checkpoint = read(path)
+    loaded, notes = load_checkpoint(checkpoint, model)
+    for note in (*checkpoint.notes, *notes):
+        _log.info("%s: %s", path, note)
+    return loaded
+
+
+def load_checkpoint(checkpoint: Checkpoint, model: nn.Module | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+    """`load`, of a file that was read already, with the notes of `load_weights`.
+
+    Raises:
+        HotswapError: as `load`.
+    """
+    metadata = checkpoint.metadata
+    if model is not None:
+        loaded = _deep_copy(model)
+    elif metadata is not None and metadata.architecture is not None:
+        loaded = zoo.build(metadata.architecture, trusted=False, initialise=False)
+    else:
+        raise HotswapError(
+            f"{str(checkpoint.path)!r} does not say which network its weights belong to; build the plain network and "
+            "pass it as model (on the command line: --model)"
+        )
+    if metadata is not None and metadata.plan is not None:
+        apply(loaded, metadata.plan, inplace=True)
+    return loaded, load_weights(loaded, checkpoint)
+
+
+def check_destination(path: PathLike) -> Path:
+    """Find out early that a checkpoint cannot be written to `path`.
+
+    Returns:
+        The file that would be written, with symbolic links followed.
+
+    Raises:
+        HotswapError: where its name does not end in one of the suffixes written, or see `files.check_writable`.
+    """
+    if _suffix(path) not in SAFETENSORS + TORCH:
+        raise HotswapError(f"a checkpoint's name must end in .safetensors or .pt (or .pth), got {str(path)!r}")
+    return check_writable(path)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def _read_safetensors(file: Path) -> Checkpoint:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            metadata = opened.metadata() or {}
+            tensors = OrderedDict((name, opened.get_tensor(name)) for name in opened.keys())  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise HotswapError(
+            f"cannot read {str(file)!r}: it is damaged or cut short ({_one_line(error)}); copy or download it again"
+        ) from error
+    return Checkpoint(file, tensors, _metadata(metadata.get(_ENTRY), file), ())
+
+
+def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
+    try:
+        why = _why_no_torch_archive(file) if mapped else None
+        if why is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the pickle's age and the like
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise HotswapError(f"cannot read {str(file)!r}: {_torch_reason(error)}") from error
+    if why is not None:
+        raise HotswapError(f"cannot read {str(file)!r}: {why}")
+    entry = content.get(_ENTRY) if isinstance(content, Mapping) else None
+    state, notes = _unwrapped_state(content, file)
+    metadata = _metadata(entry, file)
+    return Checkpoint(file, state, metadata, () if metadata is not None else notes)
+
+
+def _why_no_torch_archive(file: Path) -> str | None:
+    """Look at a zip file's directory before anything in it is unpacked."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        return "it is a TorchScript archive, which is code; save the state_dict of the network it was made from"
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        return "it is a zip file that torch.save did not write"
+    unpacked = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > file.stat().st_size:
+        return "its parts are compressed or overlap, which torch.save never does; it may be a zip bomb"
+    return None
+
+
+def _torch_reason(error: Exception) -> str:
+    needed = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and needed:
+        return (
+            f"reading it would run code ({_clipped(needed[1], 80)}), and hotswap runs none from a file; "
+            "where you trust it, save its tensors alone: torch.save(model.state_dict(), 'weights.pth')"
+        )
+    return (
+        f"it is damaged, cut short, or a pickle of more than tensors, which could run code ({type(error).__name__}); "
+        "copy or download it again, or save a state_dict with torch.save"
+    )
+
+
+def _unwrapped_state(content: Any, file: Path) -> tuple[OrderedDict[str, Tensor], tuple[str, ...]]:
+    """Dig for the dictionary of tensors in what a training script saved."""
+    notes: list[str] = []
+    for _ in range(_MAX_NESTING):
+        if not isinstance(content, Mapping):
+            raise HotswapError(f"{str(file)!r} must hold a state_dict, got a {type(content).__name__}")
+        inner = _nesting(content, file)
+        if inner is None:
+            break
+        notes.append(f"took the weights from its entry {inner!r}")
+        if inner not in _AVERAGED and (average := [key for key in _AVERAGED if key in content]):
+            notes.append(f"it also holds averaged weights, in {average[0]!r}, which were not taken")
+        content = content[inner]
+    state = OrderedDict((key, x.detach()) for key, x in content.items() if isinstance(key, str) and _is_tensor(x))
+    if not state:
+        found = _listed(map(repr, content)) if content else "nothing"
+        raise HotswapError(f"{str(file)!r} must hold a state_dict, that is tensors by name, got only {found}")
+    if all(name.startswith("module.") or name == "n_averaged" for name in state):
+        state.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
+    if left := [key for key in content if key not in state]:
+        notes.append(f"left aside {len(left)} entries that are no weights: {_listed(map(repr, left))}")
+    if unusual := [name for name, x in state.items() if _why_unusual(x)]:
+        raise HotswapError(
+            f"{str(file)!r}: weight {unusual[0]!r} is {_why_unusual(state[unusual[0]])}; save plain tensors"
+        )
+    state._metadata = getattr(content, "_metadata", None)  # type: ignore[attr-defined]
+    return state, tuple(notes)
+
+
+def _nesting(content: Mapping[Any, Any], file: Path) -> str | None:
+    """The entry that holds the weights; None where they are here."""
+    known = [key for key in (*_NESTINGS, *_AVERAGED) if isinstance(content.get(key), Mapping)]
+    if known:
+        return known[0]
+    if any(_is_tensor(value) for value in content.values()):
+        return None
+    others = [
+        key for key, value in content.items() if isinstance(value, Mapping) and any(map(_is_tensor, value.values()))
+    ]
+    if len(others) > 1:
+        raise HotswapError(
+            f"{str(file)!r} holds several sets of weights ({_listed(map(repr, others))}); save the one you want alone"
+        )
+    return others[0] if others else None
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+def _why_unusual(x: Any) -> str | None:
+    """None for a plain tensor, else what it is."""
+    if type(x) not in (Tensor, nn.Parameter):
+        return f"a {type(x).__name__}"
+    if x.is_meta:
+        return "without values, on the meta device"
+    if x.layout != torch.strided or x.is_quantized:
+        return "sparse or quantised"
+    return None
+
+
+# --- the hotswap entry ------------------------------------------------------------------------------------
+
+
+def _to_json(metadata: Metadata) -> str:
+    entry = {
+        "format_version": FORMAT_VERSION,
+        "hotswap": hotswap.__version__,
+        "architecture": None if metadata.architecture is None else zoo.architecture(metadata.architecture),
+        "plan": None if metadata.plan is None else metadata.plan.to_dict(),
+        "learned_scales": dict(metadata.learned_scales),
+    }
+    return json.dumps(entry, allow_nan=False)
+
+
+def _metadata(entry: Any, file: Path) -> Metadata | None:
+    if entry is None:
+        return None
+    where = f"the hotswap entry of {str(file)!r}"
+    if not isinstance(entry, str):
+        raise HotswapError(f"{where} must be text, got a {type(entry).__name__}")
+    found = _from_json(entry, where)
+    version = found.get("format_version") if isinstance(found, Mapping) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise HotswapError(
+            f"{str(file)!r} was written by a newer hotswap (format {version}, and this one reads up to "
+            f"{FORMAT_VERSION}); pip install --upgrade hotswap"
+        )
+    kinds = {"hotswap": str, "architecture": str | None, "plan": Mapping | None, "learned_scales": Mapping}
+    if version != FORMAT_VERSION or set(found) != {"format_version", *kinds}:
+        raise HotswapError(f"{where} is malformed; it was not written by hotswap, or damaged")
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise HotswapError(f"{where}: {name} must not be a {type(found[name]).__name__}")
+    for name, scale in found["learned_scales"].items():
+        if not (name.endswith(_SCALE) and isinstance(scale, float) and math.isfinite(scale)):
+            raise HotswapError(f"{where}: learned_scales must hold numbers by name, got {_clipped(repr(scale))}")
+    architecture = found["architecture"]
+    if architecture is not None:
+        zoo.parse(architecture)
+    plan = None if found["plan"] is None else _plan(found["plan"], where)
+    return Metadata(architecture, plan, found["learned_scales"], found["hotswap"])
+
+
+def _plan(data: Any, where: str) -> Plan:
+    try:
+        return Plan.from_dict(data)
+    except HotswapError as error:
+        raise HotswapError(f"{where}: {_clipped(str(error))}") from error
+
+
+def _from_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_int=_small_int)
+    except (ValueError, RecursionError) as error:
+        raise HotswapError(f"{where} must be JSON ({_one_line(error)})") from error
+
+
+def _small_int(digits: str) -> int:
+    if len(digits) > 15:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+# --- into a network ---------------------------------------------------------------------------------------
+
+
+def _without_prefixes(
+    state: OrderedDict[str, Tensor], expected: Collection[str]
+) -> tuple[OrderedDict[str, Tensor], tuple[str, ...]]:
+    stripped = copy.copy(state)
+    notes: list[str] = []
+    while True:
+        prefix = next((p for p in _WRAPPERS if stripped and all(name.startswith(p) for name in stripped)), None)
+        if prefix is None or any(name.startswith(prefix) for name in expected):
+            return stripped, tuple(notes)
+        consume_prefix_in_state_dict_if_present(stripped, prefix)
+        notes.append(f"took the prefix {prefix!r} off all names")
+
+
+def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load into a copy without memory first: `load_state_dict` is the judge, as it knows the names of old versions."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} is {list(x.shape)} and must be {list(own[name].shape)}"
+        for name, x in state.items()
+        if name in own and own[name].shape != x.shape
+    ]
+    kinds = [
+        f"{name} is {x.dtype} and must be {own[name].dtype}"
+        for name, x in state.items()
+        if name in own and own[name].is_floating_point() != x.is_floating_point()
+    ]
+    skeleton = _deep_copy(model, {id(x): _without_memory(x) for x in (*model.parameters(), *model.buffers())})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of copying to where nothing is kept
+            missing, unexpected = skeleton.load_state_dict(state, strict=False)
+    except Exception as error:  # wrong shapes, or whatever a module's own loading makes of wrong names
+        if not shapes:
+            raise HotswapError(f"{str(path)!r} does not fit the network ({_one_line(error)})") from error
+        missing, unexpected = [], []
+    problems = (
+        ("missing", missing),
+        ("not the network's", unexpected),
+        ("of another shape", shapes),
+        ("of another kind", kinds),
+    )
+    told = [f"{len(names)} {what} ({_listed(names)})" for what, names in problems if names]
+    if told:
+        raise HotswapError(
+            f"the weights in {str(path)!r} do not fit the network: {', '.join(told)}; is this the right architecture?"
+        )
+
+
+def _without_memory(x: Tensor) -> Tensor:
+    empty = torch.empty_like(x, device="meta")
+    return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+
+def _deep_copy(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.Module:
+    try:
+        return copy.deepcopy(model, replaced)
+    except Exception as error:  # whatever a user's module does when copied
+        raise HotswapError(f"the network cannot be deep-copied ({_one_line(error)})") from error
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # what torch.compile returns
+            model = inner
+        else:
+            return model
+
+
+def _separate(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, each alone in its memory, as safetensors needs them."""
+    separate: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, x in tensors.items():
+        if why := _why_unusual(x):
+            raise HotswapError(f"only plain tensors can be saved, and {name!r} of the state_dict is {why}")
+        tensor = x.detach().cpu()
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in taken
+        if not (tensor.is_contiguous() and alone):
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        taken.add(storage.data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+def _suffix(path: PathLike) -> str:
+    return Path(path).suffix.lower()
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(_clipped(name, 120) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _clipped(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return _clipped(lines[0], 200) if lines else type(error).__name__

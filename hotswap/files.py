@@ -1,0 +1,116 @@
+"""Writing files so that a reader, or a killed process, only ever meets the old file or the whole new one."""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hotswap.errors import HotswapError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_write(path: PathLike) -> Iterator[Path]:
+    """Give a temporary file to write to; when the block ends, put it in place of `path` in one step.
+
+    The temporary lies in the same folder, reaches the disk before it is renamed, and is removed if anything
+    goes wrong. A symbolic link is written through. The new file has the permissions the umask asks for.
+
+        with atomic_write("out.json") as temporary:
+            temporary.write_text(text)
+
+    Raises:
+        HotswapError: where `path` cannot be written, or the disk fills up; `path` is then as it was.
+    """
+    final = check_writable(path)
+    temporary = final.parent / f".hotswap-{secrets.token_hex(8)}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        yield temporary
+        temporary.chmod(mode)  # some writers replace the file they are given by one of their own
+        _sync(temporary)
+        temporary.replace(final)
+    except BaseException as error:  # Ctrl-C too must leave nothing behind
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise HotswapError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise
+    # The file is whole and in place; a file system that cannot sync a folder is no reason to say otherwise.
+    with suppress(OSError):
+        _sync(final.parent)
+
+
+def check_writable(path: PathLike) -> Path:
+    """Find out early, before long work, that `path` cannot be written. Nothing is created.
+
+    Returns:
+        The file that would be written: `path`, with symbolic links followed.
+
+    Raises:
+        HotswapError: where its folder is missing or not writable, or it is something other than a file.
+    """
+    final = Path(os.path.realpath(path))
+    try:
+        if not final.parent.exists():
+            raise HotswapError(
+                f"cannot write {str(path)!r}: there is no folder {str(final.parent)!r}; create it first"
+            )
+        if not final.parent.is_dir():
+            raise HotswapError(f"cannot write {str(path)!r}: {str(final.parent)!r} is not a folder")
+        if final.is_dir():
+            raise HotswapError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+        if final.exists() and not final.is_file():  # renaming onto /dev/null would replace it
+            raise HotswapError(f"cannot write {str(path)!r}: it is a device or a pipe, not a file")
+    except OSError as error:
+        raise HotswapError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    if not os.access(final.parent, os.W_OK | os.X_OK):
+        raise HotswapError(f"cannot write {str(path)!r}: no permission to write in {str(final.parent)!r}")
+    return final
+
+
+def check_readable(path: PathLike) -> Path:
+    """Say why a file cannot be read, before a library says it in its own way.
+
+    Returns:
+        `path`.
+
+    Raises:
+        HotswapError: where it is missing, no regular file, empty, or not permitted.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise HotswapError(f"cannot read {str(path)!r}: it is a folder; name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise HotswapError(f"cannot read {str(path)!r}: it is a device or a pipe, not a file")
+    if status.st_size == 0:
+        raise HotswapError(f"cannot read {str(path)!r}: the file is empty; was it copied or downloaded to the end?")
+    if not os.access(path, os.R_OK):
+        raise HotswapError(f"cannot read {str(path)!r}: permission denied")
+    return Path(path)
+
+
+def is_same_file(one: PathLike, other: PathLike) -> bool:
+    """Whether two paths are, or would be once written, the same file."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return Path(one).samefile(other)  # hard links
+    except OSError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -142,8 +142,11 @@ def kernel_sheet(title: str, photo: Tensor, kernel: Tensor, places: Sequence[Pla
         steps: see `spread`; also the radius shown, in pixels of the kernel's map.
 
     Raises:
-        ValueError: where there are more places than colours to mark them with.
+        ValueError: where a place lies outside the photo, or there are more than colours to mark them with.
     """
+    outside = [place for place in places if not (0 <= place[0] < photo.shape[1] and 0 <= place[1] < photo.shape[2])]
+    if outside:
+        raise ValueError(f"places must lie in the photo, {photo.shape[1]} rows by {photo.shape[2]}, got {outside}")
     if len(places) > len(MARKS):
         raise ValueError(f"at most {len(MARKS)} places can be marked, got {len(places)}")
     cell, gap, left_width = 210, MARGIN, 640

@@ -1,10 +1,11 @@
 """Swap convolutions of a trained network for pixel-adaptive ones, weights kept.
 
-    model = hotswap.convert(model, targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
+model = hotswap.convert(model, targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
 """
 
 from hotswap.api import apply, convert, plan, revert
 from hotswap.calibrate import Calibration, calibrate
+from hotswap.checkpoint import load, save
 from hotswap.errors import HotswapError
 from hotswap.inspect import Inspection, inspect
 from hotswap.plan import Plan, Swap
@@ -24,8 +25,10 @@ __all__ = [
     "calibrate",
     "convert",
     "inspect",
+    "load",
     "plan",
     "revert",
+    "save",
     "status",
     "verify",
 ]

@@ -11,7 +11,7 @@ from hotswap import surgery
 from hotswap.choose import Names, choose
 from hotswap.errors import HotswapError
 from hotswap.naming import AUTO
-from hotswap.observe import Inputs, Observation, observe
+from hotswap.observe import DataDependentError, Inputs, Observation, observe
 from hotswap.plan import Plan, Swap
 
 PAPER_SCALE = 1e-4
@@ -57,9 +57,7 @@ def plan(
     )[0]
 
 
-def apply(
-    model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False
-) -> Model:
+def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False) -> Model:
     """Carry out a plan, made by `plan` for this architecture here or on another machine.
 
     Returns:
@@ -141,8 +139,6 @@ def _planned(
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if isinstance(guide_scale, bool) or not isinstance(guide_scale, int | float):
         raise HotswapError(f"guide_scale must be a number >= 0, got {guide_scale!r}")
-    if surgery.current_plan(model) is not None:
-        raise HotswapError("the network is converted already; hotswap.revert it first, and name all targets together")
     names = _names(model, example_inputs)
     choice = choose(names, targets, guide)
     alias_of = names.alias_of
@@ -177,9 +173,11 @@ def _planned(
 
 
 def _names(model: nn.Module, example_inputs: Inputs | None) -> Names:
-    """Observe the network; where it cannot run on inputs nobody gave, paths still work and aliases do not."""
+    """Observe the network; where that fails for no fault of the user's inputs, paths still work, aliases do not."""
     try:
         return Names(model, observe(model, example_inputs), None)
+    except DataDependentError as error:
+        return Names(model, None, str(error))
     except HotswapError as error:
         if example_inputs is not None:
             raise

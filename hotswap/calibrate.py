@@ -104,8 +104,8 @@ def _scale_for(path: str, distances: Tensor, deviation: float) -> float:
     reachable = (distances > 0).double().mean().item()
     if reachable <= deviation:
         raise HotswapError(
-            f"the guide of target {path!r} is constant around {1 - reachable:.0%} of taps on these batches, so the mean "
-            f"of 1 - K cannot reach {deviation:g}; ask for less than {reachable:.3g}, or choose another guide"
+            f"the guide of target {path!r} is constant around {1 - reachable:.0%} of taps on these batches, so the "
+            f"mean of 1 - K cannot reach {deviation:g}; ask for less than {reachable:.3g}, or choose another guide"
         )
     positive = distances[distances > 0]
     # exp(-s^2 d / 2) is 1 to float64 at the low end and 0 at the high one, for every distance seen.

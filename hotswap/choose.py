@@ -102,10 +102,10 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
 
 
 def _exact(names: Names, name: str, role: str) -> str:
-    modules = dict(names.model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(names.model.named_modules(remove_duplicate=False))
     if name in modules and name:
-        module = modules[name]
-        return next(path for path, other in names.model.named_modules() if other is module)
+        first_path = {module: path for path, module in names.model.named_modules()}
+        return str(first_path[modules[name]])
     if name in names.path_of:
         return names.path_of[name]
     if names.observation is None and name.startswith("conv"):
@@ -136,9 +136,10 @@ def _pixels(names: Names, path: str) -> int:
 
 
 def _why_not(names: Names, path: str) -> str | None:
-    if names.observation is not None and names.observation.first(path) is None:
+    reason = why_not_swappable(names.model.get_submodule(path))
+    if reason is None and names.observation is not None and names.observation.first(path) is None:
         return "the network never calls it"
-    return why_not_swappable(names.model.get_submodule(path))
+    return reason
 
 
 def _check_target(names: Names, name: str, path: str) -> None:

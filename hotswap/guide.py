@@ -54,8 +54,7 @@ def window_distance(
     """
     if previous is not None and previous[0] == size:
         return previous
-    if not isinstance(guide, Tensor) or guide.dim() != 4:
-        raise HotswapError(f"guide {guide_name!r} must give a [B, G, H, W] tensor, got {_describe(guide)}")
+    _check_guide(guide_name, guide)
     batch, height, width = size
     if guide.shape[0] != batch:
         raise HotswapError(
@@ -68,6 +67,17 @@ def window_distance(
     return size, distance
 
 
+def guide_copy(guide_name: str, guide: Any) -> Tensor:
+    """A copy of a guide that the network will overwrite before its last target has read it.
+
+    Raises:
+        HotswapError: where the guide is no image-like tensor.
+    """
+    _check_guide(guide_name, guide)
+    copied: Tensor = guide.clone()
+    return copied
+
+
 def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
     """Resize [B, G, h, w] to exactly `height` x `width`; the same tensor where it has that size."""
     if x.shape[2] == height and x.shape[3] == width:
@@ -75,6 +85,11 @@ def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
     if how == "bilinear":
         return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
     return F.interpolate(x, size=(height, width), mode=how)
+
+
+def _check_guide(guide_name: str, guide: Any) -> None:
+    if not isinstance(guide, Tensor) or guide.dim() != 4:
+        raise HotswapError(f"guide {guide_name!r} must give a [B, G, H, W] tensor, got {_describe(guide)}")
 
 
 def _describe(x: Any) -> str:

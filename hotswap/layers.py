@@ -46,7 +46,7 @@ class SwappedConv2d(nn.Conv2d):
         """1 - K in float64, where K itself would round to 1 in float32."""
         return -torch.expm1(distance.double() * (-0.5 * self.guide_scale**2))
 
-    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """Pixel-adaptive convolution of the input; see the class.
 
         Raises:
@@ -72,15 +72,16 @@ class SwappedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
         scale = f"guide_scale={self.guide_scale:.4g}" + ("" if self.guide_log_scale is None else " (learned)")
-        return f"{super().extra_repr()}, guide={self.guide_name}, {scale}"
+        return f"{plain}, guide={self.guide_name}, {scale}"
 
 
 _ATTRIBUTES = ("guide_name", "_guide_scale")
 
 
 @functools.cache
-def _swapped_class(plain: type[nn.Conv2d]) -> type[nn.Conv2d]:
+def _swapped_class(plain: Any) -> Any:  # type[nn.Conv2d] both, which mypy does not take for hashable
     if plain is nn.Conv2d:
         return SwappedConv2d
     # SwappedConv2d comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
@@ -104,13 +105,9 @@ def swap_out(conv: SwappedConv2d) -> None:
     for name in _ATTRIBUTES:
         delattr(conv, name)
     del conv._parameters["guide_log_scale"]
-    conv.__class__ = plain_class(conv)
-
-
-def plain_class(conv: SwappedConv2d) -> type[nn.Conv2d]:
-    """The class a swapped convolution had before."""
-    bases: list[type[nn.Conv2d]] = [base for base in type(conv).__bases__ if base is not SwappedConv2d]
-    return bases[0]
+    # The other base of a class made by _swapped_class; SwappedConv2d itself has only nn.Conv2d.
+    (plain,) = (base for base in type(conv).__bases__ if base is not SwappedConv2d)
+    conv.__class__ = plain
 
 
 def why_not_swappable(module: nn.Module) -> str | None:
@@ -122,7 +119,9 @@ def why_not_swappable(module: nn.Module) -> str | None:
     if isinstance(module.weight, nn.parameter.UninitializedParameter):
         return "it is a lazy convolution that has not run yet; run the network once"
     plain: Any = nn.Conv2d
-    changed = [name for name in ("forward", "_conv_forward") if getattr(type(module), name) is not getattr(plain, name)]
+    changed = [
+        name for name in ("forward", "_conv_forward") if getattr(type(module), name) is not getattr(plain, name)
+    ]
     changed += [name for name in ("forward", "_conv_forward") if name in module.__dict__]
     if changed:
         return f"{type(module).__name__} computes its convolution in its own {changed[0]}, which a swap would drop"

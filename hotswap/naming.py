@@ -79,5 +79,9 @@ def match(pattern: str, paths: Iterable[str], alias_of: dict[str, str]) -> list[
 
 def closest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """A hint at the names nearest to a wrong one, as the end of a sentence; empty where none is near."""
-    near = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
-    return f"; closest: {', '.join(near)}" if near else ""
+    known = list(candidates)
+    near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
+    # Names that continue the wrong one come first, then by likeness; ties stay in the network's order.
+    likeness = {k: difflib.SequenceMatcher(None, k, name).ratio() for k in near}
+    near.sort(key=lambda k: (not k.startswith(name), -likeness[k], known.index(k)))
+    return f"; closest: {', '.join(near[:count])}" if near else ""

@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from hotswap.errors import HotswapError
 
 DEFAULT_IMAGE_SIZE = 224
 Inputs = Tensor | tuple[Any, ...]
+
+
+class DataDependentError(HotswapError):
+    """The network's forward looks at values, which fake tensors do not have; no other inputs would help."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,9 @@ def default_inputs(model: nn.Module) -> tuple[Any, ...]:
     if first is None:
         raise HotswapError("the network has no 2-D convolution, so there is nothing to swap")
     stated = getattr(model, "pretrained_cfg", None)
+    # Its channels are those of the pretrained weights; a network made with in_chans=1 still states 3.
     size = stated.get("input_size") if isinstance(stated, Mapping) else None
-    shape = size or (first.in_channels, DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
+    shape = (first.in_channels, *(size[1:] if size else (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)))
     # On the meta device: it is turned into a fake tensor, and must cost nothing before that either.
     weight = next((p for p in first.parameters()), None)
     dtype = torch.float32 if weight is None or not weight.is_floating_point() else weight.dtype
@@ -92,7 +101,8 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
             one image (see `default_inputs`).
 
     Raises:
-        HotswapError: where the network cannot run on fake tensors, with the reason.
+        DataDependentError: where its forward depends on values.
+        HotswapError: where the network cannot run on fake tensors for any other reason, which is given.
     """
     arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
     paths = {module: path for path, module in model.named_modules()}
@@ -102,19 +112,22 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
         first = inputs[0] if inputs else None
         calls.append(Call(paths[module], _shape(first), _shape(output)))
 
+    # Real parameters and buffers are read as fake ones, so writes to them (a batch norm's counts) are lost.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    device = next((x.device for x in state.values()), torch.device("cpu"))
-    handles = [module.register_forward_hook(note) for module in paths]
+    device = next((x.device for x in model.parameters()), torch.device("cpu"))
+    handles = [m.register_forward_hook(note) for m in paths if not isinstance(m, torch.jit.ScriptModule)]
     try:
         with mode(model, training=False), fake, torch.no_grad():
-            fakes = {name: fake.from_tensor(x) for name, x in state.items()}
-            replaced = tuple(
-                torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x for x in arguments
+            model(
+                *(
+                    torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x
+                    for x in arguments
+                )
             )
-            torch.func.functional_call(model, fakes, replaced)
     except HotswapError:
         raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise DataDependentError(f"its forward depends on values ({_one_line(error)})") from error
     except Exception as error:  # anything a user's forward can raise; it is re-raised with its reason
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
         raise HotswapError(
@@ -125,6 +138,10 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
         for handle in handles:
             handle.remove()
     return Observation(tuple(calls))
+
+
+def _empty_like(x: Any, device: torch.device) -> Any:
+    return torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:

@@ -31,7 +31,9 @@ class Swap:
         if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
             raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
         if self.learn_scale and self.guide_scale == 0:
-            raise HotswapError("guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn")
+            raise HotswapError(
+                "guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn"
+            )
         if self.resize not in RESIZE_MODES:
             raise HotswapError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}")
 

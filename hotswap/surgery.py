@@ -17,7 +17,7 @@ from torch.fx import Node
 from hotswap import effects, layers
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
-from hotswap.guide import image_size, window_distance
+from hotswap.guide import guide_copy, image_size, window_distance
 from hotswap.naming import closest
 from hotswap.observe import Observation
 from hotswap.plan import Plan, Swap
@@ -55,6 +55,8 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
     Raises:
         HotswapError: where the plan cannot be carried out on this network, with the reason.
     """
+    if current_plan(model) is not None:
+        raise HotswapError("the network is converted already; hotswap.revert it first, and name all targets together")
     modules = dict(model.named_modules(remove_duplicate=False))
     for swap in plan.swaps:
         _check_against(modules, swap)
@@ -84,14 +86,14 @@ def install(model: nn.Module, graft: Graft) -> None:
         layers.swap_in(conv, swap.guide_alias or swap.guide, swap.guide_scale, learn_scale=swap.learn_scale)
     root.__dict__.update(traced.constants)
     root.__dict__[_RECORD] = _Record(graft.plan, type(root), tuple(traced.constants))
-    plain = type(root)
+    plain: Any = type(root)
     namespace = {
         traced.method: _as_method(root, traced),
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
     }
-    root.__class__ = type(plain)(plain.__name__, (plain,), namespace)
+    root.__class__ = type(plain)(plain.__name__, (plain,), namespace)  # type(plain): its metaclass
 
 
 def remove(model: nn.Module) -> None:
@@ -118,9 +120,7 @@ def current_plan(model: nn.Module) -> Plan | None:
         for swap in record.plan.swaps:
             conv = module.get_submodule(swap.target)
             scale = conv.guide_scale if isinstance(conv, layers.SwappedConv2d) else swap.guide_scale
-            swaps.append(
-                replace(swap, target=prefix + swap.target, guide=prefix + swap.guide, guide_scale=scale)
-            )
+            swaps.append(replace(swap, target=prefix + swap.target, guide=prefix + swap.guide, guide_scale=scale))
         notes += record.plan.notes
     return Plan(tuple(swaps), tuple(notes)) if swaps else None
 
@@ -152,7 +152,9 @@ def _check_against(modules: dict[str, nn.Module], swap: Swap) -> None:
 
 def _check_openable(path: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
-        raise HotswapError(f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network")
+        raise HotswapError(
+            f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network"
+        )
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name) for name in hooks):
         raise HotswapError(
@@ -171,10 +173,6 @@ def _check_root(path: str, module: nn.Module) -> None:
         raise HotswapError(
             f"module {path or 'the network'!r} has had its forward replaced on the instance, which a rewritten class "
             "would not change; undo that first"
-        )
-    if any(_RECORD in part.__dict__ for part in module.modules()):
-        raise HotswapError(
-            "the network is converted already; hotswap.revert it first, and name all targets together"
         )
 
 
@@ -202,9 +200,7 @@ def _lowest_common_caller(
         if not all(path in other for other in others):
             continue
         module = modules[path]
-        called = observation is None or any(
-            observation.first(name) for name in _all_paths(modules, path)
-        )
+        called = observation is None or any(observation.first(name) for name in _all_paths(modules, path))
         if path == "" or (called and type(module).forward is not nn.Module.forward):
             return path
     return ""
@@ -241,7 +237,7 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, prefix: str) -> No
     latest: dict[tuple[Any, ...], Node] = {}  # what makes distances equal but for the size -> the last made
     for target, tap, swap in work:
         if tap not in guide_of:
-            guide_of[tap] = _unchanging(graph, tap, root)
+            guide_of[tap] = _unchanging(graph, tap, root, prefix + swap.guide)
         conv = root.get_submodule(swap.target)
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
         like = target.args[0] if target.args else target.kwargs["input"]
@@ -288,7 +284,7 @@ def _sources(node: Node) -> set[Node]:
     return found
 
 
-def _unchanging(graph: torch.fx.Graph, tap: Node, root: nn.Module) -> Node:
+def _unchanging(graph: torch.fx.Graph, tap: Node, root: nn.Module, guide_name: str) -> Node:
     """The activation itself where nothing overwrites it in place, else a copy taken at once."""
     same_memory = [tap]
     if effects.is_in_place(tap, root):
@@ -297,7 +293,7 @@ def _unchanging(graph: torch.fx.Graph, tap: Node, root: nn.Module) -> Node:
     if all(effects.only_reads(user, same_memory, root) for user in users):
         return tap
     with graph.inserting_after(tap):
-        return graph.call_method("clone", (tap,))
+        return graph.call_function(guide_copy, (guide_name, tap))
 
 
 # --- the method -----------------------------------------------------------------------------------------

@@ -94,17 +94,10 @@ def trace(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
     """
-    method = "forward"
     before = set(root.__dict__)
-    with _recorded_methods(root) as recorded:
-        graph = _trace(root, opened, method)
-    for name in set(root.__dict__) - before:  # the constants of this first pass, which only looks
+    method = _method_to_rewrite(root, opened, inside)
+    for name in set(root.__dict__) - before:  # the constants of that first pass, which only looks
         del root.__dict__[name]
-    edited = [index for index, node in enumerate(graph.nodes) if node.op == "call_module" and node.target in inside]
-    for call in recorded:  # in the order in which they ended: the innermost first
-        if edited and call.first <= edited[0] and edited[-1] < call.last and call.plain:
-            method = call.method
-            break
     with mode(root, training=True):
         training = _trace(root, opened, method)
     with mode(root, training=False):
@@ -113,16 +106,45 @@ def trace(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> 
     return Traced(root, method, training, evaluation, constants, tuple(sorted(opened)))
 
 
+def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> str:
+    """The innermost method of `root` that calls all modules in `inside`; `forward` itself if no other does."""
+    tracer = PathTracer(opened)
+    failure: Exception | None = None
+    with _recorded_methods(root) as recorded:
+        try:
+            tracer.trace(root)
+        except Exception as error:  # noqa: BLE001 (raised below, unless a method that is fine ended before it)
+            failure = error
+    nodes = list(tracer.graph.nodes)
+    wanted = {id(root.get_submodule(path)) for path in inside}
+
+    def called(first: int, last: int) -> list[int]:
+        return [id(root.get_submodule(str(n.target))) for n in nodes[first:last] if n.op == "call_module"]
+
+    for call in recorded:  # in the order in which they ended: the innermost first
+        within = [module for module in called(call.first, call.last) if module in wanted]
+        anywhere = [module for module in called(0, len(nodes)) if module in wanted]
+        if call.plain and set(within) == wanted and within == anywhere:
+            return call.method
+    if failure is not None:
+        raise _untraceable(root, "forward", failure) from failure
+    return "forward"
+
+
 def _trace(root: nn.Module, opened: Collection[str], method: str) -> torch.fx.Graph:
     try:
         return PathTracer(opened, method).trace(root)
     except Exception as error:  # whatever the user's code does when handed proxies
-        reason = str(error).strip().splitlines()
-        raise HotswapError(
-            f"{type(root).__name__}.{method} cannot be traced by torch.fx ({type(error).__name__}: "
-            f"{reason[0][:200] if reason else 'no message'}); choose a guide and targets inside one part of the "
-            "network whose forward has no control flow that depends on data"
-        ) from error
+        raise _untraceable(root, method, error) from error
+
+
+def _untraceable(root: nn.Module, method: str, error: Exception) -> HotswapError:
+    reason = str(error).strip().splitlines()
+    return HotswapError(
+        f"{type(root).__name__}.{method} cannot be traced by torch.fx ({type(error).__name__}: "
+        f"{reason[0][:200] if reason else 'no message'}); choose a guide and targets inside one part of the "
+        "network whose forward has no control flow that depends on data"
+    )
 
 
 @dataclass

@@ -1,0 +1,245 @@
+"""Small networks, one for each thing that bites (DESIGN.md section 4)."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv(c_in=8, c_out=8, k=3, **kwargs):
+    kwargs.setdefault("padding", k // 2)
+    return nn.Conv2d(c_in, c_out, k, **kwargs)
+
+
+class Plain(nn.Module):
+    """guide -> relu -> pool -> target, nothing special. `target_options` go to the target."""
+
+    def __init__(self, **target_options):
+        super().__init__()
+        self.stem = conv(3)
+        self.guide = conv()
+        self.pool = nn.MaxPool2d(2)
+        self.target = conv(**target_options)
+        self.head = nn.Conv2d(self.target.out_channels, 2, 1)
+
+    def forward(self, x):
+        g = F.relu(self.guide(F.relu(self.stem(x))))
+        return self.head(F.relu(self.target(self.pool(g))))
+
+
+class InPlaceAfterGuide(Plain):
+    """The activation that is the guide is overwritten later, by a function and by an operator."""
+
+    def forward(self, x):
+        g = F.relu(self.guide(F.relu(self.stem(x))), inplace=True)
+        g *= 2
+        return self.head(F.relu(self.target(torch.tanh_(g))))
+
+
+class InPlaceResidual(nn.Module):
+    """A residual sum and an activation in place, as ResNet writes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.guide, self.target = conv(3), conv(), conv()
+        self.norm = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.stem(x)
+        out = self.norm(self.guide(x))
+        out += x
+        out = self.relu(out)
+        y = self.target(out)
+        y += out
+        return self.relu(y)
+
+
+class SharedHead(nn.Module):
+    """One head, called on two sizes: each call has its own K."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.guide, self.head = conv(3), conv(), conv()
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x):
+        g = F.relu(self.guide(self.stem(x)))
+        return self.head(g), self.head(self.pool(g))
+
+
+class Siamese(nn.Module):
+    """Guide and target each called twice: the pairs follow the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = conv(3), conv()
+
+    def forward(self, x, y):
+        a, b = F.relu(self.guide(x)), F.relu(self.guide(y))
+        return self.target(a) - self.target(b)
+
+
+class TiedBranches(nn.Module):
+    """One convolution registered, and called, under two parents."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide = conv(3)
+        shared = conv()
+        self.left = nn.Sequential(OrderedDict(c=shared))
+        self.right = nn.Sequential(OrderedDict(c=shared))
+
+    def forward(self, x):
+        g = F.relu(self.guide(x))
+        return self.left(g) + self.right(g.flip(-1))
+
+
+class ModeDependent(nn.Module):
+    """Functional dropout and a branch on self.training."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = conv(3), conv()
+        self.aux = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        g = F.relu(self.guide(x))
+        y = F.dropout(self.target(g), 0.5, self.training)
+        if self.training:
+            return {"out": y, "aux": self.aux(g)}
+        return {"out": y}
+
+
+class Optional(nn.Module):
+    """Arguments with defaults that steer the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = conv(3), conv()
+
+    def forward(self, x, mask=None, *, scale=1.0, **unused):
+        y = self.target(F.relu(self.guide(x)))
+        return y * scale if mask is None else y * mask
+
+
+class Methods(nn.Module):
+    """forward is a thin wrapper, as in timm, with control flow that no tracer can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target, self.head = conv(3), conv(), nn.Linear(8, 2)
+        self.label = "mine"
+
+    def forward_features(self, x):
+        return self.target(F.relu(self.guide(x)))
+
+    def forward(self, x):
+        features = self.forward_features(x)
+        if features.mean() > 1e9:  # depends on data
+            raise RuntimeError
+        return self.head(features.mean((2, 3)))
+
+    def predict(self, x):
+        return self(x).argmax(1)
+
+
+class Containers(nn.Module):
+    """The module around guide and target is only iterated over, never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(conv(3), nn.ReLU(), conv(), nn.ReLU(), conv())
+        self.blocks = nn.ModuleList([nn.Sequential(conv(), nn.ReLU()), nn.Sequential(conv(), nn.ReLU())])
+
+    def forward(self, x):
+        for layer in self.features:
+            x = layer(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Constants(nn.Module):
+    """Makes tensors in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = conv(3), conv()
+
+    def forward(self, x):
+        x = x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+        return self.target(F.relu(self.guide(x)))
+
+
+class DataDependent(Plain):
+    def forward(self, x):
+        if x.sum() > 0:
+            x = -x
+        return super().forward(x)
+
+
+class TupleGuide(nn.Module):
+    """The guide module returns a tuple; `tokens` one of [B, N, C]."""
+
+    def __init__(self, *, tokens=False):
+        super().__init__()
+        self.block = _Tokens() if tokens else _Pair()
+        self.target = conv()
+
+    def forward(self, x):
+        out = self.block(x)
+        return self.target(out[0]) if isinstance(self.block, _Pair) else self.target(out.mT.unflatten(2, x.shape[2:]))
+
+
+class _Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = conv(3)
+
+    def forward(self, x):
+        return self.c(x), x
+
+
+class _Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = conv(3)
+
+    def forward(self, x):
+        return self.c(x).flatten(2).mT
+
+
+class Folded(nn.Module):
+    """The target sees another batch size than the guide."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = conv(3), conv()
+
+    def forward(self, x):
+        g = F.relu(self.guide(x))
+        return self.target(torch.cat([g, g]))
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """Changes its weight in forward, as timm's StdConv2d does."""
+
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class NamedConv2d(nn.Conv2d):
+    """A subclass that computes what Conv2d computes."""
+
+    def fan_in(self):
+        return self.weight[0].numel()
+
+
+def with_target(target):
+    """Plain, with another module as target."""
+    net = Plain()
+    net.target = target
+    return net

@@ -1,0 +1,148 @@
+"""Scales from data, and how far a swap moved things."""
+
+import json
+
+import networks
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import hotswap
+import pac_ops
+
+
+@pytest.fixture(scope="module")
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, 3, 48, 40, generator=generator) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    torch.manual_seed(0)
+    return torchvision.models.vgg11().features.eval()
+
+
+def spelt_out_deviation(guide, scale, size):
+    """Mean of 1 - K over off-centre taps inside the image, tap by tap."""
+    resized = torch.nn.functional.interpolate(guide, size, mode="bilinear", align_corners=False)
+    k = pac_ops.packernel2d(scale * resized.double(), 3, padding=1)
+    values = []
+    for i in range(3):
+        for j in range(3):
+            for y in range(size[0]):
+                for x in range(size[1]):
+                    inside = 0 <= y + i - 1 < size[0] and 0 <= x + j - 1 < size[1]
+                    if inside and (i, j) != (1, 1):
+                        values.append(1 - k[:, 0, i, j, y, x])
+    return torch.stack(values).mean().item()
+
+
+@torch.no_grad()
+def test_deviation_is_the_mean_over_off_centre_taps_inside_the_image(batches):
+    net = networks.Plain().eval()
+    converted = hotswap.convert(net, "target", "guide", guide_scale=0.7)
+    guide = torch.relu(net.guide(torch.relu(net.stem(batches[0]))))
+    (check,) = hotswap.verify(converted, batches[0]).targets
+    assert check.deviation == pytest.approx(spelt_out_deviation(guide, 0.7, (24, 20)), rel=1e-5)
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+@pytest.mark.parametrize("deviation", [0.05, 0.3, 0.7])
+def test_calibration_hits_the_deviation_at_every_target(vgg, batches, deviation, learn_scale):
+    converted = hotswap.convert(vgg, learn_scale=learn_scale)
+    calibration = hotswap.calibrate(converted, batches, deviation=deviation)
+    for target, check in zip(calibration.targets, hotswap.verify(converted, batches).targets, strict=True):
+        assert check.deviation == pytest.approx(deviation, rel=1e-3)
+        assert target.deviation == pytest.approx(deviation, rel=1e-3)
+        assert target.scale_before == pytest.approx(1e-4)
+        assert target.scale == pytest.approx(check.guide_scale)
+    assert calibration.wanted == deviation
+    assert json.loads(json.dumps(calibration.to_dict()))["targets"][0]["path"] == "8"
+    assert "deviation (mean 1-K)" in str(calibration)
+
+
+def test_calibration_changes_nothing_but_scales(vgg, batches):
+    converted = hotswap.convert(vgg).train()
+    state = {k: v.clone() for k, v in converted.state_dict().items()}
+    hotswap.calibrate(converted, batches)
+    assert all(torch.equal(v, state[k]) for k, v in converted.state_dict().items())
+    assert all(m.training for m in converted.modules())
+    assert not any(m._forward_pre_hooks for m in converted.modules())
+
+
+def test_inert_swaps_are_warned_of(vgg, batches):
+    inert = hotswap.verify(hotswap.convert(vgg), batches)
+    assert all(check.inert for check in inert.targets)
+    assert "3 of 3 swaps are inert" in str(inert)
+    converted = hotswap.convert(vgg)
+    hotswap.calibrate(converted, batches, deviation=0.2)
+    assert hotswap.verify(converted, batches).warnings == ()
+
+
+@torch.no_grad()
+def test_verify_measures_the_outputs(vgg, batches):
+    converted = hotswap.convert(vgg, guide_scale=2.0)
+    verification = hotswap.verify(converted, batches)
+    plain = torch.cat([vgg(x) for x in batches])
+    swapped = torch.cat([converted(x) for x in batches])
+    assert verification.output_max_abs == pytest.approx((plain - swapped).abs().max().item())
+    assert verification.output_relative == pytest.approx(((plain - swapped).norm() / plain.norm()).item(), rel=1e-4)
+    assert verification.output_relative > 1e-3
+    assert verification.same_state
+    zero = hotswap.verify(hotswap.convert(vgg, guide_scale=0), batches)
+    assert zero.output_relative < 1e-5  # float32 rounding through eight convolutions
+    assert {c.deviation for c in zero.targets} == {0.0}
+    assert json.loads(json.dumps(verification.to_dict()))["targets"][2]["path"] == "18"
+
+
+def test_verify_leaves_the_network_as_it_is(vgg, batches):
+    converted = hotswap.convert(torchvision.models.resnet18()).train()
+    state = {k: v.clone() for k, v in converted.state_dict().items()}
+    hotswap.verify(converted, batches)
+    assert all(torch.equal(v, state[k]) for k, v in converted.state_dict().items())
+    assert all(m.training for m in converted.modules())
+    assert hotswap.status(converted).plan is not None
+
+
+def test_padding_modes_count_every_tap():
+    net = networks.Plain(padding_mode="reflect").eval()
+    converted = hotswap.convert(net, "target", "guide", guide_scale=1e3)
+    (check,) = hotswap.verify(converted, torch.rand(1, 3, 8, 8)).targets
+    assert 0.9 < check.deviation <= 1  # at such a scale every off-centre tap with another value counts as 1
+
+
+def refused(call, message):
+    with pytest.raises(hotswap.HotswapError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_refusals(vgg, batches):
+    converted = hotswap.convert(vgg)
+    scales = [s.guide_scale for s in hotswap.status(converted).plan.swaps]
+    refused(lambda: hotswap.calibrate(vgg, batches), "nothing in this network is swapped")
+    refused(lambda: hotswap.verify(vgg, batches), "nothing in this network is swapped")
+    refused(lambda: hotswap.calibrate(converted, []), "at least one batch of inputs, got none")
+    refused(lambda: hotswap.verify(converted, []), "at least one batch of inputs, got none")
+    refused(lambda: hotswap.verify(converted, [3]), "must be a tensor or a tuple of arguments, got int")
+    for wrong in (0, 1, -0.1, "much"):
+        refused(lambda wrong=wrong: hotswap.calibrate(converted, batches, deviation=wrong), "between 0 and 1, got")
+    flat = torch.zeros(1, 3, 48, 40)
+    refused(lambda: hotswap.calibrate(converted, flat, deviation=0.9), "constant around .* of taps")
+    refused(lambda: hotswap.calibrate(converted, flat + torch.nan), "not finite")
+    assert [s.guide_scale for s in hotswap.status(converted).plan.swaps] == scales
+
+
+def test_nested_outputs_are_compared():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = networks.Plain()
+
+        def forward(self, x):
+            return {"a": [self.net(x), (x,)], "n": torch.ones(2, dtype=torch.int64)}
+
+    converted = hotswap.convert(Nested(), "net.target", "net.guide", guide_scale=1.0)
+    assert hotswap.verify(converted, torch.rand(1, 3, 8, 8)).output_max_abs > 1e-4

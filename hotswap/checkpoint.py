@@ -23,7 +23,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 import hotswap
 from hotswap import surgery, zoo
@@ -74,9 +73,10 @@ class Checkpoint:
     """A file's tensors, under the names they have in it."""
 
     path: Path
-    state_dict: OrderedDict[str, Tensor]  # as torch's, with module versions in `_metadata` where the file has them
+    state_dict: dict[str, Tensor]
     metadata: Metadata | None  # None in files that hotswap did not write
-    notes: tuple[str, ...]  # what was unwrapped or left aside
+    notes: tuple[str, ...] = ()  # what was unwrapped or left aside
+    versions: Mapping[str, Any] = field(default_factory=dict)  # of modules, as torch keeps them beside a state_dict
 
 
 def read(path: PathLike) -> Checkpoint:
@@ -139,11 +139,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
         HotswapError: where names or shapes differ; the network is then as it was.
     """
     metadata = checkpoint.metadata
-    state, notes = _without_prefixes(checkpoint.state_dict, model.state_dict().keys())
+    weights, versions, notes = _without_prefixes(checkpoint, model.state_dict().keys())
+    state = OrderedDict(weights)
     if metadata is not None:
-        # Written from modules of today, whatever version their old files would have been.
-        state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
         state |= {name: torch.tensor(scale, dtype=torch.float64) for name, scale in metadata.learned_scales.items()}
+        versions = getattr(model.state_dict(), "_metadata", {})  # it was saved from the modules of today
+    if versions:
+        state._metadata = versions  # type: ignore[attr-defined]  # where load_state_dict looks for them
     _check_fits(model, state, checkpoint.path)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in state and not name.endswith(_SCALE) and tensor.dtype != state[name].dtype:
@@ -179,18 +181,22 @@ def write(tensors: Mapping[str, Any], path: PathLike, metadata: Metadata) -> Non
     Raises:
         HotswapError: as `save`.
     """
-    final = check_destination(path)
+    check_destination(path)
     plain = _separate(tensors)
     entry = _to_json(metadata)
-    with atomic_write(final) as temporary:
-        if _suffix(path) in SAFETENSORS:
-            try:
+    with atomic_write(path) as temporary:
+        try:
+            if _suffix(path) in SAFETENSORS:
                 save_file(plain, temporary, {"format": "pt", _ENTRY: entry})
-            except (SafetensorError, KeyError, ValueError) as error:
-                raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error)}") from error
-        else:
-            with temporary.open("wb") as stream:  # a stream, because torch writes the name of a file into the file
-                torch.save({"state_dict": plain, _ENTRY: entry}, stream)
+            else:
+                with temporary.open("wb") as stream:  # a stream, because torch writes a file's name into the file
+                    torch.save({"state_dict": plain, _ENTRY: entry}, stream)
+        except KeyError as error:
+            raise HotswapError(f"a safetensors file cannot hold {error.args[0]}; write a .pt file") from error
+        except SafetensorError as error:  # a full disk
+            raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error)}") from error
+        except RuntimeError as error:  # torch's, raised while it handles the error of a full disk
+            raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error.__context__ or error)}") from error
 
 
 def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
@@ -233,18 +239,15 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module | None = None) -> t
     return loaded, load_weights(loaded, checkpoint)
 
 
-def check_destination(path: PathLike) -> Path:
+def check_destination(path: PathLike) -> None:
     """Find out early that a checkpoint cannot be written to `path`.
-
-    Returns:
-        The file that would be written, with symbolic links followed.
 
     Raises:
         HotswapError: where its name does not end in one of the suffixes written, or see `files.check_writable`.
     """
     if _suffix(path) not in SAFETENSORS + TORCH:
         raise HotswapError(f"a checkpoint's name must end in .safetensors or .pt (or .pth), got {str(path)!r}")
-    return check_writable(path)
+    check_writable(path)
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -254,12 +257,12 @@ def _read_safetensors(file: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
-            tensors = OrderedDict((name, opened.get_tensor(name)) for name in opened.keys())  # noqa: SIM118 (no dict)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise HotswapError(
             f"cannot read {str(file)!r}: it is damaged or cut short ({_one_line(error)}); copy or download it again"
         ) from error
-    return Checkpoint(file, tensors, _metadata(metadata.get(_ENTRY), file), ())
+    return Checkpoint(file, tensors, _metadata(metadata.get(_ENTRY), file))
 
 
 def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
@@ -274,9 +277,9 @@ def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
     if why is not None:
         raise HotswapError(f"cannot read {str(file)!r}: {why}")
     entry = content.get(_ENTRY) if isinstance(content, Mapping) else None
-    state, notes = _unwrapped_state(content, file)
     metadata = _metadata(entry, file)
-    return Checkpoint(file, state, metadata, () if metadata is not None else notes)
+    state, versions, notes = _unwrapped_state(content, file)
+    return Checkpoint(file, state, metadata, () if metadata is not None else notes, versions)
 
 
 def _why_no_torch_archive(file: Path) -> str | None:
@@ -306,8 +309,8 @@ def _torch_reason(error: Exception) -> str:
     )
 
 
-def _unwrapped_state(content: Any, file: Path) -> tuple[OrderedDict[str, Tensor], tuple[str, ...]]:
-    """Dig for the dictionary of tensors in what a training script saved."""
+def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """Dig for the dictionary of tensors in what a training script saved: weights, module versions, notes."""
     notes: list[str] = []
     for _ in range(_MAX_NESTING):
         if not isinstance(content, Mapping):
@@ -319,7 +322,7 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[OrderedDict[str, Tensor]
         if inner not in _AVERAGED and (average := [key for key in _AVERAGED if key in content]):
             notes.append(f"it also holds averaged weights, in {average[0]!r}, which were not taken")
         content = content[inner]
-    state = OrderedDict((key, x.detach()) for key, x in content.items() if isinstance(key, str) and _is_tensor(x))
+    state = {key: x.detach() for key, x in content.items() if isinstance(key, str) and _is_tensor(x)}
     if not state:
         found = _listed(map(repr, content)) if content else "nothing"
         raise HotswapError(f"{str(file)!r} must hold a state_dict, that is tensors by name, got only {found}")
@@ -331,8 +334,10 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[OrderedDict[str, Tensor]
         raise HotswapError(
             f"{str(file)!r}: weight {unusual[0]!r} is {_why_unusual(state[unusual[0]])}; save plain tensors"
         )
-    state._metadata = getattr(content, "_metadata", None)  # type: ignore[attr-defined]
-    return state, tuple(notes)
+    versions = getattr(content, "_metadata", None)
+    if not (isinstance(versions, dict) and all(isinstance(x, dict) for x in versions.values())):
+        versions = {}
+    return state, versions, tuple(notes)
 
 
 def _nesting(content: Mapping[Any, Any], file: Path) -> str | None:
@@ -434,20 +439,22 @@ def _small_int(digits: str) -> int:
 
 
 def _without_prefixes(
-    state: OrderedDict[str, Tensor], expected: Collection[str]
-) -> tuple[OrderedDict[str, Tensor], tuple[str, ...]]:
-    stripped = copy.copy(state)
+    checkpoint: Checkpoint, expected: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    state, versions = checkpoint.state_dict, dict(checkpoint.versions)
     notes: list[str] = []
     while True:
-        prefix = next((p for p in _WRAPPERS if stripped and all(name.startswith(p) for name in stripped)), None)
+        prefix = next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None)
         if prefix is None or any(name.startswith(prefix) for name in expected):
-            return stripped, tuple(notes)
-        consume_prefix_in_state_dict_if_present(stripped, prefix)
+            return state, versions, tuple(notes)
+        state = {name.removeprefix(prefix): x for name, x in state.items()}
+        inside = {path: version for path, version in versions.items() if f"{path}.".startswith(prefix)}
+        versions = {f"{path}.".removeprefix(prefix).removesuffix("."): x for path, x in inside.items()}
         notes.append(f"took the prefix {prefix!r} off all names")
 
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load into a copy without memory first: `load_state_dict` is the judge, as it knows the names of old versions."""
+    """Load into a copy without memory first: `load_state_dict` is the judge, and it knows old versions' names."""
     own = model.state_dict()
     shapes = [
         f"{name} is {list(x.shape)} and must be {list(own[name].shape)}"

@@ -258,7 +258,7 @@ def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContext
     except (Exception, SystemExit) as error:  # whatever a network's constructor raises for options it does not like
         raise HotswapError(f"network {str(spec)!r} could not be built ({_reason(error)})") from error
     if not isinstance(model, nn.Module):
-        raise HotswapError(f"network {str(spec)!r} must be a torch.nn.Module, got a {type(model).__name__}")
+        raise HotswapError(f"network {str(spec)!r} must be a torch.nn.Module, got {type(model).__name__}")
     return model
 
 

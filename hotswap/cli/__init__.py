@@ -1,0 +1,51 @@
+"""The command line: one click command per verb, thin: parse, call the library, print.
+
+Nothing here imports torch until a command runs, so that help and completion come at once.
+"""
+
+from typing import Any
+
+import click
+
+import hotswap
+from hotswap.cli import checkpoints, networks
+from hotswap.cli.options import examples
+from hotswap.cli.output import printable
+from hotswap.errors import HotswapError
+
+
+class _Group(click.Group):
+    """Turns the library's one error for users into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HotswapError as error:
+            raise click.ClickException(printable(" ".join(str(error).split()))) from error
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "hotswap inspect torchvision:vgg16",
+        "hotswap convert torchvision:vgg16 --weights vgg16.pth -o swapped.safetensors",
+        "hotswap calibrate swapped.safetensors --images photos -o calibrated.safetensors",
+        "hotswap verify calibrated.safetensors --images photos",
+        "hotswap revert calibrated.safetensors -o plain.safetensors",
+    ),
+)
+@click.version_option(hotswap.__version__, prog_name="hotswap")
+def main() -> None:
+    """Swap convolutions of a trained network for pixel-adaptive ones, weights kept.
+
+    A MODEL is torchvision:NAME, timm:NAME, or package.module:factory for a function of your own that returns a
+    network; options follow as ?key=value&key=value, e.g. "torchvision:fcn_resnet50?num_classes=21". Without an
+    option that asks for pretrained weights, nothing is downloaded.
+
+    Exit code: 0 done, 1 it could not be done (one line says why), 2 wrong usage.
+    """
+
+
+for command in (*networks.COMMANDS, *checkpoints.COMMANDS):
+    main.add_command(command)

@@ -1,0 +1,126 @@
+"""Commands about a checkpoint of a swapped network: verify, calibrate, revert."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from hotswap.cli import options, output
+from hotswap.errors import HotswapError
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap verify swapped.safetensors --images photos",
+        "hotswap verify swapped.pt --model mypackage.nets:segmenter --input-size 320x480 --json",
+    )
+)
+@options.checkpoint_argument
+@click.option("--images", metavar="DIR", help="Folder of images to run on. Default: random noise.")
+@options.own_model
+@options.input_size
+@options.mean
+@options.std
+@options.limit
+@options.as_json
+def verify(
+    checkpoint: str,
+    images: str | None,
+    model: str | None,
+    input_size: options.Size | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Compare a swapped network with its plain self: outputs, and how far each kernel is from 1."""
+    from hotswap.cli import inputs
+    from hotswap.verify import verify as verify_network
+
+    network = inputs.load(checkpoint, model).network
+    data = inputs.data(network, images, input_size, mean, std, limit, "verifying")
+    output.note(f"compared on {data.description}")
+    with inputs.explained(network, input_size):
+        result = verify_network(network, data.batches)
+    output.show(result, as_json=as_json, data=data.description)
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap calibrate swapped.safetensors --images photos --deviation 0.3 -o calibrated.safetensors",
+    )
+)
+@options.checkpoint_argument
+@click.option("--images", metavar="DIR", required=True, help="Folder of images such as the network will see.")
+@click.option("--deviation", type=float, help="The mean of 1 - K to reach, between 0 and 1. Default: 0.3.")
+@options.output
+@options.own_model
+@options.input_size
+@options.mean
+@options.std
+@options.limit
+@options.as_json
+def calibrate(
+    checkpoint: str,
+    images: str,
+    deviation: float | None,
+    path: str,
+    model: str | None,
+    input_size: options.Size | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Choose each swap's guide scale from images, so that its kernel differs from 1 by a stated mean."""
+    from hotswap.calibrate import calibrate as calibrate_network
+    from hotswap.checkpoint import check_destination, save
+    from hotswap.cli import inputs
+
+    check_destination(path)
+    inputs.check_other_file(path, checkpoint)
+    loaded = inputs.load(checkpoint, model)
+    data = inputs.data(loaded.network, images, input_size, mean, std, limit, "calibrating")
+    wanted = {} if deviation is None else {"deviation": deviation}
+    with inputs.explained(loaded.network, input_size):
+        result = calibrate_network(loaded.network, data.batches, **wanted)
+    save(loaded.network, path, loaded.architecture)
+    output.show(result, as_json=as_json, data=data.description, output=path)
+    output.wrote(path)
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap revert finetuned.safetensors -o plain.safetensors",
+    )
+)
+@options.checkpoint_argument
+@options.output
+@options.as_json
+def revert(checkpoint: str, path: str, as_json: bool) -> None:
+    """Write the plain network of a swapped checkpoint, with its weights as they are."""
+    from hotswap.checkpoint import Metadata, check_destination, read, write
+    from hotswap.cli import inputs
+
+    check_destination(path)
+    inputs.check_other_file(path, checkpoint)
+    found = read(checkpoint)
+    if found.metadata is None or found.metadata.plan is None:
+        raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
+    write(found.state_dict, path, Metadata(found.metadata.architecture))
+    output.show(_Reverted(tuple(swap.target for swap in found.metadata.plan.swaps)), as_json=as_json, output=path)
+    output.wrote(path)
+
+
+@dataclass(frozen=True)
+class _Reverted:
+    targets: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"reverted {len(self.targets)} swaps: {', '.join(self.targets)}"
+
+
+COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert)

@@ -1,0 +1,162 @@
+"""Commands about a network by its name: inspect, plan, convert."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hotswap.cli import options, output
+from hotswap.errors import HotswapError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hotswap.plan import Plan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# What to swap. `plan` and `convert` take the same, and hand it to the library as it is.
+_CHOICES: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="NAME",
+        help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:. "
+        "Repeat for more. Default: auto, the last of each of the last three stages.",
+    ),
+    click.option(
+        "--guide",
+        metavar="NAME",
+        help="The module whose output steers the targets, by path or alias. Default: auto, the second stage's last.",
+    ),
+    click.option("--guide-scale", type=float, help="What the guide is multiplied by. Default: the paper's 1e-4."),
+    click.option("--learn-scale", is_flag=True, default=None, help="Make each target's scale a trained parameter."),
+    click.option("--resize", metavar="MODE", help="How the guide gets a target's size: bilinear, area or nearest."),
+    click.option(
+        "--plan", "plan_file", metavar="FILE", help="Carry out this plan (JSON, from `hotswap plan --json`)."
+    ),
+)
+
+
+def _choices(command: Command) -> Command:
+    for option in reversed(_CHOICES):
+        command = option(command)
+    return command
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap inspect torchvision:vgg16",
+        'hotswap inspect "timm:resnet50d?num_classes=10" --input-size 320',
+        "hotswap inspect mypackage.nets:segmenter --json",
+    )
+)
+@options.model_argument
+@options.input_size
+@options.as_json
+def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
+    """List a network's convolutions: alias, size, cost, and whether each can be swapped."""
+    from hotswap.cli import inputs
+    from hotswap.inspect import inspect as inspect_network
+
+    network = inputs.build(model)
+    output.show(inspect_network(network, inputs.example(network, input_size)), as_json=as_json)
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap plan torchvision:vgg16",
+        'hotswap plan torchvision:vgg16 --target conv3_3 --target "conv4_*" --guide conv2_2',
+        "hotswap plan torchvision:vgg16 --json > plan.json",
+    )
+)
+@options.model_argument
+@_choices
+@options.input_size
+@options.as_json
+def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_json: bool, **chosen: Any) -> None:
+    """Show what `convert` would do, checked to the end, without doing it."""
+    from hotswap.cli import inputs
+
+    made, _ = _carry_out(inputs.build(model), plan_file, input_size, chosen)
+    output.show(made, as_json=as_json)
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap convert torchvision:vgg16 --weights vgg16.pth --target conv3_3 --target conv4_3 \\",
+        "    --guide conv2_2 -o swapped.safetensors",
+        "hotswap convert mypackage.nets:segmenter --weights best.ckpt --plan plan.json -o swapped.pt",
+    )
+)
+@options.model_argument
+@click.option("--weights", metavar="FILE", help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt.")
+@_choices
+@options.input_size
+@click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
+@click.option("-o", "--output", "path", metavar="FILE", help="What to write: .safetensors, .pt or .pth.")
+@options.as_json
+def convert(
+    model: str,
+    weights: str | None,
+    plan_file: str | None,
+    input_size: options.Size | None,
+    dry_run: bool,
+    path: str | None,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Swap convolutions of a trained network, and write it with its weights and the plan."""
+    from hotswap import checkpoint, zoo
+    from hotswap.cli import inputs
+
+    if not dry_run:
+        if path is None:
+            raise click.UsageError("Missing option '-o' / '--output' (only --dry-run needs none).")
+        if weights is None and not zoo.parse(model).brings_weights:
+            raise click.UsageError(
+                "Missing option '--weights': without them the network is untrained (only --dry-run needs none)."
+            )
+        checkpoint.check_destination(path)
+        inputs.check_other_file(path, weights, plan_file)
+    network = inputs.build(model)
+    if weights is not None:
+        _load(network, weights)
+    made, converted = _carry_out(network, plan_file, input_size, chosen)
+    if dry_run or path is None:
+        output.show(made, as_json=as_json)
+        return
+    checkpoint.save(converted, path, inputs.recordable(model))
+    output.show(made, as_json=as_json, output=path)
+    output.wrote(path)
+
+
+COMMANDS: tuple[click.Command, ...] = (inspect, plan, convert)
+
+
+def _carry_out(
+    network: "nn.Module", plan_file: str | None, input_size: options.Size | None, chosen: dict[str, Any]
+) -> "tuple[Plan, nn.Module]":
+    from hotswap import api, checkpoint
+    from hotswap.cli import inputs
+
+    given = {name: value for name, value in chosen.items() if value not in (None, ())}
+    example = inputs.example(network, input_size)
+    if plan_file is None:
+        made = api.plan(network, **given, example_inputs=example)
+    elif given:
+        raise click.UsageError("--plan says what to swap: leave out --target, --guide and the other choices.")
+    else:
+        made = checkpoint.read_plan(plan_file)
+    return made, api.apply(network, made, example_inputs=example, inplace=True)
+
+
+def _load(network: "nn.Module", weights: str) -> None:
+    from hotswap import checkpoint
+
+    read = checkpoint.read(weights)
+    if read.metadata is not None and read.metadata.plan is not None:
+        raise HotswapError(f"{weights!r} holds a swapped network already; `hotswap revert` it first")
+    for text in (*read.notes, *checkpoint.load_weights(network, read)):
+        output.note(text)

@@ -1,0 +1,68 @@
+"""Options that several commands share, and how their values are read."""
+
+import re
+
+import click
+
+Size = tuple[int | None, int, int]  # channels where stated, height, width
+
+
+def examples(*lines: str) -> str:
+    """What a command's help shows last, each line as it is."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> Size | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 3 or not all(re.fullmatch("[1-9][0-9]{0,5}", part) for part in parts):
+        raise click.BadParameter(f"must be CxHxW, HxW or N in pixels, such as 3x224x224, got {text!r}")
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 1:
+        return None, numbers[0], numbers[0]
+    return numbers[0] if len(numbers) == 3 else None, numbers[-2], numbers[-1]
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"must be numbers with commas between them, such as 0.5,0.5,0.5, got {text!r}"
+        ) from error
+
+
+model_argument = click.argument("model")
+checkpoint_argument = click.argument("checkpoint")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
+output = click.option(
+    "-o", "--output", "path", required=True, metavar="FILE", help="What to write: .safetensors, .pt or .pth."
+)
+input_size = click.option(
+    "--input-size",
+    callback=_size,
+    metavar="[[C]xH]xW",
+    help="Size of the input: CxHxW, HxW or N. Default: the network's own, or 224.",
+)
+own_model = click.option(
+    "--model",
+    metavar="MODEL",
+    help="The plain network, where the file does not name one of torchvision's or timm's.",
+)
+mean = click.option(
+    "--mean",
+    metavar="NUMBERS",
+    callback=_numbers,
+    help="Mean of the images (in 0..1), one or per channel. Default: the network's own, or ImageNet's.",
+)
+std = click.option("--std", metavar="NUMBERS", callback=_numbers, help="Standard deviation of the images, as --mean.")
+limit = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Use at most so many images, evenly spread over the folder.",
+)

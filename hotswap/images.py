@@ -1,0 +1,97 @@
+"""Photographs in a folder, as batches for a network."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hotswap.errors import HotswapError
+from hotswap.files import PathLike
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_MODES = {1: "L", 3: "RGB"}  # how an image is read for so many input channels
+
+
+def find(folder: PathLike, limit: int) -> list[Path]:
+    """The images in a folder, sorted by name; at most `limit`, evenly spread over all. Subfolders are left out.
+
+    Raises:
+        HotswapError: where there is no such folder, or no image in it.
+    """
+    try:
+        found = sorted(
+            file
+            for file in Path(folder).iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
+    except OSError as error:
+        raise HotswapError(f"cannot read images from {str(folder)!r}: {error.strerror}") from error
+    if not found:
+        raise HotswapError(f"there is no image in {str(folder)!r}; its files must end in {', '.join(SUFFIXES)}")
+    if len(found) <= limit:
+        return found
+    return [found[index * len(found) // limit] for index in range(limit)]
+
+
+def batches(
+    files: Sequence[Path],
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Tensor]:
+    """Read images, resize them to one size, and normalise them: (image in 0..1 - mean) / std.
+
+    Args:
+        files: the images.
+        shape: channels (1: grey, 3: RGB), height and width.
+        mean: one number, or one for each channel.
+        std: the same.
+        batch_size: images a batch; the last may have fewer.
+        dtype: of the batches.
+
+    Yields:
+        [B, C, H, W].
+
+    Raises:
+        HotswapError: where an image cannot be read (naming it), or mean and std do not fit the channels.
+    """
+    channels = shape[0]
+    if channels not in _MODES:
+        raise HotswapError(
+            f"images have 1 or 3 channels, and the network takes {channels}; call the library from Python"
+        )
+    scale = [_per_channel(name, values, channels) for name, values in (("mean", mean), ("std", std))]
+    if not bool((scale[1] > 0).all()):
+        raise HotswapError(f"std must be greater than 0, got {list(std)}")
+    for start in range(0, len(files), batch_size):
+        batch = torch.stack([_read(file, shape) for file in files[start : start + batch_size]])
+        yield ((batch - scale[0]) / scale[1]).to(dtype)
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
+    if len(values) not in (1, channels):
+        raise HotswapError(f"{name} must be one number or {channels}, one for each channel, got {list(values)}")
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+
+
+def _read(file: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                mode = image.mode
+                upright = ImageOps.exif_transpose(image).convert(_MODES[channels])
+                resized = upright.resize((width, height), Image.Resampling.BILINEAR)
+    except Exception as error:  # a damaged image can make a decoder raise anything
+        raise HotswapError(f"cannot read image {str(file)!r} ({type(error).__name__}: {error})") from error
+    if mode.startswith(("I", "F")):  # which convert() cuts off at 255
+        raise HotswapError(f"image {str(file)!r} has more than 8 bits a channel; convert it to 8 bits")
+    pixels = torch.from_numpy(np.array(resized, dtype=np.float32) / 255)
+    return pixels.view(height, width, channels).permute(2, 0, 1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.fx
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
 from hotswap.errors import HotswapError
@@ -39,11 +39,15 @@ def require_default(method: str, name: str, value: Any, default: Any) -> None:
     Raises:
         HotswapError: where it differs.
     """
-    if value is not default and (value is None or default is None or bool(value != default)):
+    if not _same(value, default):
         raise HotswapError(
             f"{method} was rewritten for its default {name}={default!r}, got {value!r}; "
             "call it with the default, or hotswap.revert the network"
         )
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (not isinstance(value, Tensor | Proxy) and bool(value == default))
 
 
 class PathTracer(torch.fx.Tracer):
@@ -94,16 +98,25 @@ def trace(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
     """
-    before = set(root.__dict__)
-    method = _method_to_rewrite(root, opened, inside)
-    for name in set(root.__dict__) - before:  # the constants of that first pass, which only looks
-        del root.__dict__[name]
-    with mode(root, training=True):
-        training = _trace(root, opened, method)
-    with mode(root, training=False):
-        evaluation = _trace(root, opened, method)
-    constants = {name: root.__dict__.pop(name) for name in set(root.__dict__) - before}
+    with _new_attributes(root):  # of a first pass that only looks
+        method = _method_to_rewrite(root, opened, inside)
+    with _new_attributes(root) as constants:
+        with mode(root, training=True):
+            training = _trace(root, opened, method)
+        with mode(root, training=False):
+            evaluation = _trace(root, opened, method)
     return Traced(root, method, training, evaluation, constants, tuple(sorted(opened)))
+
+
+@contextmanager
+def _new_attributes(root: nn.Module) -> Iterator[dict[str, Any]]:
+    """Take back, into the mapping, the attributes in which torch.fx leaves tensors that the traced code makes."""
+    before = set(root.__dict__)
+    taken: dict[str, Any] = {}
+    try:
+        yield taken
+    finally:
+        taken.update({name: root.__dict__.pop(name) for name in set(root.__dict__) - before})
 
 
 def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> str:
@@ -198,6 +211,6 @@ def _only_inputs(bound: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         if default is inspect.Parameter.empty:
             if not isinstance(value, Proxy):
                 return False
-        elif value is not default and (isinstance(value, Proxy) or value != default):
+        elif not _same(value, default):
             return False
     return True

@@ -193,6 +193,24 @@ def test_arguments_are_kept_at_their_defaults(image):
         converted(image, scale=2.0)
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (networks.Optional, {}),
+        (networks.Constants, {}),
+        (networks.InPlaceResidual, {}),
+        (networks.SharedHead, {"targets": "head"}),
+        (networks.Plain, {"learn_scale": True}),
+    ],
+)
+def test_compile_and_export(make, options, image):
+    converted = swap(make(), **options)
+    expected = converted(image)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(converted, fullgraph=True, backend="aot_eager")(image), expected)
+    torch.testing.assert_close(torch.export.export(converted, (image,)).module()(image), expected)
+
+
 def test_the_smallest_method_is_rewritten_and_the_others_still_work(image):
     net = networks.Methods()
     converted = swap(net)

@@ -1,5 +1,6 @@
 """One run on fake tensors: which modules a network calls, in what order, at what sizes. No compute, no memory."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 from hotswap.errors import HotswapError
 
 DEFAULT_IMAGE_SIZE = 224
+_IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
 Inputs = Tensor | tuple[Any, ...]
 
 
@@ -81,9 +83,13 @@ def default_inputs(model: nn.Module) -> tuple[Any, ...]:
     if first is None:
         raise HotswapError("the network has no 2-D convolution, so there is nothing to swap")
     stated = getattr(model, "pretrained_cfg", None)
-    # Its channels are those of the pretrained weights; a network made with in_chans=1 still states 3.
     size = stated.get("input_size") if isinstance(stated, Mapping) else None
-    shape = (first.in_channels, *(size[1:] if size else (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)))
+    channels, height, width = size or (_IMAGE_CHANNELS[-1], DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
+    # A first convolution with more channels than images have reads a rearranged one. One with fewer than timm's
+    # configuration states, the pretrained weights', was made with in_chans=...
+    if first.in_channels in _IMAGE_CHANNELS:
+        channels = first.in_channels
+    shape = (channels, height, width)
     # On the meta device: it is turned into a fake tensor, and must cost nothing before that either.
     weight = next((p for p in first.parameters()), None)
     dtype = torch.float32 if weight is None or not weight.is_floating_point() else weight.dtype
@@ -117,7 +123,7 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
     device = next((x.device for x in model.parameters()), torch.device("cpu"))
     handles = [m.register_forward_hook(note) for m in paths if not isinstance(m, torch.jit.ScriptModule)]
     try:
-        with mode(model, training=False), fake, torch.no_grad():
+        with mode(model, training=False), fake, torch.no_grad(), _quiet():
             model(
                 *(
                     torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x
@@ -138,6 +144,18 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
         for handle in handles:
             handle.remove()
     return Observation(tuple(calls))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging the traceback of an error that is reported to the user in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _empty_like(x: Any, device: torch.device) -> Any:

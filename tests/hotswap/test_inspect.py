@@ -42,6 +42,16 @@ def test_timm_networks_are_run_at_their_own_size():
     assert inspection.convolutions[0].output_size == (112, 112)
 
 
+def test_a_first_convolution_on_a_rearranged_image_does_not_set_the_channels():
+    net = torch.nn.Sequential(torch.nn.PixelUnshuffle(4), torch.nn.Conv2d(48, 8, 3, padding=1))
+    assert hotswap.inspect(net).convolutions[0].output_size == (56, 56)
+
+
+def test_a_failed_run_logs_nothing(capfd):
+    hotswap.inspect(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(9)))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nothing_is_computed_or_changed():
     net = torchvision.models.resnet18().train()
     state = {k: v.clone() for k, v in net.state_dict().items()}

@@ -56,19 +56,15 @@ def check_writable(path: PathLike) -> Path:
         HotswapError: where its folder is missing or not writable, or it is something other than a file.
     """
     final = Path(os.path.realpath(path))
-    try:
-        if not final.parent.exists():
-            raise HotswapError(
-                f"cannot write {str(path)!r}: there is no folder {str(final.parent)!r}; create it first"
-            )
-        if not final.parent.is_dir():
-            raise HotswapError(f"cannot write {str(path)!r}: {str(final.parent)!r} is not a folder")
-        if final.is_dir():
-            raise HotswapError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
-        if final.exists() and not final.is_file():  # renaming onto /dev/null would replace it
-            raise HotswapError(f"cannot write {str(path)!r}: it is a device or a pipe, not a file")
-    except OSError as error:
-        raise HotswapError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    folder, kind = _mode(final.parent, path), _mode(final, path)
+    if folder is None:
+        raise HotswapError(f"cannot write {str(path)!r}: there is no folder {str(final.parent)!r}; create it first")
+    if not stat.S_ISDIR(folder):
+        raise HotswapError(f"cannot write {str(path)!r}: {str(final.parent)!r} is not a folder")
+    if kind is not None and stat.S_ISDIR(kind):
+        raise HotswapError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    if kind is not None and not stat.S_ISREG(kind):  # renaming onto /dev/null would replace it
+        raise HotswapError(f"cannot write {str(path)!r}: it is a device or a pipe, not a file")
     if not os.access(final.parent, os.W_OK | os.X_OK):
         raise HotswapError(f"cannot write {str(path)!r}: no permission to write in {str(final.parent)!r}")
     return final
@@ -106,6 +102,15 @@ def is_same_file(one: PathLike, other: PathLike) -> bool:
         return Path(one).samefile(other)  # hard links
     except OSError:
         return False
+
+
+def _mode(final: Path, path: PathLike) -> int | None:
+    try:
+        return final.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise HotswapError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def _sync(path: Path) -> None:

@@ -68,7 +68,7 @@ def parse(spec: str) -> Spec:
         HotswapError: where it is not of one of the three forms, or an option is malformed.
     """
     if not isinstance(spec, str):
-        raise HotswapError(f"a network must be named by a string, got a {type(spec).__name__}; it must be {FORMS}")
+        raise HotswapError(f"a network must be named by a string, got {spec!r}; it must be {FORMS}")
     if len(spec) > _MAX_LENGTH:
         raise HotswapError(f"a network's name must be at most {_MAX_LENGTH} characters long, got {len(spec)}")
     address, mark, query = spec.partition("?")
@@ -243,7 +243,7 @@ def _factory(spec: Spec) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise HotswapError(
-            f"network {str(spec)!r}: it must name a function that returns a network, got a {type(found).__name__}"
+            f"network {str(spec)!r}: it must name a function that returns a network, got {type(found).__name__}"
         )
     result: Callable[..., Any] = found
     return result

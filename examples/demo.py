@@ -40,7 +40,7 @@ console = Console()
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default="out", help="Folder for the results."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=40, help="Steps of each fine-tuning.")
+@click.option("--steps", type=click.IntRange(min=1), default=30, help="Steps of each fine-tuning.")
 def main(out: Path, steps: int) -> None:
     """Show hotswap on an edge detector and a segmentation network."""
     began = time.perf_counter()
@@ -122,11 +122,11 @@ def tune_both(out: Path, steps: int) -> tuple[HedSegmenter, HedSegmenter, Path]:
     Returns:
         Both networks, and the picture of their predictions.
     """
-    train, test = LandWater("train"), LandWater("test", 64)
+    train, test = LandWater("train"), LandWater("test", 48)
     console.print(f"{len(train)} training crops; {len(test)} test crops from other longitudes; 128 x 128 pixels")
     plain = load_segmenter(classes=2)
     set_trainable(plain, lambda name: name.startswith("score"))
-    finetune(plain, train, steps=60, lr=3e-4, label="score layers", console=console)
+    finetune(plain, train, steps=40, lr=3e-4, label="score layers", console=console)
     set_trainable(plain, lambda _: True)
 
     targets = TARGETS[1:]  # conv4_3 and conv5_3

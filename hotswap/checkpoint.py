@@ -52,6 +52,7 @@ _NESTINGS = (
 )
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DataParallel, torch.compile, Lightning, ...
+_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 _MAX_NESTING = 4
 _SHOWN = 3  # names listed of many
 
@@ -64,7 +65,7 @@ class Metadata:
 
     architecture: str | None = None  # a name for `zoo.build`
     plan: Plan | None = None  # None where nothing is swapped
-    learned_scales: Mapping[str, float] = field(default_factory=dict)  # by their name in the swapped state_dict
+    learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
     version: str = ""  # of hotswap, that wrote it
 
 
@@ -95,12 +96,12 @@ def read(path: PathLike) -> Checkpoint:
             start = stream.read(64)
     except OSError as error:
         raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    if start[8:9] == b"{":  # asked first, because the eight bytes before it, a length, can look like all the others
+        return _read_safetensors(file)
     if start.startswith(b"PK\x03\x04"):
         return _read_torch(file, mapped=True)
     if start.startswith(b"\x80"):
         return _read_torch(file, mapped=False)
-    if start[8:9] == b"{":
-        return _read_safetensors(file)
     if start.lstrip()[:1] == b"<":
         why = "it is a web page or XML, so the download probably failed; download it again"
     elif start.startswith(b"version https://git-lfs"):
@@ -142,13 +143,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     weights, versions, notes = _without_prefixes(checkpoint, model.state_dict().keys())
     state = OrderedDict(weights)
     if metadata is not None:
-        state |= {name: torch.tensor(scale, dtype=torch.float64) for name, scale in metadata.learned_scales.items()}
+        state |= metadata.learned_scales
         versions = getattr(model.state_dict(), "_metadata", {})  # it was saved from the modules of today
     if versions:
         state._metadata = versions  # type: ignore[attr-defined]  # where load_state_dict looks for them
     _check_fits(model, state, checkpoint.path)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in state and not name.endswith(_SCALE) and tensor.dtype != state[name].dtype:
+        if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
     return notes
@@ -171,7 +172,7 @@ def save(model: nn.Module, path: PathLike, architecture: str | None = None) -> N
     model = _unwrapped(model)
     plan = surgery.current_plan(model)
     state = model.state_dict()
-    scales = {} if plan is None else {name: float(x) for name, x in state.items() if name.endswith(_SCALE)}
+    scales = {} if plan is None else {name: x for name, x in state.items() if name.endswith(_SCALE)}
     write({name: x for name, x in state.items() if name not in scales}, path, Metadata(architecture, plan, scales))
 
 
@@ -381,7 +382,7 @@ def _to_json(metadata: Metadata) -> str:
         "hotswap": hotswap.__version__,
         "architecture": None if metadata.architecture is None else zoo.architecture(metadata.architecture),
         "plan": None if metadata.plan is None else metadata.plan.to_dict(),
-        "learned_scales": dict(metadata.learned_scales),
+        "learned_scales": {name: [x.item(), _DTYPES[x.dtype]] for name, x in metadata.learned_scales.items()},
     }
     return json.dumps(entry, allow_nan=False)
 
@@ -405,14 +406,20 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
             raise HotswapError(f"{where}: {name} must not be a {type(found[name]).__name__}")
-    for name, scale in found["learned_scales"].items():
-        if not (name.endswith(_SCALE) and isinstance(scale, float) and math.isfinite(scale)):
-            raise HotswapError(f"{where}: learned_scales must hold numbers by name, got {_clipped(repr(scale))}")
+    scales = {name: _scale(name, x, where) for name, x in found["learned_scales"].items()}
     architecture = found["architecture"]
     if architecture is not None:
         zoo.parse(architecture)
     plan = None if found["plan"] is None else _plan(found["plan"], where)
-    return Metadata(architecture, plan, found["learned_scales"], found["hotswap"])
+    return Metadata(architecture, plan, scales, found["hotswap"])
+
+
+def _scale(name: str, data: Any, where: str) -> Tensor:
+    value, kind = data if isinstance(data, list) and len(data) == 2 else (None, None)
+    dtype = next((dtype for dtype, text in _DTYPES.items() if text == kind), None)
+    if not (name.endswith(_SCALE) and isinstance(value, float) and math.isfinite(value)) or dtype is None:
+        raise HotswapError(f"{where}: learned_scales must hold [number, dtype] by name, got {_clipped(repr(data))}")
+    return torch.tensor(value, dtype=dtype)
 
 
 def _plan(data: Any, where: str) -> Plan:

@@ -1,0 +1,124 @@
+"""Every backend against the float64 oracle: output, K, and each gradient."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from oracle import CASES, TOLERANCE, Case, assert_close
+
+import pac_ops
+from pac_ops import cpu
+from pac_ops.backends import BACKENDS
+
+
+def check(case, dtype, backend):
+    inputs = case.inputs(dtype)
+    exact = {k: None if v is None else v.double() for k, v in inputs.items()}
+    expected = case.run(exact, "reference")
+    actual = case.run(inputs, backend)
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        # K is float32 for everything narrower than float64, and is held to that.
+        held_to = torch.float32 if name == "kernel" and dtype != torch.float64 else dtype
+        assert value.dtype == held_to, name
+        assert_close(value, expected[name], held_to, f"{backend} {name}")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_and_every_gradient(backend, case, dtype):
+    check(case, dtype, backend)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_blocks_of_one_row(case, monkeypatch):
+    """Every row its own block, so that all block edges, halos and partial blocks are there."""
+    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 1)
+    check(case, torch.float64, "cpu")
+
+
+@pytest.mark.parametrize("case", CASES[:12], ids=str)
+def test_blocks_with_a_partial_last_one(case, monkeypatch):
+    elements = case.channels * case.kernel_size[0] * case.kernel_size[1] * case.width * 2
+    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", elements)
+    check(case, torch.float64, "cpu")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_that_was_never_written_is_never_read(backend):
+    """Allocations filled with NaN: whatever a backend leaves unwritten would show."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        for case in CASES:
+            check(case, torch.float64, backend)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_memory_layout(backend):
+    case = Case(height=10, width=12, groups=2)
+    inputs = case.inputs(torch.float64)
+    expected = case.run(inputs, "reference")
+    layouts = {
+        "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+        "every second column of a wider tensor": lambda x: torch.stack([x, x + 1], -1).flatten(-2)[..., ::2],
+        "transposed": lambda x: x.mT.contiguous().mT,
+        "expanded": lambda x: x[:1].expand_as(x),
+    }
+    for name, layout in layouts.items():
+        changed = {k: layout(v) if v is not None and v.dim() == 4 else v for k, v in inputs.items()}
+        wanted = expected
+        if name == "expanded":
+            wanted = case.run({k: None if v is None else v.contiguous() for k, v in changed.items()}, "reference")
+        actual = case.run(changed, backend)
+        for key, value in actual.items():
+            assert_close(value, wanted[key], torch.float64, f"{backend} {name} {key}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_gradients_asked_for(backend):
+    case = Case()
+    inputs = case.inputs(torch.float64)
+    expected = case.run(inputs, "reference")
+    for wanted in ("input", "guide", "weight", "bias"):
+        x = {k: v.detach().requires_grad_(k == wanted) for k, v in inputs.items()}
+        with pac_ops.use_backend(backend):
+            kernel = pac_ops.packernel2d(x["guide"], *case.window)
+            out = pac_ops.pacconv2d(x["input"], kernel, x["weight"], x["bias"], *case.window[1:])
+            out.backward(x["grad"])
+        assert_close(x[wanted].grad, expected[f"d{wanted}"], torch.float64, wanted)
+        assert all(x[k].grad is None for k in x if k != wanted)
+
+
+@st.composite
+def random_cases(draw):
+    groups, odd = draw(st.integers(1, 3)), st.sampled_from([1, 3, 5])
+    case = Case(
+        batch=draw(st.integers(1, 3)),
+        channels=groups * draw(st.integers(1, 3)),
+        out_channels=groups * draw(st.integers(1, 3)),
+        guide_channels=draw(st.integers(1, 5)),
+        height=draw(st.integers(1, 8)),
+        width=draw(st.integers(1, 8)),
+        kernel_size=draw(st.tuples(odd, odd)),
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        padding=draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
+        dilation=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        groups=groups,
+        bias=draw(st.booleans()),
+    )
+    ho, wo = pac_ops.geometry.Window(*case.window).output_size(case.height, case.width)
+    assume(ho > 0 and wo > 0)
+    return case
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(random_cases())
+def test_random_combinations(case):
+    check(case, torch.float64, "cpu")
+    check(case, torch.float32, "cpu")

@@ -1,0 +1,124 @@
+"""That the oracle itself is PAC: the equation spelt out, torchvision's deformable convolution, torch.nn."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from oracle import CASES, Case, assert_close
+from torch import nn
+
+import pac_ops
+from pac_ops.backends import BACKENDS
+from pac_ops.geometry import Window, valid_taps
+
+
+def test_the_oracle_is_the_equation():
+    """v'_i = sum_j K(f_i, f_j) W[p_i - p_j] v_j + b, pixel by pixel in plain Python."""
+    case = Case(
+        batch=1, height=5, width=4, kernel_size=(3, 5), stride=(2, 1), padding=(1, 4), dilation=(1, 2), groups=2
+    )
+    x = case.inputs(torch.float64)
+    v, f, w, b = x["input"][0], x["guide"][0], x["weight"], x["bias"]
+    actual = case.run(x, "reference")["output"][0]
+    (kh, kw), (sy, sx), (py, px), (dy, dx) = case.window
+    per_group_in, per_group_out = case.channels // case.groups, case.out_channels // case.groups
+
+    def at(image, channel, y, x):
+        inside = 0 <= y < case.height and 0 <= x < case.width
+        return image[channel, y, x].item() if inside else 0.0
+
+    for o in range(actual.shape[0]):
+        for y in range(actual.shape[1]):
+            for x_ in range(actual.shape[2]):
+                total = b[o].item()
+                ci, cj = y * sy - py + kh // 2 * dy, x_ * sx - px + kw // 2 * dx
+                for i in range(kh):
+                    for j in range(kw):
+                        pi, pj = y * sy - py + i * dy, x_ * sx - px + j * dx
+                        d = sum((at(f, g, ci, cj) - at(f, g, pi, pj)) ** 2 for g in range(f.shape[0]))
+                        k = math.exp(-0.5 * d)
+                        for c in range(per_group_in):
+                            channel = o // per_group_out * per_group_in + c
+                            total += k * w[o, c, i, j].item() * at(v, channel, pi, pj)
+                assert actual[o, y, x_].item() == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.batch], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_deform_conv2d_with_zero_offsets_and_mask_k(backend, case):
+    """An oracle nobody here wrote: output, and gradients to input, K, weight and bias."""
+    x = case.inputs(torch.float64)
+    kernel = pac_ops.packernel2d(x["guide"], *case.window)
+    leaves = [t.detach().requires_grad_() for t in (x["input"], kernel, x["weight"])]
+    with pac_ops.use_backend(backend):
+        ours = pac_ops.pacconv2d(*leaves, x["bias"], *case.window[1:], case.groups)
+        gradients = torch.autograd.grad(ours, leaves, x["grad"])
+    b, _, kh, kw, ho, wo = kernel.shape
+    again = [t.detach().requires_grad_() for t in leaves]
+    theirs = torchvision.ops.deform_conv2d(
+        again[0],
+        torch.zeros(b, 2 * kh * kw, ho, wo, dtype=torch.float64),
+        again[2],
+        x["bias"],
+        case.stride,
+        case.padding,
+        case.dilation,
+        mask=again[1].flatten(1, 3),
+    )
+    expected = torch.autograd.grad(theirs, again, x["grad"])
+    assert_close(ours.detach(), theirs.detach(), torch.float64, "output")
+    for name, a, e in zip(("input", "kernel", "weight"), gradients, expected, strict=True):
+        assert_close(a, e, torch.float64, name)
+
+
+LIKE_CONV = [
+    {},
+    {"bias": False},
+    {"stride": 2, "padding": 1},
+    {"stride": (1, 2), "padding": (0, 1), "dilation": (2, 1)},
+    {"padding": "same", "dilation": (2, 3)},
+    {"padding": "valid"},
+    {"groups": 2, "padding": 1},
+    {"groups": 4, "padding": 1},
+    {"padding": 1, "padding_mode": "reflect"},
+    {"padding": 2, "padding_mode": "replicate"},
+    {"padding": "same", "padding_mode": "circular"},
+    {"padding": (1, 2), "padding_mode": "reflect", "stride": 2},
+]
+
+
+@pytest.mark.parametrize("options", LIKE_CONV, ids=str)
+@pytest.mark.parametrize("kernel_size", [1, 3, (3, 5)])
+def test_with_a_constant_guide_it_is_the_convolution(kernel_size, options):
+    conv = nn.Conv2d(4, 8, kernel_size, **options)
+    layer = pac_ops.PacConv2d(4, 8, kernel_size, **options)
+    assert {k: v.shape for k, v in layer.state_dict().items()} == {k: v.shape for k, v in conv.state_dict().items()}
+    layer.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 4, 11, 9)
+    # Constant over the image is not constant over its zero border, but there the input is zero as well.
+    guide = torch.full((2, 3, 11, 9), 0.7)
+    torch.testing.assert_close(layer(x, guide), conv(x), rtol=1e-4, atol=1e-5)  # another order of float32 sums
+
+
+def test_padding_modes_pad_the_guide_too():
+    layer = pac_ops.PacConv2d(2, 2, 3, padding=1, padding_mode="reflect", dtype=torch.float64)
+    x, guide = torch.randn(1, 2, 6, 6, dtype=torch.float64), torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    padded = [nn.functional.pad(t, (1, 1, 1, 1), mode="reflect") for t in (x, guide)]
+    inner = pac_ops.pacconv2d(padded[0], pac_ops.packernel2d(padded[1], 3), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x, guide), inner)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_valid_taps_are_those_inside_the_image(case):
+    window = Window(*case.window)
+    ones = torch.ones(1, 1, case.height, case.width)
+    (kh, kw), (ho, wo) = window.kernel_size, window.output_size(case.height, case.width)
+    seen = nn.functional.unfold(ones, *(case.window[i] for i in (0, 3, 2, 1))).view(kh, kw, ho, wo)
+    assert torch.equal(valid_taps(window, case.height, case.width), seen.bool())
+
+
+def test_identical_pixels_have_distance_exactly_zero():
+    guide = torch.randn(1, 7, 1, 1).expand(1, 7, 9, 9)
+    distance = pac_ops.squared_distance2d(guide, 3)
+    assert torch.equal(distance, torch.zeros_like(distance))

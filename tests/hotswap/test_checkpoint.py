@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import hotswap
-from hotswap import checkpoint
+from hotswap import checkpoint, zoo
 from hotswap.checkpoint import Checkpoint, Metadata, load_weights, read, read_plan, write
 from hotswap.errors import HotswapError
 
@@ -66,7 +66,7 @@ def test_save_and_load(tmp_path, suffix, dtype, learn_scale):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_network_of_the_zoo_needs_no_model(tmp_path, suffix):
-    model = hotswap.convert(hotswap.zoo.build(SMALL, trusted=True))
+    model = hotswap.convert(zoo.build(SMALL, trusted=True))
     hotswap.save(model, tmp_path / f"m{suffix}", architecture=SMALL)
     loaded = hotswap.load(tmp_path / f"m{suffix}")
     assert same(loaded.state_dict(), model.state_dict())

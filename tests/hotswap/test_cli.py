@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hotswap
-from hotswap import checkpoint, guide
+from hotswap import checkpoint, guide, images, zoo
 from hotswap.calibrate import DEFAULT_DEVIATION
 from hotswap.cli import main
 
@@ -95,7 +96,7 @@ def test_convert_verify_calibrate_revert(here, one, other):
 
 @pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small?num_classes=3", "timm:test_resnet?num_classes=3"])
 def test_a_network_of_the_zoo_needs_no_model(here, spec):
-    model = hotswap.zoo.build(spec, trusted=True)
+    model = zoo.build(spec, trusted=True)
     torch.save(model.state_dict(), "zoo.pth")
     run("convert", spec, "--weights", "zoo.pth", "-o", "s.pt")
     result = json.loads(run("verify", "s.pt", "--input-size", "64", "--json").stdout)
@@ -138,7 +139,7 @@ def test_pretrained_weights_need_no_file(here, monkeypatch):
     """With `?weights=`, and what is recorded does not ask for them again."""
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url",
-        lambda *a, **k: hotswap.zoo.build("torchvision:squeezenet1_1", trusted=True).state_dict(),
+        lambda *a, **k: zoo.build("torchvision:squeezenet1_1", trusted=True).state_dict(),
     )
     run("convert", "torchvision:squeezenet1_1?weights=DEFAULT", "-o", "s.pt")
     assert checkpoint.read("s.pt").metadata.architecture == "torchvision:squeezenet1_1"
@@ -174,7 +175,7 @@ def seen_by_network(monkeypatch):
     return seen
 
 
-VERIFY_MODULE = sys.modules["hotswap.verify"]  # the attribute of that name is the function
+VERIFY_MODULE = importlib.import_module("hotswap.verify")  # the attribute of that name is the function
 STILL = hotswap.Verification(0.0, 0.0, True, ())
 
 
@@ -187,7 +188,7 @@ def test_images_are_sized_and_normalised(swapped, monkeypatch):
     base = ("verify", swapped, "--model", NET, "--images", "photos", "--input-size", "8x6")
     run(*base)
     assert [x.shape for x in seen] == [(4, 3, 8, 6), (2, 3, 8, 6)]
-    mean, std = (torch.tensor(x) for x in (hotswap.zoo.IMAGENET_MEAN, hotswap.zoo.IMAGENET_STD))
+    mean, std = (torch.tensor(x) for x in (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))
     torch.testing.assert_close(seen[0][0, :, 2, 3], (torch.tensor([1, 0, 0.2]) - mean) / std)
     seen.clear()
     run(*base, "--mean", "0", "--std", "0.00392156862", "--limit", "3")
@@ -212,7 +213,7 @@ def test_a_rotated_photograph_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "x.png", exif=exif)
-    (batch,) = hotswap.images.batches([tmp_path / "x.png"], (3, 2, 4), (0,), (1,), 4)
+    (batch,) = images.batches([tmp_path / "x.png"], (3, 2, 4), (0,), (1,), 4)
     assert batch[0, 0].argmax() == 7
 
 

@@ -94,3 +94,26 @@ def test_both_networks_are_tuned_and_only_one_is_swapped(monkeypatch, tmp_path, 
     assert without_label[0] == without_label[1]  # the same budget, rate and seed
     # Both start from the same weights: the swap was made after the score layers were trained.
     assert torch.equal(plain.score3.bias, swapped.score3.bias)
+
+
+def _swapped_segmenter(guide_scale):
+    plain = load_segmenter()
+    for name, parameter in plain.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(parameter, std=0.01)
+    return plain, hotswap.convert(plain, ["conv5_3"], "conv2_2", guide_scale=guide_scale)
+
+
+def test_save_load_and_revert_pass_their_checks(tmp_path, monkeypatch, face):
+    monkeypatch.setattr(demo, "photograph", lambda name: face[..., :64, :64])
+    plain, swapped = _swapped_segmenter(0.01)
+    path = demo.save_load_revert(tmp_path, plain, swapped)
+    assert path.stat().st_size > 4 * sum(p.numel() for p in plain.parameters())
+
+
+def test_a_file_that_loads_as_something_else_fails_its_check(tmp_path, monkeypatch, face):
+    monkeypatch.setattr(demo, "photograph", lambda name: face[..., :64, :64])
+    plain, swapped = _swapped_segmenter(0.01)
+    monkeypatch.setattr(hotswap, "load", lambda path, model: plain)  # the swap got lost
+    with pytest.raises(SystemExit, match=r"check failed: swapped\.safetensors loads, and gives the same output"):
+        demo.save_load_revert(tmp_path, plain, swapped)

@@ -42,7 +42,11 @@ class Fixed(nn.Module):
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
-    runs = [finetune(small_network(), Brightness(), steps=6, seed=seed, console=QUIET) for seed in (3, 3, 4)]
+    runs = []
+    for other, seed in enumerate((3, 3, 4)):
+        model = small_network()
+        torch.manual_seed(100 + other)  # whatever came before must not matter, dropout included
+        runs.append(finetune(model, Brightness(), steps=6, seed=seed, console=QUIET))
     assert len(runs[0]) == 6
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]

@@ -64,14 +64,12 @@ class PacConv2d(nn.Conv2d):
             dilation,
             groups,
             bias,
-            padding_mode,
+            padding_mode,  # type: ignore[arg-type] # a literal in torch, checked there
             device,
             dtype,
         )
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor, guide: Tensor | None = None, kernel: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, guide: Tensor | None = None, kernel: Tensor | None = None) -> Tensor:
         """Apply the layer; see the class."""
         if (guide is None) == (kernel is None):
             raise TypeError("give either a guide or a kernel: layer(input, guide) or layer(input, None, kernel)")

@@ -1,9 +1,9 @@
 """Chooses guide scales from data."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,52 +67,62 @@ def calibrate(
     if not (isinstance(deviation, int | float) and 0 < deviation < 1):
         raise HotswapError(f"deviation must be between 0 and 1, got {deviation!r}")
     layers = swapped_layers(model)
-    samples: dict[str, list[Tensor]] = {path: [] for path in layers}
+    samples: dict[str, list[_Sample]] = {path: [] for path in layers}
     generator = torch.Generator().manual_seed(0)
 
     def visit(path: str, _layer: SwappedConv2d, distance: Tensor, counts: Tensor) -> None:
         values = distance[:, 0][:, counts].flatten().double().cpu()
-        if values.numel() > _SAMPLES_PER_CALL:
-            values = values[torch.randint(values.numel(), (_SAMPLES_PER_CALL,), generator=generator)]
-        samples[path].append(values)
+        taps = values.numel()
+        if taps > _SAMPLES_PER_CALL:
+            values = values[torch.randint(taps, (_SAMPLES_PER_CALL,), generator=generator)]
+        samples[path].append(_Sample(values, taps))
 
     with mode(model, training=False), visited(model, visit), torch.no_grad():
         for arguments in as_batches(batches):
             model(*arguments)
     results = []
     for path, layer in layers.items():
-        if not samples[path]:
+        seen = samples[path]
+        if not seen:
             raise HotswapError(f"target {path!r} was not called on these batches, so it cannot be calibrated")
-        distances = torch.cat(samples[path])
-        before = layer.guide_scale
-        scale = _scale_for(path, distances, deviation)
-        results.append(
-            TargetCalibration(path, before, _deviation(distances, before), scale, _deviation(distances, scale))
-        )
+        before, scale = layer.guide_scale, _scale_for(path, seen, deviation)
+        results.append(TargetCalibration(path, before, _deviation(seen, before), scale, _deviation(seen, scale)))
     for result in results:
         layers[result.path].guide_scale = result.scale
     return Calibration(deviation, tuple(results))
 
 
-def _deviation(distances: Tensor, scale: float) -> float:
-    return -torch.expm1(distances * (-0.5 * scale**2)).mean().item()
+class _Sample(NamedTuple):
+    """Squared distances of one call of a layer."""
+
+    distances: Tensor
+    taps: int  # how many distances these were drawn from, and so what they weigh
 
 
-def _scale_for(path: str, distances: Tensor, deviation: float) -> float:
-    if not bool(torch.isfinite(distances).all()):
+def _mean(samples: Sequence[_Sample], value: Callable[[Tensor], Tensor]) -> float:
+    total = sum(sample.taps * value(sample.distances).mean().item() for sample in samples if sample.taps)
+    return total / max(1, sum(sample.taps for sample in samples))
+
+
+def _deviation(samples: Sequence[_Sample], scale: float) -> float:
+    return _mean(samples, lambda distances: -torch.expm1(distances * (-0.5 * scale**2)))
+
+
+def _scale_for(path: str, samples: Sequence[_Sample], deviation: float) -> float:
+    if not all(bool(torch.isfinite(sample.distances).all()) for sample in samples):
         raise HotswapError(f"the guide of target {path!r} has values that are not finite on these batches")
-    reachable = (distances > 0).double().mean().item()
+    reachable = _mean(samples, lambda distances: (distances > 0).double())
     if reachable <= deviation:
         raise HotswapError(
             f"the guide of target {path!r} is constant around {1 - reachable:.0%} of taps on these batches, so the "
             f"mean of 1 - K cannot reach {deviation:g}; ask for less than {reachable:.3g}, or choose another guide"
         )
-    positive = distances[distances > 0]
+    positive = torch.cat([sample.distances[sample.distances > 0] for sample in samples])
     # exp(-s^2 d / 2) is 1 to float64 at the low end and 0 at the high one, for every distance seen.
     low, high = math.log(1e-10) - positive.max().log().item() / 2, math.log(1e2) - positive.min().log().item() / 2
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if _deviation(distances, math.exp(middle)) < deviation:
+        if _deviation(samples, math.exp(middle)) < deviation:
             low = middle
         else:
             high = middle

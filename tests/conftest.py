@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import torch
 # Test helpers are imported by name: tests/hotswap/networks.py as `networks`, tests/pac_ops/... likewise.
 for folder in ("hotswap", "pac_ops"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread a worker: two that each spread every operator over all cores wait for each other at every barrier.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -69,5 +69,5 @@ assert not unwanted, unwanted
 def test_importing_is_light(package):
     above = LAYERS[LAYERS.index(package) + 1 :]
     code = PROBE.format(package=package, heavy=HEAVY, above=above)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

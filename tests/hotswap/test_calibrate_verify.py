@@ -63,6 +63,19 @@ def test_calibration_hits_the_deviation_at_every_target(vgg, batches, deviation,
     assert "deviation (mean 1-K)" in str(calibration)
 
 
+def test_batches_weigh_by_their_taps(vgg, monkeypatch):
+    """As verify weighs them, also where a large batch is sampled."""
+    import sys
+
+    monkeypatch.setattr(sys.modules["hotswap.calibrate"], "_SAMPLES_PER_CALL", 2000)
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=(96, 96), mode="bilinear")
+    batches = [smooth, torch.rand(1, 3, 32, 32)]
+    converted = hotswap.convert(vgg, "conv3_2", "conv2_1")
+    hotswap.calibrate(converted, batches, deviation=0.3)
+    (check,) = hotswap.verify(converted, batches).targets
+    assert check.deviation == pytest.approx(0.3, abs=0.02)  # 2,000 of 41,000 distances
+
+
 def test_calibration_changes_nothing_but_scales(vgg, batches):
     converted = hotswap.convert(vgg).train()
     state = {k: v.clone() for k, v in converted.state_dict().items()}

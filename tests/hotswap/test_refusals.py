@@ -10,7 +10,19 @@ from torch import nn
 
 import hotswap
 
-VGG = torchvision.models.vgg11
+
+def small_vgg():
+    """VGG-11 with a small classifier: the real one is half a gigabyte."""
+    net = torchvision.models.vgg11()
+    net.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 2))
+    return net
+
+
+SHARED = small_vgg()  # every refusal leaves it as it was, which is what is tested
+
+
+def VGG():
+    return SHARED
 
 
 class Many(nn.Module):

@@ -43,10 +43,11 @@ class Verification:
         inert = [check.path for check in self.targets if check.inert]
         if not inert:
             return ()
-        return (
+        text = (
             f"{len(inert)} of {len(self.targets)} swaps are inert (deviation below {INERT_DEVIATION:g}): "
-            f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)",
+            f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)"
         )
+        return (text,)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

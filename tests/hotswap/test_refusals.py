@@ -18,11 +18,7 @@ def small_vgg():
     return net
 
 
-SHARED = small_vgg()  # every refusal leaves it as it was, which is what is tested
-
-
-def VGG():
-    return SHARED
+VGG = small_vgg()  # every refusal leaves it as it was, which is what is tested
 
 
 class Many(nn.Module):
@@ -63,18 +59,18 @@ def siamese_without_data_flow():
 
 
 REFUSALS = {
-    # name: (network, targets, guide, keywords, message)
+    # By name: network, targets, guide, keywords, the start of the message.
     "no model": ("vgg", "a", "b", {}, "model must be a torch.nn.Module, got a str"),
-    "unknown target": (VGG(), ["conv3_9"], "conv2_1", {}, "target 'conv3_9' is no module path or alias.*closest: conv3_1, conv3_2"),
-    "unknown path": (VGG(), ["features.99"], "conv2_1", {}, "closest: features.9"),
-    "unknown guide": (VGG(), ["conv3_2"], "conv2", {}, "guide 'conv2' is no module path or alias.*closest: conv2_1"),
-    "no targets": (VGG(), [], "conv2_1", {}, "at least one convolution"),
-    "target of a wrong type": (VGG(), [3], "conv2_1", {}, "a target must be a string, got a int"),
-    "guide of a wrong type": (VGG(), ["conv3_1"], None, {}, "guide must be a module path"),
-    "glob without match": (VGG(), "layer4.*", "conv2_1", {}, "target 'layer4.*' matched no convolution"),
-    "regex without match": (VGG(), "re:layer[4]", "conv2_1", {}, "matched no convolution"),
-    "regex that does not compile": (VGG(), "re:(", "conv2_1", {}, "no valid regular expression"),
-    "not a convolution": (VGG(), "classifier.0", "conv2_1", {}, "is a Linear.*nearest that can is conv5_2"),
+    "unknown target": (VGG, ["conv3_9"], "conv2_1", {}, "target 'conv3_9' is no module path or alias.*closest: conv3_1, conv3_2"),
+    "unknown path": (VGG, ["features.99"], "conv2_1", {}, "closest: features.9"),
+    "unknown guide": (VGG, ["conv3_2"], "conv2", {}, "guide 'conv2' is no module path or alias.*closest: conv2_1"),
+    "no targets": (VGG, [], "conv2_1", {}, "at least one convolution"),
+    "target of a wrong type": (VGG, [3], "conv2_1", {}, "a target must be a string, got a int"),
+    "guide of a wrong type": (VGG, ["conv3_1"], None, {}, "guide must be a module path"),
+    "glob without match": (VGG, "layer4.*", "conv2_1", {}, "target 'layer4.*' matched no convolution"),
+    "regex without match": (VGG, "re:layer[4]", "conv2_1", {}, "matched no convolution"),
+    "regex that does not compile": (VGG, "re:(", "conv2_1", {}, "no valid regular expression"),
+    "not a convolution": (VGG, "classifier.0", "conv2_1", {}, "is a Linear.*nearest that can is conv5_2"),
     "1x1 window": (Plain(), "head", "guide", {}, "1x1.*nearest that can is .*target"),
     "only 1x1 match": (Plain(), "hea*", "guide", {}, "matched only head, where its window is 1x1"),
     "even window": (with_target(nn.Conv2d(8, 8, 2)), "target", "guide", {}, "even and has no centre"),
@@ -83,9 +79,9 @@ REFUSALS = {
         "StandardizedConv2d computes its convolution in its own forward",
     ),
     "transposed": (with_target(nn.ConvTranspose2d(8, 8, 3)), "target", "guide", {}, "is a ConvTranspose2d"),
-    "guide after target": (VGG(), ["conv2_1"], "conv3_1", {}, "computed after target conv2_1.*before it is conv1_1"),
-    "guide is target": (VGG(), ["conv2_1"], "conv2_1", {}, r"guide conv2_1 \(features.3\) is target"),
-    "guide contains target": (VGG(), ["conv2_1"], "features", {}, "guide 'features' contains target"),
+    "guide after target": (VGG, ["conv2_1"], "conv3_1", {}, "computed after target conv2_1.*before it is conv1_1"),
+    "guide is target": (VGG, ["conv2_1"], "conv2_1", {}, r"guide conv2_1 \(features.3\) is target"),
+    "guide contains target": (VGG, ["conv2_1"], "features", {}, "guide 'features' contains target"),
     "guide never called": (with_target(conv()), "target", "spare", {}, "guide 'spare' is never called"),
     "target never called": (with_target(conv()), "spare", "guide", {}, "the network never calls it"),
     "guide is a tuple": (networks.TupleGuide(), "target", "block", {}, "must give a .* tensor, got a tuple"),
@@ -103,16 +99,16 @@ REFUSALS = {
     "ambiguous guide calls": (siamese_without_data_flow(), "target", "guide", {}, "called 2 times"),
     "auto on few stages": (Plain(), "auto", "auto", {}, "three output sizes or more, and this network has 2"),
     "no convolution": (nn.Linear(3, 3), "auto", "auto", {}, "no 2-D convolution"),
-    "method": (VGG(), "auto", "auto", {"method": "magic"}, "method must be one of auto, fx, got 'magic'"),
-    "negative scale": (VGG(), "auto", "auto", {"guide_scale": -1}, "guide_scale must be a number >= 0, got -1"),
-    "scale of a wrong type": (VGG(), "auto", "auto", {"guide_scale": "big"}, "guide_scale must be a number"),
-    "NaN scale": (VGG(), "auto", "auto", {"guide_scale": float("nan")}, "guide_scale must be a number >= 0, got nan"),
-    "zero scale to learn": (VGG(), "auto", "auto", {"guide_scale": 0, "learn_scale": True}, "guide_scale must be > 0"),
-    "resize": (VGG(), "auto", "auto", {"resize": "cubic"}, "resize must be one of bilinear, area, nearest"),
+    "method": (VGG, "auto", "auto", {"method": "magic"}, "method must be one of auto, fx, got 'magic'"),
+    "negative scale": (VGG, "auto", "auto", {"guide_scale": -1}, "guide_scale must be a number >= 0, got -1"),
+    "scale of a wrong type": (VGG, "auto", "auto", {"guide_scale": "big"}, "guide_scale must be a number"),
+    "NaN scale": (VGG, "auto", "auto", {"guide_scale": float("nan")}, "guide_scale must be a number >= 0, got nan"),
+    "zero scale to learn": (VGG, "auto", "auto", {"guide_scale": 0, "learn_scale": True}, "guide_scale must be > 0"),
+    "resize": (VGG, "auto", "auto", {"resize": "cubic"}, "resize must be one of bilinear, area, nearest"),
     "inputs it does not take": (
-        VGG(), "auto", "auto", {"example_inputs": torch.empty(1, 5, 64, 64)}, "could not be run on fake inputs",
+        VGG, "auto", "auto", {"example_inputs": torch.empty(1, 5, 64, 64)}, "could not be run on fake inputs",
     ),
-    "inputs of a wrong type": (VGG(), "auto", "auto", {"example_inputs": "cat.png"}, "tensor or a tuple"),
+    "inputs of a wrong type": (VGG, "auto", "auto", {"example_inputs": "cat.png"}, "tensor or a tuple"),
 }  # fmt: skip
 for _net in (REFUSALS["guide never called"][0], REFUSALS["target never called"][0]):
     _net.spare = conv()
@@ -139,7 +135,7 @@ def snapshot(net):
 
 
 def test_converting_twice_is_refused():
-    once = hotswap.convert(VGG())
+    once = hotswap.convert(VGG)
     with pytest.raises(hotswap.HotswapError, match="converted already"):
         hotswap.convert(once)
     with pytest.raises(hotswap.HotswapError, match="converted already"):
@@ -148,7 +144,7 @@ def test_converting_twice_is_refused():
 
 def test_reverting_a_plain_network_is_refused():
     with pytest.raises(hotswap.HotswapError, match="nothing in this network is swapped"):
-        hotswap.revert(VGG())
+        hotswap.revert(VGG)
 
 
 def test_a_network_that_cannot_be_copied_says_what_to_do():
@@ -173,7 +169,7 @@ def test_a_network_that_cannot_be_copied_says_what_to_do():
 def test_a_plan_for_another_network_is_refused(change, message):
     import dataclasses
 
-    net = VGG()
+    net = VGG
     plan = hotswap.plan(net)
     wrong = dataclasses.replace(plan, swaps=(dataclasses.replace(plan.swaps[0], **change), *plan.swaps[1:]))
     before = snapshot(net)

@@ -72,7 +72,7 @@ class Plan:
                 swap.target_alias,
                 swap.target,
                 f"{swap.kernel_size[0]}x{swap.kernel_size[1]}, {swap.in_channels} -> {swap.out_channels}",
-                f"{swap.guide_alias} ({swap.guide})" if swap.guide_alias else swap.guide,
+                swap.guide if swap.guide_alias in (None, swap.guide) else f"{swap.guide_alias} ({swap.guide})",
                 f"{swap.guide_scale:.4g}" + (" (learned)" if swap.learn_scale else ""),
                 swap.resize,
             )

@@ -21,6 +21,7 @@ OURS, CONV, CONV_LAST, UNFOLD, DEFORM = (
     "unfold + einsum",
     "deform_conv2d",
 )
+CONVS = (CONV, CONV_LAST)
 
 
 def convolution(workload: Workload, *, backward: bool) -> dict[str, Candidate]:

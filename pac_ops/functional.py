@@ -34,7 +34,7 @@ def squared_distance2d(
         TypeError: where an argument is of the wrong type.
         ValueError: where an argument has the wrong shape or value.
     """
-    _check_image("guide", guide)
+    check_image("guide", guide)
     window = make_window(kernel_size, stride, padding, dilation)
     _check_output_size(window, guide.shape)
     result: Tensor = library.squared_distance2d(guide, *window)
@@ -88,7 +88,7 @@ def pacconv2d(
         TypeError: where an argument is of the wrong type.
         ValueError: where an argument has the wrong shape or value.
     """
-    _check_image("input", input)
+    check_image("input", input)
     _check_tensor("kernel", kernel)
     _check_tensor("weight", weight)
     if bias is not None:
@@ -167,7 +167,13 @@ def _check_tensor(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must have a floating dtype, got {x.dtype}")
 
 
-def _check_image(name: str, x: Tensor) -> None:
+def check_image(name: str, x: Tensor) -> None:
+    """Refuse what is no floating [batch, channels, height, width] tensor.
+
+    Raises:
+        TypeError: where `x` is no tensor, or not floating.
+        ValueError: where it has another rank.
+    """
     _check_tensor(name, x)
     if x.dim() != 4:
         raise ValueError(f"{name} must be [batch, channels, height, width], got {list(x.shape)}")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pac_ops.functional import IntOrPair, make_window, pacconv2d, packernel2d
+from pac_ops.functional import IntOrPair, check_image, make_window, pacconv2d, packernel2d
 from pac_ops.geometry import Pair, Window
 
 
@@ -73,6 +73,7 @@ class PacConv2d(nn.Conv2d):
         """Apply the layer; see the class."""
         if (guide is None) == (kernel is None):
             raise TypeError("give either a guide or a kernel: layer(input, guide) or layer(input, None, kernel)")
+        check_image("input", input)
         if guide is not None:
             kernel = self.adapting_kernel(input, guide)
         assert kernel is not None  # noqa: S101 (for the type checker)
@@ -82,6 +83,9 @@ class PacConv2d(nn.Conv2d):
 
     def adapting_kernel(self, input: Tensor, guide: Tensor) -> Tensor:
         """K of this layer's window for this input: [B, 1, kh, kw, Ho, Wo]."""
+        check_image("guide", guide)
+        if guide.device != input.device:
+            raise ValueError(f"guide must be on the input's device {input.device}, got {guide.device}")
         if guide.shape[0] != input.shape[0] or guide.shape[2:] != input.shape[2:]:
             raise ValueError(
                 "guide must be [B, G, H, W] with the input's batch, height and width, "

@@ -94,6 +94,7 @@ CASES = [
     Case(height=31, width=2),
     Case(batch=1, channels=1, out_channels=1, guide_channels=1),
     Case(guide_channels=33),
+    Case(guide_channels=0),  # K = 1
     Case(batch=0),
 ]
 

@@ -47,7 +47,7 @@ def require_default(method: str, name: str, value: Any, default: Any) -> None:
 
 
 def _same(value: Any, default: Any) -> bool:
-    return value is default or (not isinstance(value, Tensor | Proxy) and bool(value == default))
+    return value is default or (not isinstance(value, (Tensor, Proxy)) and bool(value == default))
 
 
 class PathTracer(torch.fx.Tracer):

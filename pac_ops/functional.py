@@ -122,7 +122,9 @@ def pacconv2d(
         for name, x in others.items():
             if name != "kernel" and x.dtype != input.dtype:
                 raise TypeError(f"{name} must have the input's dtype {input.dtype}, got {x.dtype}")
-    result: Tensor = library.pacconv2d(input, kernel, weight, bias, *window[1:], groups)
+    result: Tensor = library.pacconv2d(
+        input, kernel, weight, bias, window.stride, window.padding, window.dilation, groups
+    )
     return result
 
 
@@ -152,7 +154,7 @@ def make_window(kernel_size: IntOrPair, stride: IntOrPair, padding: IntOrPair | 
 
 
 def _pair(name: str, value: IntOrPair, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, tuple | list) else ()
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
         raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
     if min(pair) < least:

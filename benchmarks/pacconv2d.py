@@ -35,7 +35,9 @@ def convolution(workload: Workload, *, backward: bool) -> dict[str, Candidate]:
     x, bias = leaf(w.batch, w.channels, w.size, w.size), leaf(w.channels)
     weight = leaf(w.channels, w.channels, w.window, w.window)
     guide = torch.randn(w.batch, 8, w.size, w.size, generator=generator)
-    kernel = pac_ops.packernel2d(guide / 4, w.window, w.stride, w.padding, w.dilation).requires_grad_(backward)
+    kernel = pac_ops.packernel2d(guide / 4, None, w.window, w.stride, w.padding, dilation=w.dilation)[
+        0
+    ].requires_grad_(backward)
     x_last, weight_last = (
         t.detach().to(memory_format=torch.channels_last).requires_grad_(backward) for t in (x, weight)
     )
@@ -87,7 +89,7 @@ def adapting_kernel(workload: Workload, *, backward: bool) -> dict[str, Candidat
         return torch.exp(-0.5 * (taps.view(shape) - guide[:, :, None]).square().sum(1))
 
     forward: dict[str, Candidate] = {
-        OURS: lambda: pac_ops.packernel2d(guide, w.window, padding=w.padding),
+        OURS: lambda: pac_ops.packernel2d(guide, None, w.window, padding=w.padding)[0],
         UNFOLD: unfold,
         CONV: lambda: F.conv2d(x, weight, padding=w.padding),
     }

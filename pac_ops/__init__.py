@@ -1,7 +1,25 @@
 """Pixel-adaptive convolution operators for PyTorch (Su et al., CVPR 2019). Depends on torch alone."""
 
 from pac_ops.backends import use_backend
-from pac_ops.functional import pacconv2d, packernel2d, squared_distance2d
-from pac_ops.layers import PacConv2d
+from pac_ops.functional import (
+    mask_kernel2d,
+    pacconv2d,
+    pacconv_transpose2d,
+    packernel2d,
+    pacpool2d,
+    squared_distance2d,
+)
+from pac_ops.layers import PacConv2d, PacConvTranspose2d, PacPool2d
 
-__all__ = ["PacConv2d", "pacconv2d", "packernel2d", "squared_distance2d", "use_backend"]
+__all__ = [
+    "PacConv2d",
+    "PacConvTranspose2d",
+    "PacPool2d",
+    "mask_kernel2d",
+    "pacconv2d",
+    "pacconv_transpose2d",
+    "packernel2d",
+    "pacpool2d",
+    "squared_distance2d",
+    "use_backend",
+]

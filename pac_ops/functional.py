@@ -1,12 +1,24 @@
 """The operators as functions, with their argument checks and defaults."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pac_ops import library
+from pac_ops import adapting, library
+from pac_ops.arguments import (
+    IntOrPair,
+    check_devices,
+    check_fits,
+    check_image,
+    check_mask,
+    check_output_padding,
+    check_tensor,
+    make_window,
+    pair,
+)
 from pac_ops.geometry import Pair, Window
-
-IntOrPair = int | tuple[int, int]
 
 
 def squared_distance2d(
@@ -36,24 +48,144 @@ def squared_distance2d(
     """
     check_image("guide", guide)
     window = make_window(kernel_size, stride, padding, dilation)
-    _check_output_size(window, guide.shape)
+    check_fits(window, guide.shape[2], guide.shape[3])
     result: Tensor = library.squared_distance2d(guide, *window)
     return result
 
 
 def packernel2d(
     guide: Tensor,
-    kernel_size: IntOrPair,
+    mask: Tensor | None = None,
+    kernel_size: IntOrPair = 3,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    output_padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    kernel_type: str = "gaussian",
+    smooth_kernel_type: str = "none",
+    smooth_kernel: Tensor | None = None,
+    inv_alpha: Tensor | None = None,
+    inv_lambda: Tensor | None = None,
+    channel_wise: bool = False,
+    normalize_kernel: bool = False,
+    transposed: bool = False,
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The adapting kernel K(f_i, f_j) of Su et al., CVPR 2019, section 3.
+
+    `gaussian` is exp(-1/2 ||f_i - f_j||^2); `inv_{alpha}_{lambda}` is alpha + (||f_i - f_j||^2 + 1e-4)^(lambda/2),
+    and with `_asym` f_j - f_i is clipped below at 0 before it is squared. f_i may be smoothed
+    (`smooth_kernel_type`): `gaussian`, the 1-2-1 binomial; `average_{n}`; `full_{n}`, the n x n `smooth_kernel`.
+
+    Args:
+        guide: f, [B, G, H, W], any floating dtype, any G. It counts as zero outside the image.
+        mask: [B, 1, H, W] of any dtype, of the input's size: taps on a zero do not count. Without
+            `normalize_kernel` K is then divided by the share of the window's taps (inside the image) that count.
+        kernel_size: the window, odd in both directions.
+        stride: as in `torch.nn.Conv2d`, or with `transposed` as in `torch.nn.ConvTranspose2d`.
+        padding: likewise; "same" and "valid" too unless transposed.
+        output_padding: as in `torch.nn.ConvTranspose2d`; only with `transposed`.
+        dilation: as in `torch.nn.Conv2d`.
+        kernel_type: `gaussian` or `inv_{alpha}_{lambda}[_asym][_fixed]` (`_fixed` makes no difference here).
+        smooth_kernel_type: `none`, `gaussian`, `average_{n}` or `full_{n}`.
+        smooth_kernel: [1, 1, n, n], in place of the type's own filter; `full_{n}` needs it.
+        inv_alpha: alpha in place of the name's: one number, or G of them with `channel_wise`.
+        inv_lambda: lambda, likewise.
+        channel_wise: a kernel for each channel of the guide, from that channel alone.
+        normalize_kernel: divide K by its sum over the window's taps that count: inside the image, not masked, and
+            with `transposed` on a pixel of the input.
+        transposed: for `pacconv_transpose2d`: the guide has the *output's* size, the mask the input's.
+        ceil_mode: as in `torch.nn.AvgPool2d`.
+
+    Returns:
+        K, [B, 1, kh, kw, Ho, Wo] ([B, G, kh, kw, Ho, Wo] if `channel_wise`), float32, or float64 for a float64 guide;
+        and the output mask, [B, 1, Ho, Wo] in the mask's dtype, 0 where no tap counted (None without a mask).
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_image("guide", guide)
+    function = adapting.kernel_type(kernel_type)
+    smoothing = _smoothing(smooth_kernel_type, smooth_kernel, guide)
+    for name, number in (("inv_alpha", inv_alpha), ("inv_lambda", inv_lambda)):
+        if number is not None:
+            _check_inverse(name, number, guide, function=function, channel_wise=channel_wise)
+    window, image, extra = _placed(
+        guide, kernel_size, stride, padding, output_padding, dilation, transposed=transposed, ceil_mode=ceil_mode
+    )
+    if mask is not None:
+        check_mask(mask, guide.shape[0], *image, guide.device)
+    adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=3)
+
+    on_guide = window.on_output() if transposed else window
+    b, g = guide.shape[:2]
+    padded = F.pad(guide, (0, extra[1], 0, extra[0])) if extra != (0, 0) else guide
+    if channel_wise:
+        padded = padded.flatten(0, 1)[:, None]  # every channel an image of its own
+    if smoothing is None and not function.asymmetric:
+        distance = library.squared_distance2d(padded, *on_guide)
+    else:
+        centre = adapting.centres(padded, on_guide, smoothing)
+        distance = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
+    if channel_wise:
+        distance = distance[:, 0].unflatten(0, (b, g))
+    kernel = adapting.kernel_of(distance, function, inv_alpha, inv_lambda)
+    if mask is None and not normalize_kernel:
+        return kernel, None
+    return _counted(kernel, mask, window, image, extra, normalize_kernel=normalize_kernel, transposed=transposed)
+
+
+def mask_kernel2d(
+    kernel: Tensor,
+    mask: Tensor,
     stride: IntOrPair = 1,
     padding: IntOrPair | str = 0,
     dilation: IntOrPair = 1,
-) -> Tensor:
-    """The gaussian adapting kernel K(f_i, f_j) = exp(-1/2 ||f_i - f_j||^2) of Su et al., CVPR 2019.
+    normalize_kernel: bool = False,
+    transposed: bool = False,
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Apply a mask to a kernel made beforehand, as `packernel2d` does to the one it makes.
 
-    Args, result and errors are those of `squared_distance2d`: [B, G, H, W] -> [B, 1, kh, kw, Ho, Wo], float32
-    also for half-precision guides (float64 stays float64).
+    Args:
+        kernel: K, [B, 1 or C, kh, kw, Ho, Wo].
+        mask: [B, 1, H, W] of any dtype, of the input's size.
+        stride: of the window K was made with; so are padding, dilation, transposed and ceil_mode.
+        padding: see stride.
+        dilation: see stride.
+        normalize_kernel: divide by the sum over the taps that count, instead of by their share.
+        transposed: see stride.
+        ceil_mode: see stride.
+
+    Returns:
+        K as masked, and the output mask [B, 1, Ho, Wo] in the mask's dtype.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
     """
-    return torch.exp(-0.5 * squared_distance2d(guide, kernel_size, stride, padding, dilation))
+    _check_kernel_rank(kernel)
+    window = make_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
+    if mask.dim() != 4:
+        raise ValueError(f"mask must be [B, 1, H, W], got {list(mask.shape)}")
+    image = (mask.shape[2], mask.shape[3])
+    check_mask(mask, kernel.shape[0], *image, kernel.device, "kernel")
+    extra = window.ceil_padding(*image) if ceil_mode else (0, 0)
+    if not transposed:
+        size = window.output_size(image[0] + extra[0], image[1] + extra[1])
+        if size != tuple(kernel.shape[4:]):
+            raise ValueError(
+                f"mask must be of the input's height and width, of which the window makes {list(kernel.shape[4:])}, "
+                f"got {list(image)}, of which it makes {list(size)}"
+            )
+    masked, output_mask = _counted(
+        kernel, mask, window, image, extra, normalize_kernel=normalize_kernel, transposed=transposed
+    )
+    assert output_mask is not None  # noqa: S101 (for the type checker)
+    return masked, output_mask
 
 
 def pacconv2d(
@@ -65,6 +197,7 @@ def pacconv2d(
     padding: IntOrPair | str = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
+    shared_filters: bool = False,
 ) -> Tensor:
     """Pixel-adaptive convolution: v'_i = sum_j K(f_i, f_j) W[p_i - p_j] v_j + b (Su et al., CVPR 2019, eq. 3).
 
@@ -74,12 +207,13 @@ def pacconv2d(
     Args:
         input: v, [B, C, H, W].
         kernel: K, [B, 1, kh, kw, Ho, Wo], from `packernel2d` with the same window.
-        weight: W, [O, C/groups, kh, kw], odd windows only.
+        weight: W, [O, C/groups, kh, kw], odd windows only; [1, 1, kh, kw] with `shared_filters`.
         bias: [O] or None.
         stride: as in `torch.nn.Conv2d`.
         padding: as in `torch.nn.Conv2d`, "same" and "valid" included; zeros.
         dilation: as in `torch.nn.Conv2d`.
         groups: as in `torch.nn.Conv2d`.
+        shared_filters: one filter, applied to every channel by itself.
 
     Returns:
         [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
@@ -88,104 +222,282 @@ def pacconv2d(
         TypeError: where an argument is of the wrong type.
         ValueError: where an argument has the wrong shape or value.
     """
-    check_image("input", input)
-    _check_tensor("kernel", kernel)
-    _check_tensor("weight", weight)
-    if bias is not None:
-        _check_tensor("bias", bias)
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be a positive integer, got {groups!r}")
-    others = {"kernel": kernel, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, x in others.items():
-        if x.device != input.device:
-            raise ValueError(f"{name} must be on the input's device {input.device}, got {x.device}")
-    if weight.dim() != 4:
-        raise ValueError(f"weight must be [O, C/groups, kh, kw], got {list(weight.shape)}")
-    b, c = input.shape[:2]
-    o = weight.shape[0]
-    if c != weight.shape[1] * groups or o % groups:
+    c, out_channels = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[O, C/groups, kh, kw]")
+    if not shared_filters and (c != weight.shape[1] * groups or out_channels % groups):
         raise ValueError(
             f"weight must be [O, C/groups, kh, kw] with C = {c} and O divisible by groups = {groups}, "
             f"got {list(weight.shape)}"
         )
-    if bias is not None and list(bias.shape) != [o]:
-        raise ValueError(f"bias must be [{o}], got {list(bias.shape)}")
     window = make_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    ho, wo = _check_output_size(window, input.shape)
-    expected = [b, 1, *window.kernel_size, ho, wo]
-    if list(kernel.shape) != expected:
+    _check_kernel(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
+    sliding = (window.stride, window.padding, window.dilation)
+    if shared_filters:
+        return _plus(_pooled(input, kernel, weight, sliding), bias)
+    result: Tensor = library.pacconv2d(input, kernel, weight, bias, *sliding, groups)
+    return result
+
+
+def pacconv_transpose2d(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+    shared_filters: bool = False,
+) -> Tensor:
+    """Pixel-adaptive transposed convolution (Su et al., CVPR 2019, section 4.1: guided upsampling).
+
+    The same as inserting stride - 1 zeros between the input's pixels, padding, and applying `pacconv2d` with
+    stride 1, but no zero is multiplied. With K = 1 everywhere this is `torch.nn.functional.conv_transpose2d`.
+
+    Args:
+        input: v, [B, C, H, W].
+        kernel: K, [B, 1, kh, kw, Ho, Wo], of the *output's* size: from `packernel2d` with `transposed=True`.
+        weight: W, [C, O/groups, kh, kw], odd windows only; [1, 1, kh, kw] with `shared_filters`.
+        bias: [O] or None.
+        stride: as in `torch.nn.ConvTranspose2d`.
+        padding: as in `torch.nn.ConvTranspose2d`.
+        output_padding: as in `torch.nn.ConvTranspose2d`.
+        groups: as in `torch.nn.ConvTranspose2d`.
+        dilation: as in `torch.nn.ConvTranspose2d`.
+        shared_filters: one filter, applied to every channel by itself.
+
+    Returns:
+        [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    c, _ = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups)
+    if not shared_filters and (c != weight.shape[0] or c % groups):
         raise ValueError(
-            f"kernel must be [B, 1, kh, kw, Ho, Wo] = {expected}, got {list(kernel.shape)}; "
-            "make it with packernel2d from a guide of the input's height and width and the same window"
+            f"weight must be [C, O/groups, kh, kw] with C = {c}, divisible by groups = {groups}, "
+            f"got {list(weight.shape)}"
         )
-    if not torch.is_autocast_enabled(input.device.type):
-        for name, x in others.items():
-            if name != "kernel" and x.dtype != input.dtype:
-                raise TypeError(f"{name} must have the input's dtype {input.dtype}, got {x.dtype}")
-    result: Tensor = library.pacconv2d(
+    window = make_window((weight.shape[2], weight.shape[3]), stride, _no_word(padding), dilation)
+    size = window.transposed_size(input.shape[2], input.shape[3], check_output_padding(output_padding, window))
+    if min(size) < 1:
+        raise ValueError(f"the padding {window.padding} must leave an output, got one of {size[0]} x {size[1]}")
+    _check_kernel(kernel, input, window, size)
+    if shared_filters:
+        weight, groups = weight.expand(c, -1, -1, -1), c
+    result: Tensor = library.pacconv_transpose2d(
         input, kernel, weight, bias, window.stride, window.padding, window.dilation, groups
     )
     return result
 
 
-def make_window(kernel_size: IntOrPair, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair) -> Window:
-    """The arguments of a `torch.nn.Conv2d`, checked and made explicit.
+def pacpool2d(
+    input: Tensor,
+    kernel: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Pixel-adaptive pooling: v'_i = sum_j K(f_i, f_j) v_j (Su et al., CVPR 2019, section 3).
+
+    With K made by `packernel2d` from a constant guide with `normalize_kernel=True` this is
+    `torch.nn.functional.avg_pool2d` with `count_include_pad=False`.
+
+    Args:
+        input: v, [B, C, H, W].
+        kernel: K, [B, 1, kh, kw, Ho, Wo], or [B, C, kh, kw, Ho, Wo] for one a channel.
+        kernel_size: the window, odd in both directions.
+        stride: as in `torch.nn.AvgPool2d`: by default the kernel size.
+        padding: as in `torch.nn.AvgPool2d`; zeros, of any width.
+        dilation: as in `torch.nn.MaxPool2d`.
+        ceil_mode: as in `torch.nn.AvgPool2d`.
+
+    Returns:
+        [B, C, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
 
     Raises:
-        TypeError: where an argument is neither an integer nor a pair of integers.
-        ValueError: where a value is out of range, the window is even, or "same" meets a stride.
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
     """
-    size = _pair("kernel_size", kernel_size, 1)
-    if size[0] % 2 == 0 or size[1] % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, so that the window has a centre, got {size}")
-    steps, spread = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    if isinstance(padding, str):
-        if padding == "valid":
-            margin = (0, 0)
-        elif padding == "same":
-            if steps != (1, 1):
-                raise ValueError(f'padding="same" needs stride 1, got stride {steps}')
-            margin = (spread[0] * (size[0] // 2), spread[1] * (size[1] // 2))
-        else:
-            raise ValueError(f'padding must be an integer, a pair, "same" or "valid", got {padding!r}')
+    check_image("input", input)
+    check_tensor("kernel", kernel)
+    check_devices(input.device, {"kernel": kernel})
+    window = make_window(kernel_size, kernel_size if stride is None else stride, _no_word(padding), dilation)
+    if ceil_mode:
+        extra = window.ceil_padding(input.shape[2], input.shape[3])
+        input = F.pad(input, (0, extra[1], 0, extra[0])) if extra != (0, 0) else input
+    size = check_fits(window, input.shape[2], input.shape[3])
+    _check_kernel(kernel, input, window, size, channels=True)
+    result: Tensor = library.pacpool2d(input, kernel, window.stride, window.padding, window.dilation)
+    return result
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _placed(
+    guide: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    output_padding: IntOrPair,
+    dilation: IntOrPair,
+    *,
+    transposed: bool,
+    ceil_mode: bool,
+) -> tuple[Window, Pair, Pair]:
+    """The window, the input's height and width, and the rows and columns that `ceil_mode` adds."""
+    window = make_window(kernel_size, stride, _no_word(padding) if transposed else padding, dilation)
+    height, width = guide.shape[2:]
+    if not transposed:
+        if pair("output_padding", output_padding, 0) != (0, 0):
+            raise ValueError(f"output_padding must be 0 unless transposed=True, got {output_padding!r}")
+        extra = window.ceil_padding(height, width) if ceil_mode else (0, 0)
+        check_fits(window, height + extra[0], width + extra[1])
+        return window, (height, width), extra
+    if ceil_mode:
+        raise ValueError("ceil_mode must be False with transposed=True, got True")
+    ends = check_output_padding(output_padding, window)
+    image = []
+    for name, out, k, s, p, d, e in zip(("height", "width"), (height, width), *window, ends, strict=True):
+        spare = out - e - 1 - d * (k - 1) + 2 * p
+        if spare < 0 or spare % s:
+            raise ValueError(
+                f"guide must have the output's {name}, {s} * n + {out - spare} for an input of n + 1, got {out}"
+            )
+        image.append(spare // s + 1)
+    return window, (image[0], image[1]), (0, 0)
+
+
+def _counted(
+    kernel: Tensor,
+    mask: Tensor | None,
+    window: Window,
+    image: Pair,
+    extra: Pair,
+    *,
+    normalize_kernel: bool,
+    transposed: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """K with only the taps that count, and the output mask."""
+    size = (kernel.shape[4], kernel.shape[5])
+    inside = torch.ones(1, 1, *image, dtype=torch.bool, device=kernel.device)
+    possible = adapting.counted_taps(F.pad(inside, (0, extra[1], 0, extra[0])), window, size, transposed=transposed)
+    if mask is None:
+        return adapting.count(kernel, possible, possible, normalize=normalize_kernel), None
+    padded = F.pad(mask != 0, (0, extra[1], 0, extra[0]))
+    counts = adapting.counted_taps(padded, window, size, transposed=transposed)
+    output_mask = counts.flatten(2, 3).any(dim=2).to(mask.dtype)
+    return adapting.count(kernel, counts, possible, normalize=normalize_kernel), output_mask
+
+
+def _pooled(input: Tensor, kernel: Tensor, weight: Tensor, sliding: tuple[Pair, Pair, Pair]) -> Tensor:
+    """A filter shared by all channels is part of K."""
+    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        input = input.to(torch.get_autocast_dtype(input.device.type))  # as the other convolutions' input
+    filters = weight.to(kernel.dtype)[..., None, None]  # [1, 1, kh, kw, 1, 1]
+    result: Tensor = library.pacpool2d(input, kernel * filters, *sliding)
+    return result
+
+
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.to(x.dtype)[:, None, None]
+
+
+def _smoothing(name: str, given: Tensor | None, guide: Tensor) -> Tensor | None:
+    """The smoothing filter that a type stands for, or the one given in its place."""
+    smooth = adapting.smooth_type(name)
+    if given is None:
+        if smooth.learnable:
+            raise ValueError(f"smooth_kernel must be given for smooth_kernel_type {name!r}, got None")
+        return adapting.smoothing_filter(smooth, guide.device) if smooth.size else None
+    check_tensor("smooth_kernel", given)
+    check_devices(guide.device, {"smooth_kernel": given}, "guide")
+    expected = [1, 1, smooth.size, smooth.size]
+    if not smooth.size:
+        raise ValueError('smooth_kernel must be None for smooth_kernel_type "none", got a tensor')
+    if list(given.shape) != expected:
+        raise ValueError(f"smooth_kernel must be {expected} for smooth_kernel_type {name!r}, got {list(given.shape)}")
+    return given
+
+
+def _check_inverse(
+    name: str, number: Tensor, guide: Tensor, *, function: adapting.KernelType, channel_wise: bool
+) -> None:
+    check_tensor(name, number)
+    check_devices(guide.device, {name: number}, "guide")
+    if not function.inverse:
+        raise ValueError(f'{name} must be None for kernel_type "gaussian", got a tensor')
+    if number.numel() != 1 and not (channel_wise and list(number.shape) == [guide.shape[1]]):
+        expected = f"one number, or [{guide.shape[1]}]" if channel_wise else "one number"
+        raise ValueError(f"{name} must be {expected}, got {list(number.shape)}")
+
+
+def _check_conv(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    shared_filters: bool,
+    weight_shape: str,
+    out_groups: int | None = None,
+) -> tuple[int, int]:
+    """Checks that both convolutions share; the numbers of input and output channels."""
+    check_image("input", input)
+    check_tensor("kernel", kernel)
+    check_tensor("weight", weight)
+    if bias is not None:
+        check_tensor("bias", bias)
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be a positive integer, got {groups!r}")
+    others = {"kernel": kernel, "weight": weight} | ({} if bias is None else {"bias": bias})
+    check_devices(input.device, others)
+    if weight.dim() != 4:
+        raise ValueError(f"weight must be {weight_shape}, got {list(weight.shape)}")
+    c = input.shape[1]
+    if shared_filters:
+        if groups != 1:
+            raise ValueError(f"groups must be 1 with shared_filters=True, got {groups}")
+        if list(weight.shape[:2]) != [1, 1]:
+            raise ValueError(f"weight must be [1, 1, kh, kw] with shared_filters=True, got {list(weight.shape)}")
+        out_channels = c
     else:
-        margin = _pair("padding", padding, 0)
-    return Window(size, steps, margin, spread)
+        out_channels = weight.shape[0] if out_groups is None else weight.shape[1] * out_groups
+    if bias is not None and list(bias.shape) != [out_channels]:
+        raise ValueError(f"bias must be [{out_channels}], got {list(bias.shape)}")
+    if not torch.is_autocast_enabled(input.device.type):
+        for name, x in others.items():
+            if name != "kernel" and x.dtype != input.dtype:
+                raise TypeError(f"{name} must have the input's dtype {input.dtype}, got {x.dtype}")
+    return c, out_channels
 
 
-def _pair(name: str, value: IntOrPair, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
-        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    if min(pair) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return pair[0], pair[1]
+def _check_kernel_rank(kernel: Tensor) -> None:
+    check_tensor("kernel", kernel)
+    if kernel.dim() != 6:
+        raise ValueError(f"kernel must be [B, 1 or C, kh, kw, Ho, Wo], got {list(kernel.shape)}")
 
 
-def _check_tensor(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}")
+def _check_kernel(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> None:
+    b, c = input.shape[:2]
+    rest = [*window.kernel_size, *size]
+    shape = list(kernel.shape)
+    if shape == [b, 1, *rest] or (channels and shape == [b, c, *rest]):
+        return
+    width = f"1 or {c}" if channels else "1"
+    raise ValueError(
+        f"kernel must be [B, {'1 or C' if channels else '1'}, kh, kw, Ho, Wo] = "
+        f"[{b}, {width}, {', '.join(map(str, rest))}], got {shape}; make it with packernel2d from a guide of the "
+        "same size and the same window"
+    )
 
 
-def check_image(name: str, x: Tensor) -> None:
-    """Refuse what is no floating [batch, channels, height, width] tensor.
-
-    Raises:
-        TypeError: where `x` is no tensor, or not floating.
-        ValueError: where it has another rank.
-    """
-    _check_tensor(name, x)
-    if x.dim() != 4:
-        raise ValueError(f"{name} must be [batch, channels, height, width], got {list(x.shape)}")
-
-
-def _check_output_size(window: Window, shape: torch.Size) -> Pair:
-    ho, wo = window.output_size(shape[2], shape[3])
-    if ho < 1 or wo < 1:
-        raise ValueError(
-            f"the window {window.kernel_size} with dilation {window.dilation} and padding {window.padding} "
-            f"must fit the image, got {shape[2]} x {shape[3]}"
-        )
-    return ho, wo
+def _no_word(padding: Any) -> IntOrPair:
+    if isinstance(padding, str):
+        raise TypeError(f"padding must be an integer or a pair of integers, got {padding!r}")
+    both: IntOrPair = padding
+    return both

@@ -1,8 +1,10 @@
 """Where the taps of a sliding window fall: the one place that does this arithmetic."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
@@ -27,15 +29,69 @@ class Window(NamedTuple):
         )
         return rows, columns
 
+    def transposed_size(self, height: int, width: int, output_padding: Pair) -> Pair:
+        """Rows and columns of the transposed operator's output, as `torch.nn.ConvTranspose2d` counts them."""
+        sides = zip((height, width), *self, output_padding, strict=True)
+        rows, columns = ((size - 1) * s - 2 * p + d * (k - 1) + 1 + e for size, k, s, p, d, e in sides)
+        return rows, columns
+
+    def ceil_padding(self, height: int, width: int) -> Pair:
+        """Rows and columns to add at the bottom and the right for `torch.nn.AvgPool2d`'s `ceil_mode`."""
+        extra = []
+        for size, k, s, p, d in zip((height, width), *self, strict=True):
+            spare = size + 2 * p - d * (k - 1) - 1
+            windows = -(-spare // s) + 1
+            if (windows - 1) * s >= size + p:  # a window must start inside the image or its left padding
+                windows -= 1
+            extra.append(max(0, (windows - 1) * s - spare))
+        return extra[0], extra[1]
+
+    def on_output(self) -> "Window":
+        """The window of a transposed operator's adapting kernel: on the output's grid, one window a pixel."""
+        (kh, kw), (dy, dx) = self.kernel_size, self.dilation
+        return Window(self.kernel_size, (1, 1), (dy * (kh // 2), dx * (kw // 2)), self.dilation)
+
+
+def pad(x: Tensor, window: Window) -> Tensor:
+    """An image with the window's zero padding around it."""
+    rows, columns = window.padding
+    return x if window.padding == (0, 0) else F.pad(x, (columns, columns, rows, rows))
+
+
+def taps(padded: Tensor, window: Window, ho: int, wo: int) -> Iterator[tuple[int, int, Tensor]]:
+    """What one tap after the other sees of a padded image, as views: (i, j, [..., Ho, Wo])."""
+    (kh, kw), (sy, sx), _, (dy, dx) = window
+    for i in range(kh):
+        for j in range(kw):
+            rows = slice(i * dy, i * dy + (ho - 1) * sy + 1, sy)
+            columns = slice(j * dx, j * dx + (wo - 1) * sx + 1, sx)
+            yield i, j, padded[..., rows, columns]
+
+
+def all_taps(x: Tensor, window: Window) -> Tensor:
+    """What every tap sees, zero outside the image: [B, C, H, W] -> [B, C, kh, kw, Ho, Wo], kh * kw copies."""
+    size = window.output_size(x.shape[2], x.shape[3])
+    every = torch.stack([view for _, _, view in taps(pad(x, window), window, *size)], dim=2)
+    b, c = x.shape[:2]
+    return every.view(b, c, *window.kernel_size, *size)
+
+
+def spread(x: Tensor, window: Window, ho: int, wo: int) -> Tensor:
+    """Stride - 1 zeros between pixels, then padding: what a window of stride 1 and no padding slides over.
+
+    [B, C, H, W] -> [B, C, Ho + dy (kh - 1), Wo + dx (kw - 1)], for the transposed operator's output size.
+    """
+    (kh, kw), (sy, sx), (py, px), (dy, dx) = window
+    b, c, height, width = x.shape
+    inserted = x.new_zeros(b, c, max(0, (height - 1) * sy + 1), max(0, (width - 1) * sx + 1))
+    inserted[:, :, ::sy, ::sx] = x
+    top, left = dy * (kh - 1) - py, dx * (kw - 1) - px  # negative where the output is cropped
+    bottom = ho + dy * (kh - 1) - top - inserted.shape[2]
+    right = wo + dx * (kw - 1) - left - inserted.shape[3]
+    return F.pad(inserted, (left, right, top, bottom))
+
 
 def valid_taps(window: Window, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Which taps fall inside a `height` x `width` image: bool, [kh, kw, Ho, Wo]."""
-    inside = []
-    for axis, size in enumerate((height, width)):
-        out = window.output_size(height, width)[axis]
-        first = torch.arange(out, device=device) * window.stride[axis] - window.padding[axis]
-        taps = torch.arange(window.kernel_size[axis], device=device) * window.dilation[axis]
-        position = taps[:, None] + first[None, :]  # [k, out]
-        inside.append((position >= 0) & (position < size))
-    rows, columns = inside
-    return rows[:, None, :, None] & columns[None, :, None, :]
+    inside = torch.ones(1, 1, height, width, dtype=torch.bool, device=device)
+    return all_taps(inside, window)[0, 0]

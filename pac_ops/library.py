@@ -1,39 +1,56 @@
-"""`torch.library` registration: schema, kernel, fake, autograd and autocast of each operator, in one place.
+"""`torch.library` registration: schema, kernel, fake, autograd, vmap and autocast of each operator, in one place.
 
-The autograd functions save and call; the maths is in the backends. The operators are polynomials in their
-inputs (`squared_distance2d` is quadratic in the guide, `pacconv2d` linear in each of input, kernel and
-weight), so the backward of each backward is written with the operators themselves, and gradients of every
-order exist on every backend.
+The autograd functions save and call; the maths is in the backends. All but one of the operators are polynomials in
+their inputs (`squared_distance2d` is quadratic in the guide; the convolutions and the pooling are linear in each of
+input, kernel and weight), so the backward of each backward is written with the operators themselves, and gradients
+of every order exist on every backend. `centred_distance2d` has a kink where it is asymmetric; its second
+derivative is in `second_order`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pac_ops import backends
+from pac_ops import backends, batching, second_order
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Window
 
-_WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
-_library = torch.library.Library("pac_ops", "DEF")
-_library.define(f"squared_distance2d(Tensor guide, {_WINDOW}) -> Tensor")
-_library.define(f"squared_distance2d_backward(Tensor grad, Tensor guide, {_WINDOW}) -> Tensor")
-_CONV = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-_library.define(f"pacconv2d(Tensor input, Tensor kernel, Tensor weight, Tensor? bias, {_CONV}) -> Tensor")
+Ints = Sequence[int]
+
+_SLIDING = "int[2] stride, int[2] padding, int[2] dilation"
+_WINDOW = f"int[2] kernel_size, {_SLIDING}"
+_CONV = f"{_SLIDING}, int groups"
 # A gradient that `needs` leaves out comes back as an empty tensor: a schema cannot return None.
-_library.define(
-    f"pacconv2d_backward(Tensor grad, Tensor input, Tensor kernel, Tensor weight, {_CONV}, bool[3] needs)"
-    " -> (Tensor, Tensor, Tensor)"
+_CONV_BACKWARD = f"(Tensor grad, Tensor input, Tensor kernel, Tensor weight, {_CONV}, bool[3] needs)"
+_TWO = "(Tensor, Tensor)"
+_SCHEMAS = (
+    f"squared_distance2d(Tensor guide, {_WINDOW}) -> Tensor",
+    f"squared_distance2d_backward(Tensor grad, Tensor guide, {_WINDOW}) -> Tensor",
+    f"centred_distance2d(Tensor centre, Tensor guide, {_WINDOW}, bool asymmetric) -> Tensor",
+    f"centred_distance2d_backward(Tensor grad, Tensor centre, Tensor guide, {_WINDOW}, bool asymmetric) -> {_TWO}",
+    f"pacconv2d(Tensor input, Tensor kernel, Tensor weight, Tensor? bias, {_CONV}) -> Tensor",
+    f"pacconv2d_backward{_CONV_BACKWARD} -> (Tensor, Tensor, Tensor)",
+    f"pacconv_transpose2d(Tensor input, Tensor kernel, Tensor weight, Tensor? bias, {_CONV}) -> Tensor",
+    f"pacconv_transpose2d_backward{_CONV_BACKWARD} -> (Tensor, Tensor, Tensor)",
+    f"pacpool2d(Tensor input, Tensor kernel, {_SLIDING}) -> Tensor",
+    f"pacpool2d_backward(Tensor grad, Tensor input, Tensor kernel, {_SLIDING}, bool[2] needs) -> {_TWO}",
 )
+_library = torch.library.Library("pac_ops", "DEF")
+for _schema in _SCHEMAS:
+    _library.define(_schema)
 
 squared_distance2d = torch.ops.pac_ops.squared_distance2d.default
 squared_distance2d_backward = torch.ops.pac_ops.squared_distance2d_backward.default
+centred_distance2d = torch.ops.pac_ops.centred_distance2d.default
+centred_distance2d_backward = torch.ops.pac_ops.centred_distance2d_backward.default
 pacconv2d = torch.ops.pac_ops.pacconv2d.default
 pacconv2d_backward = torch.ops.pac_ops.pacconv2d_backward.default
-
-Ints = Sequence[int]
+pacconv_transpose2d = torch.ops.pac_ops.pacconv_transpose2d.default
+pacconv_transpose2d_backward = torch.ops.pac_ops.pacconv_transpose2d_backward.default
+pacpool2d = torch.ops.pac_ops.pacpool2d.default
+pacpool2d_backward = torch.ops.pac_ops.pacpool2d_backward.default
 
 
 def _window(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Window:
@@ -48,56 +65,80 @@ def _backend(x: Tensor) -> Any:
     return backends.load(backends.choose(x))
 
 
-@torch.library.impl(_library, "squared_distance2d", "CompositeExplicitAutograd")
-def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:
-    result: Tensor = _backend(guide).squared_distance2d(guide, _window(*window))
-    return result
+def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return torch.library.impl(_library, name, "CompositeExplicitAutograd")
 
 
-@torch.library.impl(_library, "squared_distance2d_backward", "CompositeExplicitAutograd")
-def _squared_distance2d_backward(grad: Tensor, guide: Tensor, *window: Ints) -> Tensor:
-    result: Tensor = _backend(guide).squared_distance2d_backward(grad, guide, _window(*window))
-    return result
+@_kernel("squared_distance2d")
+def _squared_distance2d(guide: Tensor, *window: Ints) -> Any:
+    return _backend(guide).squared_distance2d(guide, _window(*window))
 
 
-@torch.library.impl(_library, "pacconv2d", "CompositeExplicitAutograd")
-def _pacconv2d(
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-) -> Tensor:
-    window = _window(weight.shape[2:], stride, padding, dilation)
-    result: Tensor = _backend(input).pacconv2d(input, kernel, weight, bias, window, groups)
-    return result
+@_kernel("squared_distance2d_backward")
+def _squared_distance2d_backward(grad: Tensor, guide: Tensor, *window: Ints) -> Any:
+    return _backend(guide).squared_distance2d_backward(grad, guide, _window(*window))
 
 
-@torch.library.impl(_library, "pacconv2d_backward", "CompositeExplicitAutograd")
-def _pacconv2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    window = _window(weight.shape[2:], stride, padding, dilation)
-    gradients = _backend(input).pacconv2d_backward(grad, input, kernel, weight, window, groups, tuple(needs))
-    like = (input, kernel, weight)
+@_kernel("centred_distance2d")
+def _centred_distance2d(centre: Tensor, guide: Tensor, *window: Any) -> Any:
+    *sizes, asymmetric = window
+    return _backend(guide).centred_distance2d(centre, guide, _window(*sizes), asymmetric)
+
+
+@_kernel("centred_distance2d_backward")
+def _centred_distance2d_backward(grad: Tensor, centre: Tensor, guide: Tensor, *window: Any) -> Any:
+    *sizes, asymmetric = window
+    return _backend(guide).centred_distance2d_backward(grad, centre, guide, _window(*sizes), asymmetric)
+
+
+def _register_conv(name: str) -> None:
+    """Kernels of the two convolutions, which have one signature."""
+
+    @_kernel(name)
+    def forward(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Any:
+        *sliding, groups = window
+        run = getattr(_backend(input), name)
+        return run(input, kernel, weight, bias, _window(weight.shape[2:], *sliding), groups)
+
+    @_kernel(f"{name}_backward")
+    def backward(grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, *window: Any) -> Any:
+        *sliding, groups, needs = window
+        run = getattr(_backend(input), f"{name}_backward")
+        gradients = run(grad, input, kernel, weight, _window(weight.shape[2:], *sliding), groups, tuple(needs))
+        return _filled(gradients, (input, kernel, weight))
+
+
+_register_conv("pacconv2d")
+_register_conv("pacconv_transpose2d")
+
+
+@_kernel("pacpool2d")
+def _pacpool2d(input: Tensor, kernel: Tensor, *sliding: Ints) -> Any:
+    return _backend(input).pacpool2d(input, kernel, _window(kernel.shape[2:4], *sliding))
+
+
+@_kernel("pacpool2d_backward")
+def _pacpool2d_backward(grad: Tensor, input: Tensor, kernel: Tensor, *window: Any) -> Any:
+    *sliding, needs = window
+    sizes = _window(kernel.shape[2:4], *sliding)
+    gradients = _backend(input).pacpool2d_backward(grad, input, kernel, sizes, tuple(needs))
+    return _filled(gradients, (input, kernel))
+
+
+def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if g is None else g for g, x in zip(gradients, like, strict=True))
 
 
 # --- shapes without data ------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("pac_ops::squared_distance2d", lib=_library)
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    register: Callable[[Callable[..., Any]], Callable[..., Any]]
+    register = torch.library.register_fake(f"pac_ops::{name}", lib=_library)
+    return register
+
+
+@_fake("squared_distance2d")
 def _squared_distance2d_fake(guide: Tensor, *window: Ints) -> Tensor:
     w = _window(*window)
     b, _, height, width = guide.shape
@@ -105,43 +146,50 @@ def _squared_distance2d_fake(guide: Tensor, *window: Ints) -> Tensor:
     return guide.new_empty(size, dtype=accumulate_dtype(guide.dtype))
 
 
-@torch.library.register_fake("pac_ops::squared_distance2d_backward", lib=_library)
+@_fake("squared_distance2d_backward")
 def _squared_distance2d_backward_fake(grad: Tensor, guide: Tensor, *window: Ints) -> Tensor:
     return guide.new_empty(guide.shape)
 
 
-@torch.library.register_fake("pac_ops::pacconv2d", lib=_library)
-def _pacconv2d_fake(
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
+@_fake("centred_distance2d")
+def _centred_distance2d_fake(centre: Tensor, guide: Tensor, kernel_size: Ints, *window: Any) -> Tensor:
+    b, _, ho, wo = centre.shape
+    return guide.new_empty((b, 1, *kernel_size, ho, wo), dtype=accumulate_dtype(guide.dtype))
+
+
+@_fake("centred_distance2d_backward")
+def _centred_distance2d_backward_fake(
+    grad: Tensor, centre: Tensor, guide: Tensor, *window: Any
+) -> tuple[Tensor, Tensor]:
+    return centre.new_empty(centre.shape), guide.new_empty(guide.shape)
+
+
+@_fake("pacconv2d")
+def _pacconv2d_fake(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    return input.new_empty((input.shape[0], weight.shape[0], *kernel.shape[4:]))
+
+
+@_fake("pacconv_transpose2d")
+def _pacconv_transpose2d_fake(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any
 ) -> Tensor:
-    window = _window(weight.shape[2:], stride, padding, dilation)
-    b, _, height, width = input.shape
-    return input.new_empty((b, weight.shape[0], *window.output_size(height, width)))
+    *_, groups = window
+    return input.new_empty((input.shape[0], weight.shape[1] * groups, *kernel.shape[4:]))
 
 
-@torch.library.register_fake("pac_ops::pacconv2d_backward", lib=_library)
-def _pacconv2d_backward_fake(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape if need else 0) for need, x in zip(needs, (input, kernel, weight), strict=True))
+@_fake("pacpool2d")
+def _pacpool2d_fake(input: Tensor, kernel: Tensor, *sliding: Ints) -> Tensor:
+    return input.new_empty((*input.shape[:2], *kernel.shape[4:]))
 
 
-# --- autograd -----------------------------------------------------------------------------------------
+def _register_backward_fake(name: str, operands: int) -> None:
+    @_fake(f"{name}_backward")
+    def fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        *_, needs = arguments
+        return tuple(x.new_empty(x.shape if need else 0) for need, x in zip(needs, arguments[:operands], strict=True))
+
+
+# --- autograd: distances ------------------------------------------------------------------------------
 
 
 def _distance_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -174,84 +222,142 @@ def _distance_backward_vjp(ctx: Any, vector: Tensor) -> tuple[Any, ...]:
     return grad_grad, grad_guide, None, None, None, None
 
 
-def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, kernel, weight, _bias, *ctx.window = inputs
-    ctx.save_for_backward(input, kernel, weight)
+def _centred_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    centre, guide, *ctx.window = inputs
+    ctx.save_for_backward(centre, guide)
 
 
-def _conv_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    input, kernel, weight = ctx.saved_tensors
-    needs_bias = ctx.needs_input_grad[3]
-    needs = ctx.needs_input_grad[:3]
-    gradients: tuple[Tensor | None, ...] = (None, None, None)
-    if any(needs):
-        gradients = _conv_gradients(grad, input, kernel, weight, ctx.window, needs)
-    grad_bias = grad.sum(dim=(0, 2, 3)) if needs_bias else None
-    return *gradients, grad_bias, None, None, None, None
+def _centred_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    centre, guide = ctx.saved_tensors
+    return *centred_distance2d_backward(grad, centre, guide, *ctx.window), *(None,) * 5
 
 
-def _conv_gradients(
-    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Sequence[Any], needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    gradients = pacconv2d_backward(grad, input, kernel, weight, *window, list(needs))
-    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+def _centred_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, centre, guide, *window = inputs
+    *sizes, ctx.asymmetric = window
+    ctx.window = _window(*sizes)
+    ctx.save_for_backward(grad, centre, guide)
 
 
-def _conv_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad, input, kernel, weight, *ctx.window, ctx.needs = inputs
-    ctx.save_for_backward(grad, input, kernel, weight)
-
-
-def _conv_backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
-    # With F(v, K, W) linear in each and g the incoming gradient, the three outputs are the derivatives of
-    # S = <g, F(v, K, W)>. For vectors (a, b, c) against them, the scalar to differentiate is
-    # <g, F(a, K, W) + F(v, b, W) + F(v, K, c)>: the same operator with one argument replaced, three times.
-    grad, input, kernel, weight = ctx.saved_tensors
-    operands = (input, kernel, weight)
-    wanted = ctx.needs_input_grad[:4]
-    totals: list[Tensor | None] = [None, None, None, None]
-
-    def accumulate(slot: int, value: Tensor | None) -> None:
-        if value is not None:
-            total = totals[slot]
-            totals[slot] = value if total is None else total + value
-
-    for slot, (vector, given) in enumerate(zip(vectors, ctx.needs, strict=True)):
-        if not given:
-            continue
-        v, k_ij, w = (vector if k == slot else x for k, x in enumerate(operands))
-        if wanted[0]:
-            accumulate(0, pacconv2d(v, k_ij, w, None, *ctx.window))
-        needs = [k != slot and wanted[k + 1] for k in range(3)]
-        if any(needs):
-            for k, value in enumerate(_conv_gradients(grad, v, k_ij, w, ctx.window, needs)):
-                accumulate(k + 1, value)
-    return *totals, None, None, None, None, None
+def _centred_backward_vjp(ctx: Any, centre_vector: Tensor, guide_vector: Tensor) -> tuple[Any, ...]:
+    grad, centre, guide = ctx.saved_tensors
+    gradients = second_order.centred_distance2d(
+        grad, centre, guide, centre_vector, guide_vector, ctx.window, ctx.asymmetric
+    )
+    return *gradients, *(None,) * 5
 
 
 for _name, _vjp, _setup in (
     ("squared_distance2d", _distance_vjp, _distance_setup),
     ("squared_distance2d_backward", _distance_backward_vjp, _distance_backward_setup),
-    ("pacconv2d", _conv_vjp, _conv_setup),
-    ("pacconv2d_backward", _conv_backward_vjp, _conv_backward_setup),
+    ("centred_distance2d", _centred_vjp, _centred_setup),
+    ("centred_distance2d_backward", _centred_backward_vjp, _centred_backward_setup),
 ):
     torch.library.register_autograd(f"pac_ops::{_name}", _vjp, setup_context=_setup, lib=_library)
+
+
+# --- autograd: the operators that are linear in each of their operands --------------------------------------
+
+
+def _register_multilinear(name: str, operands: int, *, bias: bool) -> None:
+    """Autograd of F(x_1, ..., x_n[, bias], *window) and of its backward, for an F linear in each x."""
+    run: Callable[..., Tensor] = getattr(torch.ops.pac_ops, name).default
+    run_backward: Callable[..., Sequence[Tensor]] = getattr(torch.ops.pac_ops, f"{name}_backward").default
+    biases = (None,) * bias
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:operands])
+        ctx.window = inputs[operands + bias :]
+
+    def gradients(
+        grad: Tensor, xs: Sequence[Tensor], window: Sequence[Any], needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        found = run_backward(grad, *xs, *window, list(needs))
+        return tuple(g if need else None for g, need in zip(found, needs, strict=True))
+
+    def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad[:operands]
+        found: tuple[Tensor | None, ...] = (None,) * operands
+        if any(needs):
+            found = gradients(grad, ctx.saved_tensors, ctx.window, needs)
+        if bias:
+            found = *found, grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[operands] else None
+        return *found, *(None,) * len(ctx.window)
+
+    def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[: operands + 1])
+        *ctx.window, ctx.needs = inputs[operands + 1 :]
+
+    def backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
+        # With g the incoming gradient, the outputs are the derivatives of S = <g, F(x_1, ..., x_n)>. For vectors a_k
+        # against them, the scalar to differentiate is <g, sum_k F(..., a_k in x_k's place, ...)>: the same operator
+        # with one operand replaced, n times.
+        grad, *xs = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[: operands + 1]
+        totals: list[Tensor | None] = [None] * (operands + 1)
+
+        def accumulate(slot: int, value: Tensor | None) -> None:
+            if value is not None:
+                total = totals[slot]
+                totals[slot] = value if total is None else total + value
+
+        for slot, (vector, given) in enumerate(zip(vectors, ctx.needs, strict=True)):
+            if not given:
+                continue
+            replaced = [vector if k == slot else x for k, x in enumerate(xs)]
+            if wanted[0]:
+                accumulate(0, run(*replaced, *biases, *ctx.window))
+            needs = [k != slot and wanted[k + 1] for k in range(operands)]
+            if any(needs):
+                for k, value in enumerate(gradients(grad, replaced, ctx.window, needs)):
+                    accumulate(k + 1, value)
+        return *totals, *(None,) * (len(ctx.window) + 1)
+
+    torch.library.register_autograd(f"pac_ops::{name}", vjp, setup_context=setup, lib=_library)
+    torch.library.register_autograd(
+        f"pac_ops::{name}_backward", backward_vjp, setup_context=backward_setup, lib=_library
+    )
+
+
+for _name, _operands, _bias in (("pacconv2d", 3, True), ("pacconv_transpose2d", 3, True), ("pacpool2d", 2, False)):
+    _register_backward_fake(_name, _operands)
+    _register_multilinear(_name, _operands, bias=_bias)
+
+
+# --- vmap: fold the mapped dimension into the batch, or loop where an operand without a batch is mapped --------
+
+for _name, _shared in (
+    ("squared_distance2d", ()),
+    ("squared_distance2d_backward", ()),
+    ("centred_distance2d", ()),
+    ("centred_distance2d_backward", ()),
+    ("pacconv2d", (2, 3)),
+    ("pacconv2d_backward", (3,)),
+    ("pacconv_transpose2d", (2, 3)),
+    ("pacconv_transpose2d_backward", (3,)),
+    ("pacpool2d", ()),
+    ("pacpool2d_backward", ()),
+):
+    _operator = getattr(torch.ops.pac_ops, _name).default
+    torch.library.register_vmap(f"pac_ops::{_name}", batching.rule(_operator, _shared), lib=_library)
 
 
 # --- autocast: input, weight and bias as the stock convolution's; K stays float32 -----------------------
 
 
-def _register_autocast(device_type: str, key: str) -> None:
+def _register_autocast(name: str, device_type: str, key: str) -> None:
+    run = getattr(torch.ops.pac_ops, name).default
+
     def narrow(x: Tensor | None) -> Tensor | None:
         if x is None or not x.is_floating_point() or x.dtype == torch.float64:
             return x
         return x.to(torch.get_autocast_dtype(device_type))
 
-    def pacconv2d_autocast(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Any:
+    def autocast(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Any:
         with torch.autocast(device_type, enabled=False):
-            return pacconv2d(narrow(input), kernel, narrow(weight), narrow(bias), *window)
+            return run(narrow(input), kernel, narrow(weight), narrow(bias), *window)
 
-    _library.impl("pacconv2d", pacconv2d_autocast, key)
+    _library.impl(name, autocast, key)
 
 
 for _device, _key in (
@@ -260,4 +366,5 @@ for _device, _key in (
     ("xpu", "AutocastXPU"),
     ("mps", "AutocastMPS"),
 ):
-    _register_autocast(_device, _key)
+    for _name in ("pacconv2d", "pacconv_transpose2d"):
+        _register_autocast(_name, _device, _key)

@@ -27,7 +27,7 @@ def vgg():
 def spelt_out_deviation(guide, scale, size):
     """Mean of 1 - K over off-centre taps inside the image, tap by tap."""
     resized = torch.nn.functional.interpolate(guide, size, mode="bilinear", align_corners=False)
-    k = pac_ops.packernel2d(scale * resized.double(), 3, padding=1)
+    k = pac_ops.packernel2d(scale * resized.double(), padding=1)[0]
     values = []
     for i in range(3):
         for j in range(3):

@@ -8,65 +8,125 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import pac_ops
-from pac_ops import PacConv2d
+from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d
 from pac_ops.backends import BACKENDS
 
 OPS = torch.ops.pac_ops
 CONFIGS = [
     ([1, 1], [1, 1], [1, 1], 1),
-    ([2, 1], [0, 2], [1, 2], 2),
+    ([2, 1], [1, 2], [1, 2], 2),
 ]
 
 
-def tensors(config, *, requires_grad=True, dtype=torch.float64):
+def tensors(config, size, dtype):
     stride, padding, dilation, groups = config
-    v = torch.randn(2, 2, 5, 6, dtype=dtype)
-    f = torch.randn(2, 2, 5, 6, dtype=dtype) / 2
+    v = torch.randn(size[0], 2, *size[1:], dtype=dtype)
+    f = torch.randn(size[0], 2, *size[1:], dtype=dtype) / 2
     w = torch.randn(4, 2 // groups, 3, 3, dtype=dtype)
     b = torch.randn(4, dtype=dtype)
-    k = pac_ops.packernel2d(f, 3, tuple(stride), tuple(padding), tuple(dilation))
-    g = torch.randn(2, 4, *k.shape[-2:], dtype=dtype)
-    return tuple(t.detach().requires_grad_(requires_grad) for t in (v, f, k, w, b, g))
+    k = pac_ops.packernel2d(f, None, 3, tuple(stride), tuple(padding), dilation=tuple(dilation))[0]
+    g = torch.randn(size[0], 4, *k.shape[-2:], dtype=dtype)
+    c = torch.randn(size[0], 2, *k.shape[-2:], dtype=dtype)
+    over = torch.rand(size[0], 1, 3, 3, *size[1:], dtype=k.dtype)
+    return tuple(t.detach().requires_grad_() for t in (v, f, c, k, over, w, b, g))
+
+
+def arguments(op, config, size, dtype):
+    """Example calls of a registered operator, every tensor requiring its gradient."""
+    v, f, c, k, over, w, b, g = tensors(config, size, dtype)
+    *window, groups = config
+    sizes = [[3, 3], *window]
+    turned = w.detach().transpose(0, 1).reshape(4, 2 // groups, 3, 3).contiguous().requires_grad_()
+    all_needs = [[True, True, True], [False, True, False], [True, False, True]]
+    match op:
+        case "squared_distance2d":
+            return [(f, *sizes)]
+        case "squared_distance2d_backward":
+            return [(k, f, *sizes)]
+        case "centred_distance2d":
+            return [(c, f, *sizes, asymmetric) for asymmetric in (False, True)]
+        case "centred_distance2d_backward":
+            return [(k, c, f, *sizes, asymmetric) for asymmetric in (False, True)]
+        case "pacconv2d":
+            return [(v, k, w, b, *window, groups), (v, k, w, None, *window, groups)]
+        case "pacconv2d_backward":
+            return [(g, v, k, w, *window, groups, needs) for needs in all_needs]
+        case "pacconv_transpose2d":  # from g's size back to v's
+            bias = b.detach()[:2].requires_grad_()
+            return [(g, over, turned, bias, *window, groups), (g, over, turned, None, *window, groups)]
+        case "pacconv_transpose2d_backward":
+            return [(v, g, over, turned, *window, groups, needs) for needs in all_needs]
+        case "pacpool2d":
+            by_channel = k.detach().repeat(1, 2, 1, 1, 1, 1).requires_grad_()
+            return [(v, k, *window), (v, by_channel, *window)]
+        case "pacpool2d_backward":
+            return [(g[:, :2], v, k, *window, needs) for needs in ([True, True], [False, True], [True, False])]
+    raise AssertionError(f"{op} is registered and has no example here")
+
+
+REGISTERED = sorted(
+    schema.name.removeprefix("pac_ops::")
+    for schema in torch._C._jit_get_all_schemas()
+    if schema.name.startswith("pac_ops::")
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_opcheck_every_op(config, dtype):
-    v, f, k, w, b, g = tensors(config, dtype=dtype)
-    *window, groups = config
-    size = [3, 3]
-    assert k.dtype == torch.float32
-    torch.library.opcheck(OPS.squared_distance2d.default, (f, size, *window))
-    torch.library.opcheck(OPS.squared_distance2d_backward.default, (k, f, size, *window))
-    torch.library.opcheck(OPS.pacconv2d.default, (v, k, w, b, *window, groups))
-    torch.library.opcheck(OPS.pacconv2d.default, (v, k, w, None, *window, groups))
-    for needs in ([True, True, True], [False, True, False], [True, False, True]):
-        torch.library.opcheck(OPS.pacconv2d_backward.default, (g, v, k, w, *window, groups, needs))
-
-
-def test_every_registered_op_is_checked():
-    """A new op must be added to the test above."""
-    schemas = [schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("pac_ops::")]
-    assert {name.removeprefix("pac_ops::") for name in schemas} == {
-        "squared_distance2d",
-        "squared_distance2d_backward",
-        "pacconv2d",
-        "pacconv2d_backward",
-    }
+@pytest.mark.parametrize("op", REGISTERED)
+def test_opcheck_every_op(op, config, dtype):
+    for call in arguments(op, config, (2, 5, 6), dtype):
+        torch.library.opcheck(getattr(OPS, op).default, call)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_gradients_of_first_and_second_order(config, backend):
-    v, f, _, w, b, _ = tensors(config)
-    *window, groups = (tuple(x) if isinstance(x, list) else x for x in config)
+@pytest.mark.parametrize("op", [name for name in REGISTERED if not name.endswith("_backward")])
+def test_gradients_of_first_and_second_order(op, config, backend):
+    for call in arguments(op, config, (1, 3, 4) if config[-1] == 1 else (2, 3, 2), torch.float64):
+        tensors = [x for x in call if isinstance(x, torch.Tensor)]
 
-    def layer(v, f, w, b):
-        return pac_ops.pacconv2d(v, pac_ops.packernel2d(f, 3, *window), w, b, *window, groups)
+        def run(*values, call=call):
+            given = iter(values)
+            return getattr(OPS, op).default(*(next(given) if isinstance(x, torch.Tensor) else x for x in call))
 
-    with pac_ops.use_backend(backend):
-        assert gradcheck(layer, (v, f, w, b))
-        assert gradgradcheck(layer, (v, f, w, b))
+        with pac_ops.use_backend(backend):
+            assert gradcheck(run, tensors)
+            assert gradgradcheck(run, tensors)
+
+
+LAYERS = {
+    "conv": lambda: PacConv2d(2, 2, 3, padding=1),
+    "conv, inverse, smoothed": lambda: PacConv2d(
+        2, 1, 3, padding=1, kernel_type="inv_0.2_0.7_asym", smooth_kernel_type="full_3"
+    ),
+    "conv, shared, normalised": lambda: PacConv2d(2, 2, 3, padding=1, shared_filters=True, normalize_kernel=True),
+    "transposed": lambda: PacConvTranspose2d(2, 2, 3, 2, 1, 1, groups=2),
+    "transposed, inverse, normalised": lambda: PacConvTranspose2d(
+        2, 1, 3, 2, 1, 1, kernel_type="inv_0.2_0.7", normalize_kernel=True
+    ),
+    "pooling": lambda: PacPool2d(3, 1, 1),
+    "pooling, channel-wise, inverse": lambda: PacPool2d(
+        3, 2, 1, kernel_type="inv_0.2_0.7", channel_wise=True, channels=2, smooth_kernel_type="full_3"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_layers_of_first_and_second_order(name):
+    """Of input, guide and every learnable number, with a mask that leaves out some pixels."""
+    layer = LAYERS[name]().double()
+    names, parameters = zip(*layer.named_parameters(), strict=True) if list(layer.parameters()) else ((), ())
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    size = 8 if isinstance(layer, PacConvTranspose2d) else 4
+    guide = torch.randn(1, 2, size, size, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(1, 1, 4, 4) > 0.2
+
+    def run(x, guide, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, guide, None, mask))[0]
+
+    assert gradcheck(run, (x, guide, *parameters))
+    assert gradgradcheck(run, (x, guide, *parameters))
 
 
 def test_gradient_of_third_order():
@@ -74,7 +134,7 @@ def test_gradient_of_third_order():
     w = torch.randn(1, 1, 3, 3, dtype=torch.float64)
 
     def total(x):  # x is input and guide at once
-        return pac_ops.pacconv2d(x, pac_ops.packernel2d(x, 3, padding=1), w, padding=1).sum()
+        return pac_ops.pacconv2d(x, pac_ops.packernel2d(x, padding=1)[0], w, padding=1).sum()
 
     def second(x):
         (first,) = torch.autograd.grad(total(x), x, create_graph=True)
@@ -134,7 +194,7 @@ def test_autocast_narrows_all_but_k(compiled):
     run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
     expected = layer(x, f)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert pac_ops.packernel2d(f.bfloat16(), 3).dtype == torch.float32
+        assert pac_ops.packernel2d(f.bfloat16())[0].dtype == torch.float32
         out = run(x, f)
         assert out.dtype == torch.bfloat16
         assert nn_conv_dtype(x) == torch.bfloat16  # as the stock convolution's
@@ -170,7 +230,7 @@ def test_no_copies_of_all_taps():
     x = torch.randn(1, 16, 256, 256, requires_grad=True)
     f = torch.randn(1, 4, 256, 256)
     w = torch.randn(16, 16, 5, 5, requires_grad=True)
-    kernel = pac_ops.packernel2d(f, 5, padding=2)
+    kernel = pac_ops.packernel2d(f, None, 5, padding=2)[0]
     largest = 0
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         pac_ops.pacconv2d(x, kernel, w, padding=2).sum().backward()

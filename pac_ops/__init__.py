@@ -1,6 +1,13 @@
 """Pixel-adaptive convolution operators for PyTorch (Su et al., CVPR 2019). Depends on torch alone."""
 
 from pac_ops.backends import use_backend
+from pac_ops.filters import (
+    bilateral_filter,
+    detail_preserving_pool2d,
+    dynamic_filter2d,
+    joint_bilateral_filter,
+    joint_bilateral_upsample,
+)
 from pac_ops.functional import (
     mask_kernel2d,
     pacconv2d,
@@ -15,6 +22,11 @@ __all__ = [
     "PacConv2d",
     "PacConvTranspose2d",
     "PacPool2d",
+    "bilateral_filter",
+    "detail_preserving_pool2d",
+    "dynamic_filter2d",
+    "joint_bilateral_filter",
+    "joint_bilateral_upsample",
     "mask_kernel2d",
     "pacconv2d",
     "pacconv_transpose2d",

@@ -1,0 +1,282 @@
+"""What pixel-adaptive convolution generalises, as small functions over the same operators."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.functional import packernel2d, pacpool2d
+from pac_ops.geometry import Pair
+
+FloatOrPair = float | tuple[float, float]
+_BORDERS = ("reflect", "replicate", "circular", "constant")
+
+
+def bilateral_filter(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    sigma_color: float | Tensor,
+    sigma_space: FloatOrPair,
+    border_type: str = "reflect",
+) -> Tensor:
+    """Smooth an image where its colours are alike (Tomasi and Manduchi, ICCV 1998).
+
+    See `joint_bilateral_filter`, here with the image as its own guide.
+    """
+    return joint_bilateral_filter(input, input, kernel_size, sigma_color, sigma_space, border_type)
+
+
+def joint_bilateral_filter(
+    input: Tensor,
+    guide: Tensor,
+    kernel_size: IntOrPair,
+    sigma_color: float | Tensor,
+    sigma_space: FloatOrPair,
+    border_type: str = "reflect",
+) -> Tensor:
+    """Smooth an image where a guide is alike (Petschnigg et al., SIGGRAPH 2004).
+
+    v'_i = sum_j w_ij v_j / sum_j w_ij with
+    w_ij = exp(-||f_i - f_j||^2 / (2 sigma_color^2)) exp(-|i - j|^2 / (2 sigma_space^2)): normalised PAC pooling with
+    position as a part of the guide. Distances between colours are Euclidean.
+
+    Args:
+        input: v, [B, C, H, W], any floating dtype.
+        guide: f, [B, G, H, W].
+        kernel_size: the window, odd in both directions.
+        sigma_color: in the guide's unit; a number, or a tensor with one number or B of them.
+        sigma_space: in pixels, a number or a (vertical, horizontal) pair.
+        border_type: what lies outside the image: "reflect", "replicate", "circular" or "constant" (zeros).
+
+    Returns:
+        [B, C, H, W], in the input's dtype.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_image("input", input)
+    _check_guide(guide, input, input.shape[2], input.shape[3])
+    window = make_window(kernel_size, 1, "same", 1)
+    if border_type not in _BORDERS:
+        raise ValueError(f"border_type must be one of {', '.join(_BORDERS)}, got {border_type!r}")
+    (rows, columns), shape = window.padding, guide.shape
+    if border_type == "reflect" and (rows >= shape[2] or columns >= shape[3]):
+        raise ValueError(
+            f"kernel_size must be at most twice the image's height and width less 1 with border_type "
+            f'"reflect", got {window.kernel_size} for {shape[2]} x {shape[3]}'
+        )
+    around = (columns, columns, rows, rows)
+    seen, colours = (F.pad(x, around, mode=border_type) for x in (input, _scaled(guide, sigma_color)))
+    kernel, _ = packernel2d(colours, kernel_size=window.kernel_size)
+    kernel = kernel * _gaussian_window(window.kernel_size, _sigmas(sigma_space), kernel)
+    kernel = kernel / kernel.sum(dim=(2, 3), keepdim=True)
+    return pacpool2d(seen, kernel, window.kernel_size, stride=1)
+
+
+def joint_bilateral_upsample(
+    input: Tensor,
+    guide: Tensor,
+    sigma_color: float | Tensor,
+    sigma_space: FloatOrPair = 1.0,
+    kernel_size: IntOrPair = 5,
+) -> Tensor:
+    """Enlarge a coarse map to the size of a guide, along the guide's edges (Kopf et al., SIGGRAPH 2007).
+
+    out_i = sum_j w_ij K(f_i, g_j) v_j / sum_j w_ij K(f_i, g_j) over the coarse pixels around fine pixel i, with K the
+    gaussian kernel of f / sigma_color, f the guide, g its area average at the coarse size, and w a Gaussian of
+    the distance in coarse pixels (pixel centres as in `interpolate(align_corners=False)`). Any factor, whole or not,
+    different in the two directions. Where every K of a window underflows, w alone decides.
+
+    Args:
+        input: v, [B, C, h, w], any floating dtype.
+        guide: f, [B, G, H, W], at least as large.
+        sigma_color: in the guide's unit; a number, or a tensor with one number or B of them.
+        sigma_space: in coarse pixels, a number or a (vertical, horizontal) pair.
+        kernel_size: the window, in coarse pixels, odd in both directions.
+
+    Returns:
+        [B, C, H, W], in the input's dtype.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_image("input", input)
+    check_image("guide", guide)
+    coarse, fine = (input.shape[2], input.shape[3]), (guide.shape[2], guide.shape[3])
+    if fine[0] < coarse[0] or fine[1] < coarse[1]:
+        raise ValueError(f"guide must be at least as large as the input, {list(coarse)}, got {list(fine)}")
+    _check_guide(guide, input, *fine)
+    window, sigmas = make_window(kernel_size, 1, "same", 1), _sigmas(sigma_space)
+    f = _scaled(guide, sigma_color)
+    g = F.interpolate(f, size=coarse, mode="area")
+    v = input.to(f.dtype)
+    rows, columns = (
+        _coarse_taps(k, s, c, n, f) for k, s, c, n in zip(window.kernel_size, sigmas, coarse, fine, strict=True)
+    )
+    taps = [(row, column) for row in rows for column in columns]
+    exponents = torch.stack([_exponent(f, g, row, column) for row, column in taps], dim=1)  # [B, taps, H, W]
+    # A softmax over the taps is the same quotient, and cannot be 0 / 0.
+    shares = torch.softmax(exponents, dim=1)
+    out = v.new_zeros(*v.shape[:2], *fine)
+    for n, (row, column) in enumerate(taps):
+        out = out + shares[:, n, None] * v.index_select(2, row[0]).index_select(3, column[0])
+    return out.to(input.dtype)
+
+
+def detail_preserving_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair = 3,
+    stride: IntOrPair = 2,
+    padding: IntOrPair = 1,
+    alpha: float | Tensor = 0.0,
+    lambda_: float | Tensor = 1.0,
+    asymmetric: bool = False,
+    smooth_kernel_type: str = "gaussian",
+) -> Tensor:
+    """Pool with more weight on what stands out (Saeedan et al., CVPR 2018).
+
+    v'_i = sum_j w_ij v_j / sum_j w_ij, w_ij = alpha + (d_ij^2 + 1e-4)^(lambda / 2), with d_ij = v_j less the smoothed
+    input at i, clipped below at 0 where asymmetric; each channel by itself. lambda = 0 is average pooling.
+
+    Args:
+        input: v, [B, C, H, W], any floating dtype.
+        kernel_size: the window, odd in both directions.
+        stride: as in `torch.nn.AvgPool2d`.
+        padding: as in `torch.nn.AvgPool2d`; pixels outside the image do not count.
+        alpha: a number, or a tensor with one number or C of them (learnable).
+        lambda_: likewise.
+        asymmetric: only what is brighter than its surroundings stands out.
+        smooth_kernel_type: as in `packernel2d`.
+
+    Returns:
+        [B, C, Ho, Wo], in the input's dtype.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_image("input", input)
+    wide = accumulate_dtype(input.dtype)
+    numbers = [torch.as_tensor(x, dtype=wide, device=input.device) for x in (alpha, lambda_)]
+    kernel, _ = packernel2d(
+        input,
+        None,
+        kernel_size,
+        stride,
+        padding,
+        kernel_type="inv_0_1_asym" if asymmetric else "inv_0_1",
+        smooth_kernel_type=smooth_kernel_type,
+        inv_alpha=numbers[0],
+        inv_lambda=numbers[1],
+        channel_wise=True,
+        normalize_kernel=True,
+    )
+    return pacpool2d(input, kernel, kernel_size, stride, padding)
+
+
+def dynamic_filter2d(
+    input: Tensor,
+    filters: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = "same",
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    """Filter every pixel with its own filter, as a network predicted it (Jia et al., NeurIPS 2016).
+
+    v'_i = sum_j F_i[p_j - p_i] v_j: PAC pooling with K given, in dynamic filter networks' local filtering.
+
+    Args:
+        input: v, [B, C, H, W], any floating dtype.
+        filters: [B, kh * kw, Ho, Wo], one filter a pixel, for every channel; or [B, C * kh * kw, Ho, Wo], one a pixel
+            and channel, channels first (`unfold`'s order). Taps go row by row. They are used as they are.
+        kernel_size: the window, odd in both directions.
+        stride: as in `torch.nn.Conv2d`.
+        padding: as in `torch.nn.Conv2d`, "same" and "valid" included.
+        dilation: as in `torch.nn.Conv2d`.
+
+    Returns:
+        [B, C, Ho, Wo], in the input's dtype.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_image("input", input)
+    check_image("filters", filters)
+    check_devices(input.device, {"filters": filters})
+    window = make_window(kernel_size, stride, padding, dilation)
+    taps, (b, c) = math.prod(window.kernel_size), input.shape[:2]
+    size = window.output_size(input.shape[2], input.shape[3])
+    shape = list(filters.shape)
+    if shape not in ([b, taps, *size], [b, c * taps, *size]):
+        raise ValueError(
+            f"filters must be [B, kh * kw, Ho, Wo] = {[b, taps, *size]} or [B, C * kh * kw, Ho, Wo] = "
+            f"{[b, c * taps, *size]}, got {shape}"
+        )
+    kernel = filters.reshape(b, shape[1] // taps, *window.kernel_size, *size)
+    return pacpool2d(input, kernel, window.kernel_size, window.stride, window.padding, window.dilation)
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _check_guide(guide: Tensor, input: Tensor, height: int, width: int) -> None:
+    check_image("guide", guide)
+    check_devices(input.device, {"guide": guide})
+    if guide.shape[0] != input.shape[0] or guide.shape[2] != height or guide.shape[3] != width:
+        raise ValueError(
+            f"guide must be [B, G, H, W] = [{input.shape[0]}, G, {height}, {width}], got {list(guide.shape)}"
+        )
+
+
+def _scaled(guide: Tensor, sigma: float | Tensor) -> Tensor:
+    """The guide over sigma, as wide as distances are taken."""
+    wide = accumulate_dtype(guide.dtype)
+    if not isinstance(sigma, Tensor):
+        if not sigma > 0:
+            raise ValueError(f"sigma_color must be positive, got {sigma!r}")
+        return guide.to(wide) / sigma
+    if sigma.numel() not in (1, guide.shape[0]):
+        raise ValueError(f"sigma_color must hold 1 number or {guide.shape[0]}, got {list(sigma.shape)}")
+    return guide.to(wide) / sigma.to(wide).reshape(-1, 1, 1, 1)
+
+
+def _sigmas(sigma_space: FloatOrPair) -> tuple[float, float]:
+    both = tuple(sigma_space) if isinstance(sigma_space, (tuple, list)) else (sigma_space, sigma_space)
+    if len(both) != 2 or not all(isinstance(s, (int, float)) and s > 0 for s in both):
+        raise ValueError(f"sigma_space must be a positive number or a pair of them, got {sigma_space!r}")
+    return both[0], both[1]
+
+
+def _gaussian_window(kernel_size: Pair, sigmas: tuple[float, float], like: Tensor) -> Tensor:
+    """exp(-|i - j|^2 / (2 sigma^2)) of every tap: [1, 1, kh, kw, 1, 1]."""
+    sides = [
+        torch.exp(-0.5 * ((torch.arange(k, device=like.device, dtype=like.dtype) - k // 2) / s) ** 2)
+        for k, s in zip(kernel_size, sigmas, strict=True)
+    ]
+    return torch.outer(sides[0], sides[1])[None, None, :, :, None, None]
+
+
+def _coarse_taps(kernel_size: int, sigma: float, coarse: int, fine: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Along one axis and for each tap: which coarse pixel each fine one sees, and its log weight (-inf: none)."""
+    position = (torch.arange(fine, device=like.device, dtype=like.dtype) + 0.5) * (coarse / fine) - 0.5
+    nearest = (position + 0.5).floor().long()
+    found = []
+    for tap in range(kernel_size):
+        index = nearest + (tap - kernel_size // 2)
+        weight = -0.5 * ((index - position) / sigma) ** 2
+        weight = weight.masked_fill((index < 0) | (index >= coarse), -math.inf)
+        found.append((index.clamp(0, coarse - 1), weight))
+    return found
+
+
+def _exponent(f: Tensor, g: Tensor, row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor]) -> Tensor:
+    """The log of w_ij K(f_i, g_j) for one tap: [B, H, W]."""
+    away = f - g.index_select(2, row[0]).index_select(3, column[0])
+    return row[1][:, None] + column[1] - 0.5 * away.square().sum(dim=1)

@@ -1,6 +1,8 @@
 """Pixel-adaptive convolution operators for PyTorch (Su et al., CVPR 2019). Depends on torch alone."""
 
 from pac_ops.backends import use_backend
+from pac_ops.crf import PacCRF, PacCRFLoose, refine
+from pac_ops.features import create_position_feats, create_YXRGB
 from pac_ops.filters import (
     bilateral_filter,
     detail_preserving_pool2d,
@@ -19,10 +21,14 @@ from pac_ops.functional import (
 from pac_ops.layers import PacConv2d, PacConvTranspose2d, PacPool2d
 
 __all__ = [
+    "PacCRF",
+    "PacCRFLoose",
     "PacConv2d",
     "PacConvTranspose2d",
     "PacPool2d",
     "bilateral_filter",
+    "create_YXRGB",
+    "create_position_feats",
     "detail_preserving_pool2d",
     "dynamic_filter2d",
     "joint_bilateral_filter",
@@ -32,6 +38,7 @@ __all__ = [
     "pacconv_transpose2d",
     "packernel2d",
     "pacpool2d",
+    "refine",
     "squared_distance2d",
     "use_backend",
 ]

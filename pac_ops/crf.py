@@ -1,0 +1,450 @@
+"""Conditional random fields whose messages are pixel-adaptive convolutions (Su et al., CVPR 2019, section 4.2)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
+from pac_ops.features import create_position_feats, create_YXRGB
+from pac_ops.functional import packernel2d, pacpool2d
+from pac_ops.geometry import Pair
+from pac_ops.layers import PacConv2d
+
+COMPAT_TYPES = ("4d", "2d", "potts", "na")
+FINAL_OUTPUTS = ("log_Q", "softmax", "log_softmax")
+
+
+@dataclass(frozen=True)
+class PairwiseKernel:
+    """One pairwise term of a `PacCRF`; see `PacCRF.add_pairwise_kernel`."""
+
+    kernel_size: IntOrPair = 3
+    dilation: IntOrPair = 1
+    blur: int = 1
+    compat_type: str = "4d"
+    spatial_filter: bool = True
+    pairwise_weight: float = 1.0
+    symmetric_normalization: bool = False
+
+    def __post_init__(self) -> None:
+        make_window(self.kernel_size, 1, "same", self.dilation)
+        if self.compat_type not in COMPAT_TYPES:
+            raise ValueError(f"compat_type must be one of {', '.join(COMPAT_TYPES)}, got {self.compat_type!r}")
+        if not isinstance(self.blur, int) or self.blur < 1:
+            raise ValueError(f"blur must be a positive integer, got {self.blur!r}")
+        if not self.shared and not self.spatial_filter:
+            raise ValueError(f'spatial_filter must be True with compat_type "{self.compat_type}", got False')
+        if not self.shared and self.symmetric_normalization:
+            raise ValueError(
+                f'symmetric_normalization needs compat_type "2d" or "potts", one filter for all classes, '
+                f"got {self.compat_type!r}"
+            )
+
+    @property
+    def shared(self) -> bool:
+        """Whether one filter serves all classes."""
+        return self.compat_type in ("2d", "potts")
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """The two feature maps of a dense CRF: position alone, and position with colour."""
+
+    gaussian_sxy: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+
+    def of(self, image: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> [[B, 2, H, W], [B, 5, H, W]]."""
+        b, _, height, width = image.shape
+        position = create_position_feats((height, width), self.gaussian_sxy, b, image.device, image.dtype)
+        return [position, create_YXRGB(image, self.bilateral_sxy, self.bilateral_srgb)]
+
+
+class PacCRF(nn.Module):
+    """Mean-field inference in a CRF with pixel-adaptive messages (Su et al., CVPR 2019, section 4.2).
+
+    Each of `num_steps` steps is, with the sum over the pairwise kernels,
+
+        logQ <- unary * unary_weight - sum_i w_i * up(compat_i(PAC_i(down(softmax(logQ)))))
+
+    from logQ = unary; all steps share their weights (`PacCRFLoose` gives each its own). Kernels are added with
+    `add_pairwise_kernel`, or given as dictionaries of its arguments.
+
+    Called as `crf(unary, features)`: unary log-probabilities or logits [B, C, H, W], and one guide [B, G_i, H, W] a
+    kernel -> [B, C, H, W]. K is made once a call, not once a step.
+
+    Args:
+        channels: the number of classes, C.
+        num_steps: mean-field steps, at least 1.
+        final_output: "log_Q" (not normalised), "softmax" or "log_softmax".
+        perturbed_init: add uniform noise of +-0.0005 to the `4d` weights, so that classes are not alike at first.
+        fixed_weighting: the unary and pairwise weights are not learned.
+        unary_weight: where it starts.
+        pairwise_kernels: kernels to begin with.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an option or a shape does not fit.
+    """
+
+    unary_weight: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        num_steps: int = 5,
+        final_output: str = "log_Q",
+        perturbed_init: bool = False,
+        fixed_weighting: bool = False,
+        unary_weight: float = 1.0,
+        pairwise_kernels: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__()
+        _check_numbers(channels=channels, num_steps=num_steps)
+        _check_final_output(final_output)
+        self.channels, self.num_steps, self.final_output = channels, num_steps, final_output
+        self.perturbed_init, self.fixed_weighting = perturbed_init, fixed_weighting
+        self.dense_features: DenseFeatures | None = None
+        self.specs: list[PairwiseKernel] = []
+        self.messengers, self.compat, self.pairwise_weights = nn.ModuleList(), nn.ModuleList(), nn.Module()
+        _hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
+        for options in pairwise_kernels:
+            self.add_pairwise_kernel(**options)
+
+    def add_pairwise_kernel(
+        self,
+        kernel_size: IntOrPair = 3,
+        dilation: IntOrPair = 1,
+        blur: int = 1,
+        compat_type: str = "4d",
+        spatial_filter: bool = True,
+        pairwise_weight: float = 1.0,
+        symmetric_normalization: bool = False,
+    ) -> None:
+        """Add a pairwise term; `forward` then takes one more feature map.
+
+        Args:
+            kernel_size: the window, odd; padding keeps the size.
+            dilation: of the window.
+            blur: Q and the features are average-pooled by it first, and the message is enlarged bilinearly.
+            compat_type: `4d`, weights from class to class for every tap; `2d`, one filter for all classes and then a
+                matrix from class to class; `potts`, one filter, classes talk only to themselves; `na`, as `4d` but an
+                ordinary convolution, which the features do not steer.
+            spatial_filter: shared filters start as a Gaussian and are learned; else they are ones with a zero centre.
+            pairwise_weight: w, learned for `potts` without spatial filter only (the others' filters have a scale).
+            symmetric_normalization: messages are D^-1/2 K D^-1/2 Q, with D the sums of K (and filter) over each
+                window, as in the usual dense CRF; for shared filters.
+
+        Raises:
+            TypeError: where an argument is of the wrong type.
+            ValueError: where an option does not fit.
+        """
+        spec = PairwiseKernel(
+            kernel_size, dilation, blur, compat_type, spatial_filter, pairwise_weight, symmetric_normalization
+        )
+        index, window = len(self.specs), make_window(kernel_size, 1, "same", dilation)
+        sizes = (self.channels, self.channels, window.kernel_size, 1, window.padding, window.dilation)
+        messenger: nn.Conv2d
+        if compat_type == "na":
+            messenger = nn.Conv2d(*sizes, bias=False)
+        else:
+            messenger = PacConv2d(*sizes, bias=False, shared_filters=spec.shared)
+        weight = _starting_weight(self.channels, window.kernel_size, spec)
+        if self.perturbed_init and not spec.shared:
+            weight += torch.empty_like(weight).uniform_(-0.0005, 0.0005)
+        del messenger.weight
+        _hold(messenger, "weight", weight, learnable=spec.spatial_filter)
+        compat: nn.Module = nn.Identity()
+        if compat_type == "2d":
+            compat = nn.Conv2d(self.channels, self.channels, 1, bias=False)
+            with torch.no_grad():
+                compat.weight.copy_(1 - torch.eye(self.channels)[:, :, None, None])
+        # Potts: 1 - I adds the same to all classes and takes a class's own message away: only a sign is left of it.
+        number = self.unary_weight.new_tensor(-pairwise_weight if compat_type == "potts" else pairwise_weight)
+        learnable = compat_type == "potts" and not spatial_filter and not self.fixed_weighting
+        _hold(self.pairwise_weights, str(index), number, learnable=learnable)
+        # A kernel added to a CRF that was moved or cast goes where the rest of it is.
+        messenger.to(self.unary_weight)
+        compat.to(self.unary_weight)
+        self.messengers.append(messenger)
+        self.compat.append(compat)
+        self.specs.append(spec)
+
+    @classmethod
+    def from_densecrf(
+        cls,
+        channels: int,
+        gaussian_sxy: float = 3.0,
+        gaussian_compat: float = 3.0,
+        bilateral_sxy: float = 80.0,
+        bilateral_srgb: float = 13.0,
+        bilateral_compat: float = 10.0,
+        num_steps: int = 5,
+        final_output: str = "log_Q",
+        kernel_size: int = 11,
+        blur: int = 4,
+        symmetric_normalization: bool = True,
+    ) -> "PacCRF":
+        """The two-kernel equivalent of a dense CRF (Kraehenbuehl and Koltun, NeurIPS 2011), from its parameters.
+
+        A Gaussian term over position and a bilateral one over position and colour, Potts compatibility, symmetric
+        normalisation, messages that include the pixel's own: what `addPairwiseGaussian(sxy, compat)` and
+        `addPairwiseBilateral(sxy, srgb, compat)` set up. The windows stop at about two standard deviations of
+        position: taps are spread (`dilation`) until `kernel_size` of them reach that far, for the bilateral term on
+        maps pooled by `blur`. With `blur=1` and a window that covers the image it is the dense CRF exactly.
+
+        Call `crf.refine(logits, image)`; `bilateral_srgb` is in the image's unit (13 is meant for 0..255).
+
+        Raises:
+            TypeError: where an argument is of the wrong type.
+            ValueError: where an option does not fit.
+        """
+        scales = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+        for name, value in scales.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        _check_numbers(kernel_size=kernel_size, blur=blur)
+        crf = cls(channels, num_steps, final_output, fixed_weighting=True)
+        terms = ((gaussian_sxy, gaussian_compat, 1), (bilateral_sxy, bilateral_compat, blur))
+        for sxy, compat, pooled in terms:
+            crf.add_pairwise_kernel(
+                kernel_size,
+                max(1, round(2 * sxy / (pooled * max(1, kernel_size // 2)))),
+                pooled,
+                "potts",
+                spatial_filter=False,
+                pairwise_weight=compat,
+                symmetric_normalization=symmetric_normalization,
+            )
+        for messenger in crf.messengers:
+            messenger.weight.fill_(1.0)  # type: ignore[operator] # the centre too: a pixel's own message
+        crf.dense_features = DenseFeatures(**scales)
+        return crf
+
+    @classmethod
+    def conv_crf(
+        cls,
+        channels: int,
+        num_steps: int = 5,
+        final_output: str = "log_Q",
+        kernel_size: int = 11,
+        blur: int = 4,
+        gaussian_sxy: float = 3.0,
+        bilateral_sxy: float = 80.0,
+        bilateral_srgb: float = 13.0,
+    ) -> "PacCRF":
+        """The Conv-CRF configuration (Teichmann and Cipolla, BMVC 2019): truncated windows, learnable Potts weights.
+
+        A position and a position-and-colour kernel, each 11 x 11 on maps pooled by 4. Call
+        `crf.refine(logits, image)`; `bilateral_srgb` is in the image's unit.
+        """
+        crf = cls(channels, num_steps, final_output)
+        for weight in (3.0, 10.0):
+            crf.add_pairwise_kernel(kernel_size, 1, blur, "potts", False, weight, True)
+        crf.dense_features = DenseFeatures(gaussian_sxy, bilateral_sxy, bilateral_srgb)
+        return crf
+
+    def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Run all steps; see the class."""
+        kernels = self.adapting_kernels(unary, features)
+        log_q = unary
+        for _ in range(self.num_steps):
+            log_q = self.step(unary, log_q, kernels)
+        return _finish(log_q, self.final_output)
+
+    def refine(self, logits: Tensor, image: Tensor) -> Tensor:
+        """Refine coarse or fine logits [B, C, h, w] along an image [B, 3, H, W]: [B, C, H, W].
+
+        For a CRF from `from_densecrf` or `conv_crf`. Logits smaller than the image are enlarged bilinearly first.
+
+        Raises:
+            TypeError: where an argument is no floating tensor.
+            ValueError: where a shape does not fit, or this CRF has features of its own.
+        """
+        if self.dense_features is None:
+            raise ValueError("this PacCRF was not made by from_densecrf or conv_crf: call crf(unary, features)")
+        check_image("logits", logits)
+        check_image("image", image)
+        check_devices(logits.device, {"image": image}, "logits")
+        if logits.shape[2:] != image.shape[2:]:
+            logits = F.interpolate(logits, size=image.shape[2:], mode="bilinear")
+        refined: Tensor = self(logits, self.dense_features.of(image))
+        return refined
+
+    def adapting_kernels(self, unary: Tensor, features: Sequence[Tensor]) -> list[Tensor | None]:
+        """K of every pairwise kernel, None for `na`; they serve all steps."""
+        self._check(unary, features)
+        kernels: list[Tensor | None] = []
+        for spec, feature in zip(self.specs, features, strict=True):
+            if spec.compat_type == "na":
+                kernels.append(None)
+                continue
+            window = make_window(spec.kernel_size, 1, "same", spec.dilation)
+            # ceil_mode averages over the pixels there are; those past the border do not count.
+            pooled = F.avg_pool2d(feature, spec.blur, ceil_mode=True) if spec.blur > 1 else feature
+            kernels.append(
+                packernel2d(pooled, None, window.kernel_size, 1, window.padding, dilation=window.dilation)[0]
+            )
+        return kernels
+
+    def step(self, unary: Tensor, log_q: Tensor, kernels: Sequence[Tensor | None]) -> Tensor:
+        """One mean-field step: [B, C, H, W] -> [B, C, H, W]."""
+        q = F.softmax(log_q, dim=1)
+        result = unary * self.unary_weight
+        for index, kernel in enumerate(kernels):
+            weight: Tensor = getattr(self.pairwise_weights, str(index))
+            result = result - weight * self._message(index, q, kernel)
+        return result
+
+    def _message(self, index: int, q: Tensor, kernel: Tensor | None) -> Tensor:
+        spec, messenger, compat = self.specs[index], self.messengers[index], self.compat[index]
+        height, width = q.shape[2:]
+        blur = spec.blur
+        if blur > 1:  # pixels past the border are 0 and send nothing
+            q = F.avg_pool2d(F.pad(q, (0, -width % blur, 0, -height % blur)), blur)
+        scale = None
+        if kernel is not None and spec.symmetric_normalization:
+            scale = _inverse_root_of_sums(kernel, messenger, q)
+            q = q * scale
+        message: Tensor = messenger(q) if kernel is None else messenger(q, None, kernel)
+        if scale is not None:
+            message = message * scale
+        message = compat(message)
+        if blur > 1:
+            message = F.interpolate(message, scale_factor=float(blur), mode="bilinear")[:, :, :height, :width]
+        return message
+
+    def _check(self, unary: Tensor, features: Sequence[Tensor]) -> None:
+        check_image("unary", unary)
+        b, c, height, width = unary.shape
+        if c != self.channels:
+            raise ValueError(f"unary must have {self.channels} channels, got {c}")
+        if not isinstance(features, (list, tuple)):
+            raise TypeError(f"features must be a list of tensors, one a kernel, got {type(features).__name__}")
+        if len(features) != len(self.specs):
+            raise ValueError(f"features must hold one map a pairwise kernel, {len(self.specs)}, got {len(features)}")
+        for index, feature in enumerate(features):
+            check_image(f"features[{index}]", feature)
+            check_devices(unary.device, {f"features[{index}]": feature}, "unary")
+            if feature.shape[0] != b or feature.shape[2] != height or feature.shape[3] != width:
+                raise ValueError(f"features[{index}] must be [{b}, G, {height}, {width}], got {list(feature.shape)}")
+
+    def extra_repr(self) -> str:
+        """Classes, steps and what comes out."""
+        return f"channels={self.channels}, num_steps={self.num_steps}, final_output={self.final_output}"
+
+
+class PacCRFLoose(nn.Module):
+    """A `PacCRF` whose steps have weights of their own; the same arguments, calls and errors.
+
+    In its `state_dict`, `steps.{t}.` stands before the names of `PacCRF`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_steps: int = 5,
+        final_output: str = "log_Q",
+        perturbed_init: bool = False,
+        fixed_weighting: bool = False,
+        unary_weight: float = 1.0,
+        pairwise_kernels: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__()
+        _check_numbers(num_steps=num_steps)
+        _check_final_output(final_output)
+        self.final_output = final_output
+        self.steps = nn.ModuleList(
+            PacCRF(channels, 1, "log_Q", perturbed_init, fixed_weighting, unary_weight, pairwise_kernels)
+            for _ in range(num_steps)
+        )
+
+    def add_pairwise_kernel(self, **options: Any) -> None:
+        """Add a pairwise term to every step; see `PacCRF.add_pairwise_kernel`."""
+        for step in self._steps():
+            step.add_pairwise_kernel(**options)
+
+    def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Run all steps; see `PacCRF`."""
+        steps = self._steps()
+        kernels = steps[0].adapting_kernels(unary, features)
+        log_q = unary
+        for step in steps:
+            log_q = step.step(unary, log_q, kernels)
+        return _finish(log_q, self.final_output)
+
+    def _steps(self) -> list[PacCRF]:
+        return list(self.steps)  # type: ignore[arg-type] # a ModuleList does not say of what
+
+
+def refine(logits: Tensor, image: Tensor, **densecrf: Any) -> Tensor:
+    """Refine a segmentation's logits along an image with a dense CRF's parameters, in one call.
+
+    `PacCRF.from_densecrf(channels, **densecrf).refine(logits, image)`: [B, C, h, w], [B, 3, H, W] -> [B, C, H, W].
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an option or a shape does not fit.
+    """
+    check_image("logits", logits)
+    crf = PacCRF.from_densecrf(logits.shape[1], **densecrf).to(logits)
+    return crf.refine(logits, image)
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _starting_weight(channels: int, kernel_size: Pair, spec: PairwiseKernel) -> Tensor:
+    """A truncated Gaussian of sigma k/4 that sums to kh * kw, or ones; then a zero centre: no message to oneself."""
+    kh, kw = kernel_size
+    if spec.spatial_filter:
+        rows, columns = (torch.exp(-0.5 * ((torch.arange(k) - k // 2) / (k / 4)) ** 2) for k in kernel_size)
+        plane = torch.outer(rows, columns)
+        plane *= kh * kw / plane.sum()
+    else:
+        plane = torch.ones(kh, kw)
+    plane[kh // 2, kw // 2] = 0
+    if spec.shared:
+        return plane[None, None]
+    return (1 - torch.eye(channels))[:, :, None, None] * plane
+
+
+def _inverse_root_of_sums(kernel: Tensor, messenger: nn.Module, q: Tensor) -> Tensor:
+    """D^-1/2, with D_i the sum of filter times K over the window's taps inside the image: [B, 1, h, w]."""
+    weight: Tensor = messenger.weight  # type: ignore[assignment]
+    kh, kw = weight.shape[2:]
+    filtered = kernel * weight[..., None, None]
+    ones = q.new_ones(q.shape[0], 1, *q.shape[2:], dtype=kernel.dtype)
+    dilation: Pair = messenger.dilation  # type: ignore[assignment]
+    padding = (kh // 2 * dilation[0], kw // 2 * dilation[1])
+    sums = pacpool2d(ones, filtered, (kh, kw), 1, padding, dilation)
+    return torch.where(sums > 0, sums, 1).rsqrt().to(q.dtype)
+
+
+def _finish(log_q: Tensor, final_output: str) -> Tensor:
+    if final_output == "softmax":
+        return F.softmax(log_q, dim=1)
+    return F.log_softmax(log_q, dim=1) if final_output == "log_softmax" else log_q
+
+
+def _hold(module: nn.Module, name: str, value: Tensor, *, learnable: bool) -> None:
+    if learnable:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _check_final_output(final_output: str) -> None:
+    if final_output not in FINAL_OUTPUTS:
+        raise ValueError(f"final_output must be one of {', '.join(FINAL_OUTPUTS)}, got {final_output!r}")

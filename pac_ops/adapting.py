@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.geometry import Window, all_taps, pad, spread
+from pac_ops.geometry import Window, all_taps, pad, spread, taps
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _INVERSE = re.compile(rf"inv_({_NUMBER})_({_NUMBER})(_asym)?(_fixed)?")
@@ -94,10 +94,13 @@ def centres(guide: Tensor, window: Window, smoothing: Tensor | None) -> Tensor:
     near = padded[:, :, top : top + (ho - 1) * sy + n, left : left + (wo - 1) * sx + n]
     if smoothing is None:
         return near[:, :, ::sy, ::sx]
-    b, g, height, width = near.shape
-    with torch.autocast(guide.device.type, enabled=False):  # K is made in float32
-        smooth = F.conv2d(near.reshape(b * g, 1, height, width), smoothing.to(guide.dtype), stride=(sy, sx))
-    return smooth.view(b, g, ho, wo)
+    # A sum over views, not a convolution: autocast would narrow that one.
+    filtering = Window((n, n), (sy, sx))
+    weight = smoothing.to(guide.dtype)[0, 0]
+    smooth = torch.zeros_like(near[:, :, :ho, :wo])
+    for i, j, view in taps(near, filtering, ho, wo):
+        smooth = smooth + weight[i, j] * view
+    return smooth
 
 
 def kernel_of(distance: Tensor, function: KernelType, alpha: Tensor | None, lambda_: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ def rule(operator: Callable[..., Any], shared: Sequence[int]) -> Callable[..., t
     """
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        if any(in_dims[k] is not None or _gradient_asked_for(arguments, k) for k in shared):
+        if any(_mapped(arguments[k], in_dims[k]) or _gradient_asked_for(arguments, k) for k in shared):
             return _one_by_one(operator, info.batch_size, in_dims, arguments)
         folded = [
             _fold(x, dim, info.batch_size) if isinstance(x, Tensor) and k not in shared else x
@@ -27,6 +27,11 @@ def rule(operator: Callable[..., Any], shared: Sequence[int]) -> Callable[..., t
         return tuple(_unfold(x, info.batch_size) for x in out), (0,) * len(out)
 
     return vmap
+
+
+def _mapped(x: Any, dim: Any) -> bool:
+    """Whether an argument is mapped over; of a list, `dim` is a list of None."""
+    return isinstance(x, Tensor) and dim is not None
 
 
 def _gradient_asked_for(arguments: tuple[Any, ...], shared: int) -> bool:
@@ -50,7 +55,7 @@ def _one_by_one(
     operator: Callable[..., Any], size: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     results = [
-        operator(*(x if dim is None else x.select(dim, n) for x, dim in zip(arguments, in_dims, strict=True)))
+        operator(*(x.select(dim, n) if _mapped(x, dim) else x for x, dim in zip(arguments, in_dims, strict=True)))
         for n in range(size)
     ]
     if isinstance(results[0], Tensor):

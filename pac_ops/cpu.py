@@ -8,6 +8,7 @@ distances from given centres go tap by tap over a block. Distances between pixel
 the distance at offset d seen from i is the distance at -d seen from i + d.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ def pacconv2d(
 ) -> Tensor:
     """See `reference.pacconv2d`."""
     wide = accumulate_dtype(input.dtype)
-    kernel, filters = kernel.to(wide), weight.to(wide).reshape(groups, weight.shape[0] // groups, -1)
+    kernel, filters = kernel.to(wide), _by_group(weight.to(wide), groups)
     padded = pad(input.to(wide), window).contiguous()
     ho, wo = kernel.shape[-2:]
     out = padded.new_empty(input.shape[0], weight.shape[0], ho, wo)
@@ -36,8 +37,9 @@ def pacconv2d(
     for n, rows in _blocks(input.shape[1], window, out):
         seen = _taps(padded[n], window, rows, wo)  # [C, kh, kw, rows, Wo], a view
         torch.mul(seen, kernel[n, :, :, :, rows], out=adapted.resize_(seen.shape))
-        columns = adapted.view(groups, filters.shape[2], -1)
-        block = out[n, :, rows].view(groups, filters.shape[1], -1)
+        pixels = seen.shape[3] * wo
+        columns = adapted.view(groups, filters.shape[2], pixels)
+        block = out[n, :, rows].view(groups, filters.shape[1], pixels)
         torch.baddbmm(start, filters, columns, beta=0 if bias is None else 1, out=block)
     return out.to(input.dtype)
 
@@ -54,7 +56,7 @@ def pacconv2d_backward(
     """See `reference.pacconv2d_backward`."""
     wide = accumulate_dtype(input.dtype)
     k_ij, g_out = kernel.to(wide), grad.to(wide).contiguous()
-    filters = weight.to(wide).reshape(groups, weight.shape[0] // groups, -1)  # [g, O/g, C/g*kh*kw]
+    filters = _by_group(weight.to(wide), groups)  # [g, O/g, C/g*kh*kw]
     (b, c, height, width), (py, px) = input.shape, window.padding
     needs_input, needs_kernel, needs_weight = needs
     padded = pad(input.to(wide), window).contiguous() if needs_kernel or needs_weight else None
@@ -64,9 +66,10 @@ def pacconv2d_backward(
     buffer = k_ij.new_empty(0)
     for n, rows in _blocks(c, window, g_out):
         k_block = k_ij[n, :, :, :, rows]  # [1, kh, kw, rows, Wo]
-        g_block = g_out[n, :, rows].reshape(groups, filters.shape[1], -1)
+        pixels = k_block.shape[3] * k_block.shape[4]
+        g_block = g_out[n, :, rows].reshape(groups, filters.shape[1], pixels)
         buffer.resize_(c, *k_block.shape[1:])
-        columns = buffer.view(groups, filters.shape[2], -1)
+        columns = buffer.view(groups, filters.shape[2], pixels)
         seen = buffer if padded is None else _taps(padded[n], window, rows, k_block.shape[-1])
         if grad_filters is not None:
             torch.mul(seen, k_block, out=buffer)
@@ -278,6 +281,11 @@ def _scatter(values: Tensor, image: Tensor, window: Window, rows: slice) -> None
     """
     for i, j, view in _each_tap(image, window, rows, values.shape[-1]):
         view += values[:, i, j]
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """[O, C/groups, kh, kw] -> [groups, O/groups, C/groups * kh * kw], no channels included."""
+    return weight.reshape(groups, weight.shape[0] // groups, math.prod(weight.shape[1:]))
 
 
 def _crop(padded: Tensor, window: Window) -> Tensor:

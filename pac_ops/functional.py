@@ -18,6 +18,7 @@ from pac_ops.arguments import (
     make_window,
     pair,
 )
+from pac_ops.dtypes import autocast_dtype
 from pac_ops.geometry import Pair, Window
 
 
@@ -396,8 +397,9 @@ def _counted(
 
 def _pooled(input: Tensor, kernel: Tensor, weight: Tensor, sliding: tuple[Pair, Pair, Pair]) -> Tensor:
     """A filter shared by all channels is part of K."""
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        input = input.to(torch.get_autocast_dtype(input.device.type))  # as the other convolutions' input
+    narrow = autocast_dtype(input.device.type)
+    if narrow is not None and input.dtype != torch.float64:
+        input = input.to(narrow)  # as the other convolutions' input
     filters = weight.to(kernel.dtype)[..., None, None]  # [1, 1, kh, kw, 1, 1]
     result: Tensor = library.pacpool2d(input, kernel * filters, *sliding)
     return result
@@ -469,7 +471,7 @@ def _check_conv(
         out_channels = weight.shape[0] if out_groups is None else weight.shape[1] * out_groups
     if bias is not None and list(bias.shape) != [out_channels]:
         raise ValueError(f"bias must be [{out_channels}], got {list(bias.shape)}")
-    if not torch.is_autocast_enabled(input.device.type):
+    if autocast_dtype(input.device.type) is None:
         for name, x in others.items():
             if name != "kernel" and x.dtype != input.dtype:
                 raise TypeError(f"{name} must have the input's dtype {input.dtype}, got {x.dtype}")

@@ -230,7 +230,7 @@ class PacConv2d(nn.Conv2d, _Adapting):
         window, given = window_of(self), mask
         if self.padding_mode != "zeros":
             padding = window.padding
-            window = window._replace(padding=(0, 0))
+            window = Window(window.kernel_size, window.stride, (0, 0), window.dilation)
             seen = pad_as(self.padding_mode, seen, padding)[0]
             guide = None if guide is None else pad_as(self.padding_mode, guide, padding)[0]
             given = None if mask is None else pad_as(self.padding_mode, (mask != 0).to(seen.dtype), padding)[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pac_ops import backends, batching, second_order
 from pac_ops.dtypes import accumulate_dtype
@@ -41,16 +42,40 @@ _library = torch.library.Library("pac_ops", "DEF")
 for _schema in _SCHEMAS:
     _library.define(_schema)
 
-squared_distance2d = torch.ops.pac_ops.squared_distance2d.default
-squared_distance2d_backward = torch.ops.pac_ops.squared_distance2d_backward.default
-centred_distance2d = torch.ops.pac_ops.centred_distance2d.default
-centred_distance2d_backward = torch.ops.pac_ops.centred_distance2d_backward.default
-pacconv2d = torch.ops.pac_ops.pacconv2d.default
-pacconv2d_backward = torch.ops.pac_ops.pacconv2d_backward.default
-pacconv_transpose2d = torch.ops.pac_ops.pacconv_transpose2d.default
-pacconv_transpose2d_backward = torch.ops.pac_ops.pacconv_transpose2d_backward.default
-pacpool2d = torch.ops.pac_ops.pacpool2d.default
-pacpool2d_backward = torch.ops.pac_ops.pacpool2d_backward.default
+
+def _caller(name: str) -> Callable[..., Any]:
+    """The operator, under `torch.func`'s transforms and in forward mode through an autograd function of their kind.
+
+    What `torch.library.register_autograd` makes is refused by the transforms, and has no forward mode.
+    """
+    operator = getattr(torch.ops.pac_ops, name).default
+
+    def call(*arguments: Any) -> Any:
+        if not torch.compiler.is_compiling() and _transforms_active():
+            return _TRANSFORMABLE[name].apply(*arguments)
+        return operator(*arguments)
+
+    return call
+
+
+def _transforms_active() -> bool:
+    """Whether the call is under a transform, or in forward mode (which is off inside an autograd function)."""
+    in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+    return in_forward_mode or torch._C._are_functorch_transforms_active()
+
+
+_TRANSFORMABLE: dict[str, type[torch.autograd.Function]] = {}
+
+squared_distance2d = _caller("squared_distance2d")
+squared_distance2d_backward = _caller("squared_distance2d_backward")
+centred_distance2d = _caller("centred_distance2d")
+centred_distance2d_backward = _caller("centred_distance2d_backward")
+pacconv2d = _caller("pacconv2d")
+pacconv2d_backward = _caller("pacconv2d_backward")
+pacconv_transpose2d = _caller("pacconv_transpose2d")
+pacconv_transpose2d_backward = _caller("pacconv_transpose2d_backward")
+pacpool2d = _caller("pacpool2d")
+pacpool2d_backward = _caller("pacpool2d_backward")
 
 
 def _window(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Window:
@@ -189,12 +214,53 @@ def _register_backward_fake(name: str, operands: int) -> None:
         return tuple(x.new_empty(x.shape if need else 0) for need, x in zip(needs, arguments[:operands], strict=True))
 
 
+# --- autograd -----------------------------------------------------------------------------------------
+
+# Arguments that have no batch: a weight, a bias, and in a backward operator the weight.
+_WITHOUT_BATCH = {
+    "pacconv2d": (2, 3),
+    "pacconv2d_backward": (3,),
+    "pacconv_transpose2d": (2, 3),
+    "pacconv_transpose2d_backward": (3,),
+}
+
+
+def _register_autograd(
+    name: str, vjp: Callable[..., Any], jvp: Callable[..., Any], setup: Callable[..., None]
+) -> None:
+    """The gradient of an operator, its derivative in forward mode, and how it is mapped over by `torch.vmap`."""
+    torch.library.register_autograd(f"pac_ops::{name}", vjp, setup_context=setup, lib=_library)
+    call = globals()[name]
+    rule = batching.rule(call, _WITHOUT_BATCH.get(name, ()))
+    torch.library.register_vmap(f"pac_ops::{name}", rule, lib=_library)
+    members = {"forward": call, "setup_context": setup, "backward": vjp, "jvp": jvp, "vmap": rule}
+    _TRANSFORMABLE[name] = type(name, (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
+
+
+def _save(ctx: Any, *tensors: Tensor) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
 # --- autograd: distances ------------------------------------------------------------------------------
 
 
 def _distance_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     guide, *ctx.window = inputs
-    ctx.save_for_backward(guide)
+    _save(ctx, guide)
+
+
+def _distance_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    (guide,) = ctx.saved_tensors
+    return _polar(guide, tangent, ctx.window)
+
+
+def _polar(f: Tensor, a: Tensor, window: Sequence[Any]) -> Tensor:
+    """2 (f_i - f_j).(a_i - a_j), the bilinear form of the distance, by polarisation."""
+    wide = accumulate_dtype(f.dtype)
+    f, a = f.to(wide), a.to(wide)
+    form: Tensor = (squared_distance2d(f + a, *window) - squared_distance2d(f - a, *window)) / 2
+    return form
 
 
 def _distance_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -204,27 +270,51 @@ def _distance_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _distance_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     grad, guide, *ctx.window = inputs
-    ctx.save_for_backward(grad, guide)
+    _save(ctx, grad, guide)
 
 
 def _distance_backward_vjp(ctx: Any, vector: Tensor) -> tuple[Any, ...]:
     # The distance is a quadratic form Q(f) and its gradient R(g, f) = 2 sum g_ij (f_i - f_j) is linear in g
-    # and in f. <a, R(g, f)> = sum g_ij 2 (f_i - f_j).(a_i - a_j), which polarisation writes with Q alone.
+    # and in f. <a, R(g, f)> = sum g_ij 2 (f_i - f_j).(a_i - a_j).
     grad, guide = ctx.saved_tensors
     grad_grad = grad_guide = None
     if ctx.needs_input_grad[0]:
-        wide = accumulate_dtype(guide.dtype)
-        f, a = guide.to(wide), vector.to(wide)
-        grad_grad = squared_distance2d(f + a, *ctx.window) - squared_distance2d(f - a, *ctx.window)
-        grad_grad = (grad_grad / 2).to(grad.dtype)
+        grad_grad = _polar(guide, vector, ctx.window).to(grad.dtype)
     if ctx.needs_input_grad[1]:
         grad_guide = squared_distance2d_backward(grad, vector, *ctx.window)
     return grad_grad, grad_guide, None, None, None, None
 
 
+def _distance_backward_jvp(ctx: Any, grad_tangent: Tensor | None, guide_tangent: Tensor | None, *_: Any) -> Any:
+    grad, guide = ctx.saved_tensors
+    return _total(
+        None if grad_tangent is None else squared_distance2d_backward(grad_tangent, guide, *ctx.window),
+        None if guide_tangent is None else squared_distance2d_backward(grad, guide_tangent, *ctx.window),
+    )
+
+
+def _total(*terms: Tensor | None) -> Tensor | None:
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
 def _centred_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     centre, guide, *ctx.window = inputs
-    ctx.save_for_backward(centre, guide)
+    _save(ctx, centre, guide)
+
+
+def _centred_jvp(ctx: Any, centre_tangent: Tensor | None, guide_tangent: Tensor | None, *_: Any) -> Tensor:
+    centre, guide = ctx.saved_tensors
+    *sizes, asymmetric = ctx.window
+    c, f = _or_zeros((centre_tangent, guide_tangent), (centre, guide))
+    return second_order.centred_tangent(centre, guide, c, f, _window(*sizes), asymmetric)
+
+
+def _or_zeros(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True)]
 
 
 def _centred_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -234,9 +324,9 @@ def _centred_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _centred_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     grad, centre, guide, *window = inputs
-    *sizes, ctx.asymmetric = window
+    *sizes, ctx.asymmetric = ctx.arguments = window
     ctx.window = _window(*sizes)
-    ctx.save_for_backward(grad, centre, guide)
+    _save(ctx, grad, centre, guide)
 
 
 def _centred_backward_vjp(ctx: Any, centre_vector: Tensor, guide_vector: Tensor) -> tuple[Any, ...]:
@@ -247,13 +337,24 @@ def _centred_backward_vjp(ctx: Any, centre_vector: Tensor, guide_vector: Tensor)
     return *gradients, *(None,) * 5
 
 
-for _name, _vjp, _setup in (
-    ("squared_distance2d", _distance_vjp, _distance_setup),
-    ("squared_distance2d_backward", _distance_backward_vjp, _distance_backward_setup),
-    ("centred_distance2d", _centred_vjp, _centred_setup),
-    ("centred_distance2d_backward", _centred_backward_vjp, _centred_backward_setup),
-):
-    torch.library.register_autograd(f"pac_ops::{_name}", _vjp, setup_context=_setup, lib=_library)
+def _centred_backward_jvp(
+    ctx: Any, grad_tangent: Tensor | None, centre_tangent: Tensor | None, guide_tangent: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
+    grad, centre, guide = ctx.saved_tensors
+    g, c, f = _or_zeros((grad_tangent, centre_tangent, guide_tangent), (grad, centre, guide))
+    curved = second_order.centred_distance2d(grad, centre, guide, c, f, ctx.window, ctx.asymmetric)[1:]
+    linear = centred_distance2d_backward(g, centre, guide, *ctx.arguments)
+    return tuple(a + b for a, b in zip(linear, curved, strict=True))
+
+
+_register_autograd("squared_distance2d", _distance_vjp, _distance_jvp, _distance_setup)
+_register_autograd(
+    "squared_distance2d_backward", _distance_backward_vjp, _distance_backward_jvp, _distance_backward_setup
+)
+_register_autograd("centred_distance2d", _centred_vjp, _centred_jvp, _centred_setup)
+_register_autograd(
+    "centred_distance2d_backward", _centred_backward_vjp, _centred_backward_jvp, _centred_backward_setup
+)
 
 
 # --- autograd: the operators that are linear in each of their operands --------------------------------------
@@ -261,12 +362,13 @@ for _name, _vjp, _setup in (
 
 def _register_multilinear(name: str, operands: int, *, bias: bool) -> None:
     """Autograd of F(x_1, ..., x_n[, bias], *window) and of its backward, for an F linear in each x."""
-    run: Callable[..., Tensor] = getattr(torch.ops.pac_ops, name).default
-    run_backward: Callable[..., Sequence[Tensor]] = getattr(torch.ops.pac_ops, f"{name}_backward").default
+    run: Callable[..., Tensor] = globals()[name]
+    run_backward: Callable[..., Sequence[Tensor]] = globals()[f"{name}_backward"]
     biases = (None,) * bias
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:operands])
+        _save(ctx, *inputs[:operands])
+        ctx.out_shape = output.shape
         ctx.window = inputs[operands + bias :]
 
     def gradients(
@@ -284,8 +386,18 @@ def _register_multilinear(name: str, operands: int, *, bias: bool) -> None:
             found = *found, grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[operands] else None
         return *found, *(None,) * len(ctx.window)
 
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        xs = ctx.saved_tensors
+        terms = [
+            None if t is None else run(*(t if k == slot else x for k, x in enumerate(xs)), *biases, *ctx.window)
+            for slot, t in enumerate(tangents[:operands])
+        ]
+        if bias and tangents[operands] is not None:
+            terms.append(tangents[operands][:, None, None].expand(ctx.out_shape))
+        return _total(*terms)
+
     def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[: operands + 1])
+        _save(ctx, *inputs[: operands + 1])
         *ctx.window, ctx.needs = inputs[operands + 1 :]
 
     def backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
@@ -296,50 +408,41 @@ def _register_multilinear(name: str, operands: int, *, bias: bool) -> None:
         wanted = ctx.needs_input_grad[: operands + 1]
         totals: list[Tensor | None] = [None] * (operands + 1)
 
-        def accumulate(slot: int, value: Tensor | None) -> None:
-            if value is not None:
-                total = totals[slot]
-                totals[slot] = value if total is None else total + value
-
         for slot, (vector, given) in enumerate(zip(vectors, ctx.needs, strict=True)):
             if not given:
                 continue
             replaced = [vector if k == slot else x for k, x in enumerate(xs)]
             if wanted[0]:
-                accumulate(0, run(*replaced, *biases, *ctx.window))
+                totals[0] = _total(totals[0], run(*replaced, *biases, *ctx.window))
             needs = [k != slot and wanted[k + 1] for k in range(operands)]
             if any(needs):
                 for k, value in enumerate(gradients(grad, replaced, ctx.window, needs)):
-                    accumulate(k + 1, value)
+                    totals[k + 1] = _total(totals[k + 1], value)
         return *totals, *(None,) * (len(ctx.window) + 1)
 
-    torch.library.register_autograd(f"pac_ops::{name}", vjp, setup_context=setup, lib=_library)
-    torch.library.register_autograd(
-        f"pac_ops::{name}_backward", backward_vjp, setup_context=backward_setup, lib=_library
-    )
+    def backward_jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        grad, *xs = ctx.saved_tensors
+        totals: list[Tensor | None] = [None] * operands
+        for slot, tangent in enumerate(tangents[: operands + 1]):
+            if tangent is None:
+                continue
+            g, *replaced = (tangent if k == slot else x for k, x in enumerate((grad, *xs)))
+            # The gradient of an operand does not depend on that operand.
+            needs = [given and k + 1 != slot for k, given in enumerate(ctx.needs)]
+            for k, value in enumerate(gradients(g, replaced, ctx.window, needs)):
+                totals[k] = _total(totals[k], value)
+        return tuple(
+            x.new_zeros(x.shape if given else 0) if total is None else total
+            for total, given, x in zip(totals, ctx.needs, xs, strict=True)
+        )
+
+    _register_autograd(name, vjp, jvp, setup)
+    _register_autograd(f"{name}_backward", backward_vjp, backward_jvp, backward_setup)
 
 
 for _name, _operands, _bias in (("pacconv2d", 3, True), ("pacconv_transpose2d", 3, True), ("pacpool2d", 2, False)):
     _register_backward_fake(_name, _operands)
     _register_multilinear(_name, _operands, bias=_bias)
-
-
-# --- vmap: fold the mapped dimension into the batch, or loop where an operand without a batch is mapped --------
-
-for _name, _shared in (
-    ("squared_distance2d", ()),
-    ("squared_distance2d_backward", ()),
-    ("centred_distance2d", ()),
-    ("centred_distance2d_backward", ()),
-    ("pacconv2d", (2, 3)),
-    ("pacconv2d_backward", (3,)),
-    ("pacconv_transpose2d", (2, 3)),
-    ("pacconv_transpose2d_backward", (3,)),
-    ("pacpool2d", ()),
-    ("pacpool2d_backward", ()),
-):
-    _operator = getattr(torch.ops.pac_ops, _name).default
-    torch.library.register_vmap(f"pac_ops::{_name}", batching.rule(_operator, _shared), lib=_library)
 
 
 # --- autocast: input, weight and bias as the stock convolution's; K stays float32 -----------------------

@@ -1,6 +1,6 @@
 """Pixel-adaptive convolution operators for PyTorch (Su et al., CVPR 2019). Depends on torch alone."""
 
-from pac_ops.backends import use_backend
+from pac_ops.backends import explain, use_backend
 from pac_ops.crf import PacCRF, PacCRFLoose, refine
 from pac_ops.features import create_position_feats, create_YXRGB
 from pac_ops.filters import (
@@ -31,6 +31,7 @@ __all__ = [
     "create_position_feats",
     "detail_preserving_pool2d",
     "dynamic_filter2d",
+    "explain",
     "joint_bilateral_filter",
     "joint_bilateral_upsample",
     "mask_kernel2d",

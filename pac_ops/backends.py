@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "PAC_OPS_BACKEND"
-BACKENDS = ("cpu", "reference")  # in the order they are tried
+BACKENDS = ("native", "cpu", "reference")  # in the order they are tried
 _CPU_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _forced: ContextVar[str | None] = ContextVar("pac_ops_backend", default=None)
@@ -22,7 +22,7 @@ _forced: ContextVar[str | None] = ContextVar("pac_ops_backend", default=None)
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operator in this block on one backend: "cpu" or "reference".
+    """Run every operator in this block on one backend: "native", "cpu" or "reference".
 
     Raises:
         ValueError: for an unknown name, here; where that backend cannot run a call, at the call.
@@ -36,12 +36,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 def why_not(name: str, x: Tensor) -> str | None:
     """None if backend `name` can run on tensors like `x`, else why it cannot."""
-    if name == "cpu":
+    if name in ("native", "cpu"):
+        dtypes = _CPU_DTYPES if name == "cpu" else (torch.float32,)
         if x.device.type != "cpu":
             return f"it runs on cpu tensors, and these are on {x.device}"
-        if x.dtype not in _CPU_DTYPES:
+        if x.dtype not in dtypes:
             return f"it has no {x.dtype}"
-    return None
+    return load("native").why_not_built() if name == "native" else None
 
 
 def choose(x: Tensor) -> str:
@@ -50,9 +51,7 @@ def choose(x: Tensor) -> str:
     Raises:
         ValueError: where a backend was asked for by name and cannot run.
     """
-    forced = _forced.get()
-    if forced is None and (named := os.environ.get(ENVIRONMENT_VARIABLE)):
-        forced = _check_name(named, ENVIRONMENT_VARIABLE)
+    forced = _asked_for()
     if forced is not None:
         if reason := why_not(forced, x):
             raise ValueError(f"backend {forced!r} was asked for but cannot run: {reason}")
@@ -60,8 +59,36 @@ def choose(x: Tensor) -> str:
     return next(name for name in BACKENDS if why_not(name, x) is None)
 
 
-def load(name: str) -> ModuleType:
+def explain(x: Tensor) -> str:
+    """Which backend a call on tensors like `x` would use, and why not the others: a line each, in their order."""
+    forced, lines = _asked_for(), []
+    chosen = forced or next(name for name in BACKENDS if why_not(name, x) is None)
+    for name in BACKENDS:
+        reason = why_not(name, x)
+        if name == chosen and forced:
+            lines.append(
+                f"{name}: asked for by name, but {reason}" if reason else f"{name}: chosen, asked for by name"
+            )
+        elif name == chosen:
+            lines.append(f"{name}: chosen, the first that can run")
+        else:
+            lines.append(f"{name}: no, {reason}" if reason else f"{name}: could run")
+    return "\n".join(lines)
+
+
+def _asked_for() -> str | None:
+    forced = _forced.get()
+    if forced is None and (named := os.environ.get(ENVIRONMENT_VARIABLE)):
+        return _check_name(named, ENVIRONMENT_VARIABLE)
+    return forced
+
+
+def load(name: str) -> Any:
     """The module that implements backend `name`, imported on first use."""
+    if name == "native":
+        from pac_ops import native
+
+        return native
     if name == "cpu":
         from pac_ops import cpu
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 import pac_ops
+from pac_ops.backends import BACKENDS, why_not
 
 # Relative to the largest value of the expected tensor. Sums here have at most about 500 products.
 TOLERANCE = {
@@ -101,7 +103,26 @@ CASES = [
     Case(guide_channels=33),
     Case(guide_channels=0),  # K = 1
     Case(batch=0),
+    # Wider than a vector, deeper and longer than a block: the edges of the compiled kernels' tiles, panels and bands.
+    Case(batch=1, channels=50, out_channels=20, height=40, width=31),
+    Case(height=6, width=33, dilation=(2, 8), padding=(2, 8)),
+    Case(height=5, width=40, stride=(2, 2), out_channels=5),
+    Case(height=8, width=37, kernel_size=(7, 7), padding=(3, 3), groups=4, out_channels=4),
+    Case(height=4, width=50, channels=16, out_channels=16, groups=2),
 ]
+
+
+def pairs(dtypes):
+    """Every backend with each of these dtypes it has; the compiled one, which has only float32, with that."""
+    missing = why_not("native", torch.zeros(()))
+    skip = [pytest.mark.skip(reason=missing)] if missing else []
+    return [
+        *(pytest.param(backend, dtype, id=f"{backend}-{dtype}") for backend in PLAIN for dtype in dtypes),
+        pytest.param("native", torch.float32, id="native-torch.float32", marks=skip),
+    ]
+
+
+PLAIN = [backend for backend in BACKENDS if backend != "native"]  # in plain torch, any dtype
 
 
 def assert_close(actual, expected, held_to, what, floor=1e-30):

@@ -10,6 +10,7 @@ from pac_ops import (
     PacPool2d,
     backends,
     mask_kernel2d,
+    native,
     pacconv2d,
     pacconv_transpose2d,
     packernel2d,
@@ -169,7 +170,7 @@ WRONG = {
     "shared channels": (ValueError, lambda: PacConv2d(4, 6, 3, shared_filters=True), "out_channels must equal in_channels = 4"),
     "layer mask": (ValueError, lambda: PacConv2d(4, 6, 3)(X, F, mask=M[:, :, 1:]), r"mask must be .*got \[2, 1, 7, 8\]"),
     "layer mask type": (TypeError, lambda: PacConv2d(4, 6, 3)(X, F, mask=1), "mask must be a tensor, got int"),
-    "backend": (ValueError, lambda: pac_ops.use_backend("magic").__enter__(), "must be one of cpu, reference, got 'magic'"),
+    "backend": (ValueError, lambda: pac_ops.use_backend("magic").__enter__(), "must be one of native, cpu, reference, got 'magic'"),
 }  # fmt: skip
 
 
@@ -185,8 +186,37 @@ def test_a_backend_asked_for_by_name_runs_or_says_why_not():
     with pac_ops.use_backend("cpu"), pytest.raises(ValueError, match="'cpu' was asked for but cannot run: .*meta"):
         backends.choose(X.to("meta"))
     assert backends.choose(X.to("meta")) == "reference"
-    assert backends.choose(X) == "cpu"
+    assert backends.choose(X.double()) == "cpu"
+    assert backends.choose(X) == ("cpu" if native.why_not_built() else "native")
     assert backends.why_not("cpu", X.to(torch.complex64)) is not None
+    with (
+        pac_ops.use_backend("native"),
+        pytest.raises(ValueError, match="'native' was .* cannot run: it has no .*float64"),
+    ):
+        packernel2d(F.double())
+
+
+def test_without_the_compiled_kernels_plain_torch_runs(monkeypatch):
+    monkeypatch.setattr(native, "_load", lambda: "it was not compiled")
+    assert backends.choose(X) == "cpu"
+    with pac_ops.use_backend("native"), pytest.raises(ValueError, match="cannot run: it was not compiled"):
+        packernel2d(F)
+    assert "native: no, it was not compiled" in pac_ops.explain(X)
+
+
+def test_explain_says_which_and_why():
+    told = pac_ops.explain(X.double()).splitlines()
+    assert told == [
+        "native: no, it has no torch.float64",
+        "cpu: chosen, the first that can run",
+        "reference: could run",
+    ]
+    with pac_ops.use_backend("reference"):
+        assert "reference: chosen, asked for by name" in pac_ops.explain(X)
+    with pac_ops.use_backend("cpu"):
+        assert "cpu: asked for by name, but it runs on cpu tensors, and these are on meta" in pac_ops.explain(
+            X.to("meta")
+        )
 
 
 def test_the_environment_variable_chooses(monkeypatch):
@@ -195,7 +225,7 @@ def test_the_environment_variable_chooses(monkeypatch):
     with pac_ops.use_backend("cpu"):  # the nearer request wins
         assert backends.choose(X) == "cpu"
     monkeypatch.setenv("PAC_OPS_BACKEND", "gpu")
-    with pytest.raises(ValueError, match="PAC_OPS_BACKEND must be one of cpu, reference, got 'gpu'"):
+    with pytest.raises(ValueError, match="PAC_OPS_BACKEND must be one of native, cpu, reference, got 'gpu'"):
         packernel2d(F)
 
 
@@ -208,8 +238,8 @@ def test_a_forced_backend_is_the_one_that_runs(monkeypatch):
         monkeypatch.setattr(
             module, "squared_distance2d", lambda *a, _f=original, _n=module.__name__: ran.append(_n) or _f(*a)
         )
-    packernel2d(F)
+    packernel2d(F.double())
     with pac_ops.use_backend("reference"):
-        packernel2d(F)
-    packernel2d(F)
+        packernel2d(F.double())
+    packernel2d(F.double())
     assert ran == ["pac_ops.cpu", "pac_ops.reference", "pac_ops.cpu"]

@@ -7,11 +7,11 @@ import spelt_out
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracle import assert_close
+from oracle import PLAIN, assert_close
 
 import pac_ops
 from pac_ops.adapting import kernel_type
-from pac_ops.backends import BACKENDS
+from pac_ops.backends import why_not
 from pac_ops.geometry import Window
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
@@ -215,7 +215,7 @@ USES = [replace(use, **options) for op, use in KINDS.items() for options in [*OP
 
 
 @pytest.mark.parametrize("use", USES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", PLAIN)
 def test_option_by_option(backend, use):
     check(use, backend)
 
@@ -273,9 +273,29 @@ def test_random_combinations(use, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @settings(max_examples=20_000, deadline=None)
-@given(uses(), st.sampled_from(BACKENDS), st.integers(0, 9999))
+@given(uses(), st.sampled_from(PLAIN), st.integers(0, 9999))
 def test_many_random_combinations(use, backend, seed):
     check(use, backend, seed)
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(uses(), st.integers(16, 50), st.integers(0, 99))
+def test_random_combinations_compiled(use, width, seed):
+    """The compiled kernels with K given in float64's precision, on rows wider than their vectors too."""
+    use = replace(use, given=True, width=width if seed % 2 else use.width, mask="none")
+    assume(min(use.output_size()) > 0)
+    layer = use.layer(seed)
+    x = use.tensors(layer, seed)
+    rounded = {k: None if v is None else v.float() for k, v in x.items()}
+    exact = {k: None if v is None else v.double() for k, v in rounded.items()}
+    twin = use.layer(seed)
+    twin.load_state_dict({k: v.float().double() for k, v in layer.state_dict().items()})
+    expected, _ = use.oracle(twin, exact)
+    with torch.no_grad(), pac_ops.use_backend("native"):
+        kernel, _ = spelt_out_kernel(replace(use, normalize=False), twin, exact)
+        actual = layer.float()(rounded["input"], None, kernel)
+    assert_close(actual, expected.detach(), torch.float32, "output", floor=1e-3)
 
 
 @pytest.mark.parametrize("use", USES[::2], ids=str)

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 import torchvision
-from oracle import CASES, Case, assert_close
+from oracle import CASES, Case, assert_close, pairs
 from torch import nn
 
 import pac_ops
-from pac_ops.backends import BACKENDS
 from pac_ops.geometry import Window, valid_taps
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
@@ -47,31 +46,31 @@ def test_the_oracle_is_the_equation():
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.batch], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_deform_conv2d_with_zero_offsets_and_mask_k(backend, case):
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
+def test_deform_conv2d_with_zero_offsets_and_mask_k(backend, dtype, case):
     """An oracle nobody here wrote: output, and gradients to input, K, weight and bias."""
-    x = case.inputs(torch.float64)
+    x = case.inputs(dtype)
     kernel = case.kernel(x["guide"])
     leaves = [t.detach().requires_grad_() for t in (x["input"], kernel, x["weight"])]
     with pac_ops.use_backend(backend):
         ours = pac_ops.pacconv2d(*leaves, x["bias"], *case.window[1:], case.groups)
         gradients = torch.autograd.grad(ours, leaves, x["grad"])
     b, _, kh, kw, ho, wo = kernel.shape
-    again = [t.detach().requires_grad_() for t in leaves]
+    again = [t.detach().double().requires_grad_() for t in leaves]
     theirs = torchvision.ops.deform_conv2d(
         again[0],
         torch.zeros(b, 2 * kh * kw, ho, wo, dtype=torch.float64),
         again[2],
-        x["bias"],
+        None if x["bias"] is None else x["bias"].double(),
         case.stride,
         case.padding,
         case.dilation,
         mask=again[1].flatten(1, 3),
     )
-    expected = torch.autograd.grad(theirs, again, x["grad"])
-    assert_close(ours.detach(), theirs.detach(), torch.float64, "output")
+    expected = torch.autograd.grad(theirs, again, x["grad"].double())
+    assert_close(ours.detach(), theirs.detach(), dtype, "output")
     for name, a, e in zip(("input", "kernel", "weight"), gradients, expected, strict=True):
-        assert_close(a, e, torch.float64, name)
+        assert_close(a, e, dtype, name)
 
 
 def test_padding_modes_pad_the_guide_too():

@@ -66,13 +66,12 @@ def explain(x: Tensor) -> str:
     for name in BACKENDS:
         reason = why_not(name, x)
         if name == chosen and forced:
-            lines.append(
-                f"{name}: asked for by name, but {reason}" if reason else f"{name}: chosen, asked for by name"
-            )
+            told = f"asked for by name, but {reason}" if reason else "chosen, asked for by name"
         elif name == chosen:
-            lines.append(f"{name}: chosen, the first that can run")
+            told = "chosen, the first that can run"
         else:
-            lines.append(f"{name}: no, {reason}" if reason else f"{name}: could run")
+            told = f"no, {reason}" if reason else "could run"
+        lines.append(f"{name}: {told}")
     return "\n".join(lines)
 
 

@@ -98,7 +98,7 @@ def _load() -> ctypes.CDLL | str:
     folder = Path(__file__).parent
     found = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES if (folder / f"_native{suffix}").exists()]
     if not found:
-        return "it was not compiled when pac_ops was installed (no C compiler was found)"
+        return "it was not compiled when pac_ops was installed, which takes GCC 12 or newer"
     try:
         return ctypes.CDLL(str(found[0]))
     except OSError as error:  # an OpenMP runtime without GNU's entry points, another libc
@@ -115,7 +115,7 @@ def _run(function: str, shapes: _Window, *arguments: Tensor | int | None) -> Non
     """Call a kernel with pointers to contiguous float32 tensors."""
     library = _load()
     if isinstance(library, str):
-        raise RuntimeError(library)  # `backends.choose` asks why_not_built first
+        raise RuntimeError(library)  # noqa: TRY004 (`backends.choose` asks why_not_built first)
     passed = [
         ctypes.c_void_p(x.data_ptr())
         if isinstance(x, Tensor)

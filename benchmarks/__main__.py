@@ -28,10 +28,9 @@ def main(quick: bool, rounds: int, threads: int, output: Path, no_save: bool) ->
     torch.set_num_threads(threads)
     workloads = pacconv2d.QUICK if quick else pacconv2d.ALL
     console = Console(width=130)
-    total = 4 * len(workloads)
-    progress = track(pacconv2d.run(workloads, rounds), "measuring", total=total, console=Console(stderr=True))
+    progress = track(pacconv2d.run(workloads, rounds), "measuring", total=None, console=Console(stderr=True))
     results = list(progress)
-    for op in ("pacconv2d", "packernel2d"):
+    for op in pacconv2d.OPS:
         for mode in ("forward", "forward+backward"):
             console.print(
                 _table(op, mode, [group for group in results if (group[0].op, group[0].mode) == (op, mode)])

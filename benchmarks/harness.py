@@ -31,13 +31,14 @@ class Workload:
     window: int = 3
     stride: int = 1
     dilation: int = 1
+    groups: int = 1
     dtype: str = "float32"
 
     @property
     def id(self) -> str:
         """Such as b1-c256-64x64-k3."""
         text = f"b{self.batch}-c{self.channels}-{self.size}x{self.size}-k{self.window}"
-        for letter, value in (("s", self.stride), ("d", self.dilation)):
+        for letter, value in (("s", self.stride), ("d", self.dilation), ("g", self.groups)):
             text += f"-{letter}{value}" if value != 1 else ""
         return text if self.dtype == "float32" else f"{text}-{self.dtype}"
 

@@ -1,7 +1,7 @@
 """Conditional random fields whose messages are pixel-adaptive convolutions (Su et al., CVPR 2019, section 4.2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
+from pac_ops.dtypes import accumulate_dtype
 from pac_ops.features import create_position_feats, create_YXRGB
-from pac_ops.functional import packernel2d, pacpool2d
+from pac_ops.functional import pacconv2d, packernel2d
 from pac_ops.geometry import Pair
 from pac_ops.layers import PacConv2d
 
@@ -61,7 +62,8 @@ class DenseFeatures:
     def of(self, image: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> [[B, 2, H, W], [B, 5, H, W]]."""
         b, _, height, width = image.shape
-        position = create_position_feats((height, width), self.gaussian_sxy, b, image.device, image.dtype)
+        wide = accumulate_dtype(image.dtype)  # as create_YXRGB: bfloat16 cannot tell pixel 257 from 256
+        position = create_position_feats((height, width), self.gaussian_sxy, b, image.device, wide)
         return [position, create_YXRGB(image, self.bilateral_sxy, self.bilateral_srgb)]
 
 
@@ -102,7 +104,7 @@ class PacCRF(nn.Module):
         perturbed_init: bool = False,
         fixed_weighting: bool = False,
         unary_weight: float = 1.0,
-        pairwise_kernels: Sequence[Mapping[str, Any]] = (),
+        pairwise_kernels: "Sequence[Mapping[str, Any] | PairwiseKernel]" = (),
     ) -> None:
         super().__init__()
         _check_numbers(channels=channels, num_steps=num_steps)
@@ -114,7 +116,7 @@ class PacCRF(nn.Module):
         self.messengers, self.compat, self.pairwise_weights = nn.ModuleList(), nn.ModuleList(), nn.Module()
         _hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
         for options in pairwise_kernels:
-            self.add_pairwise_kernel(**options)
+            self.add_pairwise_kernel(**(asdict(options) if isinstance(options, PairwiseKernel) else options))
 
     def add_pairwise_kernel(
         self,
@@ -187,7 +189,7 @@ class PacCRF(nn.Module):
         num_steps: int = 5,
         final_output: str = "log_Q",
         kernel_size: int = 11,
-        blur: int = 4,
+        blur: int = 2,
         symmetric_normalization: bool = True,
     ) -> "PacCRF":
         """The two-kernel equivalent of a dense CRF (Kraehenbuehl and Koltun, NeurIPS 2011), from its parameters.
@@ -212,13 +214,16 @@ class PacCRF(nn.Module):
         crf = cls(channels, num_steps, final_output, fixed_weighting=True)
         terms = ((gaussian_sxy, gaussian_compat, 1), (bilateral_sxy, bilateral_compat, blur))
         for sxy, compat, pooled in terms:
+            dilation = max(1, round(2 * sxy / (pooled * max(1, kernel_size // 2))))
+            # A tap stands for this many pixels. Normalisation divides it out again, a bare sum has to count them.
+            pixels = 1 if symmetric_normalization else (pooled * dilation) ** 2
             crf.add_pairwise_kernel(
                 kernel_size,
-                max(1, round(2 * sxy / (pooled * max(1, kernel_size // 2)))),
+                dilation,
                 pooled,
                 "potts",
                 spatial_filter=False,
-                pairwise_weight=compat,
+                pairwise_weight=compat * pixels,
                 symmetric_normalization=symmetric_normalization,
             )
         for messenger in crf.messengers:
@@ -252,9 +257,10 @@ class PacCRF(nn.Module):
     def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Run all steps; see the class."""
         kernels = self.adapting_kernels(unary, features)
+        scales = self.scales(unary, kernels)
         log_q = unary
         for _ in range(self.num_steps):
-            log_q = self.step(unary, log_q, kernels)
+            log_q = self.step(unary, log_q, kernels, scales)
         return _finish(log_q, self.final_output)
 
     def refine(self, logits: Tensor, image: Tensor) -> Tensor:
@@ -292,31 +298,48 @@ class PacCRF(nn.Module):
             )
         return kernels
 
-    def step(self, unary: Tensor, log_q: Tensor, kernels: Sequence[Tensor | None]) -> Tensor:
+    def scales(self, unary: Tensor, kernels: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """D^-1/2 of every pairwise kernel that normalises symmetrically; it serves all steps of one set of weights.
+
+        A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
+        """
+        scales: list[Tensor | None] = []
+        for spec, messenger, kernel in zip(self.specs, self.messengers, kernels, strict=True):
+            if kernel is None or not spec.symmetric_normalization:
+                scales.append(None)
+                continue
+            inside = _pool(unary.new_ones(1, 1, *unary.shape[2:], dtype=kernel.dtype), spec.blur)
+            inside = inside.expand(unary.shape[0], -1, -1, -1)
+            scales.append(_inverse_root_of_sums(kernel, messenger, inside).to(unary.dtype))
+        return scales
+
+    def step(
+        self,
+        unary: Tensor,
+        log_q: Tensor,
+        kernels: Sequence[Tensor | None],
+        scales: Sequence[Tensor | None],
+    ) -> Tensor:
         """One mean-field step: [B, C, H, W] -> [B, C, H, W]."""
         q = F.softmax(log_q, dim=1)
         result = unary * self.unary_weight
-        for index, kernel in enumerate(kernels):
+        for index, (kernel, scale) in enumerate(zip(kernels, scales, strict=True)):
             weight: Tensor = getattr(self.pairwise_weights, str(index))
-            result = result - weight * self._message(index, q, kernel)
+            result = result - weight * self._message(index, q, kernel, scale)
         return result
 
-    def _message(self, index: int, q: Tensor, kernel: Tensor | None) -> Tensor:
+    def _message(self, index: int, q: Tensor, kernel: Tensor | None, scale: Tensor | None) -> Tensor:
         spec, messenger, compat = self.specs[index], self.messengers[index], self.compat[index]
         height, width = q.shape[2:]
-        blur = spec.blur
-        if blur > 1:  # pixels past the border are 0 and send nothing
-            q = F.avg_pool2d(F.pad(q, (0, -width % blur, 0, -height % blur)), blur)
-        scale = None
-        if kernel is not None and spec.symmetric_normalization:
-            scale = _inverse_root_of_sums(kernel, messenger, q)
+        q = _pool(q, spec.blur)
+        if scale is not None:
             q = q * scale
         message: Tensor = messenger(q) if kernel is None else messenger(q, None, kernel)
         if scale is not None:
             message = message * scale
         message = compat(message)
-        if blur > 1:
-            message = F.interpolate(message, scale_factor=float(blur), mode="bilinear")[:, :, :height, :width]
+        if spec.blur > 1:
+            message = F.interpolate(message, scale_factor=float(spec.blur), mode="bilinear")[:, :, :height, :width]
         return message
 
     def _check(self, unary: Tensor, features: Sequence[Tensor]) -> None:
@@ -353,7 +376,7 @@ class PacCRFLoose(nn.Module):
         perturbed_init: bool = False,
         fixed_weighting: bool = False,
         unary_weight: float = 1.0,
-        pairwise_kernels: Sequence[Mapping[str, Any]] = (),
+        pairwise_kernels: "Sequence[Mapping[str, Any] | PairwiseKernel]" = (),
     ) -> None:
         super().__init__()
         _check_numbers(num_steps=num_steps)
@@ -364,10 +387,10 @@ class PacCRFLoose(nn.Module):
             for _ in range(num_steps)
         )
 
-    def add_pairwise_kernel(self, **options: Any) -> None:
+    def add_pairwise_kernel(self, *arguments: Any, **options: Any) -> None:
         """Add a pairwise term to every step; see `PacCRF.add_pairwise_kernel`."""
         for step in self._steps():
-            step.add_pairwise_kernel(**options)
+            step.add_pairwise_kernel(*arguments, **options)
 
     def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Run all steps; see `PacCRF`."""
@@ -375,7 +398,7 @@ class PacCRFLoose(nn.Module):
         kernels = steps[0].adapting_kernels(unary, features)
         log_q = unary
         for step in steps:
-            log_q = step.step(unary, log_q, kernels)
+            log_q = step.step(unary, log_q, kernels, step.scales(unary, kernels))
         return _finish(log_q, self.final_output)
 
     def _steps(self) -> list[PacCRF]:
@@ -414,16 +437,20 @@ def _starting_weight(channels: int, kernel_size: Pair, spec: PairwiseKernel) -> 
     return (1 - torch.eye(channels))[:, :, None, None] * plane
 
 
-def _inverse_root_of_sums(kernel: Tensor, messenger: nn.Module, q: Tensor) -> Tensor:
-    """D^-1/2, with D_i the sum of filter times K over the window's taps inside the image: [B, 1, h, w]."""
+def _pool(x: Tensor, blur: int) -> Tensor:
+    """Averages of blur x blur pixels; those past the border are 0 and send nothing."""
+    if blur == 1:
+        return x
+    return F.avg_pool2d(F.pad(x, (0, -x.shape[3] % blur, 0, -x.shape[2] % blur)), blur)
+
+
+def _inverse_root_of_sums(kernel: Tensor, messenger: nn.Module, inside: Tensor) -> Tensor:
+    """D^-1/2, with D_i the sum of filter times K over a window, each tap counted as far as it is inside the image."""
     weight: Tensor = messenger.weight  # type: ignore[assignment]
-    kh, kw = weight.shape[2:]
-    filtered = kernel * weight[..., None, None]
-    ones = q.new_ones(q.shape[0], 1, *q.shape[2:], dtype=kernel.dtype)
     dilation: Pair = messenger.dilation  # type: ignore[assignment]
-    padding = (kh // 2 * dilation[0], kw // 2 * dilation[1])
-    sums = pacpool2d(ones, filtered, (kh, kw), 1, padding, dilation)
-    return torch.where(sums > 0, sums, 1).rsqrt().to(q.dtype)
+    padding: Pair = messenger.padding  # type: ignore[assignment]
+    sums = pacconv2d(inside, kernel, weight.to(kernel.dtype), None, 1, padding, dilation)
+    return torch.where(sums > 0, sums, 1).rsqrt()
 
 
 def _finish(log_q: Tensor, final_output: str) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pac_ops.arguments import check_image
+from pac_ops.dtypes import accumulate_dtype
 
 Scale = float | tuple[float, float] | Tensor
 
@@ -35,6 +36,8 @@ def create_position_feats(
 def create_YXRGB(image: Tensor, yx_scale: Scale, rgb_scale: Scale) -> Tensor:  # noqa: N802 (the published name)
     """Row, column and colour of every pixel, each over its scale: [B, 3, H, W] -> [B, 5, H, W].
 
+    In float32 (float64 for a float64 image), as K is.
+
     Args:
         image: [B, 3, H, W] in any unit.
         yx_scale: in pixels; a number, a (vertical, horizontal) pair, or a tensor of 1 or 2 numbers (learnable).
@@ -48,6 +51,7 @@ def create_YXRGB(image: Tensor, yx_scale: Scale, rgb_scale: Scale) -> Tensor:  #
     if image.shape[1] != 3:
         raise ValueError(f"image must have 3 channels, got {image.shape[1]}")
     b, _, height, width = image.shape
+    image = image.to(accumulate_dtype(image.dtype))  # bfloat16 cannot tell pixel 257 from 256
     position = create_position_feats((height, width), yx_scale, b, image.device, image.dtype)
     return torch.cat([position, image / _per_channel("rgb_scale", rgb_scale, 3, image)], dim=1)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
+from pac_ops.arguments import IntOrPair, check_devices, check_fits, check_image, make_window
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.functional import packernel2d, pacpool2d
 from pac_ops.geometry import Pair
@@ -64,10 +64,11 @@ def joint_bilateral_filter(
     if border_type not in _BORDERS:
         raise ValueError(f"border_type must be one of {', '.join(_BORDERS)}, got {border_type!r}")
     (rows, columns), shape = window.padding, guide.shape
-    if border_type == "reflect" and (rows >= shape[2] or columns >= shape[3]):
+    less = {"reflect": 1, "circular": 0}.get(border_type)  # what the border repeats must be in the image
+    if less is not None and (rows > shape[2] - less or columns > shape[3] - less):
         raise ValueError(
-            f"kernel_size must be at most twice the image's height and width less 1 with border_type "
-            f'"reflect", got {window.kernel_size} for {shape[2]} x {shape[3]}'
+            f"kernel_size must reach at most {shape[2] - less} rows and {shape[3] - less} columns to each side with "
+            f'border_type "{border_type}" on a {shape[2]} x {shape[3]} image, got {window.kernel_size}'
         )
     around = (columns, columns, rows, rows)
     seen, colours = (F.pad(x, around, mode=border_type) for x in (input, _scaled(guide, sigma_color)))
@@ -110,22 +111,29 @@ def joint_bilateral_upsample(
     coarse, fine = (input.shape[2], input.shape[3]), (guide.shape[2], guide.shape[3])
     if fine[0] < coarse[0] or fine[1] < coarse[1]:
         raise ValueError(f"guide must be at least as large as the input, {list(coarse)}, got {list(fine)}")
+    if min(coarse) == 0:
+        raise ValueError(f"input must have a pixel to enlarge, got {list(input.shape)}")
     _check_guide(guide, input, *fine)
     window, sigmas = make_window(kernel_size, 1, "same", 1), _sigmas(sigma_space)
-    f = _scaled(guide, sigma_color)
+    v = input.to(torch.promote_types(accumulate_dtype(input.dtype), accumulate_dtype(guide.dtype)))
+    f = _scaled(guide.to(v.dtype), sigma_color)
     g = F.interpolate(f, size=coarse, mode="area")
-    v = input.to(f.dtype)
     rows, columns = (
         _coarse_taps(k, s, c, n, f) for k, s, c, n in zip(window.kernel_size, sigmas, coarse, fine, strict=True)
     )
     taps = [(row, column) for row in rows for column in columns]
-    exponents = torch.stack([_exponent(f, g, row, column) for row, column in taps], dim=1)  # [B, taps, H, W]
-    # A softmax over the taps is the same quotient, and cannot be 0 / 0.
-    shares = torch.softmax(exponents, dim=1)
-    out = v.new_zeros(*v.shape[:2], *fine)
-    for n, (row, column) in enumerate(taps):
-        out = out + shares[:, n, None] * v.index_select(2, row[0]).index_select(3, column[0])
-    return out.to(input.dtype)
+    # The same quotient for any shift of the exponents; with their largest it cannot be 0 / 0. Found first, so that
+    # no more than one tap is held at a time.
+    with torch.no_grad():
+        shift = _exponent(f, g, *taps[0])
+        for tap in taps[1:]:
+            shift = torch.maximum(shift, _exponent(f, g, *tap))
+    total, out = torch.zeros_like(shift), v.new_zeros(*v.shape[:2], *fine)
+    for row, column in taps:
+        weight = torch.exp(_exponent(f, g, row, column) - shift)
+        total = total + weight
+        out = torch.addcmul(out, weight, v.index_select(2, row[0]).index_select(3, column[0]))
+    return (out / total).to(input.dtype)
 
 
 def detail_preserving_pool2d(
@@ -161,8 +169,7 @@ def detail_preserving_pool2d(
         ValueError: where an argument has the wrong shape or value.
     """
     check_image("input", input)
-    wide = accumulate_dtype(input.dtype)
-    numbers = [torch.as_tensor(x, dtype=wide, device=input.device) for x in (alpha, lambda_)]
+    c = input.shape[1]
     kernel, _ = packernel2d(
         input,
         None,
@@ -171,8 +178,8 @@ def detail_preserving_pool2d(
         padding,
         kernel_type="inv_0_1_asym" if asymmetric else "inv_0_1",
         smooth_kernel_type=smooth_kernel_type,
-        inv_alpha=numbers[0],
-        inv_lambda=numbers[1],
+        inv_alpha=_numbers("alpha", alpha, c, input, "input"),
+        inv_lambda=_numbers("lambda_", lambda_, c, input, "input"),
         channel_wise=True,
         normalize_kernel=True,
     )
@@ -212,7 +219,7 @@ def dynamic_filter2d(
     check_devices(input.device, {"filters": filters})
     window = make_window(kernel_size, stride, padding, dilation)
     taps, (b, c) = math.prod(window.kernel_size), input.shape[:2]
-    size = window.output_size(input.shape[2], input.shape[3])
+    size = check_fits(window, input.shape[2], input.shape[3])
     shape = list(filters.shape)
     if shape not in ([b, taps, *size], [b, c * taps, *size]):
         raise ValueError(
@@ -235,16 +242,26 @@ def _check_guide(guide: Tensor, input: Tensor, height: int, width: int) -> None:
         )
 
 
+def _numbers(name: str, x: float | Tensor, count: int, like: Tensor, owner: str) -> Tensor:
+    """One number or `count` of them, as wide as sums over `like` (whose argument is `owner`): [1 or count]."""
+    wide = accumulate_dtype(like.dtype)
+    if isinstance(x, (int, float)):
+        return torch.full((1,), x, dtype=wide, device=like.device)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
+    check_devices(like.device, {name: x}, owner)
+    if x.numel() not in (1, count):
+        raise ValueError(f"{name} must hold 1 number or {count}, got {list(x.shape)}")
+    return x.to(wide).reshape(-1)
+
+
 def _scaled(guide: Tensor, sigma: float | Tensor) -> Tensor:
     """The guide over sigma, as wide as distances are taken."""
-    wide = accumulate_dtype(guide.dtype)
-    if not isinstance(sigma, Tensor):
-        if not sigma > 0:
-            raise ValueError(f"sigma_color must be positive, got {sigma!r}")
-        return guide.to(wide) / sigma
-    if sigma.numel() not in (1, guide.shape[0]):
-        raise ValueError(f"sigma_color must hold 1 number or {guide.shape[0]}, got {list(sigma.shape)}")
-    return guide.to(wide) / sigma.to(wide).reshape(-1, 1, 1, 1)
+    # The values of a tensor are not looked at: that would wait for the device and break a compiled graph.
+    if isinstance(sigma, (int, float)) and not sigma > 0:
+        raise ValueError(f"sigma_color must be positive, got {sigma!r}")
+    sigmas = _numbers("sigma_color", sigma, guide.shape[0], guide, "guide")
+    return guide.to(sigmas.dtype) / sigmas[:, None, None, None]
 
 
 def _sigmas(sigma_space: FloatOrPair) -> tuple[float, float]:
@@ -277,6 +294,6 @@ def _coarse_taps(kernel_size: int, sigma: float, coarse: int, fine: int, like: T
 
 
 def _exponent(f: Tensor, g: Tensor, row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor]) -> Tensor:
-    """The log of w_ij K(f_i, g_j) for one tap: [B, H, W]."""
+    """The log of w_ij K(f_i, g_j) for one tap: [B, 1, H, W]."""
     away = f - g.index_select(2, row[0]).index_select(3, column[0])
-    return row[1][:, None] + column[1] - 0.5 * away.square().sum(dim=1)
+    return row[1][:, None] + column[1] - 0.5 * away.square().sum(dim=1, keepdim=True)

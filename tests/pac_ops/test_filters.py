@@ -28,20 +28,29 @@ def images(*channels, size=(11, 9), batch=2, dtype=D):
 @pytest.mark.parametrize("border_type", ["reflect", "replicate", "circular", "constant"])
 @pytest.mark.parametrize("kernel_size", [3, (5, 3), 7])
 @pytest.mark.parametrize("sigma_color", [0.1, torch.tensor([0.2, 0.4], dtype=D)], ids=["one", "one an image"])
-def test_bilateral_filters_are_kornias(border_type, kernel_size, sigma_color):
+@pytest.mark.parametrize("sigma_space", [1.2, (1.5, 0.8)], ids=str)
+def test_bilateral_filters_are_kornias(border_type, kernel_size, sigma_color, sigma_space):
     v, f = images(2, 3)
-    sigmas = (1.5, 0.8)
+    sigmas = sigma_space if isinstance(sigma_space, tuple) else (sigma_space, sigma_space)  # kornia takes pairs only
     theirs = kornia.filters.joint_bilateral_blur(v, f, kernel_size, sigma_color, sigmas, border_type, "l2")
-    ours = joint_bilateral_filter(v, f, kernel_size, sigma_color, sigmas, border_type)
+    ours = joint_bilateral_filter(v, f, kernel_size, sigma_color, sigma_space, border_type)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     theirs = kornia.filters.bilateral_blur(v, kernel_size, sigma_color, sigmas, border_type, "l2")
     torch.testing.assert_close(
-        bilateral_filter(v, kernel_size, sigma_color, sigmas, border_type), theirs, rtol=1e-10, atol=1e-12
+        bilateral_filter(v, kernel_size, sigma_color, sigma_space, border_type), theirs, rtol=1e-10, atol=1e-12
     )
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"stride": 2}, {"padding": 1}, {"stride": 2, "padding": 1, "ceil_mode": True}], ids=str
+    "options",
+    [
+        {},
+        {"stride": 2},
+        {"padding": 1},
+        {"ceil_mode": True},
+        {"stride": (2, 1), "padding": (1, 0), "ceil_mode": True},
+    ],
+    ids=str,
 )
 def test_pooling_with_a_constant_guide_is_average_pooling(options):
     (v,) = images(3, size=(12, 10))
@@ -50,6 +59,10 @@ def test_pooling_with_a_constant_guide_is_average_pooling(options):
     kernel, _ = pac_ops.packernel2d(guide, **window, normalize_kernel=True)
     ours = pac_ops.pacpool2d(v, kernel, **window)
     torch.testing.assert_close(ours, nn.AvgPool2d(**window, count_include_pad=False)(v))
+    # The guide is 0 outside the image, where ceil_mode may put a window's centre: only 0 is constant there too.
+    kernel, _ = pac_ops.packernel2d(0 * guide, **window)
+    ours = pac_ops.pacpool2d(v, kernel, **window)
+    torch.testing.assert_close(ours, nn.AvgPool2d(**window, divisor_override=1)(v))
 
 
 def spelt_out_upsample(v, f, sigma_color, sigma_space, k):
@@ -81,6 +94,12 @@ def test_joint_bilateral_upsample_is_the_equation(fine, kernel_size):
     v, f = images(2, size=(4, 3))[0], images(3, size=fine)[0]
     ours = joint_bilateral_upsample(v, f, 0.3, 0.9, kernel_size)
     torch.testing.assert_close(ours, spelt_out_upsample(v, f, 0.3, 0.9, kernel_size))
+
+
+def test_joint_bilateral_upsample_is_as_wide_as_its_input():
+    v, f = images(2, size=(4, 3))[0], images(3, size=(9, 7), dtype=torch.float32)[0]
+    out = joint_bilateral_upsample(v, f, 0.3)
+    torch.testing.assert_close(out, joint_bilateral_upsample(v, f.double(), 0.3), rtol=0, atol=0)
 
 
 def test_joint_bilateral_upsample_survives_a_guide_unlike_all_its_neighbours():
@@ -129,6 +148,8 @@ def test_detail_preserving_pooling_is_the_equation(asymmetric):
         torch.testing.assert_close(ours, spelt_out_pool(v, alpha, power, asymmetric=asymmetric))
     average = F.avg_pool2d(v, 3, 2, 1, count_include_pad=False)
     torch.testing.assert_close(detail_preserving_pool2d(v, lambda_=0.0, asymmetric=asymmetric), average)
+    nearly = detail_preserving_pool2d(v, alpha=1e7, asymmetric=asymmetric)
+    torch.testing.assert_close(nearly, average, rtol=1e-6, atol=0)
 
 
 def test_detail_preserving_pooling_learns_a_number_a_channel():
@@ -167,6 +188,13 @@ CALLS = {
     "upsample": (lambda v, f: joint_bilateral_upsample(v, f, 0.4, kernel_size=3), (7, 6)),
     "detail": (lambda v, f: detail_preserving_pool2d(v, alpha=0.1), (5, 4)),
     "dynamic": (lambda v, f: dynamic_filter2d(v, f, 3), (5, 4)),
+    # what else is learnable, made from f
+    "bilateral, sigma": (lambda v, f: bilateral_filter(v, 3, 0.2 + f.mean(), 1.0), (5, 4)),
+    "upsample, sigma": (lambda v, f: joint_bilateral_upsample(v, f, 0.2 + f.mean(), kernel_size=3), (7, 6)),
+    "detail, numbers": (
+        lambda v, f: detail_preserving_pool2d(v, alpha=f.mean((0, 2, 3))[:2], lambda_=f.mean()),
+        (5, 4),
+    ),
 }
 
 
@@ -201,12 +229,18 @@ def test_compiled_in_one_graph(name):
 
 
 def test_no_copies_of_all_taps():
+    """No allocation comes near 25 copies of the channels; the upsampling's do not come near 25 maps."""
     v = torch.rand(1, 24, 128, 128)
+    all_taps = 25 * v.numel() * 4
+    assert 0 < largest_allocation(lambda: joint_bilateral_filter(v, v[:, :3], 5, 0.1, 1.5)) < all_taps / 4
+    few = v[:, :2, ::4, ::4]
+    assert 0 < largest_allocation(lambda: joint_bilateral_upsample(few, v[:, :3], 0.1)) <= 3 * v[0, 0].numel() * 4
+
+
+def largest_allocation(run):
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        joint_bilateral_filter(v, v[:, :3], 5, 0.1, 1.5)
-        joint_bilateral_upsample(v[..., ::4, ::4], v[:, :3], 0.1)
-    largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert 0 < largest < 25 * v.numel() * 4 / 4
+        run()
+    return max(event.self_cpu_memory_usage for event in profile.events())
 
 
 V, G = torch.rand(1, 2, 6, 6), torch.rand(1, 3, 6, 6)
@@ -214,20 +248,27 @@ WRONG = {
     "guide size": (lambda: joint_bilateral_filter(V, G[..., 1:], 3, 1, 1), r"guide must be .*\[1, G, 6, 6\], got \[1, 3, 6, 5\]"),
     "border": (lambda: bilateral_filter(V, 3, 1, 1, "mirror"), "border_type must be one of .*got 'mirror'"),
     "even window": (lambda: bilateral_filter(V, 4, 1, 1), r"kernel_size must be odd.*got \(4, 4\)"),
-    "reflect too far": (lambda: bilateral_filter(V, 13, 1, 1), r"kernel_size must be .*got \(13, 13\) for 6 x 6"),
+    "reflect too far": (lambda: bilateral_filter(V, 13, 1, 1), r"kernel_size must reach at most 5 rows .*got \(13, 13\)"),
+    "circular too far": (lambda: bilateral_filter(V, 15, 1, 1, "circular"), r"kernel_size must reach at most 6 rows .*got \(15, 15\)"),
+    "sigma_color type": (lambda: bilateral_filter(V, 3, "a", 1), "sigma_color must be a number or a tensor, got str"),
+    "sigma_color device": (lambda: bilateral_filter(V, 3, torch.ones(1, device="meta"), 1), "sigma_color must be on the guide's device cpu, got meta"),
+    "nothing to enlarge": (lambda: joint_bilateral_upsample(V[:, :, :0], G, 1), r"input must have a pixel .*got \[1, 2, 0, 6\]"),
+    "window too large": (lambda: dynamic_filter2d(V, G, 9, padding=0), r"the window \(9, 9\) .*must fit the image, got 6 x 6"),
+    "alpha type": (lambda: detail_preserving_pool2d(V, alpha="a"), "alpha must be a number or a tensor, got str"),
+    "lambda": (lambda: detail_preserving_pool2d(V, lambda_=torch.ones(5)), r"lambda_ must hold 1 number or 2, got \[5\]"),
     "sigma_color": (lambda: bilateral_filter(V, 3, 0, 1), "sigma_color must be positive, got 0"),
     "sigma_color shape": (lambda: bilateral_filter(V, 3, torch.ones(3), 1), r"sigma_color must hold 1 number or 1, got \[3\]"),
     "sigma_space": (lambda: bilateral_filter(V, 3, 1, (1, -1)), r"sigma_space must be .*got \(1, -1\)"),
     "smaller guide": (lambda: joint_bilateral_upsample(V, G[..., 1:], 1), r"guide must be at least .*\[6, 6\], got \[6, 5\]"),
     "guide batch": (lambda: joint_bilateral_upsample(V, G.expand(2, -1, -1, -1), 1), r"guide must be .*got \[2, 3, 6, 6\]"),
     "filters": (lambda: dynamic_filter2d(V, G, 3), r"filters must be .*\[1, 9, 6, 6\] or .*\[1, 18, 6, 6\], got \[1, 3, 6, 6\]"),
-    "alpha": (lambda: detail_preserving_pool2d(V, alpha=torch.ones(5)), r"inv_alpha must be one number, or \[2\], got \[5\]"),
+    "alpha": (lambda: detail_preserving_pool2d(V, alpha=torch.ones(5)), r"^alpha must hold 1 number or 2, got \[5\]"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_one_clear_line(name):
     run, message = WRONG[name]
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, TypeError), match=message) as error:
         run()
     assert "\n" not in str(error.value)

@@ -258,15 +258,20 @@ INLINE void pool_any(const Window *w, const float *channel, const float *kernel,
     }
 }
 
+/* Columns that a row of windows with stride 1 sees, padding included. */
+INLINE int64_t seen_columns(const Window *w) { return w->out_width + (w->kernel[1] - 1) * w->dilation[1]; }
+
 /* A row of at least PIXELS outputs with stride 1, PIXELS at a time in registers. `rows` holds kh padded rows. */
 INLINE void pool_panels(const Window *w, const float *channel, const float *kernel, const float *weight, float start,
                         float *out, int64_t y, float *rows) {
-    int64_t pixels = w->out_height * w->out_width, wide = w->width + 2 * w->padding[1];
+    int64_t pixels = w->out_height * w->out_width, wide = seen_columns(w);
+    int64_t first = most(0, w->padding[1]), last = least(wide, w->width + w->padding[1]); /* inside the image */
     for (int64_t i = 0; i < w->kernel[0]; i++) {
         int64_t row = y * w->stride[0] - w->padding[0] + i * w->dilation[0];
-        memset(rows + i * wide, 0, wide * sizeof(float));
-        if (row >= 0 && row < w->height)
-            memcpy(rows + i * wide + w->padding[1], channel + row * w->width, w->width * sizeof(float));
+        float *padded = rows + i * wide;
+        memset(padded, 0, wide * sizeof(float));
+        if (row >= 0 && row < w->height && first < last)
+            memcpy(padded + first, channel + row * w->width + first - w->padding[1], (last - first) * sizeof(float));
     }
     for (int64_t next = 0; next < w->out_width; next += PIXELS) {
         int64_t x = least(next, w->out_width - PIXELS); /* the last ones may overlap those before */
@@ -302,7 +307,7 @@ int pac_pooling(const Window *w, const float *input, const float *kernel, int64_
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        float *rows = buffer(w->kernel[0] * (w->width + 2 * w->padding[1]));
+        float *rows = buffer(w->kernel[0] * seen_columns(w));
         if (!rows) {
 #pragma omp atomic write
             failed = 1;

@@ -1,11 +1,13 @@
 """The compiled CPU path, float32: `native.c`, built when the package is installed where there is a C compiler.
 
 Convolution is an implicit matrix product, K applied to the taps as they are packed for it; pooling, depthwise
-convolution and distances go row by row. Nothing is padded or copied beyond what a core's cache holds. What it has no
-code for (backward passes, distances from given centres) is `cpu`'s.
+convolution and distances go row by row. Nothing is padded or copied beyond what a core's cache holds. A transposed
+convolution is one ordinary convolution for each position modulo the stride. What it has no code for (backward passes,
+distances from given centres) is `cpu`'s.
 """
 
 import ctypes
+import math
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -18,7 +20,6 @@ from pac_ops.cpu import (
     centred_distance2d,
     centred_distance2d_backward,
     pacconv2d_backward,
-    pacconv_transpose2d,
     pacconv_transpose2d_backward,
     pacpool2d_backward,
     squared_distance2d_backward,
@@ -68,6 +69,48 @@ def pacconv2d(
     else:
         _run("pac_convolution", shapes, input, kernel, weight, bias, out)
     return out
+
+
+def pacconv_transpose2d(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+) -> Tensor:
+    """See `reference.pacconv_transpose2d`.
+
+    Output pixels whose positions are alike modulo the stride see input pixels under the same taps: each such set is
+    an ordinary convolution of the input, with stride 1 and those taps.
+    """
+    ho, wo = kernel.shape[-2:]
+    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    out = input.new_empty(input.shape[0], turned.shape[0], ho, wo)
+    rows, columns = (_phases(window, axis) for axis in (0, 1))
+    for top, (taps_y, dilation_y, padding_y) in enumerate(rows):
+        for left, (taps_x, dilation_x, padding_x) in enumerate(columns):
+            phase = (slice(top, None, window.stride[0]), slice(left, None, window.stride[1]))
+            part = out[:, :, phase[0], phase[1]]
+            if not taps_y or not taps_x or not part.numel():
+                part.copy_(torch.zeros(()) if bias is None else bias[:, None, None].expand_as(part))
+                continue
+            seen = Window((len(taps_y), len(taps_x)), (1, 1), (padding_y, padding_x), (dilation_y, dilation_x))
+            k_ij = kernel[:, :, taps_y][:, :, :, taps_x][..., phase[0], phase[1]]
+            filters = turned[:, :, [window.kernel_size[0] - 1 - t for t in taps_y]]
+            filters = filters[..., [window.kernel_size[1] - 1 - t for t in taps_x]]
+            part.copy_(pacconv2d(input, k_ij, filters, bias, seen, groups))
+    return out
+
+
+def _phases(window: Window, axis: int) -> list[tuple[list[int], int, int]]:
+    """For each position modulo the stride along one axis: the taps that meet input pixels, dilation and padding.
+
+    Tap t of output i is at i + (t - kernel_size + 1) * dilation + padding of the input with zeros inserted. The
+    padding may be negative.
+    """
+    k, s, p, d = (pair[axis] for pair in window)
+    found = []
+    for first in range(s):
+        taps = [t for t in range(k) if (first + (t - k + 1) * d + p) % s == 0]
+        start = (first + (taps[0] - k + 1) * d + p) // s if taps else 0
+        found.append((taps, d // math.gcd(d, s), -start))
+    return found
 
 
 def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:

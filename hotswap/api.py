@@ -1,14 +1,13 @@
 """The verbs: plan, apply, convert, revert."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 from torch import nn
 
 from hotswap import surgery
-from hotswap.choose import Names, choose
+from hotswap.choose import Guides, Names, Targets, choose
 from hotswap.errors import HotswapError
 from hotswap.naming import AUTO
 from hotswap.observe import DataDependentError, Inputs, Observation, observe
@@ -21,8 +20,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def plan(
     model: nn.Module,
-    targets: Iterable[str] | str = AUTO,
-    guide: str = AUTO,
+    targets: Targets = AUTO,
+    guide: Guides = AUTO,
     *,
     guide_scale: float = PAPER_SCALE,
     learn_scale: bool = False,
@@ -35,10 +34,12 @@ def plan(
 
     Args:
         model: any `nn.Module`; it is left as it is.
-        targets: convolutions to swap: module paths, `conv{stage}_{index}` aliases, globs, `re:` expressions, or
-            "auto": the last spatial convolution of each of the last three stages, as in the paper.
-        guide: the module whose output steers them, by path or alias, or "auto": the last convolution of the
-            second stage.
+        targets: convolutions to swap: module paths, modules, `conv{stage}_{index}` aliases, globs, `re:` expressions,
+            or "auto": the last spatial convolution of each of the last three stages, as in the paper.
+        guide: what steers them: a module, whose output does, by itself, its path or its alias; "input", the image
+            (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
+            count as one guide with all their channels; or a mapping from targets, named in any of these ways or by
+            patterns, to one of these.
         guide_scale: what the guide is multiplied by, >= 0. The paper's 1e-4 was chosen for a VGG fed raw pixels
             and does next to nothing in most other networks: see `calibrate`.
         learn_scale: add one parameter a target, the logarithm of its scale, to be trained.
@@ -72,8 +73,8 @@ def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inp
 
 def convert(
     model: Model,
-    targets: Iterable[str] | str = AUTO,
-    guide: str = AUTO,
+    targets: Targets = AUTO,
+    guide: Guides = AUTO,
     *,
     guide_scale: float = PAPER_SCALE,
     learn_scale: bool = False,
@@ -124,8 +125,8 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
 
 def _planned(
     model: nn.Module,
-    targets: Iterable[str] | str,
-    guide: str,
+    targets: Targets,
+    guide: Guides,
     guide_scale: float,
     learn_scale: bool,
     method: str,
@@ -143,13 +144,13 @@ def _planned(
     choice = choose(names, targets, guide)
     alias_of = names.alias_of
     swaps = []
-    for path in choice.targets:
+    for path, sources in choice.guides.items():
         conv = model.get_submodule(path)
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (choose made sure)
         swaps.append(
             Swap(
                 target=path,
-                guide=choice.guide,
+                guide=sources,
                 kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
                 in_channels=conv.in_channels,
                 out_channels=conv.out_channels,
@@ -158,7 +159,7 @@ def _planned(
                 resize=resize,
                 after_activation=after_activation,
                 target_alias=alias_of.get(path),
-                guide_alias=alias_of.get(choice.guide),
+                guide_alias=tuple(alias_of.get(source) for source in sources),
             )
         )
     notes = choice.notes

@@ -31,7 +31,7 @@ from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable
 from hotswap.plan import Plan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the plan's guides were lone strings, which Plan.from_dict still reads
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth")
 
@@ -401,7 +401,7 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
             f"{FORMAT_VERSION}); pip install --upgrade hotswap"
         )
     kinds = {"hotswap": str, "architecture": str | None, "plan": Mapping | None, "learned_scales": Mapping}
-    if version != FORMAT_VERSION or set(found) != {"format_version", *kinds}:
+    if not isinstance(version, int) or version < 1 or set(found) != {"format_version", *kinds}:
         raise HotswapError(f"{where} is malformed; it was not written by hotswap, or damaged")
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):

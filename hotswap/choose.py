@@ -1,16 +1,23 @@
 """Turns what a person asked for (names, patterns, "auto") into swaps of modules, or says why it cannot."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import nn
 
 from hotswap import naming
 from hotswap.errors import HotswapError
 from hotswap.layers import why_not_swappable
-from hotswap.naming import AUTO
+from hotswap.naming import AUTO, INPUT
 from hotswap.observe import Observation
+
+Name = str | nn.Module  # a module itself stands for its path
+Targets = Name | Iterable[Name]
+Guide = Name | Sequence[Name]  # several count as one, with all their channels
+Guides = Guide | Mapping[Name, Guide]  # one for all targets, or by target
+Value = TypeVar("Value")
 
 _AUTO_GUIDE_STAGE = 2  # the paper guides from the end of the second stage ...
 _AUTO_TARGET_STAGES = 3  # ... the last convolution of each of the last three
@@ -42,44 +49,103 @@ class Names:
 
 @dataclass(frozen=True)
 class Choice:
-    """Resolved targets and guide, as module paths."""
+    """Resolved targets, each with the sources of its guide: module paths, and INPUT."""
 
-    targets: tuple[str, ...]
-    guide: str
+    guides: Mapping[str, tuple[str, ...]]  # by target, in the order asked for
     notes: tuple[str, ...]
 
 
-def choose(names: Names, targets: Iterable[str] | str, guide: str) -> Choice:
-    """Resolve targets and guide.
+def choose(names: Names, targets: Targets, guide: Guides) -> Choice:
+    """Resolve targets and guides.
 
-    Each target is an exact path or alias, a glob over both (`*`, `?`, `[`), a regular expression after `re:`, or
-    "auto". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and "auto"
-    pass over what is not, and a note says so.
+    Each target is a module, an exact path or alias, a glob over both (`*`, `?`, `[`), a regular expression after
+    `re:`, or "auto". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and
+    "auto" pass over what is not, and a note says so. A guide is a module, a path, an alias, "input", "auto", a list
+    of these, or a mapping from targets to these.
 
     Raises:
-        HotswapError: where a name matches nothing swappable, with the closest that would.
+        HotswapError: where a name matches nothing swappable, with the closest that would, or a target has no guide.
     """
-    wanted = [targets] if isinstance(targets, str) else list(targets)
+    if not isinstance(targets, Name | Iterable):
+        raise HotswapError(f"targets must be a name, a module or several of them, got a {type(targets).__name__}")
+    wanted = [targets] if isinstance(targets, Name) else list(targets)
     if not wanted:
         raise HotswapError('targets must name at least one convolution, got none; try "auto"')
     notes: list[str] = []
     paths: dict[str, None] = {}  # an ordered set
     for name in wanted:
-        if not isinstance(name, str):
-            raise HotswapError(f"a target must be a string, got a {type(name).__name__}")
         if name == AUTO:
             found = automatic(names)[0]
-        elif naming.is_pattern(name):
+        elif isinstance(name, str) and naming.is_pattern(name):
             found = _matching(names, name, notes)
         else:
             found = (_exact(names, name, "target"),)
             _check_target(names, name, found[0])
         paths |= dict.fromkeys(found)
-    if not isinstance(guide, str):
-        raise HotswapError(f'guide must be a module path, an alias or "auto", got a {type(guide).__name__}')
-    chosen = automatic(names)[1] if guide == AUTO else _exact(names, guide, "guide")
-    _check_order(names, tuple(paths), chosen)
-    return Choice(tuple(paths), chosen, tuple(notes))
+    by_target = (
+        per_target(names, "guide", guide, paths) if isinstance(guide, Mapping) else dict.fromkeys(paths, guide)
+    )
+    sources = {path: _sources(names, chosen) for path, chosen in by_target.items()}
+    _check_order(names, sources)
+    return Choice(sources, tuple(notes))
+
+
+def per_target(names: Names, what: str, values: Mapping[Name, Value], paths: Iterable[str]) -> dict[str, Value]:
+    """The value of each target, from a mapping whose keys name targets as `choose` takes them.
+
+    A key that names one target wins over a pattern; of several patterns the first wins.
+
+    Args:
+        names: of the network.
+        what: the argument that the mapping is, for messages.
+        values: by a target's path, alias or module, or by a pattern that several match.
+        paths: of the targets.
+
+    Raises:
+        HotswapError: where a target has no value, or a key names no target.
+    """
+    targets = list(paths)
+    exact: dict[str, Value] = {}
+    by_pattern: dict[str, Value] = {}
+    for key, value in values.items():
+        if isinstance(key, str) and naming.is_pattern(key):
+            matched = naming.match(key, targets, names.alias_of)
+            by_pattern = dict.fromkeys(matched, value) | by_pattern
+        else:
+            path = _exact(names, key, f"key of {what}:")
+            matched = [path] if path in targets else []
+            exact[path] = value
+        if not matched:
+            known = ", ".join(_both_names(names, path) for path in targets)
+            raise HotswapError(f"{what} has {_shown(key)}, which is none of the targets ({known})")
+    found = by_pattern | exact
+    for path in targets:
+        if path not in found:
+            raise HotswapError(f"{what} must have a key for target {_both_names(names, path)}, and has none")
+    return {path: found[path] for path in targets}
+
+
+def _sources(names: Names, guide: Any) -> tuple[str, ...]:
+    given = [guide] if isinstance(guide, Name) else list(guide) if isinstance(guide, list | tuple) else None
+    if given is None:
+        raise HotswapError(
+            f'guide must be a module path, an alias, a module, "{INPUT}", "{AUTO}", a list of these, or a mapping '
+            f"from targets to these, got a {type(guide).__name__}"
+        )
+    if not given:
+        raise HotswapError(f'guide must name at least one source, got an empty list; try "{AUTO}"')
+    paths: dict[str, None] = {}
+    for name in given:
+        if name == AUTO:
+            path = automatic(names)[1]
+        elif name == INPUT:
+            path = INPUT
+        else:
+            path = _exact(names, name, "guide")
+            if path == INPUT:
+                raise HotswapError(f"the module {INPUT!r} cannot guide: as a guide that word is the image; rename it")
+        paths[path] = None
+    return tuple(paths)
 
 
 def automatic(names: Names) -> tuple[tuple[str, ...], str]:
@@ -101,8 +167,18 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     return tuple(later), stages[_AUTO_GUIDE_STAGE - 1][-1]
 
 
-def _exact(names: Names, name: str, role: str) -> str:
+def _exact(names: Names, name: Name, role: str) -> str:
     modules: dict[str, nn.Module] = dict(names.model.named_modules(remove_duplicate=False))
+    if isinstance(name, nn.Module):
+        path = next((path for path, module in modules.items() if module is name), None)
+        if path is None:
+            raise HotswapError(
+                f"{role} {_shown(name)} is no module of this network, but perhaps of one that it was copied from; "
+                "name it by its path"
+            )
+        return path
+    if not isinstance(name, str):
+        raise HotswapError(f"{role} must be a string or a module, got a {type(name).__name__}")
     if name in modules and name:
         first_path = {module: path for path, module in names.model.named_modules()}
         return str(first_path[modules[name]])
@@ -142,7 +218,7 @@ def _why_not(names: Names, path: str) -> str | None:
     return reason
 
 
-def _check_target(names: Names, name: str, path: str) -> None:
+def _check_target(names: Names, name: Name, path: str) -> None:
     reason = _why_not(names, path)
     if reason is None:
         return
@@ -151,23 +227,32 @@ def _check_target(names: Names, name: str, path: str) -> None:
     swappable = [p for p in where if _why_not(names, p) is None]
     nearest = min(swappable, key=lambda p: abs(where.index(p) - position), default=None)
     hint = "" if nearest is None else f"; the nearest that can is {_both_names(names, nearest)}"
-    raise HotswapError(f"target {name!r} cannot be swapped: {reason}{hint}")
+    shown = _both_names(names, path) if isinstance(name, nn.Module) else repr(name)
+    raise HotswapError(f"target {shown} cannot be swapped: {reason}{hint}")
 
 
-def _check_order(names: Names, targets: tuple[str, ...], guide: str) -> None:
-    """Refuse a guide that a target runs before, while a better one can still be named."""
+def _check_order(names: Names, guides: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a guide that its target runs before, while a better one can still be named."""
     if names.observation is None:
         return  # the graph will tell
     ended = {call.path: index for index, call in reversed(list(enumerate(names.observation.calls)))}
-    if guide not in ended:
-        raise HotswapError(f"guide {guide!r} is never called by this network; name a module that is")
-    first = min(targets, key=lambda path: ended[path])
-    if ended[guide] < ended[first]:
-        return
-    earlier = [path for stage in names.stages for path in stage if ended[path] < ended[first]]
-    hint = f"; the last convolution before it is {_both_names(names, earlier[-1])}" if earlier else ""
-    relation = "is" if guide == first else "contains" if first.startswith(f"{guide}.") else "is computed after"
-    raise HotswapError(f"guide {_both_names(names, guide)} {relation} target {_both_names(names, first)}{hint}")
+    for target in sorted(guides, key=lambda path: ended[path]):
+        for guide in guides[target]:
+            if guide == INPUT or ended.get(guide, len(ended)) < ended[target]:
+                continue
+            if guide not in ended:
+                raise HotswapError(f"guide {guide!r} is never called by this network; name a module that is")
+            earlier = [path for stage in names.stages for path in stage if ended[path] < ended[target]]
+            hint = f"; the last convolution before it is {_both_names(names, earlier[-1])}" if earlier else ""
+            inside = target.startswith(f"{guide}.") or guide == ""
+            relation = "is" if guide == target else "contains" if inside else "is computed after"
+            raise HotswapError(
+                f"guide {_both_names(names, guide)} {relation} target {_both_names(names, target)}{hint}"
+            )
+
+
+def _shown(name: Name) -> str:
+    return f"of class {type(name).__name__}" if isinstance(name, nn.Module) else repr(name)
 
 
 def _both_names(names: Names, path: str) -> str:

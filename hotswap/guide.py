@@ -26,45 +26,50 @@ def image_size(target: str, x: Any) -> Size:
 
 
 def window_distance(
-    guide_name: str,
-    guide: Any,
+    names: tuple[str, ...],
+    guides: tuple[Any, ...],
     size: Size,
     window: Window,
     padding_mode: str,
     resize: str,
     previous: tuple[Size, Tensor] | None = None,
 ) -> tuple[Size, Tensor]:
-    """||f_i - f_j||^2 over a target's window, of the guide resized to the target's input size.
+    """||f_i - f_j||^2 over a target's window, of the guides resized to the target's input size.
+
+    Several guides count as one with all their channels, so their squared distances are added.
 
     Args:
-        guide_name: for error messages.
-        guide: [B, G, h, w].
+        names: of the guides, for error messages.
+        guides: each [B, G, h, w], of any G, h and w.
         size: batch, height and width of the target's input.
         window: of the target.
-        padding_mode: of the target; other than "zeros", the guide is padded alike.
-        resize: how the guide gets that height and width: "bilinear", "area" or "nearest".
-        previous: what this function returned for another target with the same guide, window and mode; used
+        padding_mode: of the target; other than "zeros", the guides are padded alike.
+        resize: how a guide gets that height and width: "bilinear", "area" or "nearest".
+        previous: what this function returned for another target with the same guides, window and mode; used
             again where that target's input had the same size.
 
     Returns:
         `size` and the distances, [B, 1, kh, kw, Ho, Wo].
 
     Raises:
-        HotswapError: where the guide is no image-like tensor, or of another batch size.
+        HotswapError: where a guide is no image-like tensor, or of another batch size.
     """
     if previous is not None and previous[0] == size:
         return previous
-    _check_guide(guide_name, guide)
     batch, height, width = size
-    if guide.shape[0] != batch:
-        raise HotswapError(
-            f"guide {guide_name!r} must have the target's batch size {batch}, got {guide.shape[0]}; "
-            "take a guide from the same branch"
-        )
-    resized = resize_to(guide, height, width, resize)
-    padded, padding = pad_as(padding_mode, resized, window.padding)
-    distance = pac_ops.squared_distance2d(padded, window.kernel_size, window.stride, padding, window.dilation)
-    return size, distance
+    total: Tensor | None = None
+    for name, guide in zip(names, guides, strict=True):
+        _check_guide(name, guide)
+        if guide.shape[0] != batch:
+            raise HotswapError(
+                f"guide {name!r} must have the target's batch size {batch}, got {guide.shape[0]}; "
+                "take a guide from the same branch"
+            )
+        padded, padding = pad_as(padding_mode, resize_to(guide, height, width, resize), window.padding)
+        distance = pac_ops.squared_distance2d(padded, window.kernel_size, window.stride, padding, window.dilation)
+        total = distance if total is None else total + distance
+    assert total is not None  # noqa: S101 (a plan names at least one)
+    return size, total
 
 
 def guide_copy(guide_name: str, guide: Any) -> Tensor:

@@ -11,6 +11,7 @@ from hotswap.errors import HotswapError
 from hotswap.observe import Observation
 
 AUTO = "auto"
+INPUT = "input"  # as a guide: the image itself, the first argument of the network
 REGEX_PREFIX = "re:"
 
 

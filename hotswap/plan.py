@@ -15,7 +15,7 @@ class Swap:
     """One convolution to be made pixel-adaptive."""
 
     target: str  # module path
-    guide: str  # module path whose output steers it
+    guide: tuple[str, ...]  # what steers it: module paths, whose outputs do, and INPUT; squared distances add up
     kernel_size: tuple[int, int]  # of the target; with the channels, checked against the network at hand
     in_channels: int
     out_channels: int
@@ -24,10 +24,27 @@ class Swap:
     resize: str = "bilinear"  # how the guide gets the target's input size
     after_activation: bool = True  # take the guide after the activation that follows its module
     target_alias: str | None = None  # conv{stage}_{index}, for people
-    guide_alias: str | None = None
+    guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
+
+    @property
+    def guide_names(self) -> tuple[tuple[str, str | None], ...]:
+        """Path (or INPUT) and alias of each source of the guide."""
+        return tuple(zip(self.guide, self.guide_alias or (None,) * len(self.guide), strict=True))
+
+    @property
+    def guide_name(self) -> str:
+        """The guide in a few words: aliases where there are any, else paths."""
+        return " + ".join(alias or path for path, alias in self.guide_names)
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
+        if not self.guide:
+            raise HotswapError(f"the guide of target {self.target!r} must have at least one source, got none")
+        if len(self.guide_alias) not in (0, len(self.guide)):
+            raise HotswapError(
+                f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
+                f"got {list(self.guide_alias)}"
+            )
         if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
             raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
         if self.learn_scale and self.guide_scale == 0:
@@ -47,13 +64,12 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
-        return {"swaps": [asdict(swap) | {"kernel_size": list(swap.kernel_size)} for swap in self.swaps]} | {
-            "notes": list(self.notes)
-        }
+        swaps = [{name: _plain(value) for name, value in asdict(swap).items()} for swap in self.swaps]
+        return {"swaps": swaps, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Plan":
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote, now or before a guide could have several sources.
 
         Raises:
             HotswapError: where it is anything else.
@@ -72,7 +88,9 @@ class Plan:
                 swap.target_alias,
                 swap.target,
                 f"{swap.kernel_size[0]}x{swap.kernel_size[1]}, {swap.in_channels} -> {swap.out_channels}",
-                swap.guide if swap.guide_alias in (None, swap.guide) else f"{swap.guide_alias} ({swap.guide})",
+                " + ".join(
+                    path if alias in (None, path) else f"{alias} ({path})" for path, alias in swap.guide_names
+                ),
                 f"{swap.guide_scale:.4g}" + (" (learned)" if swap.learn_scale else ""),
                 swap.resize,
             )
@@ -82,9 +100,13 @@ class Plan:
         return "\n".join([table, *(f"note: {note}" for note in self.notes)])
 
 
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "target": str,
-    "guide": str,
+    "guide": (list, str),  # a lone string in format 1
     "kernel_size": list,
     "in_channels": int,
     "out_channels": int,
@@ -93,7 +115,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "resize": str,
     "after_activation": bool,
     "target_alias": (str, type(None)),
-    "guide_alias": (str, type(None)),
+    "guide_alias": (list, str, type(None)),  # a lone string or null in format 1
 }
 
 
@@ -102,10 +124,22 @@ def _swap(data: Any, index: int) -> Swap:
     values = {field.name: _member(data, field.name, _TYPES[field.name], where) for field in fields(Swap)}
     if unknown := sorted(set(data) - set(values)):
         raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
-    size = values["kernel_size"]
-    if len(size) != 2 or not all(isinstance(k, int) for k in size):
-        raise HotswapError(f"{where}: kernel_size must be two integers, got {size!r}")
-    return Swap(**values | {"kernel_size": (size[0], size[1]), "guide_scale": float(values["guide_scale"])})
+    values["kernel_size"] = _items(values["kernel_size"], int, f"{where}: kernel_size", "two integers", 2)
+    values["guide"] = _items(_listed(values["guide"]), str, f"{where}: guide", "strings")
+    values["guide_alias"] = _items(
+        _listed(values["guide_alias"]), (str, type(None)), f"{where}: guide_alias", "strings or null"
+    )
+    return Swap(**values | {"guide_scale": float(values["guide_scale"])})
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _items(value: list[Any], kinds: Any, name: str, wanted: str, count: int | None = None) -> tuple[Any, ...]:
+    if count not in (None, len(value)) or not all(isinstance(item, kinds) for item in value):
+        raise HotswapError(f"{name} must be {wanted}, got {value!r}")
+    return tuple(value)
 
 
 def _member(data: Any, name: str, expected: type | tuple[type, ...], where: str) -> Any:

@@ -6,7 +6,7 @@ generated subclass of it, whose one method is the graph's code.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from hotswap import effects, layers
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, image_size, window_distance
-from hotswap.naming import closest
+from hotswap.naming import INPUT, closest
 from hotswap.observe import Observation
 from hotswap.plan import Plan, Swap
 from hotswap.tracing import Traced, trace
@@ -29,7 +29,8 @@ _RECORD = "_hotswap_record"  # a plain attribute of the rewritten module, not in
 
 @dataclass(frozen=True)
 class _Record:
-    plan: Plan  # paths relative to the rewritten module
+    plan: Plan
+    root_path: str  # of the rewritten module, in the network the plan was made for
     plain_class: type[nn.Module]
     constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
 
@@ -38,8 +39,8 @@ class _Record:
 class Graft:
     """A plan made ready for one network: all that is left is to install it."""
 
-    plan: Plan  # its paths relative to the module that is rewritten
-    root_path: str
+    plan: Plan
+    root_path: str  # of the module that is rewritten
     traced: Traced
 
 
@@ -60,8 +61,9 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
     modules = dict(model.named_modules(remove_duplicate=False))
     for swap in plan.swaps:
         _check_against(modules, swap)
-    inside = {path for swap in plan.swaps for path in _all_paths(modules, swap.target, swap.guide)}
-    root_path = _lowest_common_caller(modules, inside, observation)
+    inside = {path for swap in plan.swaps for path in _all_paths(modules, swap.target, *_module_guides(swap))}
+    from_input = any(INPUT in swap.guide for swap in plan.swaps)  # which is known in the network's own forward only
+    root_path = "" if from_input else _lowest_common_caller(modules, inside, observation)
     root = modules[root_path]
     prefix = f"{root_path}." if root_path else ""
     _check_root(root_path, root)
@@ -69,11 +71,10 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
     opened = {parent for path in relative for parent in _parents(path) if parent}
     for path in sorted(opened):
         _check_openable(prefix + path, root.get_submodule(path))
-    traced = trace(root, opened, relative)
-    local = _relocated(plan, lambda path: path.removeprefix(prefix))
+    traced = trace(root, opened, relative, from_input=from_input)
     for graph in (traced.training, traced.evaluation):
-        _edit(graph, root, local, prefix)
-    return Graft(local, root_path, traced)
+        _edit(graph, root, plan, modules)
+    return Graft(plan, root_path, traced)
 
 
 def install(model: nn.Module, graft: Graft) -> None:
@@ -81,11 +82,11 @@ def install(model: nn.Module, graft: Graft) -> None:
     root = model.get_submodule(graft.root_path)
     traced = graft.traced
     for swap in graft.plan.swaps:
-        conv = root.get_submodule(swap.target)
+        conv = model.get_submodule(swap.target)
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
-        layers.swap_in(conv, swap.guide_alias or swap.guide, swap.guide_scale, learn_scale=swap.learn_scale)
+        layers.swap_in(conv, swap.guide_name, swap.guide_scale, learn_scale=swap.learn_scale)
     root.__dict__.update(traced.constants)
-    root.__dict__[_RECORD] = _Record(graft.plan, type(root), tuple(traced.constants))
+    root.__dict__[_RECORD] = _Record(graft.plan, graft.root_path, type(root), tuple(traced.constants))
     plain: Any = type(root)
     namespace = {
         traced.method: _as_method(root, traced),
@@ -116,11 +117,14 @@ def current_plan(model: nn.Module) -> Plan | None:
         record = module.__dict__.get(_RECORD)
         if record is None:
             continue
-        prefix = f"{path}." if path else ""
+        # The rewritten module may have moved since: into a wrapper, or out of the network.
+        before, now = (f"{p}." if p else "" for p in (record.root_path, path))
         for swap in record.plan.swaps:
-            conv = module.get_submodule(swap.target)
+            target = now + swap.target.removeprefix(before)
+            guide = tuple(s if s == INPUT else now + s.removeprefix(before) for s in swap.guide)
+            conv = model.get_submodule(target)
             scale = conv.guide_scale if isinstance(conv, layers.SwappedConv2d) else swap.guide_scale
-            swaps.append(replace(swap, target=prefix + swap.target, guide=prefix + swap.guide, guide_scale=scale))
+            swaps.append(replace(swap, target=target, guide=guide, guide_scale=scale))
         notes += record.plan.notes
     return Plan(tuple(swaps), tuple(notes)) if swaps else None
 
@@ -129,7 +133,7 @@ def current_plan(model: nn.Module) -> Plan | None:
 
 
 def _check_against(modules: dict[str, nn.Module], swap: Swap) -> None:
-    for role, path in (("target", swap.target), ("guide", swap.guide)):
+    for role, path in (("target", swap.target), *(("guide", path) for path in _module_guides(swap))):
         if path not in modules:
             raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
     conv = modules[swap.target]
@@ -143,11 +147,16 @@ def _check_against(modules: dict[str, nn.Module], swap: Swap) -> None:
             f"target {swap.target!r} must be, by the plan, a convolution of (window, input, output channels) "
             f"{planned}, got {actual}; the plan was made for another network"
         )
-    if swap.guide == swap.target or swap.target.startswith(f"{swap.guide}.") or swap.guide == "":
-        raise HotswapError(
-            f"guide {swap.guide!r} contains target {swap.target!r}, so it is not known before it; "
-            "name a module that runs earlier"
-        )
+    for guide in _module_guides(swap):
+        if guide == swap.target or swap.target.startswith(f"{guide}.") or guide == "":
+            raise HotswapError(
+                f"guide {guide!r} contains target {swap.target!r}, so it is not known before it; "
+                "name a module that runs earlier"
+            )
+
+
+def _module_guides(swap: Swap) -> tuple[str, ...]:
+    return tuple(source for source in swap.guide if source != INPUT)
 
 
 def _check_openable(path: str, module: nn.Module) -> None:
@@ -206,56 +215,67 @@ def _lowest_common_caller(
     return ""
 
 
-def _relocated(plan: Plan, move: Callable[[str], str]) -> Plan:
-    return replace(plan, swaps=tuple(replace(s, target=move(s.target), guide=move(s.guide)) for s in plan.swaps))
-
-
 # --- the edit -------------------------------------------------------------------------------------------
 
 
-def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, prefix: str) -> None:
-    """Give every call of every target its distances, in place. `prefix` makes full paths of local ones."""
+def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+    """Give every call of every target its distances, in place. `modules` are the network's, by full path."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     calls: dict[int, list[Node]] = {}  # id of module -> its call nodes, in order
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(id(root.get_submodule(str(node.target))), []).append(node)
-    work: list[tuple[Node, Node, Swap]] = []  # target call, guide activation, swap
+    work: list[tuple[Node, tuple[Node, ...], Swap]] = []  # target call, guide activations, swap
     for swap in plan.swaps:
-        targets = calls.get(id(root.get_submodule(swap.target)), [])
+        targets = calls.get(id(modules[swap.target]), [])
         if not targets:
             raise HotswapError(f"target {swap.target!r} is never called by {type(root).__name__}; name one that is")
-        guides = calls.get(id(root.get_submodule(swap.guide)), [])
         for target in targets:
-            call = _guide_call(guides, target, swap, position)
-            tap = after_activation(call, root) if swap.after_activation else call
-            if position[tap] > position[target]:
-                raise _too_late(swap)
-            work.append((target, tap, swap))
+            taps = []
+            for source in swap.guide:
+                if source == INPUT:
+                    taps.append(_image(graph, root))
+                    continue
+                call = _guide_call(calls.get(id(modules[source]), []), source, target, swap, position)
+                tap = after_activation(call, root) if swap.after_activation else call
+                if position[tap] > position[target]:
+                    raise _too_late(source, swap)
+                taps.append(tap)
+            work.append((target, tuple(taps), swap))
     work.sort(key=lambda item: position[item[0]])
     guide_of: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later
     latest: dict[tuple[Any, ...], Node] = {}  # what makes distances equal but for the size -> the last made
-    for target, tap, swap in work:
-        if tap not in guide_of:
-            guide_of[tap] = _unchanging(graph, tap, root, prefix + swap.guide)
-        conv = root.get_submodule(swap.target)
+    for target, activations, swap in work:
+        for tap, source in zip(activations, swap.guide, strict=True):
+            if tap not in guide_of:
+                guide_of[tap] = _unchanging(graph, tap, root, source)
+        conv = modules[swap.target]
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
         like = target.args[0] if target.args else target.kwargs["input"]
-        key = (guide_of[tap], window_of(conv), conv.padding_mode, swap.resize)
+        key = (tuple(guide_of[tap] for tap in activations), window_of(conv), conv.padding_mode, swap.resize)
         with graph.inserting_before(target):
-            size = graph.call_function(image_size, (prefix + swap.target, like))
-            named = (prefix + swap.guide, guide_of[tap], size, *key[1:], latest.get(key))
-            latest[key] = graph.call_function(window_distance, named)
+            size = graph.call_function(image_size, (swap.target, like))
+            latest[key] = graph.call_function(window_distance, (swap.guide, key[0], size, *key[1:], latest.get(key)))
             distance = graph.call_function(operator.getitem, (latest[key], 1))
         target.args, target.kwargs = (like, distance), {}
     graph.lint()
 
 
-def _guide_call(guides: Sequence[Node], target: Node, swap: Swap, position: dict[Node, int]) -> Node:
+def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:
+    """The first argument of the rewritten method, as it receives it."""
+    first: Node | None = next((node for node in graph.nodes if node.op == "placeholder"), None)
+    if first is None:
+        raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {type(root).__name__} takes none")
+    return first
+
+
+def _guide_call(guides: Sequence[Node], source: str, target: Node, swap: Swap, position: dict[Node, int]) -> Node:
     """The call of the guide that belongs to one call of a target: the last one it is computed from, if any is."""
     before = [node for node in guides if position[node] < position[target]]
     if not before:
-        raise _too_late(swap) if guides else HotswapError(f"guide {swap.guide!r} is never called; name one that is")
+        raise (
+            _too_late(source, swap) if guides else HotswapError(f"guide {source!r} is never called; name one that is")
+        )
     if len(guides) == 1:
         return guides[0]
     sources = _sources(target)
@@ -263,14 +283,14 @@ def _guide_call(guides: Sequence[Node], target: Node, swap: Swap, position: dict
     if feeding:
         return feeding[-1]
     raise HotswapError(
-        f"guide {swap.guide!r} is called {len(guides)} times and target {swap.target!r} is computed from none of "
+        f"guide {source!r} is called {len(guides)} times and target {swap.target!r} is computed from none of "
         "these calls, so it is not clear which should steer it; choose a guide that the target is computed from"
     )
 
 
-def _too_late(swap: Swap) -> HotswapError:
+def _too_late(source: str, swap: Swap) -> HotswapError:
     return HotswapError(
-        f"guide {swap.guide!r} is computed after target {swap.target!r} or from it; name a module that runs earlier"
+        f"guide {source!r} is computed after target {swap.target!r} or from it; name a module that runs earlier"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.fx
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.fx.proxy import Proxy
 
 from hotswap.errors import HotswapError
@@ -87,19 +88,21 @@ class PathTracer(torch.fx.Tracer):
         return (lambda *args: root_fn(*args, **keywords)), positional
 
 
-def trace(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> Traced:
+def trace(root: nn.Module, opened: Collection[str], inside: Collection[str], *, from_input: bool = False) -> Traced:
     """Trace the method of `root` that holds every call of the modules in `inside`, in both modes.
 
     Args:
         root: the module to trace. Neither it nor its modes are changed.
         opened: paths, relative to root, of the modules to trace through.
         inside: paths, relative to root, of the modules the edit needs to see called.
+        from_input: whether the edit needs root's own input too: the first argument of the method is then the very
+            one that `forward` was called with.
 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
     """
     with _new_attributes(root):  # of a first pass that only looks
-        method = _method_to_rewrite(root, opened, inside)
+        method = _method_to_rewrite(root, opened, inside, from_input=from_input)
     with _new_attributes(root) as constants:
         with mode(root, training=True):
             training = _trace(root, opened, method)
@@ -119,7 +122,7 @@ def _new_attributes(root: nn.Module) -> Iterator[dict[str, Any]]:
         taken.update({name: root.__dict__.pop(name) for name in set(root.__dict__) - before})
 
 
-def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collection[str]) -> str:
+def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collection[str], *, from_input: bool) -> str:
     """The innermost method of `root` that calls all modules in `inside`; `forward` itself if no other does."""
     tracer = PathTracer(opened)
     failure: Exception | None = None
@@ -137,7 +140,8 @@ def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collect
     for call in recorded:  # in the order in which they ended: the innermost first
         within = [module for module in called(call.first, call.last) if module in wanted]
         anywhere = [module for module in called(0, len(nodes)) if module in wanted]
-        if call.plain and set(within) == wanted and within == anywhere:
+        sees_input = call.first_argument is next((node for node in nodes if node.op == "placeholder"), None)
+        if call.plain and set(within) == wanted and within == anywhere and (sees_input or not from_input):
             return call.method
     if failure is not None:
         raise _untraceable(root, "forward", failure) from failure
@@ -164,6 +168,7 @@ def _untraceable(root: nn.Module, method: str, error: Exception) -> HotswapError
 class _MethodCall:
     method: str
     plain: bool  # called with inputs only, everything else at its default
+    first_argument: Node | None
     first: int  # position in the graph where it began
     last: int  # and where it ended
 
@@ -191,7 +196,10 @@ def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
             nodes = proxies[0].node.graph.nodes
             first = len(nodes)
             result = bound(*args, **kwargs)
-            calls.append(_MethodCall(name, _only_inputs(bound, args, kwargs), first, len(nodes)))
+            given = next(iter(inspect.signature(bound).bind(*args, **kwargs).arguments.values()))
+            first_argument = given.node if isinstance(given, Proxy) else None
+            plain = _only_inputs(bound, args, kwargs)
+            calls.append(_MethodCall(name, plain, first_argument, first, len(nodes)))
             return result
 
         return recorder

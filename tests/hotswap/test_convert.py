@@ -137,10 +137,10 @@ def test_vgg16_with_the_papers_names_is_the_papers_swap():
     model = hotswap.convert(torchvision.models.vgg16(), targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
     swaps = hotswap.status(model).plan.swaps
     assert [s.target for s in swaps] == ["features.14", "features.21", "features.28"]
-    assert {s.guide for s in swaps} == {"features.7"}  # conv2_2
+    assert {s.guide for s in swaps} == {("features.7",)}  # conv2_2
     assert {s.guide_scale for s in swaps} == {1e-4}
     code = type(model.features).forward
-    assert "'features.7', _8" in _source(code)  # taken after its ReLU, features.8
+    assert "('features.7',), (_8,)" in _source(code)  # taken after its ReLU, features.8
 
     auto = hotswap.convert(torchvision.models.vgg16())
     assert hotswap.status(auto).plan == hotswap.status(model).plan

@@ -288,7 +288,7 @@ def test_a_network_wrapped_after_conversion_is_still_known(image):
     converted = swap(networks.Plain())
     wrapper = nn.Sequential(nn.Identity(), converted)
     (only,) = hotswap.status(wrapper).plan.swaps
-    assert (only.target, only.guide) == ("1.target", "1.guide")
+    assert (only.target, only.guide) == ("1.target", ("1.guide",))
     expected = wrapper(image)
     assert torch.equal(copy.deepcopy(wrapper)(image), expected)
     assert hotswap.status(hotswap.revert(wrapper)).plan is None

@@ -97,8 +97,8 @@ def test_printed_as_a_table(vgg):
 
 
 GOOD = {
-    "target": "a", "guide": "b", "kernel_size": [3, 3], "in_channels": 1, "out_channels": 1, "guide_scale": 0.1,
-    "learn_scale": False, "resize": "area", "after_activation": True, "target_alias": None, "guide_alias": None,
+    "target": "a", "guide": ["b"], "kernel_size": [3, 3], "in_channels": 1, "out_channels": 1, "guide_scale": 0.1,
+    "learn_scale": False, "resize": "area", "after_activation": True, "target_alias": None, "guide_alias": [None],
 }  # fmt: skip
 
 
@@ -115,6 +115,9 @@ GOOD = {
         ({"swaps": [GOOD | {"guide_scale": True}], "notes": []}, "guide_scale must be int or float, got True"),
         ({"swaps": [GOOD | {"guide_scale": -1}], "notes": []}, "guide_scale must be a number >= 0"),
         ({"swaps": [GOOD | {"kernel_size": [3]}], "notes": []}, "kernel_size must be two integers"),
+        ({"swaps": [GOOD | {"guide": ["b", 3]}], "notes": []}, "guide must be strings, got"),
+        ({"swaps": [GOOD | {"guide": []}], "notes": []}, "must have at least one source"),
+        ({"swaps": [GOOD | {"guide_alias": [None, "x"]}], "notes": []}, "guide_alias must hold one alias"),
         ({"swaps": [GOOD | {"target": None}], "notes": []}, "target must be str, got None"),
         ({"swaps": [GOOD | {"code": "x"}], "notes": []}, "got also 'code'"),
         ({"swaps": [{k: v for k, v in GOOD.items() if k != "guide"}], "notes": []}, "must have 'guide'"),
@@ -131,3 +134,10 @@ def test_plans_are_frozen(vgg):
     plan = hotswap.plan(vgg)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.swaps = ()
+
+
+def test_plans_of_format_1_are_read():
+    lone = {"guide": "b", "guide_alias": None}
+    plan = Plan.from_dict({"swaps": [GOOD | lone, GOOD | {"guide": "b", "guide_alias": "conv1_1"}], "notes": []})
+    assert [(s.guide, s.guide_alias) for s in plan.swaps] == [(("b",), (None,)), (("b",), ("conv1_1",))]
+    assert Plan.from_dict(plan.to_dict()) == plan

@@ -58,14 +58,61 @@ def siamese_without_data_flow():
     return Net()
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.target = conv(3)
+
+    def forward(self, x):
+        return self.target(x.unflatten(2, (12, 12)))
+
+
+class NoInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.target = conv(3)
+        self.register_buffer("latent", torch.randn(1, 3, 12, 12))
+
+    def forward(self):
+        return self.target(self.latent)
+
+
+class NamedInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.input, self.target = conv(3), conv()
+
+    def forward(self, x):
+        return self.target(F.relu(self.input(x)))
+
+
+NAMED = NamedInput()
 REFUSALS = {
     # By name: network, targets, guide, keywords, the start of the message.
     "no model": ("vgg", "a", "b", {}, "model must be a torch.nn.Module, got a str"),
     "unknown target": (VGG, ["conv3_9"], "conv2_1", {}, "target 'conv3_9' is no module path or alias.*closest: conv3_1, conv3_2"),
     "unknown path": (VGG, ["features.99"], "conv2_1", {}, "closest: features.9"),
     "unknown guide": (VGG, ["conv3_2"], "conv2", {}, "guide 'conv2' is no module path or alias.*closest: conv2_1"),
+    "targets of a wrong type": (VGG, 3, "conv2_1", {}, "targets must be .* got a int"),
+    "target of another network": (VGG, conv(), "conv2_1", {}, "target of class Conv2d is no module of this network"),
+    "guide of another network": (VGG, ["conv3_1"], nn.ReLU(), {}, "guide of class ReLU is no module of this network"),
+    "the network as guide": (VGG, ["conv3_1"], VGG, {}, "guide '' contains target"),
+    "empty guide": (VGG, ["conv3_1"], [], {}, "guide must name at least one source, got an empty list"),
+    "guide within a list": (VGG, ["conv3_1"], ["conv2_1", "conv9_1"], {}, "guide 'conv9_1' is no module path or alias"),
+    "late guide in a list": (VGG, ["conv3_1"], ["input", "conv3_2"], {}, "guide conv3_2 .* is computed after"),
+    "target without guide": (VGG, "conv3_*", {"conv3_1": "conv2_1"}, {}, r"guide must have a key for target conv3_2"),
+    "guide of no target": (
+        VGG, "conv3_1", {"conv3_*": "conv2_1", "conv4_1": "input"}, {}, r"guide has 'conv4_1', which is none of the targets",
+    ),
+    "guide of a pattern without target": (VGG, "conv3_1", {"*": "input", "conv4_*": "input"}, {}, "'conv4_.' *, which is none"),
+    "late guide of one target": (
+        VGG, ["conv4_1", "conv3_1"], {"conv4_1": "conv3_2", "conv3_1": "conv3_2"}, {}, "conv3_2 .* is computed after target conv3_1",
+    ),
+    "input of no image": (Tokens(), "target", "input", {}, "guide 'input' must give a .* tensor, got a tensor of shape"),
+    "no input": (NoInput(), "target", "input", {"example_inputs": ()}, "NoInput takes none"),
+    "a module called input": (NAMED, "target", NAMED.input, {}, "as a guide that word is the image; rename it"),
     "no targets": (VGG, [], "conv2_1", {}, "at least one convolution"),
-    "target of a wrong type": (VGG, [3], "conv2_1", {}, "a target must be a string, got a int"),
+    "target of a wrong type": (VGG, [3], "conv2_1", {}, "target must be a string or a module, got a int"),
     "guide of a wrong type": (VGG, ["conv3_1"], None, {}, "guide must be a module path"),
     "glob without match": (VGG, "layer4.*", "conv2_1", {}, "target 'layer4.*' matched no convolution"),
     "regex without match": (VGG, "re:layer[4]", "conv2_1", {}, "matched no convolution"),
@@ -121,7 +168,9 @@ def test_refused_in_one_line_and_nothing_changes(name, inplace):
     is_module = isinstance(net, nn.Module)
     before = snapshot(net) if is_module else None
     if is_module and name != "no convolution" and not isinstance(net, torchvision.models.VGG):
-        keywords = {"example_inputs": torch.empty(1, 3, 12, 12)} | keywords
+        keywords = {
+            "example_inputs": torch.empty(1, 3, *((144,) if isinstance(net, Tokens) else (12, 12)))
+        } | keywords
     with pytest.raises(hotswap.HotswapError, match=message) as error:
         hotswap.convert(net, targets, guide, inplace=inplace, **keywords)
     assert "\n" not in str(error.value)
@@ -161,7 +210,7 @@ def test_a_network_that_cannot_be_copied_says_what_to_do():
     ("change", "message"),
     [
         ({"target": "features.77"}, "target 'features.77' is no module of this network"),
-        ({"guide": "nothing"}, "guide 'nothing' is no module of this network"),
+        ({"guide": ("nothing",)}, "guide 'nothing' is no module of this network"),
         ({"in_channels": 3}, "made for another network"),
         ({"target": "features.1"}, "is a ReLU"),
     ],

@@ -1,6 +1,9 @@
-"""`python -m benchmarks`: measure, print a table, keep the rows."""
+"""`python -m benchmarks`: measure, print tables, keep the rows."""
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -9,58 +12,103 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import pacconv2d
-from benchmarks.harness import RESULTS, Row, geometric_mean, save
+from benchmarks import crf, limits, networks, operators
+from benchmarks.harness import RESULTS, Case, Machine, Row, geometric_mean, save
 
 FASTER_CONV = "faster conv"
+SUITES = ("limits", "operators", "networks", "crf", "growth")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Three shapes only: about two minutes on 2 cores.")
-@click.option("--rounds", default=15, type=click.IntRange(2), help="Interleaved runs of each candidate.")
+@click.argument("suites", nargs=-1, type=click.Choice(SUITES))
+@click.option("--quick", is_flag=True, help="Operators at three shapes only: under three minutes on 2 cores.")
+@click.option("--device", default="cpu", help="Such as cpu or cuda.")
+@click.option("--dtype", default="float32", type=click.Choice(list(DTYPES)), help="Of activations and weights.")
+@click.option("--rounds", default=15, type=click.IntRange(3), help="Interleaved runs of each candidate, at most.")
+@click.option("--seconds", default=20.0, help="After so long a case gets no further round, once it has had three.")
 @click.option("--threads", default=2, type=click.IntRange(1), help="CPU threads.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=RESULTS / "pacconv2d.csv", help="CSV to append to."
-)
+@click.option("--memory/--no-memory", default=True, help="Also measure the peak of allocated bytes.")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="CSV to append to.")
 @click.option("--no-save", is_flag=True, help="Only print.")
-def main(quick: bool, rounds: int, threads: int, output: Path, no_save: bool) -> None:
-    """Time pixel-adaptive convolution on the CPU against its peers, in one run."""
+def main(
+    suites: tuple[str, ...],
+    quick: bool,
+    device: str,
+    dtype: str,
+    rounds: int,
+    seconds: float,
+    threads: int,
+    memory: bool,
+    output: Path,
+    no_save: bool,
+) -> None:
+    """Time operators, layers and networks against their peers, in one run: SUITES, or all of them."""
     torch.set_num_threads(threads)
-    workloads = pacconv2d.QUICK if quick else pacconv2d.ALL
-    console = Console(width=130)
-    progress = track(pacconv2d.run(workloads, rounds), "measuring", total=None, console=Console(stderr=True))
-    results = list(progress)
-    for op in pacconv2d.OPS:
-        for mode in ("forward", "forward+backward"):
-            console.print(
-                _table(op, mode, [group for group in results if (group[0].op, group[0].mode) == (op, mode)])
-            )
+    torch.backends.cudnn.benchmark = True
+    machine = Machine.at(device, 2.0 if quick else seconds, rounds)
+    if device == "cuda" and dtype == "float32":
+        torch.set_float32_matmul_precision("high")  # tf32, as the convolutions it is compared with
+    console = Console(width=150)
+    chosen = suites or (("limits", "operators") if quick else SUITES)
+    cases = list(
+        itertools.chain.from_iterable(_cases(suite, machine.device, DTYPES[dtype], quick) for suite in chosen)
+    )
+    to_stderr = Console(stderr=True)
+    # Memory first fixes how memory is returned to the system, which costs time; so it comes last, and is joined.
+    rows = {case: machine.measure(case, {}) for case in track(cases, "time", console=to_stderr)}
+    if memory:
+        for case in track(cases, "memory", console=to_stderr):
+            peaks = machine.peaks(case)
+            rows[case] = [dataclasses.replace(row, peak_bytes=peaks[row.backend]) for row in rows[case]]
+    results = list(rows.values())
+    tables: dict[tuple[str, str], list[list[Row]]] = {}
+    for group in results:
+        tables.setdefault((group[0].op, group[0].mode), []).append(group)
+    for (op, mode), groups in tables.items():
+        _print(console, op, mode, groups)
     if not no_save:
         save([row for group in results for row in group], output)
         console.print(f"rows appended to {output}")
 
 
-def _table(op: str, mode: str, groups: list[list[Row]]) -> Table:
-    table = Table(title=f"{op}, {mode}: median ms, and how many times our own time")
-    table.add_column("workload")
+def _cases(suite: str, device: torch.device, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
+    workloads = operators.QUICK if quick else operators.TABLE
+    of: dict[str, Callable[[], Iterator[Case]]] = {
+        "limits": lambda: limits.cases(device, dtype),
+        "operators": lambda: operators.cases([dataclasses.replace(w, dtype=dtype) for w in workloads], device),
+        "networks": lambda: networks.cases(device, dtype),
+        "crf": lambda: crf.cases(device),
+        "growth": lambda: operators.growth_cases(device),
+    }
+    return of[suite]()
+
+
+def _print(console: Console, op: str, mode: str, groups: list[list[Row]]) -> None:
+    """Times and peaks, with each candidate's ratio to the first, which is ours (or the plain network)."""
     names = [row.backend for row in groups[0]]
-    if set(pacconv2d.CONVS) <= set(names):
+    own = names[0]
+    if set(operators.CONVS) <= set(names):
         names.append(FASTER_CONV)
-    for name in names:
-        table.add_column(name, justify="right")
+    table = Table(title=f"{op}, {mode}: median ms, and how many times that of {own}; peak MiB")
+    for name in ("workload", *names):
+        table.add_column(name, justify="left" if name == "workload" else "right")
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for group in groups:
         medians = {row.backend: row.median for row in group}
-        medians[FASTER_CONV] = min(medians.get(name, math.inf) for name in pacconv2d.CONVS)
+        peaks = {row.backend: row.peak_bytes for row in group}
+        faster = min(operators.CONVS, key=lambda name: medians.get(name, math.inf))
+        medians[FASTER_CONV], peaks[FASTER_CONV] = medians.get(faster, math.nan), peaks.get(faster, -1)
         cells = [group[0].workload]
         for name in names:
-            ratio = medians[name] / medians[pacconv2d.OURS]
-            ratios[name].append(ratio)
-            cells.append(f"{medians[name]:.2f} ({ratio:.2f})")
+            ratios[name].append(medians[name] / medians[own])
+            memory = f"; {peaks[name] / 2**20:.0f}" if peaks[name] >= 0 else ""
+            cells.append(f"{medians[name]:.2f} ({ratios[name][-1]:.2f}{memory})")
         table.add_row(*cells)
-    table.add_section()
-    table.add_row("geometric mean", *(f"{geometric_mean(values):.2f}" for values in ratios.values()))
-    return table
+    if len(groups) > 1:
+        table.add_section()
+        table.add_row("geometric mean", *(f"{geometric_mean(values):.2f}" for values in ratios.values()))
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,29 @@
-"""Times candidates against each other in one process, and keeps the results.
+"""Times candidates against each other in one process, measures their memory, and keeps the results.
 
 Candidates are run in turn, round after round, so that what else the machine does falls on all of them alike, and
 the median is taken. Rows are long-format: one a candidate and mode.
 """
 
 import csv
+import ctypes
 import datetime as dt
+import gc
 import math
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "benchmarks.csv"
+FORWARD, BOTH = "forward", "forward+backward"
 Candidate = Callable[[], object]
+_LEAST_ROUNDS = 3
+_MMAP_THRESHOLD = (-3, 2**16)  # mallopt's M_MMAP_THRESHOLD, bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Workload:
     stride: int = 1
     dilation: int = 1
     groups: int = 1
-    dtype: str = "float32"
+    outputs: int | None = None  # channels of the output, where they are not those of the input
+    dtype: torch.dtype = torch.float32
 
     @property
     def id(self) -> str:
@@ -40,7 +46,7 @@ class Workload:
         text = f"b{self.batch}-c{self.channels}-{self.size}x{self.size}-k{self.window}"
         for letter, value in (("s", self.stride), ("d", self.dilation), ("g", self.groups)):
             text += f"-{letter}{value}" if value != 1 else ""
-        return text if self.dtype == "float32" else f"{text}-{self.dtype}"
+        return text if self.outputs is None else f"{text}-o{self.outputs}"
 
     @property
     def padding(self) -> int:
@@ -49,17 +55,33 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Case:
+    """One measurement to make: candidates for one job, and the least that the job takes."""
+
+    op: str
+    mode: str
+    workload: str
+    make: Callable[[], Mapping[str, Candidate]]  # allocates; called anew for time and for memory
+    operations: float = math.nan  # multiplications and additions that the job needs
+    least_bytes: float = math.nan  # each tensor read or written once
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
 class Row:
-    """One measurement."""
+    """One measurement made."""
 
     op: str
     backend: str
-    mode: str  # forward, or forward+backward
+    mode: str
     dtype: str
     workload: str
     median: float
     spread: float  # between the first and the third quartile
     unit: str
+    peak_bytes: int  # at most allocated during the call beyond what was there before it; -1 where not measured
+    operations: float
+    least_bytes: float
     device: str
     threads: int
     torch: str
@@ -68,43 +90,107 @@ class Row:
     date: str
 
 
-def measure(candidates: dict[str, Candidate], *, rounds: int, warmup: int = 2) -> dict[str, tuple[float, float]]:
-    """Median and interquartile range, in milliseconds, of each candidate over interleaved rounds."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_ in range(warmup + rounds):
-        for name, run in candidates.items():
-            started = time.perf_counter()
+@dataclass(frozen=True)
+class Machine:
+    """Where the measurements are made, and how long each may take."""
+
+    device: torch.device
+    seconds: float  # for one case; slow candidates get fewer rounds, at least 3
+    rounds: int
+    facts: dict[str, object] = field(default_factory=dict)  # of every row
+
+    @classmethod
+    def at(cls, device: str, seconds: float, rounds: int) -> "Machine":
+        """This machine, with its versions."""
+        on = torch.device(device)
+        facts = {
+            "device": torch.cuda.get_device_name(on) if on.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "commit": _commit(),
+            "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        }
+        return cls(on, seconds, rounds, facts)
+
+    def measure(self, case: Case, peaks: Mapping[str, int]) -> list[Row]:
+        """Rows of one case, a row a candidate."""
+        times = self._times(case.make())
+        return [
+            Row(
+                case.op,
+                name,
+                case.mode,
+                str(case.dtype).removeprefix("torch."),
+                case.workload,
+                round(statistics.median(values), 4),
+                round(_spread(values), 4),
+                "ms",
+                peaks.get(name, -1),
+                case.operations,
+                case.least_bytes,
+                **self.facts,  # type: ignore[arg-type]
+            )
+            for name, values in times.items()
+        ]
+
+    def _times(self, candidates: Mapping[str, Candidate]) -> dict[str, list[float]]:
+        """Milliseconds of each candidate over interleaved rounds."""
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        for run in candidates.values():  # compiles, tunes and warms up
+            self._time(run)
+        started = time.perf_counter()
+        for done in range(self.rounds):
+            if done >= _LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
+                break
+            for name, run in candidates.items():
+                times[name].append(self._time(run))
+        return times
+
+    def _time(self, run: Candidate) -> float:
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
             run()
-            if round_ >= warmup:
-                times[name].append((time.perf_counter() - started) * 1e3)
-    result = {}
-    for name, values in times.items():
-        first, _, third = statistics.quantiles(values, n=4)
-        result[name] = (statistics.median(values), third - first)
-    return result
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) * 1e3
+
+    def peaks(self, case: Case) -> dict[str, int]:
+        """Bytes that each candidate allocates at most at one time, scratch space of libraries included."""
+        candidates = case.make()
+        return {name: self._peak(run) for name, run in candidates.items()}
+
+    def _peak(self, run: Candidate) -> int:
+        run()  # what is made once and kept does not count
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            run()
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(*_MMAP_THRESHOLD)  # so that what is freed goes back to the system, and is not there already
+        libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = _resident("VmRSS")
+        run()
+        return max(0, _resident("VmHWM") - before)
 
 
-def rows(op: str, mode: str, workload: Workload, timings: dict[str, tuple[float, float]]) -> list[Row]:
-    """Timings as rows, with all that is needed to read them later."""
-    return [
-        Row(
-            op=op,
-            backend=name,
-            mode=mode,
-            dtype=workload.dtype,
-            workload=workload.id,
-            median=round(median, 4),
-            spread=round(spread, 4),
-            unit="ms",
-            device=_device(),
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-            triton=_version("triton"),
-            commit=_commit(),
-            date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        )
-        for name, (median, spread) in timings.items()
-    ]
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _spread(values: Sequence[float]) -> float:
+    first, _, third = statistics.quantiles(values, n=4)
+    return third - first
 
 
 def save(results: Sequence[Row], path: Path) -> None:
@@ -123,7 +209,7 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def _device() -> str:
+def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

@@ -1,16 +1,18 @@
-"""The compiled CPU path, float32: `native.c`, built when the package is installed where there is a C compiler.
+"""The compiled CPU path, float32: `csrc`, built when the package is installed where there is a C compiler.
 
-Convolution is an implicit matrix product, K applied to the taps as they are packed for it; pooling, depthwise
-convolution and distances go row by row. Nothing is padded or copied beyond what a core's cache holds. A transposed
-convolution is one ordinary convolution for each position modulo the stride. What it has no code for (backward passes,
-distances from given centres) is `cpu`'s.
+Convolution is an implicit matrix product, K applied to the taps as they are packed for it; its gradients are two such
+products. Pooling, depthwise convolution and distances go row by row. Nothing is padded or copied beyond what a core's
+cache holds. A transposed convolution is one ordinary convolution for each position modulo the stride. What it has no
+code for (gradients of distances, distances from given centres, transposed depthwise gradients) is `cpu`'s.
 """
 
 import ctypes
 import math
+from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +21,6 @@ from pac_ops import cpu
 from pac_ops.cpu import (
     centred_distance2d,
     centred_distance2d_backward,
-    pacconv2d_backward,
-    pacconv_transpose2d_backward,
-    pacpool2d_backward,
     squared_distance2d_backward,
 )
 from pac_ops.geometry import Window
@@ -41,16 +40,78 @@ __all__ = [
 ]
 
 _PAIR = ctypes.c_int64 * 2
+_FOUR = ctypes.c_int64 * 4
+_FIVE = ctypes.c_int64 * 5
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class _Window(ctypes.Structure):
-    """`Window` of native.c: the shapes and the sliding window of one call."""
+    """`Window` of csrc/window.h: the shapes and the sliding window of one call."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")),
         *((name, ctypes.c_int64) for name in ("out_channels", "out_height", "out_width", "groups")),
         *((name, _PAIR) for name in ("kernel", "stride", "padding", "dilation")),
+        ("kernel_step", _FIVE),
+        ("weight_step", _FIVE),
+        ("out_step", _FOUR),
+        ("grad_kernel_step", _FIVE),
+        ("grad_weight_step", _FIVE),
     ]
+
+
+class _Weights(NamedTuple):
+    """Elements `first` + a multiple of `step` of a tensor: [groups, outputs, inputs, kh, kw] as an operator sees it.
+
+    A step may be negative, which a tensor's stride may not.
+    """
+
+    of: Tensor
+    first: int
+    step: tuple[int, int, int, int, int]
+
+    @classmethod
+    def all_of(cls, weight: Tensor, groups: int) -> "_Weights":
+        """Of a convolution's weight [O, C/groups, kh, kw]."""
+        outputs, inputs, down, across = weight.stride()
+        return cls(weight, 0, (weight.shape[0] // groups * outputs, outputs, inputs, down, across))
+
+    @property
+    def pointer(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.of.data_ptr() + self.first * self.of.element_size())
+
+
+class _Phase(NamedTuple):
+    """Output pixels of a transposed convolution whose positions are alike modulo the stride.
+
+    They see input pixels under the same taps, and so are an ordinary convolution of the input: stride 1, those taps.
+    """
+
+    taps: tuple[range, range]  # of K; the weight's are the opposite ones
+    pixels: tuple[slice, slice]
+    window: Window
+
+    def of(self, output: Tensor) -> Tensor:
+        """These pixels of an image."""
+        return output[(..., *self.pixels)]
+
+    def of_kernel(self, kernel: Tensor) -> Tensor:
+        """These pixels and taps of K."""
+        rows, columns = (slice(taps.start, taps.stop, taps.step) for taps in self.taps)
+        return kernel[(slice(None), slice(None), rows, columns, *self.pixels)]
+
+    def opposite(self, size: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """The weight's taps."""
+        rows, columns = ([k - 1 - t for t in taps] for k, taps in zip(size, self.taps, strict=True))
+        return rows, columns
+
+    def of_weight(self, weight: Tensor, groups: int) -> _Weights:
+        """These taps of a transposed convolution's weight [C, O/groups, kh, kw]."""
+        inputs, outputs, down, across = weight.stride()
+        rows, columns = self.opposite(tuple(weight.shape[2:]))
+        group = weight.shape[0] // groups * inputs
+        apart = (-self.taps[0].step * down, -self.taps[1].step * across)
+        return _Weights(weight, rows[0] * down + columns[0] * across, (group, outputs, inputs, *apart))
 
 
 def pacconv2d(
@@ -59,46 +120,90 @@ def pacconv2d(
     """See `reference.pacconv2d`."""
     if not input.shape[1]:  # nothing to sum
         return cpu.pacconv2d(input, kernel, weight, bias, window, groups)
-    input, kernel, weight = input.contiguous(), kernel.float().contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    ho, wo = kernel.shape[-2:]
-    out = input.new_empty(input.shape[0], weight.shape[0], ho, wo)
-    shapes = _shapes(input, out, window, groups)
-    if weight.shape[1] == 1 and weight.shape[0] == groups:  # depthwise
-        _run("pac_pooling", shapes, input, kernel, 1, weight, bias, out)
+    out = input.new_empty(input.shape[0], weight.shape[0], *kernel.shape[-2:])
+    if _is_depthwise(weight, groups):
+        _depthwise(input, kernel, weight, bias, window, out)
     else:
-        _run("pac_convolution", shapes, input, kernel, weight, bias, out)
+        _convolve(input, kernel, _Weights.all_of(weight, groups), bias, window, groups, out)
     return out
+
+
+def pacconv2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+    needs: tuple[bool, bool, bool],
+) -> _Gradients:
+    """See `reference.pacconv2d_backward`."""
+    if not (grad.numel() and input.numel()):
+        return cpu.pacconv2d_backward(grad, input, kernel, weight, window, groups, needs)
+    grads = _new_gradients(input, kernel, weight, needs)
+    if _is_depthwise(weight, groups):
+        _pool_backward(grad, input, kernel, weight, window, *grads)
+        return grads
+    into = None if grads[2] is None else _Weights.all_of(grads[2], groups)
+    _convolve_backward(grad, input, kernel, _Weights.all_of(weight, groups), window, groups, grads[0], grads[1], into)
+    return grads
 
 
 def pacconv_transpose2d(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:
-    """See `reference.pacconv_transpose2d`.
-
-    Output pixels whose positions are alike modulo the stride see input pixels under the same taps: each such set is
-    an ordinary convolution of the input, with stride 1 and those taps.
-    """
-    ho, wo = kernel.shape[-2:]
-    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    out = input.new_empty(input.shape[0], turned.shape[0], ho, wo)
-    rows, columns = (_phases(window, axis) for axis in (0, 1))
-    for top, (taps_y, dilation_y, padding_y) in enumerate(rows):
-        for left, (taps_x, dilation_x, padding_x) in enumerate(columns):
-            phase = (slice(top, None, window.stride[0]), slice(left, None, window.stride[1]))
-            part = out[:, :, phase[0], phase[1]]
-            if not taps_y or not taps_x or not part.numel():
-                part.copy_(torch.zeros(()) if bias is None else bias[:, None, None].expand_as(part))
-                continue
-            seen = Window((len(taps_y), len(taps_x)), (1, 1), (padding_y, padding_x), (dilation_y, dilation_x))
-            k_ij = kernel[:, :, taps_y][:, :, :, taps_x][..., phase[0], phase[1]]
-            filters = turned[:, :, [window.kernel_size[0] - 1 - t for t in taps_y]]
-            filters = filters[..., [window.kernel_size[1] - 1 - t for t in taps_x]]
-            part.copy_(pacconv2d(input, k_ij, filters, bias, seen, groups))
+    """See `reference.pacconv_transpose2d`."""
+    if not input.shape[1]:
+        return cpu.pacconv_transpose2d(input, kernel, weight, bias, window, groups)
+    out = input.new_empty(input.shape[0], weight.shape[1] * groups, *kernel.shape[-2:])
+    for phase in _phases(window):
+        part, k_ij = phase.of(out), phase.of_kernel(kernel)
+        if not k_ij.numel():  # no tap meets an input pixel
+            part.copy_(torch.zeros(()) if bias is None else bias[:, None, None].expand_as(part))
+        elif _is_depthwise(weight, groups):
+            rows, columns = phase.opposite(window.kernel_size)
+            whole = input.new_empty(part.shape)
+            _depthwise(input, k_ij, weight[:, :, rows][..., columns], bias, phase.window, whole)
+            part.copy_(whole)
+        else:
+            _convolve(input, k_ij, phase.of_weight(weight, groups), bias, phase.window, groups, part)
     return out
 
 
-def _phases(window: Window, axis: int) -> list[tuple[list[int], int, int]]:
+def pacconv_transpose2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+    needs: tuple[bool, bool, bool],
+) -> _Gradients:
+    """See `reference.pacconv_transpose2d_backward`."""
+    if _is_depthwise(weight, groups) or not (grad.numel() and input.numel()):
+        return cpu.pacconv_transpose2d_backward(grad, input, kernel, weight, window, groups, needs)
+    grad_input, grad_kernel, grad_weight = grads = _new_gradients(input, kernel, weight, needs)
+    for phase in _phases(window):
+        k_ij = phase.of_kernel(kernel)
+        if not k_ij.numel():
+            continue
+        filters = phase.of_weight(weight, groups)
+        into_kernel = None if grad_kernel is None else phase.of_kernel(grad_kernel)
+        into_weight = None if grad_weight is None else phase.of_weight(grad_weight, groups)
+        seen = (phase.window, groups)
+        _convolve_backward(phase.of(grad), input, k_ij, filters, *seen, grad_input, into_kernel, into_weight)
+    return grads
+
+
+def _phases(window: Window) -> Iterator[_Phase]:
+    for top, (taps_y, dilation_y, padding_y) in enumerate(_phases_along(window, 0)):
+        for left, (taps_x, dilation_x, padding_x) in enumerate(_phases_along(window, 1)):
+            size, dilation = (len(taps_y), len(taps_x)), (dilation_y, dilation_x)
+            pixels = (slice(top, None, window.stride[0]), slice(left, None, window.stride[1]))
+            yield _Phase((taps_y, taps_x), pixels, Window(size, (1, 1), (padding_y, padding_x), dilation))
+
+
+def _phases_along(window: Window, axis: int) -> list[tuple[range, int, int]]:
     """For each position modulo the stride along one axis: the taps that meet input pixels, dilation and padding.
 
     Tap t of output i is at i + (t - kernel_size + 1) * dilation + padding of the input with zeros inserted. The
@@ -107,10 +212,79 @@ def _phases(window: Window, axis: int) -> list[tuple[list[int], int, int]]:
     k, s, p, d = (pair[axis] for pair in window)
     found = []
     for first in range(s):
-        taps = [t for t in range(k) if (first + (t - k + 1) * d + p) % s == 0]
+        meeting = [t for t in range(k) if (first + (t - k + 1) * d + p) % s == 0]
+        taps = range(meeting[0], k, s // math.gcd(d, s)) if meeting else range(0)
         start = (first + (taps[0] - k + 1) * d + p) // s if taps else 0
         found.append((taps, d // math.gcd(d, s), -start))
     return found
+
+
+def _is_depthwise(weight: Tensor, groups: int) -> bool:
+    return weight.shape[1] == 1 and weight.shape[0] == groups
+
+
+def _new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> _Gradients:
+    """Zeros, contiguous and float32, for each gradient that is wanted."""
+    grad_input, grad_kernel, grad_weight = (
+        torch.zeros(x.shape) if need else None for x, need in zip((input, kernel, weight), needs, strict=True)
+    )
+    return grad_input, grad_kernel, grad_weight
+
+
+def _convolve(
+    input: Tensor, kernel: Tensor, weights: _Weights, bias: Tensor | None, window: Window, groups: int, out: Tensor
+) -> None:
+    """One convolution into `out`, which with K may have any strides."""
+    input, kernel = input.contiguous(), kernel.float()
+    shapes = _shapes(input, out, window, groups)
+    shapes.kernel_step = _kernel_step(kernel)
+    shapes.weight_step = _FIVE(*weights.step)
+    shapes.out_step = _FOUR(*out.stride())
+    _run("pac_convolution", shapes, input, kernel, weights.pointer, _in_line(bias), out)
+
+
+def _convolve_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weights: _Weights,
+    window: Window,
+    groups: int,
+    grad_input: Tensor | None,
+    grad_kernel: Tensor | None,
+    grad_weights: _Weights | None,
+) -> None:
+    """One convolution's gradients: that of the input, contiguous, is added to, the others are overwritten."""
+    input, kernel = input.contiguous(), kernel.float()
+    shapes = _shapes(input, grad, window, groups)
+    shapes.kernel_step = _kernel_step(kernel)
+    shapes.weight_step = _FIVE(*weights.step)
+    shapes.out_step = _FOUR(*grad.stride())
+    if grad_kernel is not None:
+        shapes.grad_kernel_step = _kernel_step(grad_kernel)
+    if grad_weights is not None:
+        shapes.grad_weight_step = _FIVE(*grad_weights.step)
+    to_weights = None if grad_weights is None else grad_weights.pointer
+    _run(
+        "pac_convolution_backward", shapes, input, kernel, weights.pointer, grad, grad_input, grad_kernel, to_weights
+    )
+
+
+def _kernel_step(kernel: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    images, _, *others = kernel.stride()
+    return _FIVE(images, *others)
+
+
+def _depthwise(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, out: Tensor
+) -> None:
+    input, kernel = input.contiguous(), kernel.float().contiguous()
+    shapes = _shapes(input, out, window, input.shape[1])
+    _run("pac_pooling", shapes, input, kernel, 1, weight.contiguous(), _in_line(bias), out)
+
+
+def _in_line(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
 
 
 def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:
@@ -119,6 +293,31 @@ def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:
     out = input.new_empty(*input.shape[:2], *kernel.shape[-2:])
     _run("pac_pooling", _shapes(input, out, window), input, kernel, kernel.shape[1], None, None, out)
     return out
+
+
+def pacpool2d_backward(
+    grad: Tensor, input: Tensor, kernel: Tensor, window: Window, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `reference.pacpool2d_backward`."""
+    grad_input, grad_kernel, _ = _new_gradients(input, kernel, kernel, (*needs, False))
+    _pool_backward(grad, input, kernel, None, window, grad_input, grad_kernel, None)
+    return grad_input, grad_kernel
+
+
+def _pool_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor | None,
+    window: Window,
+    grad_input: Tensor | None,
+    grad_kernel: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    input, kernel, grad = input.contiguous(), kernel.float().contiguous(), grad.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    grads = (grad_input, grad_kernel, grad_weight)
+    _run("pac_pooling_backward", _shapes(input, grad, window), input, kernel, kernel.shape[1], weight, grad, *grads)
 
 
 def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
@@ -154,19 +353,18 @@ def _shapes(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> _Win
     return _Window(*size, _PAIR(*kernel_size), _PAIR(*stride), _PAIR(*padding), _PAIR(*dilation))
 
 
-def _run(function: str, shapes: _Window, *arguments: Tensor | int | None) -> None:
-    """Call a kernel with pointers to contiguous float32 tensors."""
+def _run(function: str, shapes: _Window, *arguments: Tensor | ctypes.c_void_p | int | None) -> None:
+    """Call a kernel; of a float32 tensor, it gets the pointer."""
     library = _load()
     if isinstance(library, str):
         raise RuntimeError(library)  # noqa: TRY004 (`backends.choose` asks why_not_built first)
-    passed = [
-        ctypes.c_void_p(x.data_ptr())
-        if isinstance(x, Tensor)
-        else ctypes.c_void_p(None)
-        if x is None
-        else ctypes.c_int64(x)
-        for x in arguments
-    ]
+    passed = [_passed(x) for x in arguments]
     failed = getattr(library, function)(ctypes.byref(shapes), *passed, ctypes.c_int64(torch.get_num_threads()))
     if failed:
         raise MemoryError(f"{function} could not allocate its buffers")
+
+
+def _passed(x: Tensor | ctypes.c_void_p | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(x, Tensor):
+        return ctypes.c_void_p(x.data_ptr())
+    return ctypes.c_int64(x) if isinstance(x, int) else ctypes.c_void_p(None) if x is None else x

@@ -1,0 +1,95 @@
+/* Convolution: K is applied to the taps while they are packed for the matrix product. */
+#include "panels.h"
+
+/* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them. */
+static void pack_weights(const Window *w, const float *weight, int64_t rows, float *packed) {
+    const int64_t *step = w->weight_step;
+    for (int64_t c = 0; c < w->channels / w->groups; c++)
+        for (int64_t i = 0; i < w->kernel[0]; i++)
+            for (int64_t j = 0; j < w->kernel[1]; j++)
+                for (int64_t r = 0; r < rows; r++)
+                    *packed++ = weight[r * step[1] + c * step[2] + i * step[3] + j * step[4]];
+}
+
+/* What a thread works with: the pixels of a band, where they find their taps, and these times K. */
+typedef struct {
+    Panel *panels;
+    Tap *found;
+    float *packed;
+} Band;
+
+/* One band of output pixels of one image, all groups and output channels. */
+FOR_EVERY_CPU
+static void convolve_band(const Window *w, const float *image, const float *kernel, const float *weights,
+                          const float *bias, float *out, int64_t from, int64_t to, Band band) {
+    int64_t taps = w->kernel[0] * w->kernel[1], plane = w->height * w->width;
+    int64_t in = w->channels / w->groups, rows = w->out_channels / w->groups, depth = in * taps;
+    int64_t tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
+    int64_t panels = (to - from + PIXELS - 1) / PIXELS, step = most(1, DEPTH / taps);
+    for (int64_t p = 0; p < panels; p++) {
+        find_pixels(w, from + p * PIXELS, least(PIXELS, to - from - p * PIXELS), band.panels + p);
+        find_taps(w, kernel, band.panels + p, band.found + p * taps);
+    }
+    for (int64_t g = 0; g < w->groups; g++)
+        for (int64_t first = 0; first < in; first += step) {
+            int64_t last = least(in, first + step), slice = (last - first) * taps;
+            for (int64_t p = 0; p < panels; p++)
+                pack_panel(band.found + p * taps, taps, image + (g * in + first) * plane, last - first, plane,
+                           band.packed + p * slice * PIXELS);
+            for (int64_t slab = 0; slab < row_tiles; slab += SLAB)
+                for (int64_t p = 0; p < panels; p++)
+                    for (int64_t r = slab; r < least(row_tiles, slab + SLAB); r++) {
+                        int64_t channel = g * rows + r * tall, real = least(tall, rows - r * tall);
+                        const float *factors = weights + channel * depth + first * taps * real;
+                        const float *adapted = band.packed + p * slice * PIXELS;
+                        const Panel *panel = band.panels + p;
+                        float *to_out = out + channel * w->out_step[1], starts[ROWS] = {0};
+                        if (bias && first == 0)
+                            for (int64_t i = 0; i < real; i++) starts[i] = bias[channel + i];
+                        const float *start = first == 0 ? starts : NULL;
+                        tile(real, slice, factors, adapted, to_out, w->out_step[1], panel, start);
+                    }
+        }
+}
+
+/* input [B, C, H, W], contiguous; K, weight and output at the steps that the window names; bias [O] or null.
+ * Returns 0, or 1 where memory ran out. */
+int pac_convolution(const Window *w, const float *input, const float *kernel, const float *weight, const float *bias,
+                    float *out, int64_t threads) {
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
+    int64_t rows = w->out_channels / w->groups, depth = w->channels / w->groups * taps;
+    int64_t tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
+    int64_t depth_slice = most(1, DEPTH / taps) * taps;
+    int64_t bands = most((pixels + BAND - 1) / BAND, (threads + w->batch - 1) / most(1, w->batch));
+    int64_t size = ((pixels + bands - 1) / most(1, bands) + PIXELS - 1) / PIXELS * PIXELS, panels = size / PIXELS;
+    float *packed = buffer(w->out_channels * depth);
+    int failed = packed == NULL;
+    if (failed) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        Band band = {malloc((size_t)most(1, panels) * sizeof(Panel)),
+                     malloc((size_t)most(1, panels * taps) * sizeof(Tap)), buffer(size * depth_slice)};
+        if (!band.panels || !band.found || !band.packed) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for
+        for (int64_t n = 0; n < w->groups * row_tiles; n++) {
+            int64_t group = n / row_tiles, row = n % row_tiles * tall;
+            pack_weights(w, weight + group * w->weight_step[0] + row * w->weight_step[1], least(tall, rows - row),
+                         packed + (group * rows + row) * depth);
+        }
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t n = 0; n < w->batch; n++)
+            for (int64_t b = 0; b < bands; b++)
+                if (!failed && b * size < pixels)
+                    convolve_band(w, input + n * w->channels * w->height * w->width, kernel + n * w->kernel_step[0],
+                                  packed, bias, out + n * w->out_step[0], b * size, least(pixels, (b + 1) * size),
+                                  band);
+        free(band.panels);
+        free(band.found);
+        free(band.packed);
+    }
+    free(packed);
+    return failed;
+}

@@ -1,0 +1,348 @@
+/* The gradients of a convolution with respect to its input, K and its weight.
+ *
+ * With q_t = W_t^T g, the share of the output's gradient g that came by tap t, in every pixel and input channel:
+ *     dL/dK_t = sum_channels q_t * (input under the tap)        dL/dinput, under the tap, += K_t * q_t
+ * so one matrix product serves both, and of it only a few kilobytes exist at a time. dL/dW_t = g (K_t * taps)^T is the
+ * other product. Threads share out the input channels, so that none writes where another does; what each found of
+ * dL/dK is added up in a fixed order.
+ */
+#include "panels.h"
+
+enum { PRODUCT_ROWS = 144 }; /* of q at a time, input channels times taps: a multiple of 6 and 16; their weights and
+                              * the panels they are multiplied with stay in the second-level cache */
+
+/* A thread's share, and what it works with. */
+typedef struct {
+    int64_t begin, end; /* input channels */
+    float *weights;     /* of these, as pack_product_weights orders them */
+    float *grad_weight; /* the sums so far: tiles, as sum_weight_gradient orders them */
+    float *grad_kernel; /* [panels of an image, taps, PIXELS], or null */
+    float *product;     /* q: [PRODUCT_ROWS, PIXELS] */
+    float *by_panel;    /* g of a band: [panels, output channels of a group, PIXELS] */
+    float *by_pixel;    /* g of a band: [tiles of output channels, pixels, rows of a tile] */
+    float *adapted;     /* K * taps of a band: [panels, PRODUCT_ROWS, PIXELS] */
+    float *turned;      /* 16 rows of it: [pixels, 16] */
+    Panel *panels;
+    Tap *found;
+} Share;
+
+/* The channels from `first` on that are taken at a time: of one group, and no more than PRODUCT_ROWS allows. */
+INLINE int64_t next_channels(const Window *w, int64_t first, int64_t end) {
+    int64_t in = w->channels / w->groups, taps = w->kernel[0] * w->kernel[1];
+    return least(least(end, (first / in + 1) * in), first + most(1, PRODUCT_ROWS / taps));
+}
+
+INLINE int64_t most_product_rows(const Window *w) {
+    int64_t taps = w->kernel[0] * w->kernel[1];
+    return most(1, PRODUCT_ROWS / taps) * taps;
+}
+
+/* Elements of the gradient's tiles for one round of channels, padded to whole tiles. */
+INLINE int64_t tiles_size(const Window *w) {
+    int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows);
+    return (most_product_rows(w) + PIXELS - 1) / PIXELS * PIXELS * ((rows + tall - 1) / tall) * tall;
+}
+
+static int64_t rounds(const Window *w, int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t first = begin; first < end; first = next_channels(w, first, end)) count++;
+    return count;
+}
+
+/* W^T, tile by tile of (input channel, tap): [output channels of the group, rows of the tile]. */
+static void pack_product_weights(const Window *w, const float *weight, Share *share) {
+    int64_t taps = w->kernel[0] * w->kernel[1], in = w->channels / w->groups, out = w->out_channels / w->groups;
+    const int64_t *step = w->weight_step;
+    float *to = share->weights;
+    for (int64_t first = share->begin, last; first < share->end; first = last) {
+        last = next_channels(w, first, share->end);
+        int64_t rows = (last - first) * taps, tall = tile_rows(rows);
+        const float *group = weight + first / in * step[0] + first % in * step[2];
+        for (int64_t r = 0; r < rows; r += tall) {
+            int64_t from[ROWS], real = least(tall, rows - r);
+            for (int64_t i = 0; i < real; i++) {
+                int64_t c = (r + i) / taps, t = (r + i) % taps;
+                from[i] = c * step[2] + t / w->kernel[1] * step[3] + t % w->kernel[1] * step[4];
+            }
+            for (int64_t o = 0; o < out; o++)
+                for (int64_t i = 0; i < real; i++) *to++ = group[o * step[1] + from[i]];
+        }
+    }
+}
+
+/* g of a band, both ways. `grad` is the group's first output channel. */
+INLINE void pack_gradient(const Window *w, const float *grad, int64_t panels, int64_t pixels, Share *share) {
+    int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows);
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t o = 0; o < rows; o++) {
+            const Panel *panel = share->panels + p;
+            const float *from = grad + o * w->out_step[1];
+            float *to = share->by_panel + (p * rows + o) * PIXELS;
+            if (panel->count == PIXELS && panel->placed_in_line) {
+                memcpy(to, from + panel->place[0], PIXELS * sizeof(float));
+                continue;
+            }
+            for (int64_t q = 0; q < PIXELS; q++) to[q] = q < panel->count ? from[panel->place[q]] : 0.0f;
+        }
+    float *to = share->by_pixel;
+    for (int64_t o = 0; o < rows; o += tall)
+        for (int64_t p = 0; p < panels; p++) {
+            const float *from = share->by_panel + (p * rows + o) * PIXELS;
+            for (int64_t q = 0; q < least(PIXELS, pixels - p * PIXELS); q++)
+                for (int64_t r = 0; r < least(tall, rows - o); r++) *to++ = from[r * PIXELS + q];
+        }
+}
+
+/* Where pixel q of a panel finds a tap, -1 outside the image. */
+INLINE int64_t tap_place(const Tap *tap, int64_t q, int64_t count) {
+    switch (tap->kind) {
+    case ALL: return tap->offset + q;
+    case SOME: return q >= tap->first && q < tap->last ? tap->offset + q : -1;
+    case EVERY_SECOND: return tap->offset + 2 * q;
+    case SCATTERED: return q < count ? tap->each[q] : -1;
+    default: return -1;
+    }
+}
+
+/* q of a panel, [channels, taps, PIXELS], to the gradients of input and K, either of which may be null. Tap by tap, so
+ * that K's sum stays in registers, and neighbouring taps do not wait for each other's writes to the same pixels. */
+INLINE void share_out(const Tap *taps, int64_t tap_count, int64_t count, const float *product, const float *input,
+                      int64_t channels, int64_t plane, float *grad_input, float *grad_kernel) {
+    for (int64_t t = 0; t < tap_count; t++) {
+        const Tap *tap = taps + t;
+        const float *q_t = product + t * PIXELS;
+        if (tap->kind == ALL) {
+            v8 left = load(tap->k), right = load(tap->k + 8), sum_left = {0}, sum_right = {0};
+            for (int64_t c = 0; c < channels; c++, q_t += tap_count * PIXELS) {
+                const float *v = input + c * plane + tap->offset;
+                v8 q_left = load(q_t), q_right = load(q_t + 8);
+                sum_left += q_left * load(v);
+                sum_right += q_right * load(v + 8);
+                if (grad_input) {
+                    float *to = grad_input + c * plane + tap->offset;
+                    store(to, load(to) + q_left * left);
+                    store(to + 8, load(to + 8) + q_right * right);
+                }
+            }
+            if (grad_kernel) {
+                float *to = grad_kernel + t * PIXELS;
+                store(to, load(to) + sum_left);
+                store(to + 8, load(to + 8) + sum_right);
+            }
+            continue;
+        }
+        for (int64_t q = 0; q < count; q++) {
+            int64_t place = tap_place(tap, q, count);
+            if (place < 0) continue;
+            float sum = 0;
+            for (int64_t c = 0; c < channels; c++) {
+                float from = q_t[c * tap_count * PIXELS + q];
+                sum += from * input[c * plane + place];
+                if (grad_input) grad_input[c * plane + place] += from * tap->k[q];
+            }
+            if (grad_kernel) grad_kernel[t * PIXELS + q] += sum;
+        }
+    }
+}
+
+/* 8 x 8: rows `from_step` apart become columns, `to_step` apart. */
+INLINE void turn8(const float *from, int64_t from_step, float *to, int64_t to_step) {
+    v8 r[8], s[8];
+    for (int i = 0; i < 8; i++) r[i] = load(from + i * from_step);
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + j] = __builtin_shufflevector(s[i + j], s[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[i + j + 2] = __builtin_shufflevector(s[i + j], s[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        store(to + i * to_step, __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+        store(to + (i + 4) * to_step, __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+    }
+}
+
+/* g (K * taps)^T of a band, added to the tiles of one round: [panels of (channel, tap), tiles, rows, PIXELS]. */
+INLINE void sum_weight_gradient(const Window *w, int64_t panels, int64_t pixels, int64_t product_rows, Share *share,
+                                float *sums, const Panel *whole) {
+    int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows);
+    for (int64_t r = 0; r < product_rows; r += PIXELS) {
+        for (int64_t p = 0; p < panels; p++)
+            for (int64_t half = 0; half < PIXELS; half += 8) {
+                const float *from = share->adapted + (p * most_product_rows(w) + r) * PIXELS + half;
+                float *to = share->turned + (p * PIXELS + half) * PIXELS;
+                turn8(from, PIXELS, to, PIXELS);
+                turn8(from + 8 * PIXELS, PIXELS, to + 8, PIXELS);
+            }
+        for (int64_t o = 0; o < rows; o += tall, sums += tall * PIXELS)
+            tile(least(tall, rows - o), pixels, share->by_pixel + o * pixels, share->turned, sums, PIXELS, whole, NULL);
+    }
+}
+
+/* One band of output pixels of one image. `kernel` is K's first tap of the image, `input`, `grad_input` (or null) and
+ * `grad` the image's first channel. */
+FOR_EVERY_CPU
+static void convolve_band_backward(const Window *w, const float *input, const float *kernel, const float *grad,
+                                   float *grad_input, int needs_weight, int64_t from, int64_t to, Share *share) {
+    int64_t taps = w->kernel[0] * w->kernel[1], plane = w->height * w->width, in = w->channels / w->groups;
+    int64_t out = w->out_channels / w->groups, panels = (to - from + PIXELS - 1) / PIXELS;
+    Panel whole = {.count = PIXELS, .placed_in_line = 1};
+    float zeros[ROWS] = {0};
+    for (int64_t p = 0; p < panels; p++) {
+        find_pixels(w, from + p * PIXELS, least(PIXELS, to - from - p * PIXELS), share->panels + p);
+        find_taps(w, kernel, share->panels + p, share->found + p * taps);
+    }
+    const float *weights = share->weights;
+    float *sums = share->grad_weight;
+    for (int64_t first = share->begin, last, group = -1; first < share->end; first = last) {
+        last = next_channels(w, first, share->end);
+        int64_t rows = (last - first) * taps, tall = tile_rows(rows);
+        if (group != first / in) {
+            group = first / in;
+            pack_gradient(w, grad + group * out * w->out_step[1], panels, to - from, share);
+        }
+        if (needs_weight) {
+            for (int64_t p = 0; p < panels; p++)
+                pack_panel(share->found + p * taps, taps, input + first * plane, last - first, plane,
+                           share->adapted + p * most_product_rows(w) * PIXELS);
+            sum_weight_gradient(w, panels, to - from, rows, share, sums, &whole);
+            sums += tiles_size(w);
+        }
+        for (int64_t p = 0; p < panels && (grad_input || share->grad_kernel); p++) {
+            for (int64_t o = 0; o < out; o += DEPTH) /* a panel of g at a time that stays in the first-level cache */
+                for (int64_t r = 0; r < rows; r += tall)
+                    tile(least(tall, rows - r), least(DEPTH, out - o),
+                         weights + r * out + o * least(tall, rows - r),
+                         share->by_panel + (p * out + o) * PIXELS, share->product + r * PIXELS, PIXELS, &whole,
+                         o == 0 ? zeros : NULL);
+            float *to_kernel = share->grad_kernel ? share->grad_kernel + (from / PIXELS + p) * taps * PIXELS : NULL;
+            share_out(share->found + p * taps, taps, share->panels[p].count, share->product, input + first * plane,
+                      last - first, plane, grad_input ? grad_input + first * plane : NULL, to_kernel);
+        }
+        weights += rows * out;
+    }
+}
+
+/* The sums of all tiles to where the weight's gradient lies. */
+static void store_weight_gradient(const Window *w, const Share *share, float *grad_weight) {
+    int64_t taps = w->kernel[0] * w->kernel[1], in = w->channels / w->groups, out = w->out_channels / w->groups;
+    const int64_t *step = w->grad_weight_step;
+    const float *sums = share->grad_weight;
+    for (int64_t first = share->begin, last; first < share->end; first = last, sums += tiles_size(w)) {
+        last = next_channels(w, first, share->end);
+        int64_t rows = (last - first) * taps, tall = tile_rows(out), tiles = (out + tall - 1) / tall;
+        float *group = grad_weight + first / in * step[0] + first % in * step[2];
+        for (int64_t o = 0; o < out; o++)
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t c = r / taps, i = r % taps / w->kernel[1], j = r % taps % w->kernel[1];
+                group[o * step[1] + c * step[2] + i * step[3] + j * step[4]] =
+                    sums[((r / PIXELS * tiles + o / tall) * tall + o % tall) * PIXELS + r % PIXELS];
+            }
+    }
+}
+
+/* What the threads found of dL/dK of one panel, added up. `grad_kernel` is its first tap of this image. */
+static void add_kernel_gradient(const Window *w, const Share *shares, int64_t count, int64_t panel,
+                                float *grad_kernel) {
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
+    const int64_t *step = w->grad_kernel_step;
+    Panel at;
+    find_pixels(w, panel * PIXELS, least(PIXELS, pixels - panel * PIXELS), &at);
+    for (int64_t t = 0; t < taps; t++) {
+        float *to = grad_kernel + t / w->kernel[1] * step[1] + t % w->kernel[1] * step[2];
+        for (int64_t q = 0; q < at.count; q++) {
+            float sum = 0;
+            for (int64_t s = 0; s < count; s++) sum += shares[s].grad_kernel[(panel * taps + t) * PIXELS + q];
+            to[at.row[q] * step[3] + at.column[q] * step[4]] = sum;
+        }
+    }
+}
+
+static int allocate(const Window *w, Share *share, int needs_kernel, int needs_weight) {
+    int64_t taps = w->kernel[0] * w->kernel[1], out = w->out_channels / w->groups;
+    int64_t panels = (w->out_height * w->out_width + PIXELS - 1) / PIXELS, near = BAND / PIXELS;
+    int64_t sums = needs_weight ? rounds(w, share->begin, share->end) * tiles_size(w) : 0;
+    share->weights = buffer((share->end - share->begin) * taps * out);
+    share->grad_weight = buffer(sums);
+    share->grad_kernel = needs_kernel ? buffer(panels * taps * PIXELS) : NULL;
+    share->product = buffer(most_product_rows(w) * PIXELS);
+    share->by_panel = buffer(BAND * out);
+    share->by_pixel = buffer(BAND * out);
+    /* turn8 reads whole panels of rows, and so beyond the last */
+    share->adapted = buffer((near * most_product_rows(w) + PIXELS) * PIXELS);
+    share->turned = buffer(BAND * PIXELS);
+    share->panels = malloc((size_t)near * sizeof(Panel));
+    share->found = malloc((size_t)(near * taps) * sizeof(Tap));
+    if (!share->weights || !share->grad_weight || (needs_kernel && !share->grad_kernel) || !share->product ||
+        !share->by_panel || !share->by_pixel || !share->adapted || !share->turned || !share->panels || !share->found)
+        return 0;
+    memset(share->grad_weight, 0, sums * sizeof(float));
+    memset(share->adapted, 0, (near * most_product_rows(w) + PIXELS) * PIXELS * sizeof(float));
+    return 1;
+}
+
+static void release(Share *share) {
+    free(share->weights);
+    free(share->grad_weight);
+    free(share->grad_kernel);
+    free(share->product);
+    free(share->by_panel);
+    free(share->by_pixel);
+    free(share->adapted);
+    free(share->turned);
+    free(share->panels);
+    free(share->found);
+}
+
+/* input [B, C, H, W], contiguous; K, weight, `grad` (of the output) and the gradients of K and weight at the steps that
+ * the window names. `grad_input`, as input, is added to; `grad_kernel` and `grad_weight` are overwritten; any may be
+ * null. Returns 0, or 1 where memory ran out. */
+int pac_convolution_backward(const Window *w, const float *input, const float *kernel, const float *weight,
+                             const float *grad, float *grad_input, float *grad_kernel, float *grad_weight,
+                             int64_t threads) {
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
+    int64_t image = w->channels * w->height * w->width, panels = (pixels + PIXELS - 1) / PIXELS;
+    int64_t count = most(1, least(threads, w->channels));
+    Share *shares = calloc(count, sizeof(Share));
+    int failed = shares == NULL;
+    if (failed) return 1;
+#pragma omp parallel num_threads(count)
+    {
+#pragma omp for schedule(static)
+        for (int64_t s = 0; s < count; s++) {
+            shares[s].begin = w->channels * s / count;
+            shares[s].end = w->channels * (s + 1) / count;
+            if (!allocate(w, shares + s, grad_kernel != NULL, grad_weight != NULL)) {
+#pragma omp atomic write
+                failed = 1;
+            } else {
+                pack_product_weights(w, weight, shares + s);
+            }
+        }
+        for (int64_t n = 0; n < w->batch && !failed; n++) {
+#pragma omp for schedule(static)
+            for (int64_t s = 0; s < count; s++) {
+                Share *share = shares + s;
+                if (grad_kernel) memset(share->grad_kernel, 0, panels * taps * PIXELS * sizeof(float));
+                for (int64_t from = 0; from < pixels; from += BAND)
+                    convolve_band_backward(w, input + n * image, kernel + n * w->kernel_step[0],
+                                           grad + n * w->out_step[0], grad_input ? grad_input + n * image : NULL,
+                                           grad_weight != NULL, from, least(pixels, from + BAND), share);
+            }
+            if (grad_kernel) {
+#pragma omp for schedule(static)
+                for (int64_t p = 0; p < panels; p++)
+                    add_kernel_gradient(w, shares, count, p, grad_kernel + n * w->grad_kernel_step[0]);
+            }
+        }
+        if (grad_weight && !failed) {
+#pragma omp for schedule(static)
+            for (int64_t s = 0; s < count; s++) store_weight_gradient(w, shares + s, grad_weight);
+        }
+    }
+    for (int64_t s = 0; s < count; s++) release(shares + s);
+    free(shares);
+    return failed;
+}

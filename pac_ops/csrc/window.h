@@ -1,0 +1,44 @@
+/* What the fast CPU kernels share. They are float32: see native.py for the calls, reference.py for what they compute.
+ *
+ * Plain C with GCC/Clang vector types; the loops that matter are compiled for several instruction sets and picked
+ * when the library is loaded. Threads are OpenMP's, resolved from the runtime that PyTorch has loaded, so that both
+ * share one pool.
+ */
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define FOR_EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EVERY_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float v8 __attribute__((vector_size(32), aligned(4)));
+
+typedef struct {
+    int64_t batch, channels, height, width;
+    int64_t out_channels, out_height, out_width, groups;
+    int64_t kernel[2], stride[2], padding[2], dilation[2];
+    /* Elements from one to the next of: */
+    int64_t kernel_step[5]; /* K's images, taps down and across, rows, columns */
+    int64_t weight_step[5]; /* the weight's groups, output channels and input channels of a group, taps */
+    int64_t out_step[4];    /* the output's images, channels, rows, columns */
+    int64_t grad_kernel_step[5], grad_weight_step[5]; /* as those of K and the weight */
+} Window;
+
+INLINE v8 load(const float *p) { return *(const v8 *)p; }
+INLINE void store(float *p, v8 x) { *(v8 *)p = x; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static float *buffer(int64_t elements) { return aligned_alloc(64, ((size_t)most(elements, 16) * 4 + 63) / 64 * 64); }
+
+/* Where the outputs x of a row see a column x * stride + shift inside a row of `width`: first <= x < last. */
+INLINE void seen_range(int64_t shift, int64_t stride, int64_t width, int64_t outputs, int64_t *first, int64_t *last) {
+    *first = shift >= 0 ? 0 : (-shift + stride - 1) / stride;
+    *last = width - shift <= 0 ? 0 : least(outputs, (width - shift + stride - 1) / stride);
+}

@@ -1,20 +1,24 @@
 """The verbs: plan, apply, convert, revert."""
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from hotswap import surgery
-from hotswap.choose import Guides, Names, Targets, choose
+from hotswap.calibrate import DEFAULT_DEVIATION, calibrate
+from hotswap.choose import Guides, Name, Names, Targets, choose, per_target
 from hotswap.errors import HotswapError
+from hotswap.kernels import DEFAULT_KERNEL
 from hotswap.naming import AUTO
 from hotswap.observe import DataDependentError, Inputs, Observation, observe
 from hotswap.plan import Plan, Swap
 
 PAPER_SCALE = 1e-4
 METHODS = ("auto", "fx")
+Scales = float | Mapping[Name, float] | Literal["auto"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -23,8 +27,10 @@ def plan(
     targets: Targets = AUTO,
     guide: Guides = AUTO,
     *,
-    guide_scale: float = PAPER_SCALE,
+    guide_scale: Scales = PAPER_SCALE,
     learn_scale: bool = False,
+    kernel: str = DEFAULT_KERNEL,
+    conserve: str | None = None,
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
@@ -40,9 +46,13 @@ def plan(
             (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
             count as one guide with all their channels; or a mapping from targets, named in any of these ways or by
             patterns, to one of these.
-        guide_scale: what the guide is multiplied by, >= 0. The paper's 1e-4 was chosen for a VGG fed raw pixels
-            and does next to nothing in most other networks: see `calibrate`.
+        guide_scale: what the guide is multiplied by, >= 0, or a mapping from targets to that. The paper's 1e-4 was
+            chosen for a VGG fed raw pixels and does next to nothing in most other networks: see `calibrate`.
         learn_scale: add one parameter a target, the logarithm of its scale, to be trained.
+        kernel: the function K of the scaled squared distance, by its name in pac_ops: "gaussian", or
+            "inv_{alpha}_{lambda}[_asym]_fixed", which is divided by its value at distance 0.
+        conserve: "window" scales K at every pixel so that its sum over the window is the number of taps inside the
+            image; None leaves it, as in the paper. "mean" needs data: see `convert` and `calibrate`.
         method: how the network is edited: "fx" (a graph of the part between guide and targets), or "auto".
         example_inputs: a tensor or a tuple of arguments for one run on fake tensors, which finds aliases and
             checks the result; by default one image of the network's usual size. Only shapes and dtypes count.
@@ -53,9 +63,15 @@ def plan(
     Raises:
         HotswapError: where anything of it cannot be done, with the reason and the closest choice that works.
     """
-    return _planned(
-        model, targets, guide, guide_scale, learn_scale, method, example_inputs, resize, after_activation
-    )[0]
+    _require_nothing_measured(guide_scale, conserve)
+    swapping = {
+        "learn_scale": learn_scale,
+        "kernel": kernel,
+        "conserve": conserve,
+        "resize": resize,
+        "after_activation": after_activation,
+    }
+    return _planned(model, targets, guide, guide_scale, method, example_inputs, swapping)[0]
 
 
 def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False) -> Model:
@@ -76,8 +92,12 @@ def convert(
     targets: Targets = AUTO,
     guide: Guides = AUTO,
     *,
-    guide_scale: float = PAPER_SCALE,
+    guide_scale: Scales | None = None,
     learn_scale: bool = False,
+    kernel: str = DEFAULT_KERNEL,
+    conserve: str | None = AUTO,
+    calibrate_on: Iterable[Inputs] | Tensor | None = None,
+    deviation: float = DEFAULT_DEVIATION,
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
@@ -90,11 +110,18 @@ def convert(
     adds one key a target), and computes what it computed before but for what the guide changes.
 
     Args:
-        model: see `plan`, as for all arguments but the last.
+        model: see `plan`, as for all arguments that are not explained here.
         targets: see `plan`.
         guide: see `plan`.
-        guide_scale: see `plan`.
+        guide_scale: a number, a mapping, or "auto": what makes the mean of 1 - K on `calibrate_on` equal `deviation`.
+            By default "auto" where there is data, else the paper's 1e-4.
         learn_scale: see `plan`.
+        kernel: see `plan`.
+        conserve: "mean" divides K at each tap by its mean there on `calibrate_on`; see `plan` for "window" and None.
+            By default "mean" where there is data, else None.
+        calibrate_on: a few batches of inputs such as the network will see: the result is calibrated on them, as by
+            `hotswap.calibrate`, and `hotswap.status` tells what came of it.
+        deviation: see guide_scale.
         method: see `plan`.
         example_inputs: see `plan`.
         resize: see `plan`.
@@ -104,10 +131,28 @@ def convert(
     Raises:
         HotswapError: where it cannot be done; `model` is then as it was.
     """
-    _, graft, names = _planned(
-        model, targets, guide, guide_scale, learn_scale, method, example_inputs, resize, after_activation
-    )
-    return _carried_out(model, graft, names, example_inputs, inplace)
+    to_calibrate = guide_scale == AUTO or (guide_scale is None and calibrate_on is not None)
+    scale = PAPER_SCALE if guide_scale is None or to_calibrate else guide_scale
+    if conserve == AUTO:
+        conserve = None if calibrate_on is None else "mean"
+    if calibrate_on is None:
+        _require_nothing_measured(guide_scale, conserve)
+    swapping = {
+        "learn_scale": learn_scale,
+        "kernel": kernel,
+        "conserve": conserve if calibrate_on is None else None,  # calibrate sets it
+        "resize": resize,
+        "after_activation": after_activation,
+    }
+    _, graft, names = _planned(model, targets, guide, scale, method, example_inputs, swapping)
+    converted = _carried_out(model, graft, names, example_inputs, inplace)
+    if calibrate_on is not None:
+        try:
+            calibrate(converted, calibrate_on, deviation=deviation if to_calibrate else None, conserve=conserve)
+        except BaseException:
+            surgery.remove(converted)
+            raise
+    return converted
 
 
 def revert(model: Model, *, inplace: bool = False) -> Model:
@@ -123,30 +168,36 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
     return plain
 
 
+def _require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
+    for name, value, measured in (("guide_scale", guide_scale, AUTO), ("conserve", conserve, "mean")):
+        if value == measured:
+            raise HotswapError(
+                f'{name}="{measured}" is measured on data: give convert some as calibrate_on, or convert without it '
+                "and hotswap.calibrate the result"
+            )
+
+
 def _planned(
     model: nn.Module,
     targets: Targets,
     guide: Guides,
-    guide_scale: float,
-    learn_scale: bool,
+    guide_scale: Scales,
     method: str,
     example_inputs: Inputs | None,
-    resize: str,
-    after_activation: bool,
+    swapping: Mapping[str, Any],
 ) -> tuple[Plan, surgery.Graft, Names]:
     if not isinstance(model, nn.Module):
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if isinstance(guide_scale, bool) or not isinstance(guide_scale, int | float):
-        raise HotswapError(f"guide_scale must be a number >= 0, got {guide_scale!r}")
     names = _names(model, example_inputs)
     choice = choose(names, targets, guide)
     alias_of = names.alias_of
     swaps = []
-    for path, sources in choice.guides.items():
+    for path, scale in _scales(names, guide_scale, choice.guides).items():
         conv = model.get_submodule(path)
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (choose made sure)
+        sources = choice.guides[path]
         swaps.append(
             Swap(
                 target=path,
@@ -154,18 +205,16 @@ def _planned(
                 kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
                 in_channels=conv.in_channels,
                 out_channels=conv.out_channels,
-                guide_scale=float(guide_scale),
-                learn_scale=learn_scale,
-                resize=resize,
-                after_activation=after_activation,
+                guide_scale=scale,
                 target_alias=alias_of.get(path),
                 guide_alias=tuple(alias_of.get(source) for source in sources),
+                **swapping,
             )
         )
     notes = choice.notes
     if names.observation is None:
         notes += (f"not checked by a run on fake inputs: {names.why_unobserved}",)
-    made = Plan(tuple(swaps), notes)
+    made = Plan(tuple(swaps), notes=notes)
     graft = surgery.prepare(model, made, names.observation)
     rewritten = f"{type(graft.traced.root).__name__}.{graft.traced.method}"
     where = f" of {graft.root_path!r}" if graft.root_path else ""
@@ -173,10 +222,24 @@ def _planned(
     return made, replace(graft, plan=replace(graft.plan, notes=made.notes)), names
 
 
-def _names(model: nn.Module, example_inputs: Inputs | None) -> Names:
+def _scales(names: Names, guide_scale: Scales, targets: Iterable[str]) -> dict[str, float]:
+    by_target = (
+        per_target(names, "guide_scale", guide_scale, targets)
+        if isinstance(guide_scale, Mapping)
+        else dict.fromkeys(targets, guide_scale)
+    )
+    for scale in by_target.values():
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise HotswapError(
+                f'guide_scale must be a number >= 0, a mapping from targets to numbers, or "{AUTO}", got {scale!r}'
+            )
+    return {path: float(scale) for path, scale in by_target.items()}
+
+
+def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields: bool = False) -> Names:
     """Observe the network; where that fails for no fault of the user's inputs, paths still work, aliases do not."""
     try:
-        return Names(model, observe(model, example_inputs), None)
+        return Names(model, observe(model, example_inputs, receptive_fields=receptive_fields), None)
     except DataDependentError as error:
         return Names(model, None, str(error))
     except HotswapError as error:

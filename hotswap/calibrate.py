@@ -1,95 +1,141 @@
-"""Chooses guide scales from data."""
+"""Chooses guide scales from data, and measures what it takes to conserve responses."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hotswap import kernels, surgery
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedConv2d
-from hotswap.measure import as_batches, swapped_layers, visited
-from hotswap.observe import Inputs, mode
+from hotswap.measure import Gap, as_batches, plain_copy, run, swapped_layers, visited
+from hotswap.observe import Inputs
 from hotswap.tables import render
 
 DEFAULT_DEVIATION = 0.3  # kept a network's score in the first pilots; larger shrinks responses too much
 _SAMPLES_PER_CALL = 2**16  # distances kept of one call of one layer, drawn at random: plenty for a mean
 _BISECTIONS = 60  # halvings of the logarithm of a scale: far below float32 resolution
+_SETTLED = 0.01  # by how much the mean distance may change between two passes that count as the same
+_LEAST_MEAN = 1e-6  # of K at a tap: dividing by less would let single pixels explode
 
 
 @dataclass(frozen=True)
 class TargetCalibration:
-    """One swapped layer's scale, before and after."""
+    """One swapped layer, before and after."""
 
     path: str
     scale_before: float
     deviation_before: float
     scale: float
     deviation: float
+    tap_means: tuple[float, ...] | None  # of K at each tap, row by row; None unless they are conserved
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What `calibrate` measured and set."""
 
-    wanted: float
+    wanted: float | None  # the deviation; None where scales were left as they are
+    conserve: str | None
+    drift: float  # ||swapped - plain|| / ||plain|| over all outputs, afterwards
     targets: tuple[TargetCalibration, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"wanted": self.wanted, "targets": [asdict(target) for target in self.targets]}
+        return asdict(self) | {"targets": [asdict(target) for target in self.targets]}
 
     def __str__(self) -> str:
-        """A table, one line a swapped layer."""
-        rows = [(t.path, t.scale_before, t.deviation_before, t.scale, t.deviation) for t in self.targets]
-        return render(("target", "scale before", "deviation before", "scale", "deviation (mean 1-K)"), rows)
+        """A table, one line a swapped layer, then the drift."""
+        rows = [
+            (t.path, t.scale_before, t.deviation_before, t.scale, t.deviation, self.conserve) for t in self.targets
+        ]
+        columns = ("target", "scale before", "deviation before", "scale", "deviation (mean 1-K)", "conserve")
+        return f"{render(columns, rows)}\ndrift (relative RMS change of the outputs): {self.drift:.3g}"
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[Inputs] | Tensor, *, deviation: float = DEFAULT_DEVIATION
+    model: nn.Module,
+    batches: Iterable[Inputs] | Tensor,
+    *,
+    deviation: float | None = DEFAULT_DEVIATION,
+    conserve: str | None = "mean",
 ) -> Calibration:
     """Set each swapped layer's guide scale, so that the mean of 1 - K on sample data is `deviation`.
 
-    The mean is over off-centre taps inside the image, where K = exp(-s^2/2 ||f_i - f_j||^2). One pass over the
-    data in evaluation mode; then each scale is found by bisection. Learned scales are set as well.
+    The mean is over off-centre taps inside the image, and K is as it is before anything is conserved. A few passes
+    over the data in evaluation mode; learned scales are set as well. Where a guide is computed from another target,
+    there are more passes, until all deviations are reached.
 
     Args:
-        model: a converted network; its scales are changed, in place, once all are found.
-        batches: inputs, each a tensor or a tuple of arguments; a lone tensor is one batch.
-        deviation: the mean to reach, between 0 and 1.
+        model: a converted network; its scales, and what it conserves, are changed in place.
+        batches: inputs, each a tensor or a tuple of arguments; a lone tensor is one batch. A few: all are kept.
+        deviation: the mean to reach, between 0 and 1; None leaves the scales as they are.
+        conserve: what makes up for K being smaller than 1. "mean" divides it at each tap by its mean there on these
+            batches; "window" scales it at every pixel so that its sum over the window is the number of taps inside
+            the image; None leaves it, as in the paper.
 
     Raises:
         HotswapError: where nothing is swapped, there is no data, or a guide is too flat to reach the deviation;
-            no scale is changed then.
+            the network is then as it was.
     """
-    if not (isinstance(deviation, int | float) and 0 < deviation < 1):
+    if deviation is not None and not (isinstance(deviation, int | float) and 0 < deviation < 1):
         raise HotswapError(f"deviation must be between 0 and 1, got {deviation!r}")
+    if conserve not in (None, *kernels.CONSERVE_MODES):
+        raise HotswapError(f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {conserve!r}")
     layers = swapped_layers(model)
-    samples: dict[str, list[_Sample]] = {path: [] for path in layers}
-    generator = torch.Generator().manual_seed(0)
-
-    def visit(path: str, _layer: SwappedConv2d, distance: Tensor, counts: Tensor) -> None:
-        values = distance[:, 0][:, counts].flatten().double().cpu()
-        taps = values.numel()
-        if taps > _SAMPLES_PER_CALL:
-            values = values[torch.randint(taps, (_SAMPLES_PER_CALL,), generator=generator)]
-        samples[path].append(_Sample(values, taps))
-
-    with mode(model, training=False), visited(model, visit), torch.no_grad():
-        for arguments in as_batches(batches):
-            model(*arguments)
+    data = list(as_batches(batches))
+    before = {path: layer.swap for path, layer in layers.items()}
+    plain, gap = plain_copy(model), Gap()
+    with _as_before_on_failure(layers.values()):
+        first = last = _measured(model, data)
+        for _ in range(2 * len(layers) + 1):  # scales, then means, of one target after another, at the worst
+            previous = last
+            if deviation is not None:
+                for path, layer in layers.items():
+                    layer.guide_scale = _scale_for(path, layer, last[path], deviation)
+            means: dict[str, tuple[float, ...]] = {}
+            if conserve == "mean":
+                means = {path: seen.tap_means(path) for path, seen in _measured(model, data).items()}
+            for path, layer in layers.items():
+                layer.reset(conserve=conserve, tap_means=means.get(path))
+            gap = Gap()
+            last = _measured(model, data, plain, gap)
+            if all(last[path].same_distances(previous[path]) for path in layers):
+                break
+    for path, layer in layers.items():
+        layer.reset(deviation=last[path].deviation)
+    surgery.record_drift(model, gap.relative)
     results = []
     for path, layer in layers.items():
-        seen = samples[path]
-        if not seen:
-            raise HotswapError(f"target {path!r} was not called on these batches, so it cannot be calibrated")
-        before, scale = layer.guide_scale, _scale_for(path, seen, deviation)
-        results.append(TargetCalibration(path, before, _deviation(seen, before), scale, _deviation(seen, scale)))
-    for result in results:
-        layers[result.path].guide_scale = result.scale
-    return Calibration(deviation, tuple(results))
+        old, new = before[path], layer.swap
+        results.append(
+            TargetCalibration(
+                path, old.guide_scale, first[path].deviation, new.guide_scale, last[path].deviation, new.tap_means
+            )
+        )
+    return Calibration(deviation, conserve, gap.relative, tuple(results))
+
+
+@contextmanager
+def _as_before_on_failure(layers: Iterable[SwappedConv2d]) -> Iterator[None]:
+    before = [
+        (layer, layer.swap, None if layer.guide_log_scale is None else layer.guide_log_scale.detach().clone())
+        for layer in layers
+    ]
+    try:
+        yield
+    except BaseException:
+        for layer, swap, log_scale in before:
+            layer.reset(
+                **{name: getattr(swap, name) for name in ("guide_scale", "conserve", "tap_means", "deviation")}
+            )
+            if layer.guide_log_scale is not None and log_scale is not None:
+                layer.guide_log_scale.data.copy_(log_scale)  # to the bit, which its logarithm may not be
+        raise
 
 
 class _Sample(NamedTuple):
@@ -99,30 +145,101 @@ class _Sample(NamedTuple):
     taps: int  # how many distances these were drawn from, and so what they weigh
 
 
+class _Seen:
+    """What one pass over the data saw of one layer, at off-centre taps inside the image."""
+
+    def __init__(self) -> None:
+        self.samples: list[_Sample] = []
+        self.distance = 0.0  # sums over all taps ...
+        self.deviations: Tensor | float = 0.0  # ... and over all pixels, by tap: [kh, kw]
+        self.counts: Tensor | float = 0
+
+    def add(self, layer: SwappedConv2d, distance: Tensor, counts: Tensor, generator: torch.Generator) -> None:
+        batch = distance.shape[0]
+        values = distance[:, 0][:, counts].flatten().double().cpu()
+        self.distance += values.sum().item()
+        deviation = torch.where(counts, layer.deviation(distance)[:, 0], 0)
+        self.deviations = self.deviations + deviation.sum((0, 3, 4)).cpu()
+        self.counts = self.counts + batch * counts.sum((2, 3)).cpu()
+        taps = values.numel()
+        if taps > _SAMPLES_PER_CALL:
+            values = values[torch.randint(taps, (_SAMPLES_PER_CALL,), generator=generator)]
+        self.samples.append(_Sample(values, taps))
+
+    @property
+    def deviation(self) -> float:
+        """The mean of 1 - K."""
+        deviations, counts = torch.as_tensor(self.deviations), torch.as_tensor(self.counts)
+        return (deviations.sum() / counts.sum().clamp_min(1)).item()
+
+    def tap_means(self, path: str) -> tuple[float, ...]:
+        """The mean of K at each tap, row by row; 1 at the centre, and where a tap is never inside the image."""
+        deviations, counts = torch.as_tensor(self.deviations), torch.as_tensor(self.counts)
+        means = (1 - deviations / counts.clamp_min(1)).flatten().tolist()
+        if min(means) < _LEAST_MEAN:
+            raise HotswapError(
+                f"the mean of K is {min(means):.2g} at a tap of target {path!r}, too small to be conserved; "
+                "ask for a smaller deviation"
+            )
+        return tuple(means)
+
+    def same_distances(self, other: "_Seen") -> bool:
+        """Whether the guide is as it was in another pass: it is, unless other targets have a part in it."""
+        return math.isclose(self.distance, other.distance, rel_tol=_SETTLED)
+
+
+def _measured(
+    model: nn.Module, data: Sequence[tuple[Any, ...]], plain: nn.Module | None = None, gap: Gap | None = None
+) -> dict[str, _Seen]:
+    """One pass over the data; with `plain`, the network not swapped, another of that, and `gap` filled."""
+    seen = {path: _Seen() for path in swapped_layers(model)}
+    generator = torch.Generator().manual_seed(0)  # the same taps in every pass
+
+    def visit(path: str, layer: SwappedConv2d, distance: Tensor, counts: Tensor) -> None:
+        seen[path].add(layer, distance, counts, generator)
+
+    with visited(model, visit):
+        for arguments in data:
+            output = run(model, arguments)
+            if plain is not None and gap is not None:
+                gap.add(run(plain, arguments), output)
+    for path, values in seen.items():
+        if not values.samples:
+            raise HotswapError(f"target {path!r} was not called on these batches, so it cannot be calibrated")
+        if not math.isfinite(values.distance):
+            raise HotswapError(f"the guide of target {path!r} has values that are not finite on these batches")
+    return seen
+
+
 def _mean(samples: Sequence[_Sample], value: Callable[[Tensor], Tensor]) -> float:
     total = sum(sample.taps * value(sample.distances).mean().item() for sample in samples if sample.taps)
     return total / max(1, sum(sample.taps for sample in samples))
 
 
-def _deviation(samples: Sequence[_Sample], scale: float) -> float:
-    return _mean(samples, lambda distances: -torch.expm1(distances * (-0.5 * scale**2)))
+def _scale_for(path: str, layer: SwappedConv2d, seen: _Seen, wanted: float) -> float:
+    kernel = layer.swap.kernel
+    function = kernels.parse(kernel)
 
+    def deviation(log_scale: float) -> float:
+        return _mean(seen.samples, lambda distances: kernels.deviation(distances * math.exp(2 * log_scale), function))
 
-def _scale_for(path: str, samples: Sequence[_Sample], deviation: float) -> float:
-    if not all(bool(torch.isfinite(sample.distances).all()) for sample in samples):
-        raise HotswapError(f"the guide of target {path!r} has values that are not finite on these batches")
-    reachable = _mean(samples, lambda distances: (distances > 0).double())
-    if reachable <= deviation:
+    varying = _mean(seen.samples, lambda distances: (distances > 0).double())
+    if varying == 0 or (not function.inverse and varying <= wanted):
         raise HotswapError(
-            f"the guide of target {path!r} is constant around {1 - reachable:.0%} of taps on these batches, so the "
-            f"mean of 1 - K cannot reach {deviation:g}; ask for less than {reachable:.3g}, or choose another guide"
+            f"the guide of target {path!r} is constant around {1 - varying:.0%} of taps on these batches, so the "
+            f"mean of 1 - K cannot reach {wanted:g}; ask for less than {varying:.3g}, or choose another guide"
         )
-    positive = torch.cat([sample.distances[sample.distances > 0] for sample in samples])
-    # exp(-s^2 d / 2) is 1 to float64 at the low end and 0 at the high one, for every distance seen.
+    positive = torch.cat([sample.distances[sample.distances > 0] for sample in seen.samples])
+    # K is what it is at distance 0 at the low end, and as far from it as it gets at the high one, for every distance.
     low, high = math.log(1e-10) - positive.max().log().item() / 2, math.log(1e2) - positive.min().log().item() / 2
+    if deviation(high) <= wanted:
+        raise HotswapError(
+            f"the mean of 1 - K of target {path!r} reaches {deviation(high):.3g} on these batches with kernel "
+            f"{kernel!r}, not {wanted:g}; choose another kernel, guide or deviation"
+        )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if _deviation(samples, math.exp(middle)) < deviation:
+        if deviation(middle) < wanted:
             low = middle
         else:
             high = middle

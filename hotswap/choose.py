@@ -157,7 +157,7 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     _require_observation(names, '"auto"')
     # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
     stages = [stage for stage in names.stages if _pixels(names, stage[0]) > 1]
-    swappable = [[path for path in stage if _why_not(names, path) is None] for stage in stages]
+    swappable = [[path for path in stage if why_not(names, path) is None] for stage in stages]
     later = [stage[-1] for stage in swappable[_AUTO_GUIDE_STAGE:] if stage][-_AUTO_TARGET_STAGES:]
     if not later:
         raise HotswapError(
@@ -196,12 +196,12 @@ def _exact(names: Names, name: Name, role: str) -> str:
 def _matching(names: Names, pattern: str, notes: list[str]) -> tuple[str, ...]:
     convolutions = [path for path, module in names.model.named_modules() if isinstance(module, nn.Conv2d)]
     matched = naming.match(pattern, convolutions, names.alias_of)
-    swappable = tuple(path for path in matched if _why_not(names, path) is None)
+    swappable = tuple(path for path in matched if why_not(names, path) is None)
     if not swappable:
-        reason = f"only {matched[0]}, where {_why_not(names, matched[0])}" if matched else "no convolution"
+        reason = f"only {matched[0]}, where {why_not(names, matched[0])}" if matched else "no convolution"
         raise HotswapError(f"target {pattern!r} matched {reason} (hotswap.inspect lists what can be swapped)")
     if passed_over := [path for path in matched if path not in swappable]:
-        example = f"{passed_over[0]}: {_why_not(names, passed_over[0])}"
+        example = f"{passed_over[0]}: {why_not(names, passed_over[0])}"
         notes.append(f"{pattern!r} also matched {len(passed_over)} that cannot be swapped ({example})")
     return swappable
 
@@ -211,7 +211,8 @@ def _pixels(names: Names, path: str) -> int:
     return 0 if call is None or call.output_shape is None else math.prod(call.output_shape[-2:])
 
 
-def _why_not(names: Names, path: str) -> str | None:
+def why_not(names: Names, path: str) -> str | None:
+    """None where the module at `path` can be a target, else the reason, as the end of "X cannot be swapped: ..."."""
     reason = why_not_swappable(names.model.get_submodule(path))
     if reason is None and names.observation is not None and names.observation.first(path) is None:
         return "the network never calls it"
@@ -219,12 +220,12 @@ def _why_not(names: Names, path: str) -> str | None:
 
 
 def _check_target(names: Names, name: Name, path: str) -> None:
-    reason = _why_not(names, path)
+    reason = why_not(names, path)
     if reason is None:
         return
     where = [*dict(names.model.named_modules())]
     position = where.index(path)
-    swappable = [p for p in where if _why_not(names, p) is None]
+    swappable = [p for p in where if why_not(names, p) is None]
     nearest = min(swappable, key=lambda p: abs(where.index(p) - position), default=None)
     hint = "" if nearest is None else f"; the nearest that can is {_both_names(names, nearest)}"
     shown = _both_names(names, path) if isinstance(name, nn.Module) else repr(name)

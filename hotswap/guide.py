@@ -7,6 +7,8 @@ from torch import Tensor
 
 import pac_ops
 from hotswap.errors import HotswapError
+from pac_ops import library
+from pac_ops.adapting import centres
 from pac_ops.geometry import Window
 from pac_ops.layers import pad_as
 
@@ -32,6 +34,7 @@ def window_distance(
     window: Window,
     padding_mode: str,
     resize: str,
+    asymmetric: bool = False,
     previous: tuple[Size, Tensor] | None = None,
 ) -> tuple[Size, Tensor]:
     """||f_i - f_j||^2 over a target's window, of the guides resized to the target's input size.
@@ -45,6 +48,7 @@ def window_distance(
         window: of the target.
         padding_mode: of the target; other than "zeros", the guides are padded alike.
         resize: how a guide gets that height and width: "bilinear", "area" or "nearest".
+        asymmetric: clip f_j - f_i below at 0 before it is squared.
         previous: what this function returned for another target with the same guides, window and mode; used
             again where that target's input had the same size.
 
@@ -66,10 +70,17 @@ def window_distance(
                 "take a guide from the same branch"
             )
         padded, padding = pad_as(padding_mode, resize_to(guide, height, width, resize), window.padding)
-        distance = pac_ops.squared_distance2d(padded, window.kernel_size, window.stride, padding, window.dilation)
+        distance = _distance(padded, window._replace(padding=padding), asymmetric=asymmetric)
         total = distance if total is None else total + distance
     assert total is not None  # noqa: S101 (a plan names at least one)
     return size, total
+
+
+def _distance(guide: Tensor, window: Window, *, asymmetric: bool) -> Tensor:
+    if asymmetric:
+        clipped: Tensor = library.centred_distance2d(centres(guide, window, None), guide, *window, asymmetric)
+        return clipped
+    return pac_ops.squared_distance2d(guide, *window)
 
 
 def guide_copy(guide_name: str, guide: Any) -> Tensor:

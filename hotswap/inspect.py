@@ -6,10 +6,12 @@ from typing import Any
 from torch import nn
 
 from hotswap.api import _names
-from hotswap.choose import automatic
+from hotswap.choose import Names, automatic, why_not
 from hotswap.errors import HotswapError
-from hotswap.layers import why_not_swappable
-from hotswap.observe import Inputs
+from hotswap.layers import SwappedConv2d
+from hotswap.observe import Call, Inputs
+from hotswap.plan import Swap
+from hotswap.status import status
 from hotswap.tables import render
 
 
@@ -29,9 +31,11 @@ class ConvInfo:
     output_size: tuple[int, int] | None  # height and width; None where it was not called
     parameters: int
     multiply_adds: int | None  # of its first call, one image
+    receptive_field: tuple[int, int] | None  # of its output's pixels, through windows: see hotswap.receptive
     why_no_target: str | None  # None where it can be a target
     why_no_guide: str | None  # None where it can be a guide
     automatic: str | None  # "target" or "guide" where "auto" chooses it
+    swap: Swap | None  # where it is swapped
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"convolutions": [asdict(conv) for conv in self.convolutions], "notes": list(self.notes)}
+        convolutions = [asdict(c) | {"swap": c.swap and c.swap.to_dict()} for c in self.convolutions]
+        return {"convolutions": convolutions, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         """A table, one line a convolution, and the notes."""
@@ -52,22 +57,28 @@ class Inspection:
                 conv.alias,
                 conv.path,
                 _layer_text(conv),
-                None if conv.output_size is None else f"{conv.output_size[0]}x{conv.output_size[1]}",
+                _by(conv.output_size),
                 f"{conv.parameters:,}",
                 None if conv.multiply_adds is None else f"{conv.multiply_adds / 1e6:,.1f}",
+                _by(conv.receptive_field),
                 conv.automatic,
                 conv.why_no_target or "yes",
+                conv.why_no_guide or "yes",
             )
             for conv in self.convolutions
         ]
-        columns = ("alias", "path", "convolution", "output", "parameters", "M mult-adds", "auto", "can be a target")
+        columns = (
+            *("alias", "path", "convolution", "output", "parameters", "M mult-adds", "sees", "auto"),
+            *("can be a target", "can guide"),
+        )
         return "\n".join([render(columns, rows), *(f"note: {note}" for note in self.notes)])
 
 
 def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspection:
-    """List every 2-D convolution: alias, size, cost, whether it can be swapped and if not why, and what "auto" takes.
+    """List every 2-D convolution: alias, size, cost, receptive field, and whether it can be a target or guide.
 
-    One run on fake tensors: nothing is computed, and the network does not change.
+    Also what "auto" takes, and of a converted network the swaps, with warnings. One run on fake tensors: nothing is
+    computed, and the network does not change.
 
     Args:
         model: any `nn.Module`.
@@ -76,25 +87,28 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     Raises:
         HotswapError: where `example_inputs` were given and the network does not run on them.
     """
-    names = _names(model, example_inputs)
+    names = _names(model, example_inputs, receptive_fields=True)
+    state = status(model)
     notes: list[str] = []
-    try:
-        targets, guide = automatic(names)
-    except HotswapError as error:
-        targets, guide = (), ""
-        notes.append(str(error))
+    targets: tuple[str, ...] = ()
+    guide = ""
+    if state.plan is None:
+        try:
+            targets, guide = automatic(names)
+        except HotswapError as error:
+            notes.append(str(error))
     calls = () if names.observation is None else names.observation.calls
     order = {call.path: index for index, call in reversed(list(enumerate(calls)))}
+    last = max((order[path] for path in order if _why_no_target(names, path) is None), default=-1)
+    swap_of = {} if state.plan is None else {swap.target: swap for swap in state.plan.swaps}
     alias_of = names.alias_of
     found = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
         call = None if names.observation is None else names.observation.first(path)
-        called = names.observation is None or call is not None
         size = None if call is None or call.output_shape is None else call.output_shape[-2:]
         weights = module.weight.numel()
-        uncalled = None if called else "the network never calls it"
         found.append(
             ConvInfo(
                 path=path,
@@ -109,13 +123,44 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
                 output_size=None if size is None else (size[0], size[1]),
                 parameters=weights + (0 if module.bias is None else module.bias.numel()),
                 multiply_adds=None if size is None else weights * size[0] * size[1],
-                why_no_target=uncalled or why_not_swappable(module),
-                why_no_guide=uncalled,
+                receptive_field=None if call is None else call.receptive_field,
+                why_no_target=_why_no_target(names, path),
+                why_no_guide=_why_no_guide(names, call, is_last=state.plan is None and order.get(path, -1) >= last),
                 automatic="target" if path in targets else "guide" if path == guide else None,
+                swap=swap_of.get(path),
             )
         )
     found.sort(key=lambda conv: order.get(conv.path, len(order) + len(calls)))
-    return Inspection(tuple(found), tuple(notes))
+    if state.plan is not None:
+        notes.append(f"{len(swap_of)} are swapped; hotswap.status tells more")
+        if state.plan.drift is not None:
+            notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
+    return Inspection(tuple(found), (*notes, *(f"warning: {text}" for text in state.warnings)))
+
+
+def _why_no_target(names: Names, path: str) -> str | None:
+    """None where the convolution at `path` can be a target."""
+    module = names.model.get_submodule(path)
+    if isinstance(module, SwappedConv2d):
+        swap = module.swap
+        measured = "" if swap.deviation is None else f", deviation {swap.deviation:.3g}"
+        return f"swapped already: guide {swap.guide_name}, scale {swap.guide_scale:.3g}{measured}"
+    return why_not(names, path)
+
+
+def _why_no_guide(names: Names, call: Call | None, *, is_last: bool) -> str | None:
+    """None where a convolution can guide some target."""
+    if names.observation is None:
+        return None
+    if call is None:
+        return "the network never calls it"
+    if call.output_shape is None or len(call.output_shape) != 4:
+        return "it gives no [B, C, H, W] tensor"
+    return "nothing that can be a target runs after it" if is_last else None
+
+
+def _by(size: tuple[int, int] | None) -> str | None:
+    return None if size is None else f"{size[0]}x{size[1]}"
 
 
 def _layer_text(conv: ConvInfo) -> str:

@@ -1,6 +1,7 @@
-"""Taking the distances of swapped layers out of a running network."""
+"""Running a swapped network beside its plain self, and taking the distances of swapped layers out of it."""
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,10 +10,8 @@ from torch import Tensor, nn
 
 from hotswap import surgery
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedConv2d
-from hotswap.observe import Inputs, as_arguments
-from pac_ops.geometry import valid_taps
-from pac_ops.layers import window_of
+from hotswap.layers import SwappedConv2d, valid_taps
+from hotswap.observe import Inputs, as_arguments, mode
 
 Visitor = Callable[[str, SwappedConv2d, Tensor, Tensor], None]
 
@@ -54,16 +53,55 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
 
 
 def _counting_taps(layer: SwappedConv2d, input: Tensor) -> Tensor:
-    window = window_of(layer)
-    height, width = input.shape[2:]
-    if layer.padding_mode == "zeros":
-        counts = valid_taps(window, height, width, input.device)
-    else:  # padded with pixels of the image, so every tap counts
-        ho, wo = window.output_size(height, width)
-        counts = torch.ones(*window.kernel_size, ho, wo, dtype=torch.bool, device=input.device)
-    kh, kw = window.kernel_size
+    counts = valid_taps(layer, input)
+    kh, kw = layer.kernel_size
     counts[kh // 2, kw // 2] = False
     return counts
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """The network as it would be if nothing were swapped, with the very same weights."""
+    plain = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    surgery.remove(plain)
+    return plain
+
+
+def run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """The output in evaluation mode, without gradients; the arguments stay as they are, whatever the network does."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+    with mode(model, training=False), torch.no_grad():
+        return model(*copies)
+
+
+class Gap:
+    """How far one network's outputs are from another's, over all runs added."""
+
+    def __init__(self) -> None:
+        self.largest, self._difference, self._norm = 0.0, 0.0, 0.0
+
+    def add(self, before: Any, after: Any) -> None:
+        """Count in two outputs of the same structure."""
+        for old, new in zip(tensors(before), tensors(after), strict=True):
+            gap = (new - old).double()
+            self.largest = max(self.largest, gap.abs().max().item() if gap.numel() else 0.0)
+            self._difference += gap.square().sum().item()
+            self._norm += old.double().square().sum().item()
+
+    @property
+    def relative(self) -> float:
+        """||after - before|| / ||before||."""
+        return float((self._difference / self._norm if self._norm else self._difference) ** 0.5)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All floating tensors in a network's output, whatever nesting of sequences and mappings it comes in."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return [x for item in output for x in tensors(item)]
+    return []
 
 
 def as_batches(batches: Iterable[Inputs] | Tensor) -> Iterator[tuple[Any, ...]]:

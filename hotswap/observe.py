@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from hotswap.errors import HotswapError
+from hotswap.receptive import ReceptiveFields
 
 DEFAULT_IMAGE_SIZE = 224
 _IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
@@ -32,6 +33,7 @@ class Call:
     path: str
     input_shape: tuple[int, ...] | None  # of the first argument; None where it is no tensor
     output_shape: tuple[int, ...] | None  # None where the output is no tensor
+    receptive_field: tuple[int, int] | None = None  # of the output's pixels, where that was asked for
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def default_inputs(model: nn.Module) -> tuple[Any, ...]:
     return (torch.empty(1, *shape, dtype=dtype, device="meta"),)
 
 
-def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observation:
+def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive_fields: bool = False) -> Observation:
     """Run `model` on fake tensors, in evaluation mode, and note every module call.
 
     Nothing is computed or allocated, and neither the network nor its buffers change.
@@ -105,6 +107,7 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
         model: the network.
         example_inputs: a tensor or a tuple of arguments, of which only shapes and dtypes matter; by default
             one image (see `default_inputs`).
+        receptive_fields: follow what the pixels of each output have seen of the images, too.
 
     Raises:
         DataDependentError: where its forward depends on values.
@@ -116,20 +119,20 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = inputs[0] if inputs else None
-        calls.append(Call(paths[module], _shape(first), _shape(output)))
+        calls.append(Call(paths[module], _shape(first), _shape(output), fields.of(output)))
 
     # Real parameters and buffers are read as fake ones, so writes to them (a batch norm's counts) are lost.
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake, fields = FakeTensorMode(allow_non_fake_inputs=True), ReceptiveFields()
     device = next((x.device for x in model.parameters()), torch.device("cpu"))
     handles = [m.register_forward_hook(note) for m in paths if not isinstance(m, torch.jit.ScriptModule)]
     try:
         with mode(model, training=False), fake, torch.no_grad(), _quiet():
-            model(
-                *(
-                    torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x
-                    for x in arguments
-                )
-            )
+            inputs = [_empty_like(x, device) for x in arguments]
+            for x in inputs:
+                if isinstance(x, Tensor) and x.dim() == 4:
+                    fields.start(x)
+            with fields if receptive_fields else nullcontext():
+                model(*inputs)
     except HotswapError:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:

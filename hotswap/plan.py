@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
 from hotswap.tables import render
@@ -21,6 +22,10 @@ class Swap:
     out_channels: int
     guide_scale: float = 1e-4
     learn_scale: bool = False
+    kernel: str = kernels.DEFAULT_KERNEL
+    conserve: str | None = None  # what scales K back up: "mean" of each tap, sum over each "window", or nothing
+    tap_means: tuple[float, ...] | None = None  # for "mean": of K at each tap, row by row, as measured on data
+    deviation: float | None = None  # the mean of 1 - K as measured by `calibrate`; None where it was not
     resize: str = "bilinear"  # how the guide gets the target's input size
     after_activation: bool = True  # take the guide after the activation that follows its module
     target_alias: str | None = None  # conv{stage}_{index}, for people
@@ -35,6 +40,10 @@ class Swap:
     def guide_name(self) -> str:
         """The guide in a few words: aliases where there are any, else paths."""
         return " + ".join(alias or path for path, alias in self.guide_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
@@ -51,6 +60,22 @@ class Swap:
             raise HotswapError(
                 "guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn"
             )
+        kernels.parse(self.kernel)
+        if self.conserve not in (None, *kernels.CONSERVE_MODES):
+            raise HotswapError(
+                f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {self.conserve!r}"
+            )
+        if (self.tap_means is not None) != (self.conserve == "mean"):
+            raise HotswapError(
+                f'tap_means must be given where conserve is "mean", and nowhere else; target {self.target!r} has '
+                f"conserve={self.conserve!r} (hotswap.calibrate measures them)"
+            )
+        if self.tap_means is not None:
+            taps = math.prod(self.kernel_size)
+            if len(self.tap_means) != taps or not all(math.isfinite(m) and m > 0 for m in self.tap_means):
+                raise HotswapError(f"tap_means must be {taps} numbers > 0, one for each tap, got {self.tap_means!r}")
+        if self.deviation is not None and not math.isfinite(self.deviation):
+            raise HotswapError(f"deviation must be a finite number or null, got {self.deviation!r}")
         if self.resize not in RESIZE_MODES:
             raise HotswapError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}")
 
@@ -60,29 +85,31 @@ class Plan:
     """All swaps of one network, in the order in which they were asked for."""
 
     swaps: tuple[Swap, ...]
+    drift: float | None = None  # how far `calibrate` saw outputs move from the plain network's: relative RMS
     notes: tuple[str, ...] = ()  # what a person should know: what a pattern left out, what will be rewritten
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
-        swaps = [{name: _plain(value) for name, value in asdict(swap).items()} for swap in self.swaps]
-        return {"swaps": swaps, "notes": list(self.notes)}
+        return {"swaps": [swap.to_dict() for swap in self.swaps], "drift": self.drift, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Plan":
-        """Read what `to_dict` wrote, now or before a guide could have several sources.
+        """Read what `to_dict` writes, or wrote in format 1, before guides could have several sources.
 
         Raises:
             HotswapError: where it is anything else.
         """
         swaps, notes = _member(data, "swaps", list, "the plan"), _member(data, "notes", list, "the plan")
+        drift = _number(_member({"drift": None} | data, "drift", _OPTIONAL_NUMBER, "the plan"))
         if not swaps:
             raise HotswapError("the plan must name at least one swap, got none")
         if not all(isinstance(note, str) for note in notes):
             raise HotswapError(f"the plan's notes must be strings, got {notes!r}")
-        return cls(tuple(_swap(item, index) for index, item in enumerate(swaps)), tuple(notes))
+        return cls(tuple(_swap(item, index) for index, item in enumerate(swaps)), drift, tuple(notes))
 
     def __str__(self) -> str:
-        """A table, one line a swap, and the notes."""
+        """A table, one line a swap, without columns that would be empty, then the drift and the notes."""
+        columns = ("alias", "target", "convolution", "guide", "scale", "kernel", "conserve", "deviation", "resize")
         rows = [
             (
                 swap.target_alias,
@@ -92,18 +119,20 @@ class Plan:
                     path if alias in (None, path) else f"{alias} ({path})" for path, alias in swap.guide_names
                 ),
                 f"{swap.guide_scale:.4g}" + (" (learned)" if swap.learn_scale else ""),
+                None if swap.kernel == kernels.DEFAULT_KERNEL else swap.kernel,
+                swap.conserve,
+                swap.deviation,
                 swap.resize,
             )
             for swap in self.swaps
         ]
-        table = render(("alias", "target", "convolution", "guide", "scale", "resize"), rows)
-        return "\n".join([table, *(f"note: {note}" for note in self.notes)])
+        filled = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
+        table = render([columns[index] for index in filled], [[row[index] for index in filled] for row in rows])
+        drift = [] if self.drift is None else [f"drift (relative RMS change of the outputs): {self.drift:.3g}"]
+        return "\n".join([table, *drift, *(f"note: {note}" for note in self.notes)])
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
+_OPTIONAL_NUMBER = (int, float, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "target": str,
     "guide": (list, str),  # a lone string in format 1
@@ -112,16 +141,27 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "out_channels": int,
     "guide_scale": (int, float),
     "learn_scale": bool,
+    "kernel": str,
+    "conserve": (str, type(None)),
+    "tap_means": (list, type(None)),
+    "deviation": _OPTIONAL_NUMBER,
     "resize": str,
     "after_activation": bool,
     "target_alias": (str, type(None)),
     "guide_alias": (list, str, type(None)),  # a lone string or null in format 1
 }
+_SINCE_FORMAT_2: dict[str, Any] = {
+    "kernel": kernels.DEFAULT_KERNEL,
+    "conserve": None,
+    "tap_means": None,
+    "deviation": None,
+}
 
 
 def _swap(data: Any, index: int) -> Swap:
     where = f"swap {index} of the plan"
-    values = {field.name: _member(data, field.name, _TYPES[field.name], where) for field in fields(Swap)}
+    given = _SINCE_FORMAT_2 | dict(data) if isinstance(data, Mapping) else data
+    values = {field.name: _member(given, field.name, _TYPES[field.name], where) for field in fields(Swap)}
     if unknown := sorted(set(data) - set(values)):
         raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
     values["kernel_size"] = _items(values["kernel_size"], int, f"{where}: kernel_size", "two integers", 2)
@@ -129,7 +169,15 @@ def _swap(data: Any, index: int) -> Swap:
     values["guide_alias"] = _items(
         _listed(values["guide_alias"]), (str, type(None)), f"{where}: guide_alias", "strings or null"
     )
-    return Swap(**values | {"guide_scale": float(values["guide_scale"])})
+    if values["tap_means"] is not None:
+        values["tap_means"] = _items(values["tap_means"], (int, float), f"{where}: tap_means", "numbers")
+    for name in ("guide_scale", "deviation"):
+        values[name] = _number(values[name])
+    return Swap(**values)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _listed(value: Any) -> list[Any]:

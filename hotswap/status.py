@@ -6,24 +6,39 @@ from typing import Any
 from torch import nn
 
 from hotswap import surgery
+from hotswap.kernels import inert_warnings
 from hotswap.plan import Plan
 
 
 @dataclass(frozen=True)
 class Status:
-    """The swaps a network carries, with their scales as they are; `plan` is None where there are none."""
+    """The swaps a network carries, with their scales as they are; `plan` is None where there are none.
+
+    Deviations and the drift are those that `calibrate` measured.
+    """
 
     plan: Plan | None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should look at, a line each."""
+        swaps = () if self.plan is None else self.plan.swaps
+        return inert_warnings({swap.target: swap.deviation for swap in swaps if swap.deviation is not None})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"swapped": self.plan is not None, "plan": None if self.plan is None else self.plan.to_dict()}
+        plan = None if self.plan is None else self.plan.to_dict()
+        return {"swapped": plan is not None, "plan": plan, "warnings": list(self.warnings)}
 
     def __str__(self) -> str:
-        """A table, or a line that says there is nothing."""
-        return "nothing is swapped" if self.plan is None else str(self.plan)
+        """A table and the warnings, or a line that says there is nothing."""
+        text = "nothing is swapped" if self.plan is None else str(self.plan)
+        return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def status(model: nn.Module) -> Status:
-    """What is swapped in `model`, with which guide and scale; the plan in it can be given to `apply`."""
+    """What is swapped in `model`, with which guide and scale; the plan in it can be given to `apply`.
+
+    Nothing is run: see `verify` for what the swaps do to data.
+    """
     return Status(surgery.current_plan(model))

@@ -14,7 +14,7 @@ import torch.fx
 from torch import nn
 from torch.fx import Node
 
-from hotswap import effects, layers
+from hotswap import effects, kernels, layers
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, image_size, window_distance
@@ -84,7 +84,7 @@ def install(model: nn.Module, graft: Graft) -> None:
     for swap in graft.plan.swaps:
         conv = model.get_submodule(swap.target)
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
-        layers.swap_in(conv, swap.guide_name, swap.guide_scale, learn_scale=swap.learn_scale)
+        layers.swap_in(conv, swap)
     root.__dict__.update(traced.constants)
     root.__dict__[_RECORD] = _Record(graft.plan, graft.root_path, type(root), tuple(traced.constants))
     plain: Any = type(root)
@@ -113,6 +113,7 @@ def current_plan(model: nn.Module) -> Plan | None:
     """The swaps a network carries now, with paths from this network and scales as they are; None if none."""
     swaps: list[Swap] = []
     notes: list[str] = []
+    drift: float | None = None
     for path, module in model.named_modules():
         record = module.__dict__.get(_RECORD)
         if record is None:
@@ -123,10 +124,22 @@ def current_plan(model: nn.Module) -> Plan | None:
             target = now + swap.target.removeprefix(before)
             guide = tuple(s if s == INPUT else now + s.removeprefix(before) for s in swap.guide)
             conv = model.get_submodule(target)
-            scale = conv.guide_scale if isinstance(conv, layers.SwappedConv2d) else swap.guide_scale
-            swaps.append(replace(swap, target=target, guide=guide, guide_scale=scale))
+            current = conv.swap if isinstance(conv, layers.SwappedConv2d) else swap
+            swaps.append(replace(current, target=target, guide=guide))
+        drift = record.plan.drift
         notes += record.plan.notes
-    return Plan(tuple(swaps), tuple(notes)) if swaps else None
+    if not swaps:
+        return None
+    measured = all(swap.deviation is not None for swap in swaps)  # nothing was set by hand since
+    return Plan(tuple(swaps), drift if measured else None, tuple(notes))
+
+
+def record_drift(model: nn.Module, drift: float) -> None:
+    """Keep how far a swapped network's outputs are from its plain self's, for `current_plan` to tell."""
+    for module in model.modules():
+        record = module.__dict__.get(_RECORD)
+        if record is not None:
+            module.__dict__[_RECORD] = replace(record, plan=replace(record.plan, drift=drift))
 
 
 # --- checks -------------------------------------------------------------------------------------------
@@ -252,10 +265,12 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
         conv = modules[swap.target]
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
         like = target.args[0] if target.args else target.kwargs["input"]
-        key = (tuple(guide_of[tap] for tap in activations), window_of(conv), conv.padding_mode, swap.resize)
+        guides = tuple(guide_of[tap] for tap in activations)
+        asymmetric = kernels.parse(swap.kernel).asymmetric
+        key = (guides, window_of(conv), conv.padding_mode, swap.resize, asymmetric)
         with graph.inserting_before(target):
             size = graph.call_function(image_size, (swap.target, like))
-            latest[key] = graph.call_function(window_distance, (swap.guide, key[0], size, *key[1:], latest.get(key)))
+            latest[key] = graph.call_function(window_distance, (swap.guide, guides, size, *key[1:], latest.get(key)))
             distance = graph.call_function(operator.getitem, (latest[key], 1))
         target.args, target.kwargs = (like, distance), {}
     graph.lint()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from io import StringIO
 
-_MAX_WIDTH = 200  # never wrap a path because the terminal that will show it is unknown here
+_MAX_WIDTH = 1000  # never wrap a path because the terminal that will show it is unknown here
 
 
 def render(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

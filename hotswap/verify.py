@@ -1,20 +1,16 @@
 """How far a swapped network is from its plain self."""
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hotswap import surgery
+from hotswap.kernels import INERT_DEVIATION, inert_warnings
 from hotswap.layers import SwappedConv2d
-from hotswap.measure import as_batches, swapped_layers, visited
-from hotswap.observe import Inputs, mode
+from hotswap.measure import Gap, as_batches, plain_copy, run, swapped_layers, visited
+from hotswap.observe import Inputs
 from hotswap.tables import render
-
-INERT_DEVIATION = 1e-5  # below it a swap computes a convolution, and so does its gradient
 
 
 @dataclass(frozen=True)
@@ -33,21 +29,14 @@ class Verification:
     """Plain against swapped, in evaluation mode, over all batches."""
 
     output_max_abs: float  # largest |swapped - plain| of any output value
-    output_relative: float  # ||swapped - plain|| / ||plain|| over all outputs
+    output_relative: float  # ||swapped - plain|| / ||plain|| over all outputs: the drift
     same_state: bool  # the state_dict keys and shapes are the plain network's, but for learned scales
     targets: tuple[TargetCheck, ...]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
-        inert = [check.path for check in self.targets if check.inert]
-        if not inert:
-            return ()
-        text = (
-            f"{len(inert)} of {len(self.targets)} swaps are inert (deviation below {INERT_DEVIATION:g}): "
-            f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)"
-        )
-        return (text,)
+        return inert_warnings({check.path: check.deviation for check in self.targets})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -57,7 +46,8 @@ class Verification:
         """A table, one line a swapped layer, then the outputs and the warnings."""
         rows = [(t.path, t.guide_scale, f"{t.deviation:.3g}", f"{t.max_deviation:.3g}") for t in self.targets]
         table = render(("target", "guide scale", "deviation (mean 1-K)", "max 1-K"), rows)
-        outputs = f"outputs: relative difference {self.output_relative:.3g}, largest {self.output_max_abs:.3g}"
+        drift = f"drift (relative RMS change of the outputs): {self.output_relative:.3g}"
+        outputs = f"{drift}, largest change {self.output_max_abs:.3g}"
         state = "state_dict: keys and shapes " + ("as the plain network's" if self.same_state else "DIFFER")
         return "\n".join([table, outputs, state, *(f"warning: {text}" for text in self.warnings)])
 
@@ -72,29 +62,21 @@ def verify(model: nn.Module, batches: Iterable[Inputs] | Tensor) -> Verification
     Raises:
         HotswapError: where nothing is swapped or there is no data.
     """
-    plain = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})  # weights are shared
-    surgery.remove(plain)
-    seen = {path: _Deviation() for path in swapped_layers(model)}
+    plain, gap = plain_copy(model), Gap()
+    layers = swapped_layers(model)
+    seen = {path: _Deviation() for path in layers}
 
     def visit(path: str, layer: SwappedConv2d, distance: Tensor, counts: Tensor) -> None:
         seen[path].add(layer.deviation(distance), counts)
 
-    largest, difference, norm = 0.0, 0.0, 0.0
-    with mode(model, training=False), mode(plain, training=False), visited(model, visit), torch.no_grad():
+    with visited(model, visit):
         for arguments in as_batches(batches):
-            pairs = zip(tensors(plain(*arguments)), tensors(model(*arguments)), strict=True)
-            for before, after in pairs:
-                gap = (after - before).double()
-                largest = max(largest, gap.abs().max().item() if gap.numel() else 0.0)
-                difference += gap.square().sum().item()
-                norm += before.double().square().sum().item()
-    layers = swapped_layers(model)
+            gap.add(run(plain, arguments), run(model, arguments))
     checks = tuple(
-        TargetCheck(path, layers[path].guide_scale, d.mean, d.largest, d.mean < INERT_DEVIATION)
+        TargetCheck(path, layers[path].guide_scale, d.mean, d.largest, abs(d.mean) < INERT_DEVIATION)
         for path, d in seen.items()
     )
-    relative = (difference / norm) ** 0.5 if norm else difference**0.5
-    return Verification(largest, relative, _same_state(plain, model), checks)
+    return Verification(gap.largest, gap.relative, _same_state(plain, model), checks)
 
 
 class _Deviation:
@@ -117,14 +99,3 @@ def _same_state(plain: nn.Module, swapped: nn.Module) -> bool:
     return shapes == {
         name: x.shape for name, x in swapped.state_dict().items() if not name.endswith(".guide_log_scale")
     }
-
-
-def tensors(output: Any) -> list[Tensor]:
-    """All floating tensors in a network's output, whatever nesting of sequences and mappings it comes in."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [x for item in output for x in tensors(item)]
-    return []

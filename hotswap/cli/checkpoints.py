@@ -52,7 +52,8 @@ def verify(
 )
 @options.checkpoint_argument
 @click.option("--images", metavar="DIR", required=True, help="Folder of images such as the network will see.")
-@click.option("--deviation", type=float, help="The mean of 1 - K to reach, between 0 and 1. Default: 0.3.")
+@options.deviation
+@options.conserve
 @options.output
 @options.own_model
 @options.input_size
@@ -64,6 +65,7 @@ def calibrate(
     checkpoint: str,
     images: str,
     deviation: float | None,
+    conserve: str | None,
     path: str,
     model: str | None,
     input_size: options.Size | None,
@@ -81,7 +83,9 @@ def calibrate(
     inputs.check_other_file(path, checkpoint)
     loaded = inputs.load(checkpoint, model)
     data = inputs.data(loaded.network, images, input_size, mean, std, limit, "calibrating")
-    wanted = {} if deviation is None else {"deviation": deviation}
+    wanted: dict[str, Any] = {} if deviation is None else {"deviation": deviation}
+    if conserve is not None:
+        wanted["conserve"] = options.conserved(conserve)
     with inputs.explained(loaded.network, input_size):
         result = calibrate_network(loaded.network, data.batches, **wanted)
     save(loaded.network, path, loaded.architecture)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hotswap import checkpoint, images, zoo
+from hotswap import checkpoint, images, surgery, zoo
 from hotswap.api import revert
 from hotswap.cli import output
 from hotswap.cli.options import Size
@@ -116,7 +116,8 @@ def explained(network: nn.Module, size: Size | None) -> Iterator[None]:
         raise
     except Exception:
         try:
-            observe(revert(network), torch.empty(1, *_shape(network, size), dtype=_dtype(network), device="meta"))
+            plain = network if surgery.current_plan(network) is None else revert(network)
+            observe(plain, torch.empty(1, *_shape(network, size), dtype=_dtype(network), device="meta"))
         except HotswapError as why:
             raise HotswapError(f"{why} (on the command line: --input-size)") from why
         raise

@@ -1,6 +1,6 @@
 """Commands about a network by its name: inspect, plan, convert."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -9,7 +9,7 @@ from hotswap.cli import options, output
 from hotswap.errors import HotswapError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hotswap.plan import Plan
 
@@ -27,10 +27,19 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
     ),
     click.option(
         "--guide",
+        multiple=True,
         metavar="NAME",
-        help="The module whose output steers the targets, by path or alias. Default: auto, the second stage's last.",
+        help="The module whose output steers the targets, by path or alias, or input, the image itself. Repeat for "
+        "more, which then count as one. Default: auto, the second stage's last.",
     ),
-    click.option("--guide-scale", type=float, help="What the guide is multiplied by. Default: the paper's 1e-4."),
+    click.option(
+        "--guide-scale",
+        callback=options.number_or_auto,
+        metavar="NUMBER|auto",
+        help="What the guide is multiplied by. Default: auto with --calibrate-on, else the paper's 1e-4.",
+    ),
+    click.option("--kernel", metavar="NAME", help="gaussian (the default) or inv_{alpha}_{lambda}[_asym]_fixed."),
+    options.conserve,
     click.option("--learn-scale", is_flag=True, default=None, help="Make each target's scale a trained parameter."),
     click.option("--resize", metavar="MODE", help="How the guide gets a target's size: bilinear, area or nearest."),
     click.option(
@@ -87,6 +96,7 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
     epilog=options.examples(
         "hotswap convert torchvision:vgg16 --weights vgg16.pth --target conv3_3 --target conv4_3 \\",
         "    --guide conv2_2 -o swapped.safetensors",
+        "hotswap convert torchvision:vgg16 --weights vgg16.pth --guide input --calibrate-on photos -o swapped.pt",
         "hotswap convert mypackage.nets:segmenter --weights best.ckpt --plan plan.json -o swapped.pt",
     )
 )
@@ -94,6 +104,11 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
 @click.option("--weights", metavar="FILE", help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt.")
 @_choices
 @options.input_size
+@click.option("--calibrate-on", metavar="DIR", help="Folder of images to calibrate on, as `hotswap calibrate` does.")
+@options.deviation
+@options.mean
+@options.std
+@options.limit
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
 @click.option("-o", "--output", "path", metavar="FILE", help="What to write: .safetensors, .pt or .pth.")
 @options.as_json
@@ -102,6 +117,11 @@ def convert(
     weights: str | None,
     plan_file: str | None,
     input_size: options.Size | None,
+    calibrate_on: str | None,
+    deviation: float | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    limit: int,
     dry_run: bool,
     path: str | None,
     as_json: bool,
@@ -111,6 +131,10 @@ def convert(
     from hotswap import checkpoint, zoo
     from hotswap.cli import inputs
 
+    if deviation is not None and calibrate_on is None:
+        raise click.UsageError("--deviation needs images: give --calibrate-on as well.")
+    if plan_file is not None and calibrate_on is not None:
+        raise click.UsageError("--plan says how strong the swaps are: `hotswap calibrate` the result instead.")
     if not dry_run:
         if path is None:
             raise click.UsageError("Missing option '-o' / '--output' (only --dry-run needs none).")
@@ -123,7 +147,13 @@ def convert(
     network = inputs.build(model)
     if weights is not None:
         _load(network, weights)
-    made, converted = _carry_out(network, plan_file, input_size, chosen)
+    if calibrate_on is None:
+        made, converted = _carry_out(network, plan_file, input_size, chosen)
+    else:
+        data = inputs.data(network, calibrate_on, input_size, mean, std, limit, "calibrating")
+        given = _given(chosen) | ({} if deviation is None else {"deviation": deviation})
+        with inputs.explained(network, input_size):
+            made, converted = _calibrated(network, inputs.example(network, input_size), data.batches, given)
     if dry_run or path is None:
         output.show(made, as_json=as_json)
         return
@@ -141,7 +171,7 @@ def _carry_out(
     from hotswap import api, checkpoint
     from hotswap.cli import inputs
 
-    given = {name: value for name, value in chosen.items() if value not in (None, ())}
+    given = _given(chosen)
     example = inputs.example(network, input_size)
     if plan_file is None:
         made = api.plan(network, **given, example_inputs=example)
@@ -150,6 +180,27 @@ def _carry_out(
     else:
         made = checkpoint.read_plan(plan_file)
     return made, api.apply(network, made, example_inputs=example, inplace=True)
+
+
+def _calibrated(
+    network: "nn.Module", example: "Tensor | None", batches: "Iterable[Tensor]", given: dict[str, Any]
+) -> "tuple[Plan, nn.Module]":
+    from hotswap import api, surgery
+
+    converted = api.convert(network, **given, calibrate_on=batches, example_inputs=example, inplace=True)
+    made = surgery.current_plan(converted)
+    assert made is not None  # noqa: S101 (it was just converted)
+    return made, converted
+
+
+def _given(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The choices that were made, as the library takes them."""
+    given = {name: value for name, value in chosen.items() if value not in (None, ())}
+    if "guide" in given:
+        given["guide"] = list(given["guide"])
+    if "conserve" in given:
+        given["conserve"] = options.conserved(given["conserve"])
+    return given
 
 
 def _load(network: "nn.Module", weights: str) -> None:

@@ -4,12 +4,18 @@ import re
 
 import click
 
+NOTHING = "none"  # on the command line, where the library takes None
 Size = tuple[int | None, int, int]  # channels where stated, height, width
 
 
 def examples(*lines: str) -> str:
     """What a command's help shows last, each line as it is."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def conserved(choice: str) -> str | None:
+    """What `--conserve` means to the library."""
+    return None if choice == NOTHING else choice
 
 
 def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> Size | None:
@@ -22,6 +28,16 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> Size 
     if len(numbers) == 1:
         return None, numbers[0], numbers[0]
     return numbers[0] if len(numbers) == 3 else None, numbers[-2], numbers[-1]
+
+
+def number_or_auto(ctx: click.Context, param: click.Parameter, text: str | None) -> float | str | None:
+    """A number, or the word auto."""
+    if text in (None, "auto"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise click.BadParameter(f"must be a number or auto, got {text!r}") from error
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -51,6 +67,15 @@ own_model = click.option(
     "--model",
     metavar="MODEL",
     help="The plain network, where the file does not name one of torchvision's or timm's.",
+)
+deviation = click.option(
+    "--deviation", type=float, help="The mean of 1 - K to calibrate to, between 0 and 1. Default: 0.3."
+)
+conserve = click.option(
+    "--conserve",
+    type=click.Choice(["mean", "window", NOTHING]),
+    help="What makes up for K < 1: its mean at each tap on images, its sum over each window, or nothing, as in the "
+    "paper. Default: mean where images are given.",
 )
 mean = click.option(
     "--mean",

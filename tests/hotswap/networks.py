@@ -5,11 +5,17 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.vgg import make_layers
 
 
 def conv(c_in=8, c_out=8, k=3, **kwargs):
     kwargs.setdefault("padding", k // 2)
     return nn.Conv2d(c_in, c_out, k, **kwargs)
+
+
+def thin_vgg11():
+    """The convolutions of torchvision's VGG-11, by the same names, with few channels."""
+    return make_layers([8, "M", 8, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"])
 
 
 class Plain(nn.Module):

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hotswap
-from hotswap import checkpoint, guide, images, zoo
+from hotswap import checkpoint, guide, images, kernels, zoo
 from hotswap.calibrate import DEFAULT_DEVIATION
 from hotswap.cli import main
 
@@ -124,6 +124,23 @@ def test_a_plan_can_be_replayed(here):
     run("convert", NET, "--weights", "w.pth", "--plan", "plan.json", "-o", "b.pt")
     assert Path("a.pt").read_bytes() == Path("b.pt").read_bytes()
     assert checkpoint.read("a.pt").metadata.plan == checkpoint.read_plan("plan.json")
+
+
+@pytest.mark.parametrize("conserve", [None, "window", "none"])
+def test_convert_calibrates_in_one_go(here, conserve):
+    size = ("--input-size", "24x32")
+    how = ("--deviation", "0.2", *(() if conserve is None else ("--conserve", conserve)))
+    convert = ("convert", NET, "--weights", "w.pth", *SWAP, "--guide", "input", *size)
+    run(*convert, "-o", "s.pt")
+    run("calibrate", "s.pt", "--model", NET, *size, "--images", "photos", *how, "-o", "c.pt")
+    once = run(*convert, "--guide-scale", "auto", "--calibrate-on", "photos", *how, "-o", "once.pt")
+    assert "drift (relative RMS change of the outputs)" in once.stdout
+    plan = checkpoint.read("once.pt").metadata.plan
+    assert plan == checkpoint.read("c.pt").metadata.plan
+    (swap,) = plan.swaps
+    assert swap.guide == ("guide", "input")
+    assert swap.conserve == {None: "mean", "window": "window", "none": None}[conserve]
+    assert swap.deviation == pytest.approx(0.2)
 
 
 def test_dry_run_is_plan_and_writes_nothing(here):
@@ -284,6 +301,12 @@ REFUSED = [
     (changed(CONVERT, target="tarjet"), "closest: target"),
     (changed(CONVERT, guide="head"), "guide 'head' is computed after"),
     (changed(CONVERT, guide_scale="-1"), "guide_scale must be a number >= 0"),
+    (changed(CONVERT, guide_scale="auto"), 'guide_scale="auto" is measured on data'),
+    (changed(CONVERT, conserve="mean"), 'conserve="mean" is measured on data'),
+    (changed(CONVERT, kernel="inv_1_1"), "use 'inv_1_1_fixed'"),
+    (changed(CONVERT, calibrate_on="nowhere"), "cannot read images from 'nowhere'"),
+    (changed(CONVERT, calibrate_on="photos", deviation="2"), "deviation must be between 0 and 1"),
+    (changed(CONVERT, calibrate_on="photos", input_size="4x8x8"), "could not be run on fake inputs [1, 4, 8, 8]"),
     (changed(CONVERT, resize="cubic"), "resize must be one of"),
     (changed(CONVERT, target=None, guide=None, plan="nowhere.json"), "No such file"),
     (changed(CONVERT, target=None, guide=None, plan="w.pth"), "must hold a plan as JSON"),
@@ -327,7 +350,13 @@ USAGE = [
     (changed(CONVERT, weights=None), "Missing option '--weights'"),
     (changed(CONVERT, o=None), "Missing option '-o'"),
     ((*CONVERT, "--plan", "plan.json"), "leave out --target"),
-    ((*CONVERT, "--guide-scale", "x"), "not a valid float"),
+    ((*CONVERT, "--guide-scale", "x"), "must be a number or auto, got 'x'"),
+    ((*CONVERT, "--conserve", "sum"), "'sum' is not one of 'mean', 'window', 'none'"),
+    ((*CONVERT, "--deviation", "0.2"), "--deviation needs images: give --calibrate-on"),
+    (
+        (*CONVERT[:4], "--plan", "plan.json", "--calibrate-on", "photos", "-o", "x.pt"),
+        "`hotswap calibrate` the result",
+    ),
     ((*CONVERT, "--input-size", "3x"), "must be CxHxW, HxW or N"),
     ((*CONVERT, "--input-size", "1x2x3x4"), "must be CxHxW, HxW or N"),
     ((*CONVERT, "--input-size", "0"), "must be CxHxW, HxW or N"),
@@ -456,4 +485,6 @@ def test_help_states_the_librarys_defaults():
     text = " ".join(run("calibrate", "--help").stdout.split())
     assert f"Default: {DEFAULT_DEVIATION}." in text
     text = " ".join(run("convert", "--help").stdout.split())
+    assert f"Default: {DEFAULT_DEVIATION}." in text
+    assert all(mode in text for mode in kernels.CONSERVE_MODES)
     assert all(mode in text for mode in guide.RESIZE_MODES)

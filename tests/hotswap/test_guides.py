@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from test_hazards import close, pac
 from torch import nn
+from torchvision.models.vgg import make_layers
 
 import hotswap
 from hotswap.plan import Plan
@@ -140,3 +141,35 @@ def test_real_networks_compile_with_the_image_as_guide():
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     close(compiled(x), converted(x))
     assert not torch.allclose(converted(x), net(x), rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("resize", ["bilinear", "area", "nearest"])
+def test_odd_sizes_of_pooling_in_ceil_mode(resize):
+    """Crop 449 of the paper's VGG, thinner: maps of 449, 225, 113, 57 and 29 pixels."""
+    torch.manual_seed(0)
+    layout = [2, 2, "M", 3, 3, "M", 4, 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M"]
+    net = make_layers(layout).eval()
+    for layer in net:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    x = torch.randn(1, 3, 449, 449)
+    converted = hotswap.convert(
+        net, "auto", "auto", guide_scale=SCALE, resize=resize, example_inputs=torch.empty_like(x)
+    )
+    plan = hotswap.status(converted).plan
+    assert [s.target_alias for s in plan.swaps] == ["conv3_3", "conv4_3", "conv5_3"]
+    assert {s.guide_alias for s in plan.swaps} == {("conv2_2",)}
+    targets = {int(s.target) for s in plan.swaps}
+    how = {"mode": resize} | ({"align_corners": False} if resize == "bilinear" else {})
+    sizes, y, guide = [], x, x
+    for index, layer in enumerate(net):
+        if index in targets:
+            sizes.append(y.shape[-1])
+            y = pac(layer, y, F.interpolate(guide, y.shape[2:], **how))
+        else:
+            y = layer(y)
+        if index == 8:  # the ReLU after conv2_2
+            guide = y
+    assert sizes == [113, 57, 29]
+    close(converted(x), y)

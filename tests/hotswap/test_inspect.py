@@ -4,7 +4,9 @@ import networks
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
+from torch import nn
 
 import hotswap
 
@@ -25,6 +27,83 @@ def test_costs_and_sizes_of_vgg16():
     assert by_alias["conv1_1"].parameters == 64 * 3 * 9 + 64
     assert by_alias["conv3_1"].output_size == (56, 56)
     assert sum(c.multiply_adds for c in inspection.convolutions) == 15_346_630_656  # the well-known 15.3 G
+
+
+def test_receptive_fields_of_vgg16_are_the_known_ones():
+    fields = [c.receptive_field for c in hotswap.inspect(torchvision.models.vgg16()).convolutions]
+    known = (3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196)
+    assert fields == [(n, n) for n in known]
+
+
+RECEPTIVE = {
+    # By name: what comes before a 3x3 convolution, and what its output then sees, vertically and horizontally.
+    "nothing": (nn.Identity(), (3, 3)),
+    "stride": (networks.conv(3, 3, stride=(2, 1)), (7, 5)),
+    "dilation": (networks.conv(3, 3, dilation=(2, 3), padding=3), (7, 9)),
+    "max pooling, dilated": (nn.MaxPool2d(3, 2, dilation=2, padding=1), (9, 9)),
+    "average pooling": (nn.AvgPool2d((1, 4)), (3, 12)),
+    "adaptive pooling": (nn.AdaptiveAvgPool2d((8, 4)), (9, 24)),  # of 24 x 32: windows of 3 x 8
+    "transposed": (nn.ConvTranspose2d(3, 3, 4, 2, 1), (3, 3)),  # 2 coarse pixels, and half of one more beside
+    "nearest": (nn.UpsamplingNearest2d(scale_factor=2), (2, 2)),
+    "bilinear": (nn.UpsamplingBilinear2d(scale_factor=4), (3, 3)),
+    "rearranged": (nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), (4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", RECEPTIVE)
+def test_receptive_fields(name):
+    before, expected = RECEPTIVE[name]
+    net = nn.Sequential(before, networks.conv(3))
+    assert hotswap.inspect(net, torch.empty(1, 3, 24, 32)).convolutions[-1].receptive_field == expected
+
+
+def test_receptive_fields_through_gates_branches_and_swaps():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.guide, self.target, self.gate, self.last = (networks.conv(3, 3) for _ in range(4))
+
+        def forward(self, x):
+            y = self.target(self.guide(x).relu())
+            y = y * self.gate(y.mean((2, 3), keepdim=True)) + x  # a global mean does not count
+            return self.last(y + F.interpolate(F.max_pool2d(y, 2), scale_factor=2, mode="nearest"))
+
+    net = Net()
+    for model in (net, hotswap.convert(net, "target", "guide")):
+        fields = {c.path: c.receptive_field for c in hotswap.inspect(model).convolutions}
+        assert fields == {"guide": (3, 3), "target": (5, 5), "gate": (7, 7), "last": (10, 10)}
+
+
+def test_why_a_convolution_cannot_guide():
+    class Net(networks.Plain):
+        def __init__(self):
+            super().__init__()
+            self.spare, self.deep = networks.conv(), nn.Conv2d(2, 8, 1)
+
+        def forward(self, x):
+            return self.deep(super().forward(x)[0])
+
+    why = {c.path: c.why_no_guide for c in hotswap.inspect(Net(), torch.empty(1, 3, 12, 12)).convolutions}
+    after = "nothing that can be a target runs after it"
+    assert why["stem"] is why["guide"] is None
+    assert why["target"] == why["head"] == after
+    assert why["spare"] == "the network never calls it"
+    assert why["deep"] == "it gives no [B, C, H, W] tensor"
+
+
+def test_a_calibrated_network_tells_its_deviation_and_drift():
+    net = networks.thin_vgg11()
+    converted = hotswap.convert(net, calibrate_on=torch.rand(1, 3, 48, 48), deviation=0.2)
+    inspection = hotswap.inspect(converted, torch.empty(1, 3, 48, 48))
+    by_path = {c.path: c for c in inspection.convolutions}
+    assert by_path["8"].swap.deviation == pytest.approx(0.2, rel=1e-3)
+    assert "swapped already: guide conv2_1, scale" in by_path["8"].why_no_target
+    text = str(inspection)
+    assert "3 are swapped" in text
+    assert "drift when calibrated" in text
+    assert json.loads(json.dumps(inspection.to_dict()))["convolutions"][3]["swap"]["conserve"] == "mean"
+    inert = hotswap.convert(net, guide_scale=1e-7, calibrate_on=torch.rand(1, 3, 48, 48))
+    assert "3 of 3 swaps are inert" in str(hotswap.inspect(inert))
 
 
 def test_example_inputs_set_the_sizes():

@@ -1,0 +1,77 @@
+"""The adapting kernel of a swap, of scaled squared distances; and what keeps it from shrinking responses."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hotswap.errors import HotswapError
+from pac_ops import adapting
+from pac_ops.adapting import KernelType
+
+DEFAULT_KERNEL = "gaussian"
+CONSERVE_MODES = ("mean", "window")
+INERT_DEVIATION = 1e-5  # below it a swap computes a convolution, and so does its gradient
+
+
+def parse(name: str) -> KernelType:
+    """The kernel function of this name.
+
+    Raises:
+        HotswapError: where pac_ops has none of this name, or it has numbers of its own to learn, or no scale.
+    """
+    try:
+        function = adapting.kernel_type(name)
+    except ValueError as error:
+        raise HotswapError(
+            f'kernel must be "gaussian" or "inv_{{alpha}}_{{lambda}}[_asym]_fixed", got {name!r}'
+        ) from error
+    if function.inverse and not function.fixed:
+        raise HotswapError(
+            f"kernel {name!r} learns its alpha and lambda, for which a swapped convolution has no room; "
+            f"use {name + '_fixed'!r}, or learn_scale=True"
+        )
+    if not _at_zero(function) > 0:
+        raise HotswapError(f"kernel {name!r} must be greater than 0 at distance 0, and is {_at_zero(function):g}")
+    return function
+
+
+def adapting_kernel(distance: Tensor, function: KernelType) -> Tensor:
+    """K of scaled squared distances, divided by its value at 0: a flat guide leaves a convolution as it is."""
+    kernel = adapting.kernel_of(distance, function, None, None)
+    return kernel / _at_zero(function) if function.inverse else kernel
+
+
+def deviation(distance: Tensor, function: KernelType) -> Tensor:
+    """1 - K in float64, also where K itself would round to 1."""
+    distance = distance.double()
+    return 1 - adapting_kernel(distance, function) if function.inverse else -torch.expm1(-0.5 * distance)
+
+
+def inert_warnings(deviations: Mapping[str, float]) -> tuple[str, ...]:
+    """A line where some of the targets, of these deviations by path, are inert."""
+    inert = [path for path, value in deviations.items() if abs(value) < INERT_DEVIATION]
+    if not inert:
+        return ()
+    text = (
+        f"{len(inert)} of {len(deviations)} swaps are inert (deviation below {INERT_DEVIATION:g}): "
+        f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)"
+    )
+    return (text,)
+
+
+def keep_window_sum(kernel: Tensor, valid: Tensor) -> Tensor:
+    """Scale K at every pixel so that its sum over the window's valid taps is their number.
+
+    Args:
+        kernel: K, [B, 1, kh, kw, Ho, Wo].
+        valid: which taps are inside the image, bool [kh, kw, Ho, Wo].
+
+    Returns:
+        K as scaled, 0 at taps that are not valid.
+    """
+    return adapting.count(kernel, valid, valid, normalize=True) * valid.sum(dim=(0, 1))
+
+
+def _at_zero(function: KernelType) -> float:
+    return function.alpha + 1e-4 ** (function.lambda_ / 2) if function.inverse else 1.0

@@ -57,11 +57,13 @@ class SwappedConv2d(nn.Conv2d):
                 self.guide_log_scale.fill_(self._swap.guide_scale).log_()
         self._set_tap_factors()
 
-    def scaled(self, distance: Tensor) -> Tensor:
-        """s^2 ||f_i - f_j||^2, in the distances' shape and dtype."""
+    def adapting_kernel(self, distance: Tensor) -> Tensor:
+        """K for these distances, before anything is conserved, in their shape and dtype."""
         if self.guide_log_scale is None:
-            return distance * self._swap.guide_scale**2
-        return distance * torch.exp(2 * self.guide_log_scale.to(distance.dtype))
+            scaled = distance * self._swap.guide_scale**2
+        else:
+            scaled = distance * torch.exp(2 * self.guide_log_scale.to(distance.dtype))
+        return kernels.adapting_kernel(scaled, self._function)
 
     def deviation(self, distance: Tensor) -> Tensor:
         """1 - K in float64, before anything is conserved; also where K itself would round to 1 in float32."""
@@ -80,7 +82,7 @@ class SwappedConv2d(nn.Conv2d):
                 "hotswap.revert it"
             )
         window = window_of(self)
-        kernel = kernels.adapting_kernel(self.scaled(distance), self._function)
+        kernel = self.adapting_kernel(distance)
         if self.tap_factors is not None:
             kernel = kernel * self.tap_factors
         elif self._swap.conserve == "window":

@@ -1,28 +1,32 @@
 """Which backend runs a call: pure predicates tried in a fixed order, at the call, never at import.
 
-Automatic choice takes the first backend that can run. A backend asked for by name, through
-`PAC_OPS_BACKEND` or `use_backend`, runs or raises with its reason.
+Automatic choice takes the first backend that can run; on a GPU where that is not `triton`, a warning says why, once.
+A backend asked for by name, through `PAC_OPS_BACKEND` or `use_backend`, runs or raises with its reason.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "PAC_OPS_BACKEND"
-BACKENDS = ("native", "cpu", "reference")  # in the order they are tried
+BACKENDS = ("triton", "native", "cpu", "reference")  # in the order they are tried
 _CPU_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TRITON_CAPABILITY = (8, 0)
 
 _forced: ContextVar[str | None] = ContextVar("pac_ops_backend", default=None)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operator in this block on one backend: "native", "cpu" or "reference".
+    """Run every operator in this block on one backend: "triton", "native", "cpu" or "reference".
 
     Raises:
         ValueError: for an unknown name, here; where that backend cannot run a call, at the call.
@@ -35,7 +39,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def why_not(name: str, x: Tensor) -> str | None:
-    """None if backend `name` can run on tensors like `x`, else why it cannot."""
+    """None if backend `name`, asked for, can run on tensors like `x`, else why it cannot."""
+    if name == "triton":
+        return _why_not_triton(x)
     if name in ("native", "cpu"):
         dtypes = _CPU_DTYPES if name == "cpu" else (torch.float32,)
         if x.device.type != "cpu":
@@ -43,6 +49,39 @@ def why_not(name: str, x: Tensor) -> str | None:
         if x.dtype not in dtypes:
             return f"it has no {x.dtype}"
     return load("native").why_not_built() if name == "native" else None
+
+
+def _why_not_triton(x: Tensor) -> str | None:
+    interpreter = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not interpreter:
+        return f"it runs on cuda tensors, and these are on {x.device}"
+    if x.dtype not in _TRITON_DTYPES:
+        return f"it has no {x.dtype}"
+    if reason := _why_no_triton():
+        return reason
+    if interpreter and not load("triton").INTERPRETED:
+        return "TRITON_INTERPRET=1 was set after its kernels were imported"
+    if x.device.type == "cuda" and torch.cuda.is_available():  # a fake tensor needs no GPU
+        capability = torch.cuda.get_device_capability(x.device)
+        if capability < _TRITON_CAPABILITY:
+            return f"Triton supports GPUs of compute capability 8.0 and above, and this one's is {capability}"
+    return None
+
+
+@cache
+def _why_no_triton() -> str | None:
+    try:
+        load("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported: {str(error).splitlines()[0]}"
+    return None
+
+
+def _why_not_unasked(name: str, x: Tensor) -> str | None:
+    """`why_not`, where no backend was asked for: Triton's interpreter is for tests."""
+    if name == "triton" and x.device.type == "cpu" and why_not(name, x) is None:
+        return "on cpu tensors its kernels are interpreted, which takes asking for it by name"
+    return why_not(name, x)
 
 
 def choose(x: Tensor) -> str:
@@ -56,15 +95,23 @@ def choose(x: Tensor) -> str:
         if reason := why_not(forced, x):
             raise ValueError(f"backend {forced!r} was asked for but cannot run: {reason}")
         return forced
-    return next(name for name in BACKENDS if why_not(name, x) is None)
+    if x.device.type == "cuda" and (reason := why_not("triton", x)):
+        _warn(f"pac_ops takes the slow reference path on this GPU, since backend 'triton' cannot run: {reason}")
+    return next(name for name in BACKENDS if _why_not_unasked(name, x) is None)
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn of this, once."""
+    warnings.warn(message, stacklevel=2)
 
 
 def explain(x: Tensor) -> str:
     """Which backend a call on tensors like `x` would use, and why not the others: a line each, in their order."""
     forced, lines = _asked_for(), []
-    chosen = forced or next(name for name in BACKENDS if why_not(name, x) is None)
+    chosen = forced or next(name for name in BACKENDS if _why_not_unasked(name, x) is None)
     for name in BACKENDS:
-        reason = why_not(name, x)
+        reason = why_not(name, x) if forced else _why_not_unasked(name, x)
         if name == chosen and forced:
             told = f"asked for by name, but {reason}" if reason else "chosen, asked for by name"
         elif name == chosen:
@@ -84,6 +131,10 @@ def _asked_for() -> str | None:
 
 def load(name: str) -> Any:
     """The module that implements backend `name`, imported on first use."""
+    if name == "triton":
+        from pac_ops import triton_backend
+
+        return triton_backend
     if name == "native":
         from pac_ops import native
 

@@ -33,12 +33,13 @@ def test_imports_go_down_only(layer):
 
 def test_pac_ops_depends_on_torch_alone():
     allowed = {"torch", "pac_ops", *sys.stdlib_module_names}
-    wrong = {(f.name, name) for f in (ROOT / "pac_ops").rglob("*.py") for name in imports(f) if name not in allowed}
-    assert not wrong
+    files = (ROOT / "pac_ops").rglob("*.py")
+    wrong = {(f, name) for f in files for name in imports(f) if name not in allowed}
+    assert not {(f.name, name) for f, name in wrong if (f.parent.name, name) != ("triton_backend", "triton")}
 
 
 def test_no_fast_path_imports_the_oracle():
-    for path in (ROOT / "pac_ops").glob("*.py"):
+    for path in (ROOT / "pac_ops").rglob("*.py"):
         if path.stem not in ("backends", "reference"):
             assert "reference" not in [
                 alias.name.split(".")[-1]

@@ -170,7 +170,7 @@ WRONG = {
     "shared channels": (ValueError, lambda: PacConv2d(4, 6, 3, shared_filters=True), "out_channels must equal in_channels = 4"),
     "layer mask": (ValueError, lambda: PacConv2d(4, 6, 3)(X, F, mask=M[:, :, 1:]), r"mask must be .*got \[2, 1, 7, 8\]"),
     "layer mask type": (TypeError, lambda: PacConv2d(4, 6, 3)(X, F, mask=1), "mask must be a tensor, got int"),
-    "backend": (ValueError, lambda: pac_ops.use_backend("magic").__enter__(), "must be one of native, cpu, reference, got 'magic'"),
+    "backend": (ValueError, lambda: pac_ops.use_backend("magic").__enter__(), "must be one of triton, native, cpu, reference, got 'magic'"),
 }  # fmt: skip
 
 
@@ -207,6 +207,7 @@ def test_without_the_compiled_kernels_plain_torch_runs(monkeypatch):
 def test_explain_says_which_and_why():
     told = pac_ops.explain(X.double()).splitlines()
     assert told == [
+        "triton: no, it runs on cuda tensors, and these are on cpu",
         "native: no, it has no torch.float64",
         "cpu: chosen, the first that can run",
         "reference: could run",
@@ -225,7 +226,7 @@ def test_the_environment_variable_chooses(monkeypatch):
     with pac_ops.use_backend("cpu"):  # the nearer request wins
         assert backends.choose(X) == "cpu"
     monkeypatch.setenv("PAC_OPS_BACKEND", "gpu")
-    with pytest.raises(ValueError, match="PAC_OPS_BACKEND must be one of native, cpu, reference, got 'gpu'"):
+    with pytest.raises(ValueError, match="PAC_OPS_BACKEND must be one of triton, native, cpu, reference, got 'gpu'"):
         packernel2d(F)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from oracle import TOLERANCE, assert_close
+from oracle import PLAIN, TOLERANCE, assert_close
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
@@ -280,7 +280,7 @@ def test_an_empty_batch(dtype, case):
         assert torch.equal(found[name], torch.zeros_like(parameter)), name
 
 
-@pytest.mark.parametrize("backend", pac_ops.backends.BACKENDS)
+@pytest.mark.parametrize("backend", ["native", *PLAIN])
 @pytest.mark.parametrize("make", [PacConv2d, PacConvTranspose2d])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_an_input_without_channels(make, backend):
@@ -674,7 +674,7 @@ def test_distributed_data_parallel(tmp_path):
 # --- other devices ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", ["mps", "xpu", "cuda", "meta"])
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
 def test_any_other_device_takes_the_reference_path(device, monkeypatch):
     with FakeTensorMode():
         x = torch.empty(1, 4, 5, 6, device=device)

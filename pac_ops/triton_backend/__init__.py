@@ -1,0 +1,42 @@
+"""The GPU path: Triton kernels, forward and backward, with the functions of `reference`.
+
+Nothing here stores k*k copies of an activation, and any strides are read as they are. Every direction of every
+operator is a walk (`walk`): which pixel does a tap of this pixel read? A convolution slides, its input's gradient
+goes the same way back, a transposed convolution spreads, its input's gradient slides. So few kernels serve all:
+`gather` sums over taps and channels, `weight_gradient` over pixels, those of `distance` over channels alone.
+
+To `torch.compile` the operators are single opaque nodes: no graph break, but nothing is fused into them. What
+`torch.library.triton_op` does for an operator, decompose it into launches through `wrap_triton` that Inductor then
+compiles, these launches do not allow: Inductor takes no tuples as kernel arguments (here every tensor's strides), and
+no hook before a timed run (here what clears the tensors that are added to); and under the interpreter `wrap_triton`
+steps aside, so that nothing of it could be tested without a GPU.
+"""
+
+from pac_ops.triton_backend.conv import (
+    pacconv2d,
+    pacconv2d_backward,
+    pacconv_transpose2d,
+    pacconv_transpose2d_backward,
+)
+from pac_ops.triton_backend.distance import (
+    centred_distance2d,
+    centred_distance2d_backward,
+    squared_distance2d,
+    squared_distance2d_backward,
+)
+from pac_ops.triton_backend.launch import INTERPRETED
+from pac_ops.triton_backend.pool import pacpool2d, pacpool2d_backward
+
+__all__ = [
+    "INTERPRETED",
+    "centred_distance2d",
+    "centred_distance2d_backward",
+    "pacconv2d",
+    "pacconv2d_backward",
+    "pacconv_transpose2d",
+    "pacconv_transpose2d_backward",
+    "pacpool2d",
+    "pacpool2d_backward",
+    "squared_distance2d",
+    "squared_distance2d_backward",
+]

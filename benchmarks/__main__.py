@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import click
@@ -22,24 +23,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @click.command()
 @click.argument("suites", nargs=-1, type=click.Choice(SUITES))
+@click.option("--only", default="*", help="Only workloads that match, such as 'b1-*'.")
 @click.option("--quick", is_flag=True, help="Operators at three shapes only: under three minutes on 2 cores.")
 @click.option("--device", default="cpu", help="Such as cpu or cuda.")
 @click.option("--dtype", default="float32", type=click.Choice(list(DTYPES)), help="Of activations and weights.")
 @click.option("--rounds", default=15, type=click.IntRange(3), help="Interleaved runs of each candidate, at most.")
 @click.option("--seconds", default=20.0, help="After so long a case gets no further round, once it has had three.")
 @click.option("--threads", default=2, type=click.IntRange(1), help="CPU threads.")
-@click.option("--memory/--no-memory", default=True, help="Also measure the peak of allocated bytes.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="CSV to append to.")
 @click.option("--no-save", is_flag=True, help="Only print.")
 def main(
     suites: tuple[str, ...],
+    only: str,
     quick: bool,
     device: str,
     dtype: str,
     rounds: int,
     seconds: float,
     threads: int,
-    memory: bool,
     output: Path,
     no_save: bool,
 ) -> None:
@@ -51,24 +52,19 @@ def main(
         torch.set_float32_matmul_precision("high")  # tf32, as the convolutions it is compared with
     console = Console(width=150)
     chosen = suites or (("limits", "operators") if quick else SUITES)
-    cases = list(
-        itertools.chain.from_iterable(_cases(suite, machine.device, DTYPES[dtype], quick) for suite in chosen)
-    )
-    to_stderr = Console(stderr=True)
-    # Memory first fixes how memory is returned to the system, which costs time; so it comes last, and is joined.
-    rows = {case: machine.measure(case, {}) for case in track(cases, "time", console=to_stderr)}
-    if memory:
-        for case in track(cases, "memory", console=to_stderr):
-            peaks = machine.peaks(case)
-            rows[case] = [dataclasses.replace(row, peak_bytes=peaks[row.backend]) for row in rows[case]]
-    results = list(rows.values())
+    of_suites = (_cases(suite, machine.device, DTYPES[dtype], quick) for suite in chosen)
+    cases = [case for case in itertools.chain.from_iterable(of_suites) if fnmatch(case.workload, only)]
+    results = []
+    for case in track(cases, "measuring", console=Console(stderr=True)):
+        results.append(machine.measure(case))
+        if not no_save:
+            save(results[-1], output)
     tables: dict[tuple[str, str], list[list[Row]]] = {}
     for group in results:
         tables.setdefault((group[0].op, group[0].mode), []).append(group)
     for (op, mode), groups in tables.items():
         _print(console, op, mode, groups)
     if not no_save:
-        save([row for group in results for row in group], output)
         console.print(f"rows appended to {output}")
 
 
@@ -98,12 +94,11 @@ def _print(console: Console, op: str, mode: str, groups: list[list[Row]]) -> Non
         medians = {row.backend: row.median for row in group}
         peaks = {row.backend: row.peak_bytes for row in group}
         faster = min(operators.CONVS, key=lambda name: medians.get(name, math.inf))
-        medians[FASTER_CONV], peaks[FASTER_CONV] = medians.get(faster, math.nan), peaks.get(faster, -1)
+        medians[FASTER_CONV], peaks[FASTER_CONV] = medians.get(faster, math.nan), peaks.get(faster, 0)
         cells = [group[0].workload]
         for name in names:
             ratios[name].append(medians[name] / medians[own])
-            memory = f"; {peaks[name] / 2**20:.0f}" if peaks[name] >= 0 else ""
-            cells.append(f"{medians[name]:.2f} ({ratios[name][-1]:.2f}{memory})")
+            cells.append(f"{medians[name]:.2f} ({ratios[name][-1]:.2f}; {peaks[name] / 2**20:.0f})")
         table.add_row(*cells)
     if len(groups) > 1:
         table.add_section()

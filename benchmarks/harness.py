@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results" / "benchmarks.csv"
 FORWARD, BOTH = "forward", "forward+backward"
 Candidate = Callable[[], object]
 _LEAST_ROUNDS = 3
-_MMAP_THRESHOLD = (-3, 2**16)  # mallopt's M_MMAP_THRESHOLD, bytes
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Row:
     median: float
     spread: float  # between the first and the third quartile
     unit: str
-    peak_bytes: int  # at most allocated during the call beyond what was there before it; -1 where not measured
+    peak_bytes: int  # at most allocated during the call beyond what was there before it
     operations: float
     least_bytes: float
     device: str
@@ -113,9 +113,11 @@ class Machine:
         }
         return cls(on, seconds, rounds, facts)
 
-    def measure(self, case: Case, peaks: Mapping[str, int]) -> list[Row]:
+    def measure(self, case: Case) -> list[Row]:
         """Rows of one case, a row a candidate."""
-        times = self._times(case.make())
+        candidates = case.make()
+        times = self._times(candidates)
+        peaks = {name: self._peak(run) for name, run in candidates.items()}
         return [
             Row(
                 case.op,
@@ -126,7 +128,7 @@ class Machine:
                 round(statistics.median(values), 4),
                 round(_spread(values), 4),
                 "ms",
-                peaks.get(name, -1),
+                peaks[name],
                 case.operations,
                 case.least_bytes,
                 **self.facts,  # type: ignore[arg-type]
@@ -159,13 +161,8 @@ class Machine:
         run()
         return (time.perf_counter() - started) * 1e3
 
-    def peaks(self, case: Case) -> dict[str, int]:
-        """Bytes that each candidate allocates at most at one time, scratch space of libraries included."""
-        candidates = case.make()
-        return {name: self._peak(run) for name, run in candidates.items()}
-
     def _peak(self, run: Candidate) -> int:
-        run()  # what is made once and kept does not count
+        """Bytes allocated at most at one time beyond those before, scratch space of libraries included."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -175,12 +172,18 @@ class Machine:
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(*_MMAP_THRESHOLD)  # so that what is freed goes back to the system, and is not there already
+        libc.mallopt(
+            _MMAP_THRESHOLD, 2**16
+        )  # so that what is freed goes back to the system, and is not there already
+        run()
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         before = _resident("VmRSS")
         run()
-        return max(0, _resident("VmHWM") - before)
+        peak = _resident("VmHWM") - before
+        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # what the allocator arrives at by itself in a long run
+        libc.mallopt(_TRIM_THRESHOLD, 2**26)
+        return max(0, peak)
 
 
 def _resident(name: str) -> int:

@@ -1,72 +1,123 @@
 /* Squared distances between the guide features of each window. */
 #include "window.h"
 
-/* All taps of one row of windows: [kh, kw, Wo], from `sums` [kh * kw, Wo] of this thread. */
-FOR_EVERY_CPU
-static void distance_row(const Window *w, const float *guide, float *out, int64_t y, float *centre, float *sums) {
-    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, plane = w->height * w->width;
-    int64_t step = w->stride[1], across = w->out_width, middle = w->kernel[0] / 2 * w->kernel[1] + w->kernel[1] / 2;
-    int64_t centre_row = y * w->stride[0] - w->padding[0] + w->kernel[0] / 2 * w->dilation[0];
-    int64_t centre_shift = w->kernel[1] / 2 * w->dilation[1] - w->padding[1], begin, end;
-    seen_range(centre_shift, step, w->width, across, &begin, &end);
-    if (centre_row < 0 || centre_row >= w->height) begin = end = 0;
-    memset(sums, 0, taps * across * sizeof(float));
-    for (int64_t g = 0; g < w->channels; g++) {
-        const float *f = guide + g * plane;
-        memset(centre, 0, across * sizeof(float)); /* the guide counts as zero outside the image */
-        if (begin < end) {
-            const float *row = f + centre_row * w->width + centre_shift;
-            if (step == 1)
-                memcpy(centre + begin, row + begin, (end - begin) * sizeof(float));
-            else
-                for (int64_t x = begin; x < end; x++) centre[x] = row[x * step];
+typedef int32_t i8 __attribute__((vector_size(32)));
+
+/* sum[x] += (centre[x] - other[x + shift])^2 for a row of outputs, 8 at a time; `other`, a row of `width`, counts as zero
+ * outside. Whole vectors are read, so 8 floats before and after `other` must be readable; `centre` and `sum` are padded
+ * to whole vectors. */
+INLINE void add_squares(const float *centre, const float *other, int64_t shift, int64_t width, int64_t outputs,
+                        float *sum) {
+    const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int64_t x = 0; x < outputs; x += 8) {
+        int64_t column = x + shift;
+        v8 here = load(centre + x), there = {0};
+        if (column >= 0 && column + 8 <= width) {
+            there = load(other + column);
+        } else if (column > -8 && column < width) {
+            i8 at = lane + (int32_t)column, inside = (at >= 0) & (at < (int32_t)width);
+            there = (v8)((i8)load(other + column) & inside);
         }
-        for (int64_t t = 0; t < taps; t++) {
-            if (t == middle) continue;
-            int64_t row = y * w->stride[0] - w->padding[0] + t / w->kernel[1] * w->dilation[0];
-            int64_t shift = t % w->kernel[1] * w->dilation[1] - w->padding[1], first, last;
-            float *sum = sums + t * across;
-            seen_range(shift, step, w->width, across, &first, &last);
-            if (row < 0 || row >= w->height || first >= last) first = last = 0;
-            const float *other = f + row * w->width + shift;
-            for (int64_t x = 0; x < first; x++) sum[x] += centre[x] * centre[x];
+        v8 away = here - there;
+        store(sum + x, load(sum + x) + away * away);
+    }
+}
+
+/* As `add_squares`, for any stride. */
+INLINE void add_squares_apart(const float *centre, const float *other, int64_t shift, int64_t stride, int64_t width,
+                              int64_t outputs, float *sum) {
+    for (int64_t x = 0; x < outputs; x++) {
+        int64_t column = x * stride + shift;
+        float away = centre[x] - (column >= 0 && column < width ? other[column] : 0.0f);
+        sum[x] += away * away;
+    }
+}
+
+/* What a thread works with. */
+typedef struct {
+    float *sums;   /* [rows, taps, outputs of a row, padded to whole vectors] */
+    float *centre; /* outputs of a row */
+    float *other;  /* a row of the guide with 8 floats before and after */
+} Rows;
+
+INLINE int64_t whole_vectors(int64_t n) { return (n + 7) / 8 * 8; }
+
+/* Rows of windows that are summed together, so that a channel is read about once: their sums stay in the nearest cache. */
+INLINE int64_t rows_together(const Window *w) {
+    return most(1, 4096 / (w->kernel[0] * w->kernel[1] * whole_vectors(w->out_width)));
+}
+
+/* Of one channel, to the sums of one row of windows. `start` and `stop` are where the whole guide starts and ends. */
+INLINE void add_channel(const Window *w, const float *channel, int64_t y, Rows rows, float *sums, const float *start,
+                        const float *stop) {
+    int64_t step = w->stride[1], across = w->out_width, wide = whole_vectors(across), first, last;
+    int64_t top = y * w->stride[0] - w->padding[0], centre = top + w->kernel[0] / 2 * w->dilation[0];
+    int64_t centre_shift = w->kernel[1] / 2 * w->dilation[1] - w->padding[1];
+    seen_range(centre_shift, step, w->width, across, &first, &last);
+    if (centre < 0 || centre >= w->height) first = last = 0;
+    memset(rows.centre, 0, wide * sizeof(float)); /* the guide counts as zero outside the image */
+    const float *row = channel + centre * w->width + centre_shift;
+    for (int64_t x = first; x < last; x++) rows.centre[x] = row[x * step];
+    for (int64_t i = 0; i < w->kernel[0]; i++) {
+        int64_t at = top + i * w->dilation[0];
+        int inside = at >= 0 && at < w->height;
+        const float *other = inside ? channel + at * w->width : rows.other;
+        if (inside && (other - start < 8 || stop - other < w->width + 8)) {
+            memcpy(rows.other + 8, other, w->width * sizeof(float));
+            other = rows.other + 8;
+        }
+        for (int64_t j = 0; j < w->kernel[1]; j++) {
+            if (i == w->kernel[0] / 2 && j == w->kernel[1] / 2) continue;
+            int64_t shift = j * w->dilation[1] - w->padding[1];
+            float *sum = sums + (i * w->kernel[1] + j) * wide;
             if (step == 1)
-                for (int64_t x = first; x < last; x++) {
-                    float away = centre[x] - other[x];
-                    sum[x] += away * away;
-                }
+                add_squares(rows.centre, other, shift, inside ? w->width : 0, across, sum);
             else
-                for (int64_t x = first; x < last; x++) {
-                    float away = centre[x] - other[x * step];
-                    sum[x] += away * away;
-                }
-            for (int64_t x = last; x < across; x++) sum[x] += centre[x] * centre[x];
+                add_squares_apart(rows.centre, other, shift, step, inside ? w->width : 0, across, sum);
         }
     }
-    for (int64_t t = 0; t < taps; t++)
-        memcpy(out + t * pixels + y * across, sums + t * across, across * sizeof(float));
+}
+
+/* All taps of the rows of windows from `from` to `to`. */
+FOR_EVERY_CPU
+static void distance_rows(const Window *w, const float *guide, float *out, int64_t from, int64_t to, Rows rows,
+                          const float *start, const float *stop) {
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
+    int64_t wide = whole_vectors(w->out_width);
+    memset(rows.sums, 0, (to - from) * taps * wide * sizeof(float));
+    for (int64_t g = 0; g < w->channels; g++)
+        for (int64_t y = from; y < to; y++)
+            add_channel(w, guide + g * w->height * w->width, y, rows, rows.sums + (y - from) * taps * wide, start, stop);
+    for (int64_t y = from; y < to; y++)
+        for (int64_t t = 0; t < taps; t++)
+            memcpy(out + t * pixels + y * w->out_width, rows.sums + ((y - from) * taps + t) * wide,
+                   w->out_width * sizeof(float));
 }
 
 /* guide [B, G, H, W] -> out [B, 1, kh, kw, Ho, Wo]. Returns 0, or 1 where memory ran out. */
 int pac_distance(const Window *w, const float *guide, float *out, int64_t threads) {
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
+    int64_t image = w->channels * w->height * w->width;
+    int64_t together = rows_together(w), blocks = (w->out_height + together - 1) / together;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        float *sums = buffer(taps * w->out_width), *centre = buffer(w->out_width);
-        if (!sums || !centre) {
+        int64_t wide = whole_vectors(w->out_width);
+        Rows rows = {buffer(together * taps * wide), buffer(wide), buffer(w->width + 16)};
+        if (!rows.sums || !rows.centre || !rows.other) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)
-            for (int64_t y = 0; y < w->out_height; y++)
+            for (int64_t b = 0; b < blocks; b++)
                 if (!failed)
-                    distance_row(w, guide + n * w->channels * w->height * w->width, out + n * taps * pixels, y,
-                                 centre, sums);
-        free(sums);
-        free(centre);
+                    distance_rows(w, guide + n * image, out + n * taps * pixels, b * together,
+                                  least(w->out_height, (b + 1) * together), rows, guide, guide + w->batch * image);
+        free(rows.sums);
+        free(rows.centre);
+        free(rows.other);
     }
     return failed;
 }

@@ -1,0 +1,232 @@
+"""`python -m benchmarks.report`: the kept rows as the tables and plots of docs/performance.md.
+
+Of several measurements of one thing, the last counts. Tables replace what lies between `<!-- table: NAME -->` and
+`<!-- end -->`; plots are written beside the page.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import matplotlib as mpl
+
+from benchmarks import crf, limits, networks, operators
+from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PLOTS = PAGE.parent / "performance"
+Row = dict[str, str]
+Key = tuple[str, str, str]  # op, mode, workload
+
+
+class Results:
+    """The last row of each measurement of one device and dtype."""
+
+    def __init__(self, rows: list[Row], device: str, dtype: str):
+        self._of: dict[Key, dict[str, Row]] = {}
+        for row in rows:
+            if row["device"] == device and (row["dtype"] == dtype or row["op"] == limits.COPY):
+                key = (row["op"], row["mode"], row["workload"])
+                backend = "pac_ops" if row["backend"].startswith("pac_ops ") else row["backend"]
+                self._of.setdefault(key, {})[backend] = row
+
+    def of(self, op: str, mode: str) -> Iterator[tuple[str, dict[str, Row]]]:
+        """Workload and rows by backend, in the order of measurement."""
+        for (found, found_mode, workload), rows in self._of.items():
+            if (found, found_mode) == (op, mode):
+                yield workload, rows
+
+    def rate(self, op: str, of: str) -> float:
+        """Operations or bytes a millisecond that the machine reached."""
+        rows = [row for _, by_backend in self.of(op, FORWARD) for row in by_backend.values()]
+        return max(float(row[of]) / float(row["median"]) for row in rows)
+
+
+def _ms(row: Row) -> float:
+    return float(row["median"])
+
+
+def _faster_conv(rows: dict[str, Row]) -> Row:
+    return min((rows[name] for name in operators.CONVS), key=_ms)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def layers(results: Results, mode: str) -> str:
+    """Each shape: our time, the peers' over it, the limit, and how far we are from it."""
+    products, moved = results.rate(limits.PRODUCT, "operations"), results.rate(limits.COPY, "least_bytes")
+    table, ratios = [], {name: [] for name in ("conv", operators.UNFOLD, operators.DEFORM)}  # type: ignore[var-annotated]
+    memory: list[float] = []
+    for workload, rows in results.of("pacconv2d", mode):
+        own, conv = rows["pac_ops"], _faster_conv(rows)
+        operations, moved_bytes = float(own["operations"]), float(own["least_bytes"])
+        by_products, by_bytes = operations / products, moved_bytes / moved
+        peers = {"conv": conv, **{name: rows[name] for name in (operators.UNFOLD, operators.DEFORM) if name in rows}}
+        for name, row in peers.items():
+            ratios[name].append(_ms(row) / _ms(own))
+        memory.append(float(own["peak_bytes"]) / float(conv["peak_bytes"]))
+        table.append(
+            [
+                workload,
+                f"{_ms(own):.1f}",
+                f"{_ms(own) / _ms(conv):.2f}",
+                *(
+                    f"{_ms(rows[name]) / _ms(own):.1f}" if name in rows else ""
+                    for name in (operators.UNFOLD, operators.DEFORM)
+                ),
+                f"{float(own['peak_bytes']) / 2**20:.0f} ({memory[-1]:.2f})",
+                f"{operations / 1e9:.1f}",
+                f"{moved_bytes / 2**20:.0f}",
+                f"{max(by_products, by_bytes):.1f} ({'products' if by_products > by_bytes else 'bytes'})",
+                f"{_ms(own) / max(by_products, by_bytes):.2f}",
+            ]
+        )
+    means = [geometric_mean(values) for values in ratios.values()]
+    means_text = [f"{1 / means[0]:.2f}", f"{means[1]:.1f}", f"{means[2]:.1f}", f"({geometric_mean(memory):.2f})"]
+    table.append(["geometric mean", "", *means_text, "", "", "", ""])
+    return _markdown(
+        [
+            "shape",
+            "ms",
+            "of conv's time",
+            "unfold + einsum, of ours",
+            "`deform_conv2d`, of ours",
+            "peak MiB (of conv's)",
+            "GFLOP",
+            "least MiB moved",
+            "limit, ms",
+            "of the limit",
+        ],
+        table,
+    )
+
+
+def adapting_kernels(results: Results) -> str:
+    """K from 128 channels: our time, unfolding's, and the share of a 256-channel convolution."""
+    table = []
+    for workload, rows in results.of("packernel2d", FORWARD):
+        own, unfold, conv = (_ms(rows[name]) for name in ("pac_ops", operators.UNFOLD, operators.CONV))
+        size = workload.split("-")[2]
+        table.append([size, f"{own:.2f}", f"{unfold / own:.1f}", f"{100 * own / conv:.1f} %"])
+    return _markdown(["size", "ms", "unfold, of ours", "of a 256-channel 3x3 convolution"], table)
+
+
+def transposed(results: Results) -> str:
+    """5 x 5, stride 2: our time, and inserting zeros."""
+    table, ratios = [], []
+    for mode in (FORWARD, BOTH):
+        for workload, rows in results.of("pacconv_transpose2d", mode):
+            own, inserted, conv = (_ms(rows[name]) for name in ("pac_ops", operators.INSERTED, operators.CONV))
+            if mode == FORWARD:
+                ratios.append(inserted / own)
+            table.append([workload, mode, f"{own:.1f}", f"{inserted / own:.2f}", f"{own / conv:.2f}"])
+    table.append(["geometric mean, forward", "", "", f"{geometric_mean(ratios):.2f}", ""])
+    return _markdown(["input", "", "ms", "zeros inserted, of ours", "of `conv_transpose2d`'s time"], table)
+
+
+def whole(results: Results) -> str:
+    """Networks, and the CRF."""
+    table = []
+    for mode in ("inference", "training step"):
+        for workload, rows in results.of("FCN-8s", mode):
+            plain, swapped = (rows[name] for name in (networks.PLAIN, networks.SWAPPED))
+            memory = float(swapped["peak_bytes"]) / float(plain["peak_bytes"])
+            ratio = f"{_ms(swapped) / _ms(plain):.3f} (memory {memory:.2f})"
+            table.append([f"FCN-8s, {workload}, {mode}", f"{_ms(swapped):.0f}", f"{_ms(plain):.0f} plain", ratio])
+    for workload, rows in results.of("PacCRF", FORWARD):
+        own = rows["pac_ops"]
+        if crf.DENSE in rows:
+            dense = rows[crf.DENSE]
+            ratio = f"{_ms(own) / _ms(dense):.2f}"
+            table.append([f"PacCRF, {workload}", f"{_ms(own):.0f}", f"{_ms(dense):.0f} {crf.DENSE}", ratio])
+    return _markdown(["what", "ms", "against, ms", "ratio"], table)
+
+
+def growth(results: Results, path: Path) -> None:
+    """Time against one thing that grows, both logarithmic, with the line of proportion."""
+    figure, axes = plt.subplots(1, len(operators.GROWTH), figsize=(10, 3.2), layout="constrained")
+    for axis, (what, workloads) in zip(axes, operators.GROWTH.items(), strict=True):
+        times = {workload: _ms(rows["pac_ops"]) for workload, rows in results.of(f"growth with {what}", BOTH)}
+        sizes = {"pixels": "size", "input channels": "channels", "batch": "batch"}
+        x = [getattr(w, sizes[what]) ** (2 if what == "pixels" else 1) for w in workloads]
+        y = [times[w.id] for w in workloads]
+        axis.loglog(x, y, "o-", color="C0", label="measured")
+        axis.loglog(x, [y[-1] * value / x[-1] for value in x], "--", color="gray", label="in proportion")
+        axis.set_xlabel(what)
+        axis.set_xticks(x, [f"{value:,}" for value in x], rotation=30)
+        axis.minorticks_off()
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].set_ylabel("forward + backward, ms")
+    axes[0].legend()
+    _save(figure, path)
+
+
+def shapes(results: Results, path: Path) -> None:
+    """Our time, and each peer's, over the faster convolution's."""
+    rows = dict(results.of("pacconv2d", FORWARD))
+    figure, axis = plt.subplots(figsize=(10, 3.6), layout="constrained")
+    for name in ("pac_ops", operators.UNFOLD, operators.DEFORM):
+        ratios = [
+            _ms(by_backend[name]) / _ms(_faster_conv(by_backend)) if name in by_backend else math.nan
+            for by_backend in rows.values()
+        ]
+        axis.semilogy(ratios, "o", label=name)
+    axis.axhline(1, color="gray", linewidth=1)
+    axis.set_xticks(range(len(rows)), list(rows), rotation=40, ha="right", fontsize=8)
+    axis.set_ylabel("times the convolution's time")
+    axis.grid(visible=True, axis="y", alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mpl.rcParams["svg.hashsalt"] = "hotswap"  # the same rows give the same file
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _with_table(page: str, name: str, table: str) -> str:
+    before, start, rest = page.partition(f"<!-- table: {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (start and end):
+        raise click.ClickException(f"{PAGE.name} has no place for the table {name!r}")
+    return before + start + table + end + after
+
+
+@click.command()
+@click.option("--results", "source", type=click.Path(path_type=Path, exists=True), default=RESULTS)
+@click.option("--device", help="As the rows name it; by default that of the last row.")
+@click.option("--dtype", default="float32")
+def main(source: Path, device: str | None, dtype: str) -> None:
+    """Write the tables into docs/performance.md, and the plots beside it."""
+    with source.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    results = Results(rows, device or rows[-1]["device"], dtype)
+    tables = {
+        "forward": layers(results, FORWARD),
+        "forward+backward": layers(results, BOTH),
+        "adapting kernel": adapting_kernels(results),
+        "transposed": transposed(results),
+        "whole": whole(results),
+    }
+    page = PAGE.read_text()
+    for name, table in tables.items():
+        page = _with_table(page, name, table)
+    PAGE.write_text(page)
+    growth(results, PLOTS / "growth.svg")
+    shapes(results, PLOTS / "shapes.svg")
+    click.echo(f"wrote {PAGE.name} and the plots in {PLOTS.name}/")
+
+
+if __name__ == "__main__":
+    main()

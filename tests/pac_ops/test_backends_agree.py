@@ -129,3 +129,28 @@ def test_random_combinations(case):
     check(case, torch.float32, "cpu")
     if why_not("native", torch.zeros(())) is None:  # where it is missing, the tests above say so
         check(case, torch.float32, "native")
+
+
+BEYOND_ONE_BLOCK = [  # of the compiled kernels: 16 input channels of 9 taps, 384 output channels, 256 pixels
+    Case(channels=40, out_channels=7, height=20, width=23),
+    Case(channels=3, out_channels=400, height=5, width=40),
+    Case(
+        channels=36, out_channels=26, groups=2, height=17, width=33, stride=(2, 2), kernel_size=(5, 3), padding=(2, 1)
+    ),
+    Case(channels=2, out_channels=3, height=30, width=30, kernel_size=(3, 3), dilation=(16, 4), padding=(16, 4)),
+    Case(channels=6, out_channels=6, groups=6, height=12, width=40, kernel_size=(7, 7), padding=(3, 3)),
+]
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("case", BEYOND_ONE_BLOCK, ids=str)
+def test_compiled_kernels_beyond_one_block(case, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(case, torch.float32, "native")
+        twice = [case.run(case.inputs(torch.float32), "native") for _ in range(2)]
+        assert all(torch.equal(value, twice[1][name]) for name, value in twice[0].items())  # sums in a fixed order
+    finally:
+        torch.set_num_threads(before)

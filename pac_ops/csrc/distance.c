@@ -61,7 +61,7 @@ INLINE void add_channel(const Window *w, const float *channel, int64_t y, Rows r
     for (int64_t i = 0; i < w->kernel[0]; i++) {
         int64_t at = top + i * w->dilation[0];
         int inside = at >= 0 && at < w->height;
-        const float *other = inside ? channel + at * w->width : rows.other;
+        const float *other = inside ? channel + at * w->width : rows.other + 8;
         if (inside && (other - start < 8 || stop - other < w->width + 8)) {
             memcpy(rows.other + 8, other, w->width * sizeof(float));
             other = rows.other + 8;

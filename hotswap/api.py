@@ -7,17 +7,17 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from hotswap import surgery
+from hotswap import hooks, surgery
 from hotswap.calibrate import DEFAULT_DEVIATION, calibrate
 from hotswap.choose import Guides, Name, Names, Targets, choose, per_target
 from hotswap.errors import HotswapError
 from hotswap.kernels import DEFAULT_KERNEL
 from hotswap.naming import AUTO
-from hotswap.observe import DataDependentError, Inputs, Observation, observe
-from hotswap.plan import Plan, Swap
+from hotswap.observe import Inputs, Observation, observe
+from hotswap.plan import FX, HOOKS, Plan, Swap
 
 PAPER_SCALE = 1e-4
-METHODS = ("auto", "fx")
+METHODS = (AUTO, FX, HOOKS)
 Scales = float | Mapping[Name, float] | Literal["auto"]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,9 +53,12 @@ def plan(
             "inv_{alpha}_{lambda}[_asym]_fixed", which is divided by its value at distance 0.
         conserve: "window" scales K at every pixel so that its sum over the window is the number of taps inside the
             image; None leaves it, as in the paper. "mean" needs data: see `convert` and `calibrate`.
-        method: how the network is edited: "fx" (a graph of the part between guide and targets), or "auto".
+        method: how the guide reaches the targets: "fx" rewrites the part of the network between them as a graph;
+            "hooks" catches it while the network runs, which also works where the code cannot be traced; "auto" is
+            "fx" where that can be done, and a note in the plan says why where it cannot.
         example_inputs: a tensor or a tuple of arguments for one run on fake tensors, which finds aliases and
-            checks the result; by default one image of the network's usual size. Only shapes and dtypes count.
+            checks the result; by default one image of the network's usual size. Values count only where the
+            network's code looks at them: it is then run on numbers.
         resize: how the guide gets a target's input size: "bilinear", "area" or "nearest".
         after_activation: take the guide after the activation that follows its module through norms and
             residual sums, as the paper does; False takes the module's own output.
@@ -71,7 +74,7 @@ def plan(
         "resize": resize,
         "after_activation": after_activation,
     }
-    return _planned(model, targets, guide, guide_scale, method, example_inputs, swapping)[0]
+    return _planned(model, targets, guide, guide_scale, method, example_inputs, swapping).plan
 
 
 def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False) -> Model:
@@ -84,7 +87,8 @@ def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inp
         HotswapError: where the plan does not fit; the network is then as it was.
     """
     names = _names(model, example_inputs)
-    return _carried_out(model, surgery.prepare(model, plan, names.observation), names, example_inputs, inplace)
+    _check_plain(model)
+    return _carried_out(model, _by_method(names, plan, plan.method, example_inputs), inplace)
 
 
 def convert(
@@ -144,8 +148,8 @@ def convert(
         "resize": resize,
         "after_activation": after_activation,
     }
-    _, graft, names = _planned(model, targets, guide, scale, method, example_inputs, swapping)
-    converted = _carried_out(model, graft, names, example_inputs, inplace)
+    prepared = _planned(model, targets, guide, scale, method, example_inputs, swapping)
+    converted = _carried_out(model, prepared, inplace)
     if calibrate_on is not None:
         try:
             calibrate(converted, calibrate_on, deviation=deviation if to_calibrate else None, conserve=conserve)
@@ -185,11 +189,12 @@ def _planned(
     method: str,
     example_inputs: Inputs | None,
     swapping: Mapping[str, Any],
-) -> tuple[Plan, surgery.Graft, Names]:
+) -> surgery.Prepared:
     if not isinstance(model, nn.Module):
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    _check_plain(model)
     names = _names(model, example_inputs)
     choice = choose(names, targets, guide)
     alias_of = names.alias_of
@@ -213,13 +218,44 @@ def _planned(
         )
     notes = choice.notes
     if names.observation is None:
-        notes += (f"not checked by a run on fake inputs: {names.why_unobserved}",)
+        notes += (f"not checked by a run: {names.why_unobserved}",)
     made = Plan(tuple(swaps), notes=notes)
-    graft = surgery.prepare(model, made, names.observation)
-    rewritten = f"{type(graft.traced.root).__name__}.{graft.traced.method}"
-    where = f" of {graft.root_path!r}" if graft.root_path else ""
-    made = replace(made, notes=(*notes, f"rewrites {rewritten}{where}"))
-    return made, replace(graft, plan=replace(graft.plan, notes=made.notes)), names
+    prepared = _by_method(names, made, method, example_inputs)
+    return prepared.noted(prepared.note)
+
+
+def _by_method(names: Names, plan: Plan, method: str, example_inputs: Inputs | None) -> surgery.Prepared:
+    if method == HOOKS:
+        return _with_hooks(names, plan, example_inputs)
+    try:
+        return _tried(names, surgery.prepare(names.model, plan, names.observation), example_inputs)
+    except HotswapError as error:
+        if method == FX:
+            raise
+        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs)
+
+
+def _with_hooks(names: Names, plan: Plan, example_inputs: Inputs | None) -> surgery.Prepared:
+    hooked = replace(plan, method=HOOKS)
+    return _tried(names, hooks.prepare(names.model, hooked, names.observation, example_inputs), example_inputs)
+
+
+def _tried(names: Names, prepared: surgery.Prepared, example_inputs: Inputs | None) -> surgery.Prepared:
+    """Carry a plan out on a copy that shares all weights, and run it."""
+    if names.observation is None:
+        return prepared
+    try:
+        twin = _deep_copy(names.model, {id(x): x for x in (*names.model.parameters(), *names.model.buffers())})
+    except HotswapError:  # which is said where it matters: it can still be converted in place
+        return prepared.noted("not tried on a copy first: the network cannot be copied")
+    surgery.install(twin, prepared)
+    _check_runs(twin, names.observation, example_inputs)
+    return prepared
+
+
+def _check_plain(model: nn.Module) -> None:
+    if surgery.current_plan(model) is not None:
+        raise HotswapError("the network is converted already; hotswap.revert it first, and name all targets together")
 
 
 def _scales(names: Names, guide_scale: Scales, targets: Iterable[str]) -> dict[str, float]:
@@ -240,31 +276,28 @@ def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields:
     """Observe the network; where that fails for no fault of the user's inputs, paths still work, aliases do not."""
     try:
         return Names(model, observe(model, example_inputs, receptive_fields=receptive_fields), None)
-    except DataDependentError as error:
-        return Names(model, None, str(error))
     except HotswapError as error:
         if example_inputs is not None:
             raise
         return Names(model, None, str(error))
 
 
-def _carried_out(
-    model: Model, graft: surgery.Graft, names: Names, example_inputs: Inputs | None, inplace: bool
-) -> Model:
+def _carried_out(model: Model, prepared: surgery.Prepared, inplace: bool) -> Model:
     converted = model if inplace else _deep_copy(model)
-    surgery.install(converted, graft)
-    if names.observation is not None:
-        try:
-            _check_runs(converted, names.observation, example_inputs)
-        except HotswapError:
-            surgery.remove(converted)
-            raise
+    surgery.install(converted, prepared)
     return converted
 
 
 def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None) -> None:
-    """One run of the swapped network on fake tensors, before anybody gets to see it."""
+    """One run of the swapped network, before anybody gets to see it."""
     after = observe(converted, example_inputs)
+    types = {call.path: call.output_type for call in before.calls}
+    for call in after.calls:
+        if call.output_type is not types[call.path]:
+            raise HotswapError(
+                f"{call.path or 'the network'} gives a {call.output_type.__name__} once it is rewritten, and gave a "
+                f'{types[call.path].__name__}; use method="hooks"'
+            )
     if before.calls[-1].output_shape != after.calls[-1].output_shape:
         raise HotswapError(
             f"the swapped network gives {after.calls[-1].output_shape} where the plain one gives "
@@ -272,9 +305,9 @@ def _check_runs(converted: nn.Module, before: Observation, example_inputs: Input
         )
 
 
-def _deep_copy(model: Model) -> Model:
+def _deep_copy(model: Model, shared: dict[int, Any] | None = None) -> Model:
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, shared)
     except Exception as error:  # whatever a user's module does when copied
         raise HotswapError(
             f"the network cannot be deep-copied ({type(error).__name__}: {error}); pass inplace=True"

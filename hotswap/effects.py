@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from hotswap.guide import image_size, window_distance
 
-_ACTIVATION_NAMES = {
+ACTIVATION_NAMES = {
     "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu", "relu6",
     "rrelu", "selu", "sigmoid", "silu", "softplus", "swish", "tanh",
 }  # fmt: skip
@@ -28,6 +28,9 @@ _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 _PASSING_NAMES = {"DropPath", "StochasticDepth"}
 _SUMS = {operator.add, operator.iadd, torch.add}
 _SUM_METHODS = {"add", "add_"}
+# The same by name, without underscores, for who sees functions rather than nodes.
+SUM_NAMES = {"add", "iadd", "radd"}
+NORM_NAMES = {function.__name__ for function in _NORM_FUNCTIONS}
 
 # Modules and functions that read their input and return new memory. All others are taken to overwrite it.
 _READING_MODULES = (
@@ -53,11 +56,20 @@ _IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, op
 def is_activation(node: Node, root: nn.Module) -> bool:
     """Whether a node applies an elementwise non-linearity."""
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        # timm's norm layers may hold their activation as `act`.
-        fused = getattr(module, "act", None) if isinstance(module, _NORMS) else None
-        return _is_activation_module(module if fused is None else fused)
-    return _function_name(node).rstrip("_") in _ACTIVATION_NAMES
+        return activates(root.get_submodule(str(node.target)))
+    return _function_name(node).rstrip("_") in ACTIVATION_NAMES
+
+
+def activates(module: nn.Module) -> bool:
+    """Whether a module applies an elementwise non-linearity, be it after a norm."""
+    # timm's norm layers may hold their activation as `act`.
+    fused = getattr(module, "act", None) if isinstance(module, _NORMS) else None
+    return _is_activation_module(module if fused is None else fused)
+
+
+def leads_on(module: nn.Module) -> bool:
+    """Whether a module can come between a guide and its activation: a norm, or one that passes values on."""
+    return isinstance(module, (*_NORMS, *_PASSING)) or type(module).__name__ in _PASSING_NAMES
 
 
 def after_activation(node: Node, root: nn.Module) -> Node:
@@ -96,8 +108,7 @@ def only_reads(node: Node, memory: Sequence[Node], root: nn.Module) -> bool:
 
 def _leads_on(node: Node, root: nn.Module) -> bool:
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        return isinstance(module, (*_NORMS, *_PASSING)) or type(module).__name__ in _PASSING_NAMES
+        return leads_on(root.get_submodule(str(node.target)))
     if node.op == "call_method":
         return node.target in _SUM_METHODS
     return node.op == "call_function" and (node.target in _NORM_FUNCTIONS or node.target in _SUMS)
@@ -106,7 +117,7 @@ def _leads_on(node: Node, root: nn.Module) -> bool:
 def _is_activation_module(module: nn.Module) -> bool:
     kind = type(module)
     if kind.__module__ == "torch.nn.modules.activation":
-        return kind.__name__.lower() in {name.replace("_", "") for name in _ACTIVATION_NAMES}
+        return kind.__name__.lower() in {name.replace("_", "") for name in ACTIVATION_NAMES}
     # timm has its own classes for activations older PyTorch lacked.
     return kind.__module__.startswith("timm.layers.activations")
 

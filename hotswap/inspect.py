@@ -77,8 +77,8 @@ class Inspection:
 def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspection:
     """List every 2-D convolution: alias, size, cost, receptive field, and whether it can be a target or guide.
 
-    Also what "auto" takes, and of a converted network the swaps, with warnings. One run on fake tensors: nothing is
-    computed, and the network does not change.
+    Also what "auto" takes, and of a converted network the swaps, with warnings. One run, on fake tensors where the
+    network takes them: nothing is computed then. The network does not change.
 
     Args:
         model: any `nn.Module`.

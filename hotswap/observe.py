@@ -1,18 +1,18 @@
-"""One run on fake tensors: which modules a network calls, in what order, at what sizes. No compute, no memory."""
+"""One run of a network: which modules it calls, in what order, at what sizes.
+
+The run is on fake tensors, which costs no compute and no memory. Only where the network cannot take those, because
+its forward looks at values or leaves PyTorch, is it run on numbers.
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hotswap.errors import HotswapError
 from hotswap.receptive import ReceptiveFields
@@ -22,10 +22,6 @@ _IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
 Inputs = Tensor | tuple[Any, ...]
 
 
-class DataDependentError(HotswapError):
-    """The network's forward looks at values, which fake tensors do not have; no other inputs would help."""
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of one module."""
@@ -33,6 +29,7 @@ class Call:
     path: str
     input_shape: tuple[int, ...] | None  # of the first argument; None where it is no tensor
     output_shape: tuple[int, ...] | None  # None where the output is no tensor
+    output_type: type
     receptive_field: tuple[int, int] | None = None  # of the output's pixels, where that was asked for
 
 
@@ -99,54 +96,96 @@ def default_inputs(model: nn.Module) -> tuple[Any, ...]:
 
 
 def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive_fields: bool = False) -> Observation:
-    """Run `model` on fake tensors, in evaluation mode, and note every module call.
-
-    Nothing is computed or allocated, and neither the network nor its buffers change.
+    """Run `model` in evaluation mode and note every module call; neither it nor its buffers change.
 
     Args:
         model: the network.
-        example_inputs: a tensor or a tuple of arguments, of which only shapes and dtypes matter; by default
-            one image (see `default_inputs`).
+        example_inputs: a tensor or a tuple of arguments, of which only shapes and dtypes matter where the network can
+            run on fake tensors; by default one image (see `default_inputs`).
         receptive_fields: follow what the pixels of each output have seen of the images, too.
 
     Raises:
-        DataDependentError: where its forward depends on values.
-        HotswapError: where the network cannot run on fake tensors for any other reason, which is given.
+        HotswapError: where the network cannot run, with the reason.
     """
-    arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
     paths = {module: path for path, module in model.named_modules()}
     calls: list[Call] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = inputs[0] if inputs else None
-        calls.append(Call(paths[module], _shape(first), _shape(output), fields.of(output)))
+        calls.append(Call(paths[module], _shape(first), _shape(output), type(output), fields.of(output)))
 
-    # Real parameters and buffers are read as fake ones, so writes to them (a batch norm's counts) are lost.
-    fake, fields = FakeTensorMode(allow_non_fake_inputs=True), ReceptiveFields()
-    device = next((x.device for x in model.parameters()), torch.device("cpu"))
+    def begin(inputs: Sequence[Any]) -> None:
+        calls.clear()
+        for x in inputs:
+            if isinstance(x, Tensor) and x.dim() == 4:
+                fields.start(x)
+
+    fields = ReceptiveFields()
     handles = [m.register_forward_hook(note) for m in paths if not isinstance(m, torch.jit.ScriptModule)]
     try:
+        run_once(model, example_inputs, begin, fields if receptive_fields else nullcontext())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Observation(tuple(calls))
+
+
+def run_once(
+    model: nn.Module,
+    example_inputs: Inputs | None,
+    begin: Callable[[Sequence[Any]], None],
+    within: AbstractContextManager[Any],
+) -> None:
+    """Run `model` as `observe` does, for the hooks that it has.
+
+    Args:
+        model: the network.
+        example_inputs: as for `observe`.
+        begin: called with the arguments before each attempt: on fake tensors, then on numbers.
+        within: entered for each attempt.
+
+    Raises:
+        HotswapError: as `observe`.
+    """
+    arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
+    device = next((x.device for x in model.parameters()), torch.device("cpu"))
+
+    def attempt(inputs: Sequence[Any]) -> None:
+        begin(inputs)
+        with within:
+            model(*inputs)
+
+    try:
+        # Real parameters and buffers are read as fake ones, so writes to them (a batch norm's counts) are lost.
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
         with mode(model, training=False), fake, torch.no_grad(), _quiet():
-            inputs = [_empty_like(x, device) for x in arguments]
-            for x in inputs:
-                if isinstance(x, Tensor) and x.dim() == 4:
-                    fields.start(x)
-            with fields if receptive_fields else nullcontext():
-                model(*inputs)
+            attempt([_empty_like(x, device) for x in arguments])
     except HotswapError:
         raise
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise DataDependentError(f"its forward depends on values ({_one_line(error)})") from error
     except Exception as error:  # anything a user's forward can raise; it is re-raised with its reason
+        if _runs_on_numbers(model, [_numbers_like(x, device) for x in arguments], attempt):
+            return
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
         raise HotswapError(
             f"the network could not be run on fake inputs {shapes} ({_one_line(error)}); "
             "pass example_inputs that its forward takes"
         ) from error
+
+
+def _runs_on_numbers(model: nn.Module, inputs: Sequence[Any], attempt: Callable[[Sequence[Any]], None]) -> bool:
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            attempt(inputs)
+    except HotswapError:
+        raise
+    except Exception:  # noqa: BLE001 (the run on fake tensors has said why)
+        return False
     finally:
-        for handle in handles:
-            handle.remove()
-    return Observation(tuple(calls))
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return True
 
 
 @contextmanager
@@ -163,6 +202,14 @@ def _quiet() -> Iterator[None]:
 
 def _empty_like(x: Any, device: torch.device) -> Any:
     return torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x
+
+
+def _numbers_like(x: Any, device: torch.device) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    if not x.is_meta:
+        return x.to(device, copy=True)
+    return torch.rand(x.shape).to(device, x.dtype)
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:

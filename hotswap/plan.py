@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
 from hotswap.tables import render
+
+FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
+Tap = tuple[
+    str, int
+]  # the activation a hook takes a guide at: its path, and its calls since the guide's to pass over
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Swap:
     after_activation: bool = True  # take the guide after the activation that follows its module
     target_alias: str | None = None  # conv{stage}_{index}, for people
     guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
+    taps: tuple[Tap | None, ...] = ()  # with hooks, one for each of `guide`: None where its own output is taken
 
     @property
     def guide_names(self) -> tuple[tuple[str, str | None], ...]:
@@ -43,7 +49,7 @@ class Swap:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
@@ -53,6 +59,10 @@ class Swap:
             raise HotswapError(
                 f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
                 f"got {list(self.guide_alias)}"
+            )
+        if len(self.taps) not in (0, len(self.guide)):
+            raise HotswapError(
+                f"taps must hold one [path, calls] (or null) for each of {list(self.guide)}, got {list(self.taps)}"
             )
         if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
             raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
@@ -87,10 +97,25 @@ class Plan:
     swaps: tuple[Swap, ...]
     drift: float | None = None  # how far `calibrate` saw outputs move from the plain network's: relative RMS
     notes: tuple[str, ...] = ()  # what a person should know: what a pattern left out, what will be rewritten
+    method: str = FX  # how it is carried out
+
+    def __post_init__(self) -> None:
+        """Check what a file can get wrong."""
+        if self.method not in (FX, HOOKS):
+            raise HotswapError(f"the plan's method must be {FX} or {HOOKS}, got {self.method!r}")
+
+    def noted(self, *notes: str) -> "Plan":
+        """The same plan with more notes."""
+        return replace(self, notes=self.notes + notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
-        return {"swaps": [swap.to_dict() for swap in self.swaps], "drift": self.drift, "notes": list(self.notes)}
+        return {
+            "swaps": [swap.to_dict() for swap in self.swaps],
+            "drift": self.drift,
+            "notes": list(self.notes),
+            "method": self.method,
+        }
 
     @classmethod
     def from_dict(cls, data: Any) -> "Plan":
@@ -105,7 +130,8 @@ class Plan:
             raise HotswapError("the plan must name at least one swap, got none")
         if not all(isinstance(note, str) for note in notes):
             raise HotswapError(f"the plan's notes must be strings, got {notes!r}")
-        return cls(tuple(_swap(item, index) for index, item in enumerate(swaps)), drift, tuple(notes))
+        method = _member(data, "method", str, "the plan") if "method" in data else FX  # it was not written at first
+        return cls(tuple(_swap(item, index) for index, item in enumerate(swaps)), drift, tuple(notes), method)
 
     def __str__(self) -> str:
         """A table, one line a swap, without columns that would be empty, then the drift and the notes."""
@@ -132,6 +158,10 @@ class Plan:
         return "\n".join([table, *drift, *(f"note: {note}" for note in self.notes)])
 
 
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 _OPTIONAL_NUMBER = (int, float, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "target": str,
@@ -149,12 +179,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "after_activation": bool,
     "target_alias": (str, type(None)),
     "guide_alias": (list, str, type(None)),  # a lone string or null in format 1
+    "taps": list,
 }
 _SINCE_FORMAT_2: dict[str, Any] = {
     "kernel": kernels.DEFAULT_KERNEL,
     "conserve": None,
     "tap_means": None,
     "deviation": None,
+    "taps": [],
 }
 
 
@@ -171,6 +203,9 @@ def _swap(data: Any, index: int) -> Swap:
     )
     if values["tap_means"] is not None:
         values["tap_means"] = _items(values["tap_means"], (int, float), f"{where}: tap_means", "numbers")
+    values["taps"] = tuple(
+        tap and (_items(tap, (str, int), f"{where}: taps", "[path, calls] or null", 2)) for tap in values["taps"]
+    )
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
     return Swap(**values)

@@ -1,4 +1,4 @@
-"""Carries a plan out on a graph.
+"""Carries a plan out on a graph, and puts what was prepared, here or by `hooks`, into a network.
 
 `prepare` does everything that can fail and changes nothing; `install` then only reassigns classes, and
 `remove` reassigns them back. The module whose method is rewritten keeps its class: it becomes an instance of a
@@ -6,9 +6,9 @@ generated subclass of it, whose one method is the graph's code.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch.fx
 from torch import nn
@@ -18,30 +18,103 @@ from hotswap import effects, kernels, layers
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, image_size, window_distance
-from hotswap.naming import INPUT, closest
+from hotswap.naming import INPUT
 from hotswap.observe import Observation
-from hotswap.plan import Plan, Swap
+from hotswap.placing import called_root, check_swaps, inside_paths, parents
+from hotswap.plan import FX, HOOKS, Plan, Swap
 from hotswap.tracing import Traced, trace
 from pac_ops.layers import window_of
 
-_RECORD = "_hotswap_record"  # a plain attribute of the rewritten module, not in its state_dict
+_RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict
+
+
+class Record(Protocol):
+    """What a conversion leaves in the module around guide and targets, to be known and undone by."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was carried out."""
+
+    @property
+    def root_path(self) -> str:
+        """Of that module, in the network the plan was made for."""
+
+    def undo(self, root: nn.Module) -> None:
+        """Make the module plain again, all but its targets."""
+
+    def planned(self, plan: Plan) -> "Record":
+        """The same for another plan."""
+
+
+class Prepared(Protocol):
+    """A plan made ready for one network: all that is left is to install it."""
+
+    @property
+    def plan(self) -> Plan:
+        """What it carries out."""
+
+    @property
+    def root_path(self) -> str:
+        """The module around guide and targets."""
+
+    @property
+    def note(self) -> str:
+        """How, for people."""
+
+    def noted(self, *notes: str) -> Self:
+        """The same with more notes in its plan."""
+
+    def attach(self, model: nn.Module, root: nn.Module) -> Record:
+        """Make the guides reach the targets, in place, in the network it was prepared for or a deep copy of it."""
 
 
 @dataclass(frozen=True)
 class _Record:
     plan: Plan
-    root_path: str  # of the rewritten module, in the network the plan was made for
+    root_path: str
     plain_class: type[nn.Module]
     constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+
+    def undo(self, root: nn.Module) -> None:
+        for name in self.constants:
+            del root.__dict__[name]
+        root.__class__ = self.plain_class
+
+    def planned(self, plan: Plan) -> "_Record":
+        return replace(self, plan=plan)
 
 
 @dataclass(frozen=True)
 class Graft:
-    """A plan made ready for one network: all that is left is to install it."""
+    """A plan as graphs that take the place of a method."""
 
     plan: Plan
-    root_path: str  # of the module that is rewritten
+    root_path: str
     traced: Traced
+
+    @property
+    def note(self) -> str:
+        """How the plan is carried out, for people."""
+        where = f" of {self.root_path!r}" if self.root_path else ""
+        return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where}"
+
+    def noted(self, *notes: str) -> Self:
+        """The same with more notes in its plan."""
+        return replace(self, plan=self.plan.noted(*notes))
+
+    def attach(self, model: nn.Module, root: nn.Module) -> _Record:
+        """Make `root` an instance of a subclass of its class that has the rewritten method."""
+        traced, plain = self.traced, type(root)
+        root.__dict__.update(traced.constants)
+        namespace = {
+            traced.method: _as_method(root, traced),
+            "__module__": plain.__module__,
+            "__qualname__": plain.__qualname__,
+            "__doc__": plain.__doc__,
+        }
+        metaclass: Any = type(plain)
+        root.__class__ = metaclass(plain.__name__, (plain,), namespace)
+        return _Record(self.plan, self.root_path, plain, tuple(traced.constants))
 
 
 def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Graft:
@@ -56,55 +129,39 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
     Raises:
         HotswapError: where the plan cannot be carried out on this network, with the reason.
     """
-    if current_plan(model) is not None:
-        raise HotswapError("the network is converted already; hotswap.revert it first, and name all targets together")
     modules = dict(model.named_modules(remove_duplicate=False))
-    for swap in plan.swaps:
-        _check_against(modules, swap)
-    inside = {path for swap in plan.swaps for path in _all_paths(modules, swap.target, *_module_guides(swap))}
-    from_input = any(INPUT in swap.guide for swap in plan.swaps)  # which is known in the network's own forward only
-    root_path = "" if from_input else _lowest_common_caller(modules, inside, observation)
+    check_swaps(modules, plan)
+    inside = inside_paths(modules, plan)
+    root_path = called_root(modules, plan, inside, observation)
     root = modules[root_path]
     prefix = f"{root_path}." if root_path else ""
     _check_root(root_path, root)
     relative = {path.removeprefix(prefix) for path in inside}
-    opened = {parent for path in relative for parent in _parents(path) if parent}
+    opened = {parent for path in relative for parent in parents(path) if parent}
     for path in sorted(opened):
         _check_openable(prefix + path, root.get_submodule(path))
-    traced = trace(root, opened, relative, from_input=from_input)
+    traced = trace(root, opened, relative, from_input=any(INPUT in swap.guide for swap in plan.swaps))
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, plan, modules)
     return Graft(plan, root_path, traced)
 
 
-def install(model: nn.Module, graft: Graft) -> None:
-    """Carry a prepared graft out, in place, on the network it was prepared for (or a deep copy of it)."""
-    root = model.get_submodule(graft.root_path)
-    traced = graft.traced
-    for swap in graft.plan.swaps:
+def install(model: nn.Module, prepared: Prepared) -> None:
+    """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it)."""
+    for swap in prepared.plan.swaps:
         conv = model.get_submodule(swap.target)
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked when it was prepared)
         layers.swap_in(conv, swap)
-    root.__dict__.update(traced.constants)
-    root.__dict__[_RECORD] = _Record(graft.plan, graft.root_path, type(root), tuple(traced.constants))
-    plain: Any = type(root)
-    namespace = {
-        traced.method: _as_method(root, traced),
-        "__module__": plain.__module__,
-        "__qualname__": plain.__qualname__,
-        "__doc__": plain.__doc__,
-    }
-    root.__class__ = type(plain)(plain.__name__, (plain,), namespace)  # type(plain): its metaclass
+    root = model.get_submodule(prepared.root_path)
+    root.__dict__[_RECORD] = prepared.attach(model, root)
 
 
 def remove(model: nn.Module) -> None:
     """Make every swapped part of a network plain again, in place, with its current weights."""
     for module in model.modules():
-        record = module.__dict__.pop(_RECORD, None)
+        record: Record | None = module.__dict__.pop(_RECORD, None)
         if record is not None:
-            for name in record.constants:
-                del module.__dict__[name]
-            module.__class__ = record.plain_class
+            record.undo(module)
         if isinstance(module, layers.SwappedConv2d):
             layers.swap_out(module)
 
@@ -114,62 +171,38 @@ def current_plan(model: nn.Module) -> Plan | None:
     swaps: list[Swap] = []
     notes: list[str] = []
     drift: float | None = None
+    methods: set[str] = set()
     for path, module in model.named_modules():
-        record = module.__dict__.get(_RECORD)
+        record: Record | None = module.__dict__.get(_RECORD)
         if record is None:
             continue
-        # The rewritten module may have moved since: into a wrapper, or out of the network.
+        # The module may have moved since: into a wrapper, or out of the network.
         before, now = (f"{p}." if p else "" for p in (record.root_path, path))
         for swap in record.plan.swaps:
             target = now + swap.target.removeprefix(before)
             guide = tuple(s if s == INPUT else now + s.removeprefix(before) for s in swap.guide)
+            taps = tuple(tap and (now + tap[0].removeprefix(before), tap[1]) for tap in swap.taps)
             conv = model.get_submodule(target)
             current = conv.swap if isinstance(conv, layers.SwappedConv2d) else swap
-            swaps.append(replace(current, target=target, guide=guide))
+            swaps.append(replace(current, target=target, guide=guide, taps=taps))
         drift = record.plan.drift
         notes += record.plan.notes
+        methods.add(record.plan.method)
     if not swaps:
         return None
     measured = all(swap.deviation is not None for swap in swaps)  # nothing was set by hand since
-    return Plan(tuple(swaps), drift if measured else None, tuple(notes))
+    return Plan(tuple(swaps), drift if measured else None, tuple(notes), HOOKS if HOOKS in methods else FX)
 
 
 def record_drift(model: nn.Module, drift: float) -> None:
     """Keep how far a swapped network's outputs are from its plain self's, for `current_plan` to tell."""
     for module in model.modules():
-        record = module.__dict__.get(_RECORD)
+        record: Record | None = module.__dict__.get(_RECORD)
         if record is not None:
-            module.__dict__[_RECORD] = replace(record, plan=replace(record.plan, drift=drift))
+            module.__dict__[_RECORD] = record.planned(replace(record.plan, drift=drift))
 
 
 # --- checks -------------------------------------------------------------------------------------------
-
-
-def _check_against(modules: dict[str, nn.Module], swap: Swap) -> None:
-    for role, path in (("target", swap.target), *(("guide", path) for path in _module_guides(swap))):
-        if path not in modules:
-            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
-    conv = modules[swap.target]
-    if reason := layers.why_not_swappable(conv):
-        raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
-    assert isinstance(conv, nn.Conv2d)  # noqa: S101 (just checked)
-    planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
-    actual = (tuple(conv.kernel_size), conv.in_channels, conv.out_channels)
-    if planned != actual:
-        raise HotswapError(
-            f"target {swap.target!r} must be, by the plan, a convolution of (window, input, output channels) "
-            f"{planned}, got {actual}; the plan was made for another network"
-        )
-    for guide in _module_guides(swap):
-        if guide == swap.target or swap.target.startswith(f"{guide}.") or guide == "":
-            raise HotswapError(
-                f"guide {guide!r} contains target {swap.target!r}, so it is not known before it; "
-                "name a module that runs earlier"
-            )
-
-
-def _module_guides(swap: Swap) -> tuple[str, ...]:
-    return tuple(source for source in swap.guide if source != INPUT)
 
 
 def _check_openable(path: str, module: nn.Module) -> None:
@@ -196,36 +229,6 @@ def _check_root(path: str, module: nn.Module) -> None:
             f"module {path or 'the network'!r} has had its forward replaced on the instance, which a rewritten class "
             "would not change; undo that first"
         )
-
-
-# --- where ----------------------------------------------------------------------------------------------
-
-
-def _all_paths(modules: dict[str, nn.Module], *paths: str) -> set[str]:
-    """Every path under which these modules are registered: one shared by two parents may be called by either."""
-    wanted = {id(modules[path]) for path in paths}
-    return {path for path, module in modules.items() if id(module) in wanted}
-
-
-def _parents(path: str) -> list[str]:
-    """Paths of all modules around a path, from the nearest to the network itself, which is ""."""
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
-
-
-def _lowest_common_caller(
-    modules: dict[str, nn.Module], inside: Iterable[str], observation: Observation | None
-) -> str:
-    """The deepest module around all of `inside` that is called, rather than being only a container."""
-    first, *others = (_parents(path) for path in sorted(inside))
-    for path in first:
-        if not all(path in other for other in others):
-            continue
-        module = modules[path]
-        called = observation is None or any(observation.first(name) for name in _all_paths(modules, path))
-        if path == "" or (called and type(module).forward is not nn.Module.forward):
-            return path
-    return ""
 
 
 # --- the edit -------------------------------------------------------------------------------------------

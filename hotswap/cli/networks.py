@@ -43,6 +43,11 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
     click.option("--learn-scale", is_flag=True, default=None, help="Make each target's scale a trained parameter."),
     click.option("--resize", metavar="MODE", help="How the guide gets a target's size: bilinear, area or nearest."),
     click.option(
+        "--method",
+        metavar="NAME",
+        help="How the guide reaches the targets: fx (rewritten code), hooks, or auto, fx where it works (default).",
+    ),
+    click.option(
         "--plan", "plan_file", metavar="FILE", help="Carry out this plan (JSON, from `hotswap plan --json`)."
     ),
 )

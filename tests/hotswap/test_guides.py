@@ -23,7 +23,7 @@ def image():
 
 
 def swap(net, targets, guide, **keywords):
-    keywords.setdefault("example_inputs", torch.empty(1, 3, 12, 10))
+    keywords.setdefault("example_inputs", torch.rand(1, 3, 12, 10))
     return hotswap.convert(net.eval(), targets, guide, guide_scale=SCALE, **keywords)
 
 
@@ -65,7 +65,7 @@ def test_a_channel_from_each_of_several_sources_at_their_own_sizes(image):
 
 def test_modules_stand_for_their_paths():
     net = networks.Plain()
-    options = {"example_inputs": torch.empty(1, 3, 12, 10)}
+    options = {"example_inputs": torch.rand(1, 3, 12, 10)}
     by_name = hotswap.plan(net, "target", {"target": ["guide", "input"]}, **options)
     assert hotswap.plan(net, net.target, {net.target: [net.guide, "input"]}, **options) == by_name
     assert hotswap.plan(net, [net.target], [net.guide, "input"], **options) == by_name

@@ -1,0 +1,86 @@
+"""Where in a network a plan is carried out, and whether it fits there."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from hotswap import layers
+from hotswap.errors import HotswapError
+from hotswap.naming import INPUT, closest
+from hotswap.observe import Observation
+from hotswap.plan import Plan, Swap
+
+
+def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:
+    """Check that a network has what a plan names.
+
+    Args:
+        modules: of the network, by path.
+        plan: what to swap.
+
+    Raises:
+        HotswapError: where a module is missing, or is not what it was when the plan was made.
+    """
+    for swap in plan.swaps:
+        _check_against(modules, swap)
+
+
+def inside_paths(modules: Mapping[str, nn.Module], plan: Plan) -> set[str]:
+    """Every path of every module that the plan names: one shared by two parents may be called by either."""
+    return {path for swap in plan.swaps for path in _all_paths(modules, swap.target, *_module_guides(swap))}
+
+
+def called_root(
+    modules: Mapping[str, nn.Module], plan: Plan, inside: Iterable[str], observation: Observation | None
+) -> str:
+    """The deepest module around all of `inside` that is called, rather than being only a container."""
+    if any(INPUT in swap.guide for swap in plan.swaps):  # which is known in the network's own forward only
+        return ""
+    first, *others = (parents(path) for path in sorted(inside))
+    for path in first:
+        if not all(path in other for other in others):
+            continue
+        module = modules[path]
+        called = observation is None or any(observation.first(name) for name in _all_paths(modules, path))
+        if path == "" or (called and type(module).forward is not nn.Module.forward):
+            return path
+    return ""
+
+
+def parents(path: str) -> list[str]:
+    """Paths of all modules around a path, from the nearest to the network itself, which is ""."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
+
+
+def _all_paths(modules: Mapping[str, nn.Module], *paths: str) -> set[str]:
+    """Every path under which these modules are registered: one shared by two parents may be called by either."""
+    wanted = {id(modules[path]) for path in paths}
+    return {path for path, module in modules.items() if id(module) in wanted}
+
+
+def _check_against(modules: Mapping[str, nn.Module], swap: Swap) -> None:
+    for role, path in (("target", swap.target), *(("guide", path) for path in _module_guides(swap))):
+        if path not in modules:
+            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
+    conv = modules[swap.target]
+    if reason := layers.why_not_swappable(conv):
+        raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101 (just checked)
+    planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
+    actual = (tuple(conv.kernel_size), conv.in_channels, conv.out_channels)
+    if planned != actual:
+        raise HotswapError(
+            f"target {swap.target!r} must be, by the plan, a convolution of (window, input, output channels) "
+            f"{planned}, got {actual}; the plan was made for another network"
+        )
+    for guide in _module_guides(swap):
+        if guide == swap.target or swap.target.startswith(f"{guide}.") or guide == "":
+            raise HotswapError(
+                f"guide {guide!r} contains target {swap.target!r}, so it is not known before it; "
+                "name a module that runs earlier"
+            )
+
+
+def _module_guides(swap: Swap) -> tuple[str, ...]:
+    return tuple(source for source in swap.guide if source != INPUT)

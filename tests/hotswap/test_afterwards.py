@@ -1,0 +1,165 @@
+"""What people do with a network after it was converted (issue 5, point 7), by either method."""
+
+import copy
+import io
+
+import networks
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from networks import conv
+from test_hazards import close, swap
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import hotswap
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Norms, a residual sum, a module that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.guide, self.target, self.later = conv(3), conv(), conv(groups=2), conv()
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        x = self.act(self.norm(self.guide(x)) + x)
+        x = self.act(self.later(self.act(self.target(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(params=["fx", "hooks"])
+def converted(request):
+    torch.manual_seed(0)
+    return swap(Net(), ("target", "later"), "guide", method=request.param)
+
+
+def test_both_methods_agree(image):
+    torch.manual_seed(0)
+    net = Net()
+    fx, hooks = (swap(net, ("target", "later"), "guide", method=method) for method in ("fx", "hooks"))
+    close(fx(image), hooks(image))
+    for net in (fx, hooks):
+        net.train()(image).sum().backward()
+    for a, b in zip(fx.parameters(), hooks.parameters(), strict=True):
+        close(a.grad, b.grad)
+    assert torch.equal(fx.norm.num_batches_tracked, torch.tensor(1))
+
+
+def test_the_state_survives_pickle(converted, image):
+    buffer = io.BytesIO()
+    torch.save(converted.state_dict(), buffer)
+    buffer.seek(0)
+    again = swap(Net(), ("target", "later"), "guide")
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    close(again(image), converted(image))
+
+
+def test_channels_last(converted, image):
+    expected = converted(image)
+    other = converted.to(memory_format=torch.channels_last)
+    close(other(image.to(memory_format=torch.channels_last)), expected)
+
+
+def test_frozen_parts_stay_frozen(converted, image):
+    converted.requires_grad_(False)
+    converted.later.weight.requires_grad_(True)
+    converted(image).sum().backward()
+    assert {name for name, p in converted.named_parameters() if p.grad is not None} == {"later.weight"}
+    converted.later.weight.requires_grad_(False)
+    assert not converted(image).requires_grad
+
+
+@pytest.mark.parametrize("average", [AveragedModel, lambda net: timm.utils.ModelEmaV3(net, decay=0.5)])
+def test_averaged_copies(converted, image, average):
+    with torch.no_grad():
+        ema = average(converted)
+        before = copy.deepcopy(converted)
+        ema.update_parameters(converted) if isinstance(ema, AveragedModel) else ema.update(converted)
+        for parameter in converted.parameters():
+            parameter.mul_(1.5)
+        ema.update_parameters(converted) if isinstance(ema, AveragedModel) else ema.update(converted)
+        expected = copy.deepcopy(before)
+        for parameter in expected.parameters():
+            parameter.mul_(1.25)
+        close(ema.module.eval()(image), expected(image))
+    assert hotswap.status(ema.module).plan == hotswap.status(converted).plan
+
+
+def _train_in_one_of_two(rank, address, method, results):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = swap(Net(), ("target", "later"), "guide", method=method, learn_scale=True)
+    parallel = nn.parallel.DistributedDataParallel(net)
+    images = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    parallel(images[2 * rank : 2 * rank + 2]).square().mean().backward()
+    if rank == 0:
+        torch.save({name: p.grad for name, p in net.named_parameters()}, results)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_two_processes_average_their_gradients(method, tmp_path):
+    results = tmp_path / "gradients.pt"
+    address = f"file://{tmp_path / 'meeting'}"
+    mp.spawn(_train_in_one_of_two, (address, method, results), nprocs=2)
+    torch.manual_seed(0)
+    net = swap(Net(), ("target", "later"), "guide", method=method, learn_scale=True)
+    images = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    net(images).square().mean().backward()
+    found = torch.load(results)
+    assert found.keys() == dict(net.named_parameters()).keys()
+    for name, parameter in net.named_parameters():
+        close(found[name], parameter.grad)
+
+
+def test_transformers_own_methods(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"
+    )
+    torch.manual_seed(0)
+    net = transformers.ResNetForImageClassification(config).eval()
+    converted = hotswap.convert(net, guide_scale=1.0)
+    # A graph would give a dict where the encoder gives an object of its own.
+    assert hotswap.status(converted).plan.method == "hooks"
+    image = torch.randn(1, 3, 64, 64)
+    expected = converted(image).logits
+    assert not torch.allclose(expected, net(image).logits)
+    converted.save_pretrained(tmp_path)
+    again = transformers.ResNetForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(image).logits, net(image).logits)
+    close(hotswap.apply(again, hotswap.status(converted).plan)(image).logits, expected)
+    assert converted.num_parameters() == net.num_parameters()
+
+
+def test_a_timm_network_keeps_its_methods():
+    net = timm.create_model("resnet18", num_classes=4).eval()
+    image = torch.randn(1, 3, 64, 64)
+    for method in ("fx", "hooks"):
+        converted = hotswap.convert(net, guide_scale=1.0, method=method)
+        features = converted.forward_features(image)
+        close(converted.forward_head(features), converted(image))
+        if method == "hooks":  # the graph has taken the place of forward_features alone
+            maps = converted.forward_intermediates(image, indices=[4], intermediates_only=True)
+            close(maps[0], features)
+        converted.reset_classifier(7)
+        assert converted(image).shape == (1, 7)
+
+
+def test_status_prints_what_is_swapped(converted):
+    status = hotswap.status(converted)
+    text = str(status)
+    assert all(word in text for word in ("target", "later", "guide", "0.8"))
+    assert status.to_dict()["plan"]["method"] in ("fx", "hooks")
+    assert str(hotswap.status(networks.Plain())) == "nothing is swapped"

@@ -81,9 +81,11 @@ def convolution(w: Workload, device: torch.device, *, backward: bool, peers: boo
         UNFOLD: unfold,
         DEFORM: lambda: deform_conv2d(x_d, offset, weight_d, bias_d, *geometry, mask=kernel_d),
     }
-    if w.batch > 1:  # its time goes with the batch, and is minutes
-        del forward[DEFORM]
-    _check(forward, UNFOLD, tuple(name for name in (ours(device, w.dtype), DEFORM) if name in forward))
+    if w.batch > 1:  # their time goes with the batch, and is minutes
+        _check(forward, UNFOLD, (ours(device, w.dtype),))
+        del forward[UNFOLD], forward[DEFORM]
+    else:
+        _check(forward, UNFOLD, (ours(device, w.dtype), DEFORM))
     return _with_backward(forward, backward=backward)
 
 

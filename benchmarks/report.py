@@ -64,13 +64,14 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 def layers(results: Results, mode: str) -> str:
     """Each shape: our time, the peers' over it, the limit, and how far we are from it."""
     products, moved = results.rate(limits.PRODUCT, "operations"), results.rate(limits.COPY, "least_bytes")
-    table, ratios = [], {name: [] for name in ("conv", operators.UNFOLD, operators.DEFORM)}  # type: ignore[var-annotated]
+    table: list[list[str]] = []
+    ratios: dict[str, list[float]] = {"faster conv": [], operators.UNFOLD: [], operators.DEFORM: []}
     memory: list[float] = []
     for workload, rows in results.of("pacconv2d", mode):
         own, conv = rows["pac_ops"], _faster_conv(rows)
         operations, moved_bytes = float(own["operations"]), float(own["least_bytes"])
         by_products, by_bytes = operations / products, moved_bytes / moved
-        peers = {"conv": conv, **{name: rows[name] for name in (operators.UNFOLD, operators.DEFORM) if name in rows}}
+        peers = {"faster conv": conv, **{name: row for name, row in rows.items() if name in ratios}}
         for name, row in peers.items():
             ratios[name].append(_ms(row) / _ms(own))
         memory.append(float(own["peak_bytes"]) / float(conv["peak_bytes"]))

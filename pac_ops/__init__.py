@@ -19,6 +19,7 @@ from pac_ops.functional import (
     squared_distance2d,
 )
 from pac_ops.layers import PacConv2d, PacConvTranspose2d, PacPool2d
+from pac_ops.resizing import PacResize2d, pacresize2d, resize_distance2d, resize_kernel2d
 
 __all__ = [
     "PacCRF",
@@ -26,6 +27,7 @@ __all__ = [
     "PacConv2d",
     "PacConvTranspose2d",
     "PacPool2d",
+    "PacResize2d",
     "bilateral_filter",
     "create_YXRGB",
     "create_position_feats",
@@ -39,7 +41,10 @@ __all__ = [
     "pacconv_transpose2d",
     "packernel2d",
     "pacpool2d",
+    "pacresize2d",
     "refine",
+    "resize_distance2d",
+    "resize_kernel2d",
     "squared_distance2d",
     "use_backend",
 ]

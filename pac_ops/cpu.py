@@ -15,8 +15,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pac_ops.cpu_resize import pacresize2d, pacresize2d_backward, resize_distance2d, resize_distance2d_backward
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Pair, Window, pad, taps
+
+__all__ = [
+    "centred_distance2d",
+    "centred_distance2d_backward",
+    "pacconv2d",
+    "pacconv2d_backward",
+    "pacconv_transpose2d",
+    "pacconv_transpose2d_backward",
+    "pacpool2d",
+    "pacpool2d_backward",
+    "pacresize2d",
+    "pacresize2d_backward",
+    "resize_distance2d",
+    "resize_distance2d_backward",
+    "squared_distance2d",
+    "squared_distance2d_backward",
+]
 
 # Elements of a block's buffer: 4 MiB in float32. Smaller blocks make thin, slow matrix products, larger ones leave
 # the cache; from 2**19 to 2**21 it made little difference on the shapes in benchmarks/.

@@ -1,10 +1,10 @@
 """`torch.library` registration: schema, kernel, fake, autograd, vmap and autocast of each operator, in one place.
 
 The autograd functions save and call; the maths is in the backends. All but one of the operators are polynomials in
-their inputs (`squared_distance2d` is quadratic in the guide; the convolutions and the pooling are linear in each of
-input, kernel and weight), so the backward of each backward is written with the operators themselves, and gradients
-of every order exist on every backend. `centred_distance2d` has a kink where it is asymmetric; its second
-derivative is in `second_order`.
+their inputs (`squared_distance2d` and `resize_distance2d` are quadratic in the guides; the convolutions, the pooling
+and the enlargement are linear in each of input, kernel and weight), so the backward of each backward is written with
+the operators themselves, and gradients of every order exist on every backend. `centred_distance2d` has a kink where
+it is asymmetric; its second derivative is in `second_order`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from pac_ops import backends, batching, second_order
 from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlarging import Enlargement
 from pac_ops.geometry import Window
 
 Ints = Sequence[int]
@@ -25,6 +26,7 @@ _WINDOW = f"int[2] kernel_size, {_SLIDING}"
 _CONV = f"{_SLIDING}, int groups"
 # A gradient that `needs` leaves out comes back as an empty tensor: a schema cannot return None.
 _CONV_BACKWARD = f"(Tensor grad, Tensor input, Tensor kernel, Tensor weight, {_CONV}, bool[3] needs)"
+_ENLARGEMENT = "float[]? scale_factor, bool align_corners, int footprint"
 _TWO = "(Tensor, Tensor)"
 _SCHEMAS = (
     f"squared_distance2d(Tensor guide, {_WINDOW}) -> Tensor",
@@ -37,6 +39,10 @@ _SCHEMAS = (
     f"pacconv_transpose2d_backward{_CONV_BACKWARD} -> (Tensor, Tensor, Tensor)",
     f"pacpool2d(Tensor input, Tensor kernel, {_SLIDING}) -> Tensor",
     f"pacpool2d_backward(Tensor grad, Tensor input, Tensor kernel, {_SLIDING}, bool[2] needs) -> {_TWO}",
+    f"resize_distance2d(Tensor guide, Tensor coarse, {_ENLARGEMENT}) -> Tensor",
+    f"resize_distance2d_backward(Tensor grad, Tensor guide, Tensor coarse, {_ENLARGEMENT}) -> {_TWO}",
+    f"pacresize2d(Tensor input, Tensor kernel, {_ENLARGEMENT}) -> Tensor",
+    f"pacresize2d_backward(Tensor grad, Tensor input, Tensor kernel, {_ENLARGEMENT}, bool[2] needs) -> {_TWO}",
 )
 _library = torch.library.Library("pac_ops", "DEF")
 for _schema in _SCHEMAS:
@@ -76,6 +82,10 @@ pacconv_transpose2d = _caller("pacconv_transpose2d")
 pacconv_transpose2d_backward = _caller("pacconv_transpose2d_backward")
 pacpool2d = _caller("pacpool2d")
 pacpool2d_backward = _caller("pacpool2d_backward")
+resize_distance2d = _caller("resize_distance2d")
+resize_distance2d_backward = _caller("resize_distance2d_backward")
+pacresize2d = _caller("pacresize2d")
+pacresize2d_backward = _caller("pacresize2d_backward")
 
 
 def _window(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Window:
@@ -150,6 +160,28 @@ def _pacpool2d_backward(grad: Tensor, input: Tensor, kernel: Tensor, *window: An
     return _filled(gradients, (input, kernel))
 
 
+@_kernel("resize_distance2d")
+def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Any:
+    return _backend(guide).resize_distance2d(guide, coarse, Enlargement(*where))
+
+
+@_kernel("resize_distance2d_backward")
+def _resize_distance2d_backward(grad: Tensor, guide: Tensor, coarse: Tensor, *where: Any) -> Any:
+    return _backend(guide).resize_distance2d_backward(grad, guide, coarse, Enlargement(*where))
+
+
+@_kernel("pacresize2d")
+def _pacresize2d(input: Tensor, kernel: Tensor, *where: Any) -> Any:
+    return _backend(input).pacresize2d(input, kernel, Enlargement(*where))
+
+
+@_kernel("pacresize2d_backward")
+def _pacresize2d_backward(grad: Tensor, input: Tensor, kernel: Tensor, *where: Any) -> Any:
+    *enlargement, needs = where
+    gradients = _backend(input).pacresize2d_backward(grad, input, kernel, Enlargement(*enlargement), tuple(needs))
+    return _filled(gradients, (input, kernel))
+
+
 def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if g is None else g for g, x in zip(gradients, like, strict=True))
 
@@ -203,8 +235,23 @@ def _pacconv_transpose2d_fake(
 
 
 @_fake("pacpool2d")
-def _pacpool2d_fake(input: Tensor, kernel: Tensor, *sliding: Ints) -> Tensor:
+@_fake("pacresize2d")
+def _pacpool2d_fake(input: Tensor, kernel: Tensor, *where: Any) -> Tensor:
     return input.new_empty((*input.shape[:2], *kernel.shape[4:]))
+
+
+@_fake("resize_distance2d")
+def _resize_distance2d_fake(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
+    footprint = where[-1]
+    size = (guide.shape[0], 1, footprint, footprint, *guide.shape[2:])
+    return guide.new_empty(size, dtype=accumulate_dtype(guide.dtype))
+
+
+@_fake("resize_distance2d_backward")
+def _resize_distance2d_backward_fake(
+    grad: Tensor, guide: Tensor, coarse: Tensor, *where: Any
+) -> tuple[Tensor, Tensor]:
+    return guide.new_empty(guide.shape), coarse.new_empty(coarse.shape)
 
 
 def _register_backward_fake(name: str, operands: int) -> None:
@@ -357,6 +404,59 @@ _register_autograd(
 )
 
 
+# --- autograd: distances between two sizes ----------------------------------------------------------------
+
+# D(f, g) is a quadratic form in both guides together, and its gradient R(G, f, g) is linear in G and in (f, g): as
+# above, with two tensors for one.
+
+
+def _resize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    guide, coarse, *ctx.where = inputs
+    _save(ctx, guide, coarse)
+
+
+def _resize_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *resize_distance2d_backward(grad, *ctx.saved_tensors, *ctx.where), *(None,) * 3
+
+
+def _resize_jvp(ctx: Any, guide_tangent: Tensor | None, coarse_tangent: Tensor | None, *_: Any) -> Tensor:
+    guides = ctx.saved_tensors
+    return _resize_polar(guides, _or_zeros((guide_tangent, coarse_tangent), guides), ctx.where)
+
+
+def _resize_polar(guides: Sequence[Tensor], others: Sequence[Tensor], where: Sequence[Any]) -> Tensor:
+    """2 (f_i - g_j).(a_i - b_j), by polarisation."""
+    wide = accumulate_dtype(guides[0].dtype)
+    (f, g), (a, b) = ([x.to(wide) for x in pair] for pair in (guides, others))
+    form: Tensor = (resize_distance2d(f + a, g + b, *where) - resize_distance2d(f - a, g - b, *where)) / 2
+    return form
+
+
+def _resize_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, guide, coarse, *ctx.where = inputs
+    _save(ctx, grad, guide, coarse)
+
+
+def _resize_backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
+    grad, *guides = ctx.saved_tensors
+    grad_grad = _resize_polar(guides, vectors, ctx.where).to(grad.dtype) if ctx.needs_input_grad[0] else None
+    return grad_grad, *resize_distance2d_backward(grad, *vectors, *ctx.where), *(None,) * 3
+
+
+def _resize_backward_jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+    saved = ctx.saved_tensors
+    g, *along = _or_zeros(tangents[:3], saved)
+    terms = (
+        resize_distance2d_backward(g, *saved[1:], *ctx.where),
+        resize_distance2d_backward(saved[0], *along, *ctx.where),
+    )
+    return tuple(a + b for a, b in zip(*terms, strict=True))
+
+
+_register_autograd("resize_distance2d", _resize_vjp, _resize_jvp, _resize_setup)
+_register_autograd("resize_distance2d_backward", _resize_backward_vjp, _resize_backward_jvp, _resize_backward_setup)
+
+
 # --- autograd: the operators that are linear in each of their operands --------------------------------------
 
 
@@ -440,7 +540,12 @@ def _register_multilinear(name: str, operands: int, *, bias: bool) -> None:
     _register_autograd(f"{name}_backward", backward_vjp, backward_jvp, backward_setup)
 
 
-for _name, _operands, _bias in (("pacconv2d", 3, True), ("pacconv_transpose2d", 3, True), ("pacpool2d", 2, False)):
+for _name, _operands, _bias in (
+    ("pacconv2d", 3, True),
+    ("pacconv_transpose2d", 3, True),
+    ("pacpool2d", 2, False),
+    ("pacresize2d", 2, False),
+):
     _register_backward_fake(_name, _operands)
     _register_multilinear(_name, _operands, bias=_bias)
 

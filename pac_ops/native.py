@@ -1,9 +1,10 @@
 """The compiled CPU path, float32: `csrc`, built when the package is installed where there is a C compiler.
 
 Convolution is an implicit matrix product, K applied to the taps as they are packed for it; its gradients are two such
-products. Pooling, depthwise convolution and distances go row by row. Nothing is padded or copied beyond what a core's
-cache holds. A transposed convolution is one ordinary convolution for each position modulo the stride. What it has no
-code for (gradients of distances, distances from given centres, transposed depthwise gradients) is `cpu`'s.
+products. Pooling, depthwise convolution, distances and enlargement (`native_resize`) go row by row. Nothing is padded
+or copied beyond what a core's cache holds. A transposed convolution is one ordinary convolution for each position
+modulo the stride. What it has no code for (gradients of distances, distances from given centres, transposed depthwise
+gradients) is `cpu`'s.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ from pac_ops.cpu import (
     squared_distance2d_backward,
 )
 from pac_ops.geometry import Window
+from pac_ops.native_resize import pacresize2d, pacresize2d_backward, resize_distance2d, resize_distance2d_backward
 
 __all__ = [
     "centred_distance2d",
@@ -34,6 +36,10 @@ __all__ = [
     "pacconv_transpose2d_backward",
     "pacpool2d",
     "pacpool2d_backward",
+    "pacresize2d",
+    "pacresize2d_backward",
+    "resize_distance2d",
+    "resize_distance2d_backward",
     "squared_distance2d",
     "squared_distance2d_backward",
     "why_not_built",
@@ -353,7 +359,7 @@ def _shapes(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> _Win
     return _Window(*size, _PAIR(*kernel_size), _PAIR(*stride), _PAIR(*padding), _PAIR(*dilation))
 
 
-def _run(function: str, shapes: _Window, *arguments: Tensor | ctypes.c_void_p | int | None) -> None:
+def _run(function: str, shapes: ctypes.Structure, *arguments: Tensor | ctypes.c_void_p | int | None) -> None:
     """Call a kernel; of a float32 tensor, it gets the pointer."""
     library = _load()
     if isinstance(library, str):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlarging import Enlargement
 from pac_ops.geometry import Window, all_taps, spread, taps
 
 
@@ -176,3 +177,64 @@ def _gather(grad_spread: Tensor, window: Window, height: int, width: int) -> Ten
     bottom, right = grad_spread.shape[2] - top - rows, grad_spread.shape[3] - left - columns
     inserted = F.pad(grad_spread, (-left, -right, -top, -bottom))
     return inserted[:, :, ::sy, ::sx].contiguous()
+
+
+def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:
+    """||f_i - g_j||^2 between each fine pixel and its coarse neighbours.
+
+    [B, G, Ho, Wo], [B, G, h, w] -> [B, 1, n, n, Ho, Wo].
+    """
+    return _away(guide, coarse, where).square().sum(dim=1, keepdim=True)
+
+
+def resize_distance2d_backward(
+    grad: Tensor, guide: Tensor, coarse: Tensor, where: Enlargement
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `resize_distance2d` with respect to both guides."""
+    pull = 2 * grad * _away(guide, coarse, where)
+    to_coarse = _to_neighbours(-pull, where, coarse)
+    return pull.sum(dim=(2, 3)).to(guide.dtype), to_coarse.to(coarse.dtype)
+
+
+def pacresize2d(input: Tensor, kernel: Tensor, where: Enlargement) -> Tensor:
+    """v'_i = sum_j K_ij v_j over the coarse neighbours: [B, C, h, w], [B, 1, n, n, Ho, Wo] -> [B, C, Ho, Wo]."""
+    wide = accumulate_dtype(input.dtype)
+    v_j = _neighbours(input.to(wide), where, kernel.shape[4], kernel.shape[5])
+    return (v_j * kernel.to(wide)).sum(dim=(2, 3)).to(input.dtype)
+
+
+def pacresize2d_backward(
+    grad: Tensor, input: Tensor, kernel: Tensor, where: Enlargement, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `pacresize2d` with respect to input and kernel; None where `needs` is False."""
+    wide = accumulate_dtype(input.dtype)
+    g_i = grad.to(wide)[:, :, None, None]
+    grad_input = grad_kernel = None
+    if needs[0]:
+        grad_input = _to_neighbours(g_i * kernel.to(wide), where, input).to(input.dtype)
+    if needs[1]:
+        v_j = _neighbours(input.to(wide), where, kernel.shape[4], kernel.shape[5])
+        grad_kernel = (g_i * v_j).sum(dim=1, keepdim=True).to(kernel.dtype)
+    return grad_input, grad_kernel
+
+
+def _away(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:
+    """f_i - g_j: [B, G, n, n, Ho, Wo]."""
+    wide = accumulate_dtype(guide.dtype)
+    g_j = _neighbours(coarse.to(wide), where, guide.shape[2], guide.shape[3])
+    return guide.to(wide)[:, :, None, None] - g_j
+
+
+def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> Tensor:
+    """What every fine pixel's coarse neighbours hold: [B, C, h, w] -> [B, C, n, n, Ho, Wo]."""
+    rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
+    return x[:, :, rows.T[:, None, :, None], columns.T[None, :, None, :]]
+
+
+def _to_neighbours(per_tap: Tensor, where: Enlargement, like: Tensor) -> Tensor:
+    """Add what each tap holds to the coarse pixel it came from, the transpose of `_neighbours`: -> [B, C, h, w]."""
+    height, width = like.shape[2:]
+    rows, columns = where.neighbours((height, width), (per_tap.shape[4], per_tap.shape[5]), like.device)
+    place = rows.T[:, None, :, None] * width + columns.T[None, :, None, :]  # [n, n, Ho, Wo]
+    flat = per_tap.new_zeros(*per_tap.shape[:2], height * width)
+    return flat.index_add(2, place.flatten(), per_tap.flatten(2)).view(*like.shape)

@@ -3,7 +3,8 @@
 Nothing here stores k*k copies of an activation, and any strides are read as they are. Every direction of every
 operator is a walk (`walk`): which pixel does a tap of this pixel read? A convolution slides, its input's gradient
 goes the same way back, a transposed convolution spreads, its input's gradient slides. So few kernels serve all:
-`gather` sums over taps and channels, `weight_gradient` over pixels, those of `distance` over channels alone.
+`gather` sums over taps and channels, `weight_gradient` over pixels, those of `distance` over channels alone. Only
+enlargement (`resize`) has kernels of its own: its neighbours are no regular walk.
 
 To `torch.compile` the operators are single opaque nodes: no graph break, but nothing is fused into them. What
 `torch.library.triton_op` does for an operator, decompose it into launches through `wrap_triton` that Inductor then
@@ -26,6 +27,12 @@ from pac_ops.triton_backend.distance import (
 )
 from pac_ops.triton_backend.launch import INTERPRETED
 from pac_ops.triton_backend.pool import pacpool2d, pacpool2d_backward
+from pac_ops.triton_backend.resize import (
+    pacresize2d,
+    pacresize2d_backward,
+    resize_distance2d,
+    resize_distance2d_backward,
+)
 
 __all__ = [
     "INTERPRETED",
@@ -37,6 +44,10 @@ __all__ = [
     "pacconv_transpose2d_backward",
     "pacpool2d",
     "pacpool2d_backward",
+    "pacresize2d",
+    "pacresize2d_backward",
+    "resize_distance2d",
+    "resize_distance2d_backward",
     "squared_distance2d",
     "squared_distance2d_backward",
 ]

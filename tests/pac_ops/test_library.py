@@ -37,6 +37,13 @@ def arguments(op, config, size, dtype):
     *window, groups = config
     sizes = [[3, 3], *window]
     turned = w.detach().transpose(0, 1).reshape(4, 2 // groups, 3, 3).contiguous().requires_grad_()
+    small = c.detach()[:, :, :2, :2].contiguous().requires_grad_()  # f made coarse
+    enlargements = [(None, False, 2), ([1.7, 1.7], True, 4)]
+    enlargements = enlargements[: 1 if dtype == torch.float64 else 2]  # of 16 neighbours, gradients take too long
+
+    def weights(where):
+        return torch.rand(size[0], 1, where[-1], where[-1], *size[1:], dtype=k.dtype, requires_grad=True)
+
     all_needs = [[True, True, True], [False, True, False], [True, False, True]]
     match op:
         case "squared_distance2d":
@@ -61,6 +68,15 @@ def arguments(op, config, size, dtype):
             return [(v, k, *window), (v, by_channel, *window)]
         case "pacpool2d_backward":
             return [(g[:, :2], v, k, *window, needs) for needs in ([True, True], [False, True], [True, False])]
+        case "resize_distance2d":
+            return [(f, small, *where) for where in enlargements]
+        case "resize_distance2d_backward":
+            return [(weights(where), f, small, *where) for where in enlargements]
+        case "pacresize2d":
+            return [(small, weights(where), *where) for where in enlargements]
+        case "pacresize2d_backward":
+            needs = ([True, True], [False, True], [True, False])
+            return [(f, small, weights(where), *where, which) for where in enlargements for which in needs]
     raise AssertionError(f"{op} is registered and has no example here")
 
 

@@ -1,0 +1,317 @@
+"""Guided enlargement: against F.interpolate, against its equation spelt out, and every backend against the oracle."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import TOLERANCE, assert_close, pairs
+from torch.autograd import gradcheck, gradgradcheck
+
+import pac_ops
+from pac_ops import PacResize2d, pacresize2d, resize_distance2d, resize_kernel2d
+
+# Arguments of F.interpolate for an input of 7 x 5: even, odd and non-integer factors, a single pixel's row.
+PLACES = [
+    {"size": (14, 10)},
+    {"size": (15, 11)},
+    {"size": (29, 13)},
+    {"size": (7, 5)},
+    {"size": (7, 40)},
+    {"scale_factor": 8},
+    {"scale_factor": 2.5},
+    {"scale_factor": 2.5, "recompute_scale_factor": True},
+    {"scale_factor": (3.3, 1.9)},
+]
+PLACES = [place | {"align_corners": align} for place in PLACES for align in (False, True)]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def make(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def spelt_out(v, f, place, scale, footprint):
+    """The equation, pixel by pixel, in Python numbers. v: [h, w], f: [G, H, W]."""
+    g = F.adaptive_avg_pool2d(f, v.shape)
+    out = torch.empty(f.shape[1:], dtype=torch.float64)
+    factors = place.get("scale_factor")
+    if place.get("recompute_scale_factor") or factors is None:
+        factors = None
+    elif isinstance(factors, (int, float)):
+        factors = (factors, factors)
+
+    def at(axis, pixel):
+        n, m = v.shape[axis], out.shape[axis]
+        if place["align_corners"]:
+            return pixel * (n - 1) / (m - 1) if m > 1 else 0.0
+        ratio = n / m if factors is None else 1 / factors[axis]
+        return min(max((pixel + 0.5) * ratio - 0.5, 0), n - 1)
+
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            total = weights = 0.0
+            for j in range(v.shape[0]):
+                for i in range(v.shape[1]):
+                    reach = footprint // 2
+                    w = max(0, 1 - abs(at(0, y) - j) / reach) * max(0, 1 - abs(at(1, x) - i) / reach)
+                    d = (f[:, y, x] - g[:, j, i]).square().sum().item()
+                    k = w * math.exp(-(scale**2) / 2 * d)
+                    total, weights = total + k * v[j, i].item(), weights + k
+            out[y, x] = total / weights
+    return out
+
+
+@pytest.mark.parametrize("footprint", [2, 4])
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_the_equation_spelt_out(place, footprint):
+    v = make(1, 1, 3, 4)
+    size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (6, 9)
+    place = place if "scale_factor" in place else place | {"size": (6, 9)}
+    f = make(1, 2, *size, seed=1)
+    expected = spelt_out(v[0, 0], f[0], place, 0.8, footprint)
+    torch.testing.assert_close(pacresize2d(v, f, **place, scale=0.8, footprint=footprint)[0, 0], expected)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), pairs(DTYPES))
+def test_without_a_difference_in_the_guide_it_is_interpolate(backend, dtype, place):
+    v = make(2, 3, 7, 5, dtype=dtype)
+    expected = F.interpolate(v.double(), mode="bilinear", **place)
+    f = make(2, 4, *expected.shape[2:], dtype=dtype)
+    constant = make(2, 4, 1, 1, dtype=dtype).expand_as(f)
+    with pac_ops.use_backend(backend):
+        for guide, scale in ((f, 0.0), (constant, 1.0)):
+            out = pacresize2d(v, guide, **place, scale=scale)
+            assert out.dtype == dtype
+            assert_close(out, expected, dtype, f"scale {scale}")
+
+
+def gradients(v, f, g, s, grad, place, footprint):
+    leaves = {"input": v, "guide": f, "coarse": g, "scale": s}
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+    out = pacresize2d(
+        leaves["input"],
+        leaves["guide"],
+        **place,
+        coarse_guide=leaves["coarse"],
+        scale=leaves["scale"],
+        footprint=footprint,
+    )
+    out.backward(grad)
+    return {"output": out.detach()} | {f"d{name}": x.grad for name, x in leaves.items()}
+
+
+def check(backend, dtype, place, footprint, batch, channels, guide_channels, coarse):
+    v = make(batch, channels, *coarse, dtype=dtype)
+    size = F.interpolate(v.double(), mode="bilinear", **place).shape[2:]
+    f, g = make(batch, guide_channels, *size, dtype=dtype, seed=1), make(batch, guide_channels, *coarse, dtype=dtype)
+    s, grad = torch.tensor(0.7, dtype=dtype), make(batch, channels, *size, dtype=dtype, seed=2)
+    with pac_ops.use_backend("reference"):
+        expected = gradients(*(x.double() for x in (v, f, g, s, grad)), place, footprint)
+    with pac_ops.use_backend(backend):
+        actual = gradients(v, f, g, s, grad, place, footprint)
+    for name, value in actual.items():
+        assert value.dtype == dtype
+        # The scale's gradient is one sum over all pixels, which may cancel.
+        floor = max(1, 0.01 * grad.numel()) if name == "dscale" else 1e-30
+        assert_close(value, expected[name], dtype, f"{backend} {name}", floor)
+
+
+@pytest.mark.parametrize("footprint", [2, 4])
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), pairs(TOLERANCE))
+def test_output_and_every_gradient(backend, dtype, place, footprint):
+    check(backend, dtype, place, footprint, 2, 3, 4, (7, 5))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_random_options(backend, dtype, data):
+    coarse = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 40)))
+    factor = st.floats(1, 6)
+    place = data.draw(
+        st.one_of(
+            st.builds(lambda a, b: {"size": (coarse[0] + a, coarse[1] + b)}, st.integers(0, 20), st.integers(0, 50)),
+            st.builds(lambda a, b: {"scale_factor": (a, b)}, factor, factor),
+        )
+    )
+    place |= {"align_corners": data.draw(st.booleans())}
+    sizes = [data.draw(st.integers(0 if n == 2 else 1, 3)) for n in range(3)]
+    check(backend, dtype, place, data.draw(st.sampled_from([2, 4])), *sizes, coarse)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
+def test_memory_that_was_never_written_is_never_read(backend, dtype):
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        for place in PLACES[::3]:
+            check(backend, dtype, place, 2, 2, 3, 4, (7, 5))
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
+def test_any_memory_layout(backend, dtype):
+    v, f = make(2, 3, 6, 5, dtype=dtype), make(2, 3, 13, 11, dtype=dtype)
+    expected = pacresize2d(v.double(), f.double())
+    layouts = (
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: torch.stack([x, x + 1], -1).flatten(-2)[..., ::2],
+        lambda x: x.mT.contiguous().mT,
+    )
+    with pac_ops.use_backend(backend):
+        for layout in layouts:
+            assert_close(pacresize2d(layout(v), layout(f)), expected, dtype, "layout")
+
+
+def test_gradients_of_two_orders_of_input_guides_and_scale():
+    v, f, g = (
+        make(*shape, seed=n).requires_grad_() for n, shape in enumerate([(1, 2, 2, 3), (1, 2, 4, 5), (1, 2, 2, 3)])
+    )
+    s = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+
+    def run(v, f, g, s):
+        return pacresize2d(v, f, coarse_guide=g, scale=s)
+
+    assert gradcheck(run, (v, f, g, s))
+    assert gradgradcheck(run, (v, f, g, s))
+    assert gradcheck(lambda v, f: pacresize2d(v, f, footprint=4), (v, f))
+    assert gradgradcheck(lambda v, f: pacresize2d(v, f, align_corners=True), (v, f))
+    assert gradcheck(run, (v, f, g, s), check_forward_ad=True, check_backward_ad=False)
+
+
+def test_a_far_guide_makes_neither_nan_nor_zero():
+    """Every K underflows; the nearest in the guide wins."""
+    v = torch.tensor([[[[1.0, 2.0]]]])
+    f = torch.tensor([[[[0.0, 1e3, 3e3, 1e4]]]]).requires_grad_()
+    g = torch.tensor([[[[-1e4, 5e3]]]])
+    out = pacresize2d(v, f, coarse_guide=g, scale=10.0)
+    torch.testing.assert_close(out.detach(), torch.tensor([[[[1.0, 2.0, 2.0, 2.0]]]]))
+    out.sum().backward()
+    assert f.grad.isfinite().all()
+
+
+def test_weights_sum_to_one_and_leave_out_what_has_none():
+    f = make(1, 2, 9, 9)
+    distance = resize_distance2d(f, F.adaptive_avg_pool2d(f, 3), align_corners=True)
+    weight = resize_kernel2d(distance, 3, align_corners=True, scale=0.3)
+    torch.testing.assert_close(weight.sum(dim=(2, 3)), torch.ones(1, 1, 9, 9, dtype=torch.float64))
+    # Fine pixel 4 lies on coarse pixel 1, fine pixel 0 and 8 on those at the ends.
+    assert torch.equal(weight[0, 0, :, :, 4, 4], torch.tensor([[1.0, 0], [0, 0]], dtype=torch.float64))
+    assert not weight[0, 0, 1, :, [0, 8]].any()
+
+
+def test_wide_footprint_reaches_a_pixel_further():
+    """A stripe one fine pixel wide: its own colour is in the coarse guide only further away."""
+    v = torch.tensor([[[[0.0, 0.0, 0.0, 1.0]]]])
+    g = torch.tensor([[[[0.0, 0.0, 0.0, 1.0]]]])
+    f = torch.zeros(1, 1, 1, 16)
+    f[..., 8] = 1
+    narrow, wide = (pacresize2d(v, f, coarse_guide=g, scale=10.0, footprint=n)[0, 0, 0, 8].item() for n in (2, 4))
+    assert narrow == pytest.approx(0)
+    assert wide == pytest.approx(1)
+
+
+# --- PyTorch's paths ----------------------------------------------------------------------------------------
+
+
+def example():
+    torch.manual_seed(0)
+    return PacResize2d(scale_factor=2, learn_scale=True), torch.randn(2, 3, 5, 4), torch.randn(2, 2, 10, 8)
+
+
+def test_compile_in_one_graph_with_gradients_and_dynamic_shapes():
+    layer, _, _ = example()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((2, 5, 4), (3, 7, 9)):
+        v = torch.randn(size[0], 3, *size[1:])
+        a, b = (torch.randn(size[0], 2, 2 * size[1], 2 * size[2], requires_grad=True) for _ in range(2))
+        b.data.copy_(a.data)
+        out, expected = compiled(v, a), layer(v, b)
+        torch.testing.assert_close(out, expected)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_export_with_dynamic_batch():
+    layer, v, f = example()
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(layer, (v, f), dynamic_shapes=({0: auto}, {0: auto}))
+    v, f = torch.randn(5, 3, 5, 4), torch.randn(5, 2, 10, 8)
+    torch.testing.assert_close(program.module()(v, f), layer(v, f))
+
+
+def test_vmap():
+    v, f = make(3, 2, 2, 4, 3), make(3, 2, 1, 9, 7)
+    expected = torch.stack([pacresize2d(a, b) for a, b in zip(v, f, strict=True)])
+    torch.testing.assert_close(torch.vmap(pacresize2d)(v, f), expected)
+    jacobian = torch.func.jacrev(lambda f: pacresize2d(v[0], f).sum(dim=(1, 2, 3)))(f[0])
+    assert jacobian.shape == (2, *f[0].shape)
+
+
+def test_autocast_and_copies():
+    layer, v, f = example()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(v, f).dtype == torch.float32  # as F.interpolate, which is not narrowed
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(v, f), layer(v, f))
+    assert set(layer.state_dict()) == {"log_scale"}
+    assert str(layer) == "PacResize2d(scale_factor=2, footprint=2, learn_scale=True)"
+    layer(v, f).sum().backward()
+    assert layer.log_scale.grad is not None
+    torch.testing.assert_close(PacResize2d(scale=1.0)(v, f), layer(v, f))
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"size": (10, 8), "scale_factor": 2}, ValueError, "give size or scale_factor, not both"),
+        ({"size": (10, 9)}, ValueError, r"guide must be .* \[2, G, 10, 9\], got \[2, 2, 10, 8\]"),
+        ({"scale_factor": 0.5}, ValueError, "scale_factor must be at least 1, got 0.5"),
+        ({"scale_factor": "2"}, TypeError, "scale_factor must be a number or a pair of numbers, got '2'"),
+        ({"recompute_scale_factor": True}, ValueError, "recompute_scale_factor must be False without"),
+        ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, got 3"),
+        ({"scale": torch.ones(2)}, ValueError, r"scale must be a number or a tensor of one element, got \[2\]"),
+        (
+            {"coarse_guide": torch.zeros(2, 2, 5, 5)},
+            ValueError,
+            r"coarse_guide must have the input's height and width",
+        ),
+        (
+            {"coarse_guide": torch.zeros(2, 1, 5, 4)},
+            ValueError,
+            r"coarse_guide must have the guide's batch and channels",
+        ),
+        ({"coarse_guide": torch.zeros(2, 2, 5, 4).half()}, TypeError, "coarse_guide must have the guide's dtype"),
+        ({"coarse_guide": 3}, TypeError, "coarse_guide must be a tensor, got int"),
+    ],
+    ids=str,
+)
+def test_refusals(options, error, message):
+    _, v, f = example()
+    with pytest.raises(error, match=message):
+        pacresize2d(v, f, **options)
+
+
+def test_refuses_to_make_smaller():
+    _, v, f = example()
+    with pytest.raises(ValueError, match=r"no smaller than the input, .* got 10 x 8 to 5 x 4; F.interpolate"):
+        pacresize2d(f, v)
+    with pytest.raises(ValueError, match="scale must be > 0 where learn_scale=True"):
+        PacResize2d(scale=0.0, learn_scale=True)
+    with pytest.raises(ValueError, match=r"distance must be \[B, 1, n, n, H, W\]"):
+        resize_kernel2d(torch.zeros(1, 1, 3, 3, 4, 4), 2)

@@ -1,0 +1,73 @@
+"""The Triton kernels of guided enlargement against the float64 oracle: see test_triton.py for how they are run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracle import assert_close
+
+from pac_ops import reference
+from pac_ops.enlarging import Enlargement
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+on_device = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="no GPU: the test under the interpreter runs this"
+)
+
+# Enlargement, coarse and fine size, batch, channels, guide channels.
+CALLS = [
+    (Enlargement(None, False, 2), (5, 7), (13, 11), 2, 5, 3),
+    (Enlargement((1.7, 1.7), False, 2), (4, 6), (6, 10), 1, 3, 1),
+    (Enlargement(None, True, 4), (3, 4), (9, 10), 2, 1, 2),
+    (Enlargement(None, False, 2), (4, 4), (4, 4), 1, 2, 2),
+    (Enlargement(None, False, 2), (1, 1), (3, 2), 1, 0, 2),
+    (Enlargement(None, False, 2), (2, 1), (3, 2), 0, 1, 2),
+]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+def test_under_the_interpreter(request):
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=request.config.rootpath
+    )
+    if "cannot run a loop" in done.stdout:
+        pytest.skip("this Triton's interpreter cannot run a loop with this numpy")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_outputs_and_gradients(call, dtype):
+    from pac_ops import triton_backend
+
+    where, coarse, fine, b, c, g = call
+    n = where.footprint
+
+    def make(*shape, dtype=dtype):
+        return torch.randn(shape).to(DEVICE, dtype)
+
+    v, k, grad = make(b, c, *coarse), make(b, 1, n, n, *fine, dtype=torch.float32), make(b, c, *fine)
+    guides = make(b, g, *fine), make(b, g, *coarse)
+    calls = {
+        "pacresize2d": (v, k, where),
+        "pacresize2d_backward": (grad, v, k, where, (True, True)),
+        "resize_distance2d": (*guides, where),
+        "resize_distance2d_backward": (k, *guides, where),
+    }
+    for name, arguments in calls.items():
+        exact = [x.cpu().double() if isinstance(x, torch.Tensor) else x for x in arguments]
+        expected, actual = (
+            (out,) if isinstance(out, torch.Tensor) else out
+            for out in (getattr(reference, name)(*exact), getattr(triton_backend, name)(*arguments))
+        )
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a.cpu(), e, a.dtype, name, floor=1e-3)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from hotswap.kernels import DEFAULT_KERNEL
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, observe
 from hotswap.plan import FX, HOOKS, Plan, Swap
+from hotswap.resizing import surgery as resizing
+from hotswap.resizing.choose import split
+from hotswap.resizing.plan import Resize
 
 PAPER_SCALE = 1e-4
 METHODS = (AUTO, FX, HOOKS)
@@ -34,6 +37,7 @@ def plan(
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
+    footprint: int = 2,
     after_activation: bool = True,
 ) -> Plan:
     """What `convert` with the same arguments would do: resolved, checked to the end, and nothing changed.
@@ -41,7 +45,9 @@ def plan(
     Args:
         model: any `nn.Module`; it is left as it is.
         targets: convolutions to swap: module paths, modules, `conv{stage}_{index}` aliases, globs, `re:` expressions,
-            or "auto": the last spatial convolution of each of the last three stages, as in the paper.
+            or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
+            guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
+            modules, their paths, or "resize": every enlargement by 2 or more. A list may mix them.
         guide: what steers them: a module, whose output does, by itself, its path or its alias; "input", the image
             (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
             count as one guide with all their channels; or a mapping from targets, named in any of these ways or by
@@ -60,6 +66,7 @@ def plan(
             checks the result; by default one image of the network's usual size. Values count only where the
             network's code looks at them: it is then run on numbers.
         resize: how the guide gets a target's input size: "bilinear", "area" or "nearest".
+        footprint: how many coarse pixels a guided enlargement weighs along each axis: 2, those of the original, or 4.
         after_activation: take the guide after the activation that follows its module through norms and
             residual sums, as the paper does; False takes the module's own output.
 
@@ -74,7 +81,7 @@ def plan(
         "resize": resize,
         "after_activation": after_activation,
     }
-    return _planned(model, targets, guide, guide_scale, method, example_inputs, swapping).plan
+    return _planned(model, targets, guide, guide_scale, method, example_inputs, swapping, footprint).plan
 
 
 def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False) -> Model:
@@ -88,7 +95,7 @@ def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inp
     """
     names = _names(model, example_inputs)
     _check_plain(model)
-    return _carried_out(model, _by_method(names, plan, plan.method, example_inputs), inplace)
+    return _carried_out(model, _prepared(names, plan, plan.method, example_inputs), inplace)
 
 
 def convert(
@@ -105,6 +112,7 @@ def convert(
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
+    footprint: int = 2,
     after_activation: bool = True,
     inplace: bool = False,
 ) -> Model:
@@ -129,6 +137,7 @@ def convert(
         method: see `plan`.
         example_inputs: see `plan`.
         resize: see `plan`.
+        footprint: see `plan`.
         after_activation: see `plan`.
         inplace: convert `model` itself instead of a deep copy.
 
@@ -148,7 +157,7 @@ def convert(
         "resize": resize,
         "after_activation": after_activation,
     }
-    prepared = _planned(model, targets, guide, scale, method, example_inputs, swapping)
+    prepared = _planned(model, targets, guide, scale, method, example_inputs, swapping, footprint)
     converted = _carried_out(model, prepared, inplace)
     if calibrate_on is not None:
         try:
@@ -189,39 +198,100 @@ def _planned(
     method: str,
     example_inputs: Inputs | None,
     swapping: Mapping[str, Any],
-) -> surgery.Prepared:
+    footprint: int,
+) -> "_Prepared":
     if not isinstance(model, nn.Module):
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     _check_plain(model)
     names = _names(model, example_inputs)
-    choice = choose(names, targets, guide)
     alias_of = names.alias_of
-    swaps = []
-    for path, scale in _scales(names, guide_scale, choice.guides).items():
-        conv = model.get_submodule(path)
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (choose made sure)
-        sources = choice.guides[path]
-        swaps.append(
-            Swap(
-                target=path,
-                guide=sources,
-                kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
-                in_channels=conv.in_channels,
-                out_channels=conv.out_channels,
-                guide_scale=scale,
-                target_alias=alias_of.get(path),
-                guide_alias=tuple(alias_of.get(source) for source in sources),
-                **swapping,
-            )
+    wanted = split(names, targets, guide, guide_scale, footprint, example_inputs)
+    resizes = tuple(
+        Resize(
+            target=chosen.site.path,
+            call=chosen.site.call,
+            mode=chosen.site.mode,
+            guide=chosen.guide,
+            guide_scale=chosen.guide_scale,
+            learn_scale=swapping["learn_scale"],
+            footprint=footprint,
+            after_activation=swapping["after_activation"],
+            target_alias=chosen.alias,
+            guide_alias=tuple(alias_of.get(source) for source in chosen.guide),
         )
-    notes = choice.notes
+        for chosen in wanted.enlargements
+    )
+    swaps, notes = [], wanted.notes
+    if wanted.targets or not resizes:
+        choice = choose(names, wanted.targets, wanted.guide)
+        notes += choice.notes
+        for path, scale in _scales(names, wanted.guide_scale, choice.guides).items():
+            conv = model.get_submodule(path)
+            assert isinstance(conv, nn.Conv2d)  # noqa: S101 (choose made sure)
+            sources = choice.guides[path]
+            swaps.append(
+                Swap(
+                    target=path,
+                    guide=sources,
+                    kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
+                    in_channels=conv.in_channels,
+                    out_channels=conv.out_channels,
+                    guide_scale=scale,
+                    target_alias=alias_of.get(path),
+                    guide_alias=tuple(alias_of.get(source) for source in sources),
+                    **swapping,
+                )
+            )
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
-    made = Plan(tuple(swaps), notes=notes)
-    prepared = _by_method(names, made, method, example_inputs)
-    return prepared.noted(prepared.note)
+    made = Plan(tuple(swaps), notes=notes, resizes=resizes)
+    prepared = _prepared(names, made, method, example_inputs)
+    return prepared.noted(*prepared.how)
+
+
+class _Prepared(NamedTuple):
+    """A plan made ready for one network: its enlargements, which come first, and its convolutions."""
+
+    enlarging: resizing.Graft | None
+    swapping: surgery.Prepared | None
+
+    @property
+    def plan(self) -> Plan:
+        """What it carries out."""
+        plan = Plan(()) if self.swapping is None else self.swapping.plan
+        if self.enlarging is None:
+            return plan
+        return replace(plan, notes=self.enlarging.notes + plan.notes, resizes=self.enlarging.resizes)
+
+    @property
+    def how(self) -> tuple[str, ...]:
+        """How each is carried out, for people."""
+        return tuple(part.note for part in self if part is not None)
+
+    def noted(self, *notes: str) -> "_Prepared":
+        """The same with more notes in its plan."""
+        enlarging, swapping = self
+        if swapping is not None:
+            return _Prepared(enlarging, swapping.noted(*notes))
+        assert enlarging is not None  # noqa: S101 (a plan has one or the other)
+        return _Prepared(replace(enlarging, notes=enlarging.notes + notes), None)
+
+
+def _prepared(names: Names, plan: Plan, method: str, example_inputs: Inputs | None) -> _Prepared:
+    """Check a plan to the end, and change nothing."""
+    if not plan.resizes:
+        return _Prepared(None, _by_method(names, plan, method, example_inputs))
+    enlarging = resizing.prepare(names.model, plan.resizes, names.observation)
+    twin = _twin(names.model)
+    resizing.install(twin, enlarging)
+    if plan.swaps:
+        guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
+        return _Prepared(enlarging, _by_method(guided, replace(plan, resizes=()), method, example_inputs))
+    if names.observation is not None:
+        _check_runs(twin, names.observation, example_inputs)
+    return _Prepared(replace(enlarging, notes=plan.notes, drift=plan.drift), None)
 
 
 def _by_method(names: Names, plan: Plan, method: str, example_inputs: Inputs | None) -> surgery.Prepared:
@@ -245,12 +315,17 @@ def _tried(names: Names, prepared: surgery.Prepared, example_inputs: Inputs | No
     if names.observation is None:
         return prepared
     try:
-        twin = _deep_copy(names.model, {id(x): x for x in (*names.model.parameters(), *names.model.buffers())})
+        twin = _twin(names.model)
     except HotswapError:  # which is said where it matters: it can still be converted in place
         return prepared.noted("not tried on a copy first: the network cannot be copied")
     surgery.install(twin, prepared)
     _check_runs(twin, names.observation, example_inputs)
     return prepared
+
+
+def _twin(model: Model) -> Model:
+    """A copy that shares all weights."""
+    return _deep_copy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -282,9 +357,12 @@ def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields:
         return Names(model, None, str(error))
 
 
-def _carried_out(model: Model, prepared: surgery.Prepared, inplace: bool) -> Model:
+def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
     converted = model if inplace else _deep_copy(model)
-    surgery.install(converted, prepared)
+    if prepared.enlarging is not None:
+        resizing.install(converted, prepared.enlarging)
+    if prepared.swapping is not None:
+        surgery.install(converted, prepared.swapping)
     return converted
 
 

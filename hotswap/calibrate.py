@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from hotswap import kernels, surgery
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedConv2d
-from hotswap.measure import Gap, as_batches, plain_copy, run, swapped_layers, visited
+from hotswap.measure import Gap, Swapped, as_batches, plain_copy, run, swapped_layers, visited
 from hotswap.observe import Inputs
+from hotswap.plan import Swap
 from hotswap.tables import render
 
 DEFAULT_DEVIATION = 0.3  # kept a network's score in the first pilots; larger shrinks responses too much
@@ -32,6 +33,7 @@ class TargetCalibration:
     deviation_before: float
     scale: float
     deviation: float
+    conserve: str | None  # of a convolution
     tap_means: tuple[float, ...] | None  # of K at each tap, row by row; None unless they are conserved
 
 
@@ -50,9 +52,7 @@ class Calibration:
 
     def __str__(self) -> str:
         """A table, one line a swapped layer, then the drift."""
-        rows = [
-            (t.path, t.scale_before, t.deviation_before, t.scale, t.deviation, self.conserve) for t in self.targets
-        ]
+        rows = [(t.path, t.scale_before, t.deviation_before, t.scale, t.deviation, t.conserve) for t in self.targets]
         columns = ("target", "scale before", "deviation before", "scale", "deviation (mean 1-K)", "conserve")
         return f"{render(columns, rows)}\ndrift (relative RMS change of the outputs): {self.drift:.3g}"
 
@@ -87,6 +87,7 @@ def calibrate(
     if conserve not in (None, *kernels.CONSERVE_MODES):
         raise HotswapError(f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {conserve!r}")
     layers = swapped_layers(model)
+    convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, SwappedConv2d)}
     data = list(as_batches(batches))
     before = {path: layer.swap for path, layer in layers.items()}
     plain, gap = plain_copy(model), Gap()
@@ -99,8 +100,9 @@ def calibrate(
                     layer.guide_scale = _scale_for(path, layer, last[path], deviation)
             means: dict[str, tuple[float, ...]] = {}
             if conserve == "mean":
-                means = {path: seen.tap_means(path) for path, seen in _measured(model, data).items()}
-            for path, layer in layers.items():
+                measured = _measured(model, data)
+                means = {path: measured[path].tap_means(path) for path in convolutions}
+            for path, layer in convolutions.items():
                 layer.reset(conserve=conserve, tap_means=means.get(path))
             gap = Gap()
             last = _measured(model, data, plain, gap)
@@ -112,16 +114,16 @@ def calibrate(
     results = []
     for path, layer in layers.items():
         old, new = before[path], layer.swap
+        conserved = (new.conserve, new.tap_means) if isinstance(new, Swap) else (None, None)
+        deviations = (first[path].deviation, last[path].deviation)
         results.append(
-            TargetCalibration(
-                path, old.guide_scale, first[path].deviation, new.guide_scale, last[path].deviation, new.tap_means
-            )
+            TargetCalibration(path, old.guide_scale, deviations[0], new.guide_scale, deviations[1], *conserved)
         )
     return Calibration(deviation, conserve, gap.relative, tuple(results))
 
 
 @contextmanager
-def _as_before_on_failure(layers: Iterable[SwappedConv2d]) -> Iterator[None]:
+def _as_before_on_failure(layers: Iterable[Swapped]) -> Iterator[None]:
     before = [
         (layer, layer.swap, None if layer.guide_log_scale is None else layer.guide_log_scale.detach().clone())
         for layer in layers
@@ -130,9 +132,8 @@ def _as_before_on_failure(layers: Iterable[SwappedConv2d]) -> Iterator[None]:
         yield
     except BaseException:
         for layer, swap, log_scale in before:
-            layer.reset(
-                **{name: getattr(swap, name) for name in ("guide_scale", "conserve", "tap_means", "deviation")}
-            )
+            names = ("guide_scale", "deviation", *(("conserve", "tap_means") if isinstance(swap, Swap) else ()))
+            layer.reset(**{name: getattr(swap, name) for name in names})
             if layer.guide_log_scale is not None and log_scale is not None:
                 layer.guide_log_scale.data.copy_(log_scale)  # to the bit, which its logarithm may not be
         raise
@@ -154,7 +155,7 @@ class _Seen:
         self.deviations: Tensor | float = 0.0  # ... and over all pixels, by tap: [kh, kw]
         self.counts: Tensor | float = 0
 
-    def add(self, layer: SwappedConv2d, distance: Tensor, counts: Tensor, generator: torch.Generator) -> None:
+    def add(self, layer: Swapped, distance: Tensor, counts: Tensor, generator: torch.Generator) -> None:
         batch = distance.shape[0]
         values = distance[:, 0][:, counts].flatten().double().cpu()
         self.distance += values.sum().item()
@@ -195,7 +196,7 @@ def _measured(
     seen = {path: _Seen() for path in swapped_layers(model)}
     generator = torch.Generator().manual_seed(0)  # the same taps in every pass
 
-    def visit(path: str, layer: SwappedConv2d, distance: Tensor, counts: Tensor) -> None:
+    def visit(path: str, layer: Swapped, distance: Tensor, counts: Tensor) -> None:
         seen[path].add(layer, distance, counts, generator)
 
     with visited(model, visit):
@@ -216,7 +217,7 @@ def _mean(samples: Sequence[_Sample], value: Callable[[Tensor], Tensor]) -> floa
     return total / max(1, sum(sample.taps for sample in samples))
 
 
-def _scale_for(path: str, layer: SwappedConv2d, seen: _Seen, wanted: float) -> float:
+def _scale_for(path: str, layer: Swapped, seen: _Seen, wanted: float) -> float:
     kernel = layer.swap.kernel
     function = kernels.parse(kernel)
 

@@ -1,4 +1,4 @@
-"""What a network has to offer: every convolution, and whether it can be swapped or guide."""
+"""What a network has to offer: every convolution and enlargement, and whether it can be swapped or guide."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +11,9 @@ from hotswap.errors import HotswapError
 from hotswap.layers import SwappedConv2d
 from hotswap.observe import Call, Inputs
 from hotswap.plan import Swap
+from hotswap.resizing.choose import is_automatic
+from hotswap.resizing.plan import named, why_not_guided
+from hotswap.resizing.sites import find
 from hotswap.status import status
 from hotswap.tables import render
 
@@ -39,19 +42,35 @@ class ConvInfo:
 
 
 @dataclass(frozen=True)
+class ResizeInfo:
+    """One place where a map changes its size."""
+
+    alias: str  # resize_{index}
+    path: str  # of the module, or of the one whose forward calls F.interpolate
+    call: int | None  # which of that forward's calls; None where the module itself is meant
+    mode: str
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
+    why_no_target: str | None  # None where it can be guided
+    automatic: bool  # whether the target "resize" takes it
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """Every 2-D convolution of a network, in the order in which it calls them."""
+    """Every 2-D convolution of a network, and every resizing, in the order in which it calls them."""
 
     convolutions: tuple[ConvInfo, ...]
+    resizes: tuple[ResizeInfo, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         convolutions = [asdict(c) | {"swap": c.swap and c.swap.to_dict()} for c in self.convolutions]
-        return {"convolutions": convolutions, "notes": list(self.notes)}
+        resizes = [asdict(resize) for resize in self.resizes]
+        return {"convolutions": convolutions, "resizes": resizes, "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        """A table, one line a convolution, and the notes."""
+        """A table, one line a convolution, one of the resizings, and the notes."""
         rows = [
             (
                 conv.alias,
@@ -71,7 +90,17 @@ class Inspection:
             *("alias", "path", "convolution", "output", "parameters", "M mult-adds", "sees", "auto"),
             *("can be a target", "can guide"),
         )
-        return "\n".join([render(columns, rows), *(f"note: {note}" for note in self.notes)])
+        tables = [render(columns, rows)]
+        if self.resizes:
+            enlargements = [
+                (
+                    *(r.alias, named(r.path, r.call), r.mode, f"{_by(r.input_size)} -> {_by(r.output_size)}"),
+                    *("target" if r.automatic else None, r.why_no_target or "yes"),
+                )
+                for r in self.resizes
+            ]
+            tables.append(render(("alias", "resizing", "mode", "size", '"resize"', "can be a target"), enlargements))
+        return "\n".join([*tables, *(f"note: {note}" for note in self.notes)])
 
 
 def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspection:
@@ -135,7 +164,27 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
         notes.append(f"{len(swap_of)} are swapped; hotswap.status tells more")
         if state.plan.drift is not None:
             notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
-    return Inspection(tuple(found), (*notes, *(f"warning: {text}" for text in state.warnings)))
+    notes += [f"warning: {text}" for text in state.warnings]
+    return Inspection(tuple(found), _resizes(names, example_inputs), tuple(notes))
+
+
+def _resizes(names: Names, example_inputs: Inputs | None) -> tuple[ResizeInfo, ...]:
+    if names.observation is None:
+        return ()
+    sites = find(names.model, example_inputs)
+    return tuple(
+        ResizeInfo(
+            alias=alias,
+            path=site.path,
+            call=site.call,
+            mode=site.mode,
+            input_size=site.input_size,
+            output_size=site.output_size,
+            why_no_target=site.why_not or why_not_guided(site.mode, footprint=2),
+            automatic=is_automatic(site, footprint=2),
+        )
+        for alias, site in sites.by_alias.items()
+    )
 
 
 def _why_no_target(names: Names, path: str) -> str | None:

@@ -12,12 +12,14 @@ from hotswap import surgery
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedConv2d, valid_taps
 from hotswap.observe import Inputs, as_arguments, mode
+from hotswap.resizing.layers import GuidedResize
 
-Visitor = Callable[[str, SwappedConv2d, Tensor, Tensor], None]
+Swapped = SwappedConv2d | GuidedResize
+Visitor = Callable[[str, Any, Tensor, Tensor], None]
 
 
-def swapped_layers(model: nn.Module) -> dict[str, SwappedConv2d]:
-    """Path -> layer, in the order of the plan.
+def swapped_layers(model: nn.Module) -> dict[str, Swapped]:
+    """Name -> layer, in the order of the plan: a module's path, and what a plan calls a call of F.interpolate.
 
     Raises:
         HotswapError: where nothing is swapped.
@@ -26,7 +28,8 @@ def swapped_layers(model: nn.Module) -> dict[str, SwappedConv2d]:
     if plan is None:
         raise HotswapError("nothing in this network is swapped; hotswap.convert it first")
     layers = {swap.target: model.get_submodule(swap.target) for swap in plan.swaps}
-    return {path: layer for path, layer in layers.items() if isinstance(layer, SwappedConv2d)}
+    layers |= {resize.name: model.get_submodule(resize.layer_path) for resize in plan.resizes}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, Swapped)}
 
 
 @contextmanager
@@ -34,11 +37,16 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
     """Call `visit(path, layer, distance, counts)` at every call of every swapped layer.
 
     `distance` is [B, 1, kh, kw, Ho, Wo]; `counts`, bool [kh, kw, Ho, Wo], is where a tap is off-centre and inside
-    the image: the taps whose K can differ from 1 and has an effect.
+    the image: the taps whose K can differ from 1 and has an effect. For an enlargement, taps are coarse neighbours,
+    and those count that have a weight.
     """
 
     def hook_for(path: str) -> Callable[..., None]:
-        def hook(layer: SwappedConv2d, arguments: tuple[Any, ...]) -> None:
+        def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
+            if isinstance(layer, GuidedResize):
+                if (measured := layer.measured(*arguments)) is not None:
+                    visit(path, layer, *measured)
+                return
             input, distance = arguments
             visit(path, layer, distance.detach(), _counting_taps(layer, input))
 

@@ -27,21 +27,26 @@ def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:
 
 def inside_paths(modules: Mapping[str, nn.Module], plan: Plan) -> set[str]:
     """Every path of every module that the plan names: one shared by two parents may be called by either."""
-    return {path for swap in plan.swaps for path in _all_paths(modules, swap.target, *_module_guides(swap))}
+    return {path for swap in plan.swaps for path in all_paths(modules, swap.target, *_module_guides(swap))}
 
 
 def called_root(
     modules: Mapping[str, nn.Module], plan: Plan, inside: Iterable[str], observation: Observation | None
 ) -> str:
-    """The deepest module around all of `inside` that is called, rather than being only a container."""
+    """The deepest module around all of `inside` that is called; the network itself where the image guides."""
     if any(INPUT in swap.guide for swap in plan.swaps):  # which is known in the network's own forward only
         return ""
+    return deepest_caller(modules, inside, observation)
+
+
+def deepest_caller(modules: Mapping[str, nn.Module], inside: Iterable[str], observation: Observation | None) -> str:
+    """The deepest module around all of `inside` that is called, rather than being only a container."""
     first, *others = (parents(path) for path in sorted(inside))
     for path in first:
         if not all(path in other for other in others):
             continue
         module = modules[path]
-        called = observation is None or any(observation.first(name) for name in _all_paths(modules, path))
+        called = observation is None or any(observation.first(name) for name in all_paths(modules, path))
         if path == "" or (called and type(module).forward is not nn.Module.forward):
             return path
     return ""
@@ -53,7 +58,7 @@ def parents(path: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
 
 
-def _all_paths(modules: Mapping[str, nn.Module], *paths: str) -> set[str]:
+def all_paths(modules: Mapping[str, nn.Module], *paths: str) -> set[str]:
     """Every path under which these modules are registered: one shared by two parents may be called by either."""
     wanted = {id(modules[path]) for path in paths}
     return {path for path, module in modules.items() if id(module) in wanted}

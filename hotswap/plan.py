@@ -1,13 +1,14 @@
 """What will be swapped: resolved, printable, serialisable. No side effects, no model needed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
+from hotswap.resizing.plan import Resize
 from hotswap.tables import render
 
 FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
@@ -98,6 +99,7 @@ class Plan:
     drift: float | None = None  # how far `calibrate` saw outputs move from the plain network's: relative RMS
     notes: tuple[str, ...] = ()  # what a person should know: what a pattern left out, what will be rewritten
     method: str = FX  # how it is carried out
+    resizes: tuple[Resize, ...] = ()  # enlargements that are guided, beside the convolutions
 
     def __post_init__(self) -> None:
         """Check what a file can get wrong."""
@@ -112,6 +114,7 @@ class Plan:
         """Plain JSON values; `from_dict` reads them back."""
         return {
             "swaps": [swap.to_dict() for swap in self.swaps],
+            "resizes": [resize.to_dict() for resize in self.resizes],
             "drift": self.drift,
             "notes": list(self.notes),
             "method": self.method,
@@ -126,12 +129,19 @@ class Plan:
         """
         swaps, notes = _member(data, "swaps", list, "the plan"), _member(data, "notes", list, "the plan")
         drift = _number(_member({"drift": None} | data, "drift", _OPTIONAL_NUMBER, "the plan"))
-        if not swaps:
+        resizes = _member({"resizes": []} | data, "resizes", list, "the plan")  # there were none before format 3
+        if not swaps and not resizes:
             raise HotswapError("the plan must name at least one swap, got none")
         if not all(isinstance(note, str) for note in notes):
             raise HotswapError(f"the plan's notes must be strings, got {notes!r}")
         method = _member(data, "method", str, "the plan") if "method" in data else FX  # it was not written at first
-        return cls(tuple(_swap(item, index) for index, item in enumerate(swaps)), drift, tuple(notes), method)
+        return cls(
+            tuple(_swap(item, index) for index, item in enumerate(swaps)),
+            drift,
+            tuple(notes),
+            method,
+            tuple(_resize(item, index) for index, item in enumerate(resizes)),
+        )
 
     def __str__(self) -> str:
         """A table, one line a swap, without columns that would be empty, then the drift and the notes."""
@@ -141,10 +151,8 @@ class Plan:
                 swap.target_alias,
                 swap.target,
                 f"{swap.kernel_size[0]}x{swap.kernel_size[1]}, {swap.in_channels} -> {swap.out_channels}",
-                " + ".join(
-                    path if alias in (None, path) else f"{alias} ({path})" for path, alias in swap.guide_names
-                ),
-                f"{swap.guide_scale:.4g}" + (" (learned)" if swap.learn_scale else ""),
+                _guide_text(swap.guide_names),
+                _scale_text(swap),
                 None if swap.kernel == kernels.DEFAULT_KERNEL else swap.kernel,
                 swap.conserve,
                 swap.deviation,
@@ -152,10 +160,40 @@ class Plan:
             )
             for swap in self.swaps
         ]
-        filled = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
-        table = render([columns[index] for index in filled], [[row[index] for index in filled] for row in rows])
+        tables = [_filled(columns, rows)] if rows else []
+        if self.resizes:
+            tables.append(_filled(_RESIZE_COLUMNS, [_resize_row(resize) for resize in self.resizes]))
         drift = [] if self.drift is None else [f"drift (relative RMS change of the outputs): {self.drift:.3g}"]
-        return "\n".join([table, *drift, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*tables, *drift, *(f"note: {note}" for note in self.notes)])
+
+
+_RESIZE_COLUMNS = ("alias", "enlargement", "mode", "footprint", "guide", "scale", "deviation")
+
+
+def _resize_row(resize: Resize) -> tuple[object, ...]:
+    return (
+        resize.target_alias,
+        resize.name,
+        resize.mode,
+        f"{resize.footprint}x{resize.footprint}",
+        _guide_text(resize.guide_names),
+        _scale_text(resize),
+        resize.deviation,
+    )
+
+
+def _filled(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table without columns that would be empty."""
+    filled = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
+    return render([columns[index] for index in filled], [[row[index] for index in filled] for row in rows])
+
+
+def _guide_text(names: Iterable[tuple[str, str | None]]) -> str:
+    return " + ".join(path if alias in (None, path) else f"{alias} ({path})" for path, alias in names)
+
+
+def _scale_text(swap: Swap | Resize) -> str:
+    return f"{swap.guide_scale:.4g}" + (" (learned)" if swap.learn_scale else "")
 
 
 def _plain(value: Any) -> Any:
@@ -209,6 +247,35 @@ def _swap(data: Any, index: int) -> Swap:
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
     return Swap(**values)
+
+
+_RESIZE_TYPES: dict[str, type | tuple[type, ...]] = {
+    "target": str,
+    "call": (int, type(None)),
+    "mode": str,
+    "guide": list,
+    "guide_scale": (int, float),
+    "learn_scale": bool,
+    "footprint": int,
+    "deviation": _OPTIONAL_NUMBER,
+    "after_activation": bool,
+    "target_alias": (str, type(None)),
+    "guide_alias": list,
+}
+
+
+def _resize(data: Any, index: int) -> Resize:
+    where = f"resize {index} of the plan"
+    values = {field.name: _member(data, field.name, _RESIZE_TYPES[field.name], where) for field in fields(Resize)}
+    if unknown := sorted(set(data) - set(values)):
+        raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
+    values["guide"] = _items(values["guide"], str, f"{where}: guide", "strings")
+    values["guide_alias"] = _items(
+        values["guide_alias"], (str, type(None)), f"{where}: guide_alias", "strings or null"
+    )
+    for name in ("guide_scale", "deviation"):
+        values[name] = _number(values[name])
+    return Resize(**values)
 
 
 def _number(value: Any) -> float | None:

@@ -22,8 +22,11 @@ class Status:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
-        swaps = () if self.plan is None else self.plan.swaps
-        return inert_warnings({swap.target: swap.deviation for swap in swaps if swap.deviation is not None})
+        found: dict[str, float | None] = {}
+        if self.plan is not None:
+            found = {swap.target: swap.deviation for swap in self.plan.swaps}
+            found |= {resize.name: resize.deviation for resize in self.plan.resizes}
+        return inert_warnings({name: deviation for name, deviation in found.items() if deviation is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

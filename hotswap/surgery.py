@@ -5,6 +5,7 @@
 generated subclass of it, whose one method is the graph's code.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from hotswap.naming import INPUT
 from hotswap.observe import Observation
 from hotswap.placing import called_root, check_swaps, inside_paths, parents
 from hotswap.plan import FX, HOOKS, Plan, Swap
+from hotswap.resizing import record as resized
+from hotswap.resizing.plan import Resize
 from hotswap.tracing import Traced, trace
 from pac_ops.layers import window_of
 
@@ -164,10 +167,15 @@ def remove(model: nn.Module) -> None:
             record.undo(module)
         if isinstance(module, layers.SwappedConv2d):
             layers.swap_out(module)
+    resized.remove(model)
 
 
 def current_plan(model: nn.Module) -> Plan | None:
     """The swaps a network carries now, with paths from this network and scales as they are; None if none."""
+    return resized.joined(_current_swaps(model), model)
+
+
+def _current_swaps(model: nn.Module) -> Plan | None:
     swaps: list[Swap] = []
     notes: list[str] = []
     drift: float | None = None
@@ -200,6 +208,7 @@ def record_drift(model: nn.Module, drift: float) -> None:
         record: Record | None = module.__dict__.get(_RECORD)
         if record is not None:
             module.__dict__[_RECORD] = record.planned(replace(record.plan, drift=drift))
+    resized.record_drift(model, drift)
 
 
 # --- checks -------------------------------------------------------------------------------------------
@@ -287,7 +296,9 @@ def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:
     return first
 
 
-def _guide_call(guides: Sequence[Node], source: str, target: Node, swap: Swap, position: dict[Node, int]) -> Node:
+def _guide_call(
+    guides: Sequence[Node], source: str, target: Node, swap: Swap | Resize, position: dict[Node, int]
+) -> Node:
     """The call of the guide that belongs to one call of a target: the last one it is computed from, if any is."""
     before = [node for node in guides if position[node] < position[target]]
     if not before:
@@ -306,7 +317,7 @@ def _guide_call(guides: Sequence[Node], source: str, target: Node, swap: Swap, p
     )
 
 
-def _too_late(source: str, swap: Swap) -> HotswapError:
+def _too_late(source: str, swap: Swap | Resize) -> HotswapError:
     return HotswapError(
         f"guide {source!r} is computed after target {swap.target!r} or from it; name a module that runs earlier"
     )
@@ -344,6 +355,7 @@ def _as_method(root: nn.Module, traced: Traced) -> Callable[..., Any]:
         return evaluation
     opened = traced.opened
 
+    @functools.wraps(evaluation)  # with its signature, so that the method can be traced in its turn
     def by_mode(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         mixed = [path for path in opened if self.get_submodule(path).training is not self.training]
         if mixed:
@@ -353,7 +365,6 @@ def _as_method(root: nn.Module, traced: Traced) -> Callable[..., Any]:
             )
         return (training if self.training else evaluation)(self, *args, **kwargs)
 
-    by_mode.__name__ = traced.method
     return by_mode
 
 

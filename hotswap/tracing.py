@@ -88,21 +88,26 @@ class PathTracer(torch.fx.Tracer):
         return (lambda *args: root_fn(*args, **keywords)), positional
 
 
-def trace(root: nn.Module, opened: Collection[str], inside: Collection[str], *, from_input: bool = False) -> Traced:
+def trace(
+    root: nn.Module, opened: Collection[str], inside: Collection[str] | None, *, from_input: bool = False
+) -> Traced:
     """Trace the method of `root` that holds every call of the modules in `inside`, in both modes.
 
     Args:
         root: the module to trace. Neither it nor its modes are changed.
         opened: paths, relative to root, of the modules to trace through.
-        inside: paths, relative to root, of the modules the edit needs to see called.
+        inside: paths, relative to root, of the modules the edit needs to see called; None for `forward`, whatever
+            it calls.
         from_input: whether the edit needs root's own input too: the first argument of the method is then the very
             one that `forward` was called with.
 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
     """
-    with _new_attributes(root):  # of a first pass that only looks
-        method = _method_to_rewrite(root, opened, inside, from_input=from_input)
+    method = "forward"
+    if inside is not None:
+        with _new_attributes(root):  # of a first pass that only looks
+            method = _method_to_rewrite(root, opened, inside, from_input=from_input)
     with _new_attributes(root) as constants:
         with mode(root, training=True):
             training = _trace(root, opened, method)

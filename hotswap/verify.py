@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hotswap.kernels import INERT_DEVIATION, inert_warnings
-from hotswap.layers import SwappedConv2d
-from hotswap.measure import Gap, as_batches, plain_copy, run, swapped_layers, visited
+from hotswap.measure import Gap, Swapped, as_batches, plain_copy, run, swapped_layers, visited
 from hotswap.observe import Inputs
 from hotswap.tables import render
 
@@ -66,7 +65,7 @@ def verify(model: nn.Module, batches: Iterable[Inputs] | Tensor) -> Verification
     layers = swapped_layers(model)
     seen = {path: _Deviation() for path in layers}
 
-    def visit(path: str, layer: SwappedConv2d, distance: Tensor, counts: Tensor) -> None:
+    def visit(path: str, layer: Swapped, distance: Tensor, counts: Tensor) -> None:
         seen[path].add(layer.deviation(distance), counts)
 
     with visited(model, visit):

@@ -22,8 +22,9 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
         "targets",
         multiple=True,
         metavar="NAME",
-        help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:. "
-        "Repeat for more. Default: auto, the last of each of the last three stages.",
+        help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:; "
+        "or an enlargement to guide: an alias such as resize_2, or resize, all by 2 or more. "
+        "Repeat for more. Default: auto, the last convolution of each of the last three stages.",
     ),
     click.option(
         "--guide",
@@ -42,6 +43,9 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
     options.conserve,
     click.option("--learn-scale", is_flag=True, default=None, help="Make each target's scale a trained parameter."),
     click.option("--resize", metavar="MODE", help="How the guide gets a target's size: bilinear, area or nearest."),
+    click.option(
+        "--footprint", type=int, help="Coarse pixels an enlargement weighs along each axis: 2 (default), 4."
+    ),
     click.option(
         "--method",
         metavar="NAME",

@@ -1,0 +1,96 @@
+"""One enlargement to be guided: resolved, printable, serialisable."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from hotswap.errors import HotswapError
+from pac_ops.enlarging import FOOTPRINTS
+
+TRANSPOSED = "transposed"  # a transposed convolution whose weights are a bilinear interpolation's
+NEAREST = ("nearest", "nearest-exact")
+MODES = ("bilinear", *NEAREST, TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """One enlargement to be guided."""
+
+    kernel: ClassVar[str] = "gaussian"
+    target: str  # path of the module, or of the one whose forward calls `F.interpolate`
+    call: int | None  # which of the `F.interpolate` calls of that forward, from 0; None where the module is meant
+    mode: str  # checked against the network at hand
+    guide: tuple[str, ...]  # what steers it: module paths, whose outputs do, and "input"; they count as one
+    guide_scale: float = 1e-4
+    learn_scale: bool = False
+    footprint: int = 2
+    deviation: float | None = None  # the mean of 1 - K as measured by `calibrate`; None where it was not
+    after_activation: bool = True  # take the guide after the activation that follows its module
+    target_alias: str | None = None  # resize_{index}, for people
+    guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
+
+    def __post_init__(self) -> None:
+        """Check the values a user or a file can get wrong."""
+        if not self.guide:
+            raise HotswapError(f"the guide of target {self.name!r} must have at least one source, got none")
+        if len(self.guide_alias) not in (0, len(self.guide)):
+            raise HotswapError(
+                f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
+                f"got {list(self.guide_alias)}"
+            )
+        if self.call is not None and self.call < 0:
+            raise HotswapError(f"call must be null or a number >= 0, got {self.call}")
+        if self.mode not in MODES:
+            raise HotswapError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.footprint not in FOOTPRINTS:
+            raise HotswapError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {self.footprint!r}")
+        if reason := why_not_guided(self.mode, self.footprint):
+            raise HotswapError(f"target {self.name!r} cannot be swapped: {reason}")
+        if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
+            raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
+        if self.learn_scale and self.guide_scale == 0:
+            raise HotswapError(
+                "guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+
+    @property
+    def name(self) -> str:
+        """The target in a few words."""
+        return named(self.target, self.call)
+
+    @property
+    def layer_path(self) -> str:
+        """Where in the converted network the layer is that does it."""
+        if self.call is None:
+            return self.target
+        own = f"_hotswap_resize_{self.call}"
+        return f"{self.target}.{own}" if self.target else own
+
+    @property
+    def guide_names(self) -> tuple[tuple[str, str | None], ...]:
+        """Path (or "input") and alias of each source of the guide."""
+        return tuple(zip(self.guide, self.guide_alias or (None,) * len(self.guide), strict=True))
+
+    @property
+    def guide_name(self) -> str:
+        """The guide in a few words: aliases where there are any, else paths."""
+        return " + ".join(alias or path for path, alias in self.guide_names)
+
+
+def named(path: str, call: int | None) -> str:
+    """A target in a few words: the module's path, or the call of `F.interpolate` in a module's forward."""
+    return path if call is None else f"F.interpolate {call} in {path or 'the network'}"
+
+
+def why_not_guided(mode: str, footprint: int) -> str | None:
+    """None if an enlargement of this mode has something to steer under this footprint, else why it has not."""
+    if mode in NEAREST and footprint == 2:
+        return (
+            f"mode {mode!r} reads one coarse pixel, so there is nothing to weigh; footprint=4 weighs 4 x 4 "
+            "(smoother than the original, also where K = 1)"
+        )
+    return None

@@ -1,0 +1,159 @@
+"""Where a network enlarges its maps: found in one run on fake tensors."""
+
+import inspect
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from types import FrameType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hotswap.observe import Inputs, observe
+from hotswap.resizing.layers import mode_of, why_not_enlarged
+from hotswap.resizing.plan import named
+from pac_ops.geometry import Pair
+
+ALIAS = "resize"
+_SIGNATURE = inspect.signature(F.interpolate)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a map changes its size, at its first call."""
+
+    path: str  # of the module, or of the one whose forward calls F.interpolate
+    call: int | None  # which of that forward's calls; None where the module itself is meant
+    mode: str
+    input_size: Pair
+    output_size: Pair
+    why_not: str | None  # None where it can be guided
+
+    @property
+    def name(self) -> str:
+        """The site in a few words."""
+        return named(self.path, self.call)
+
+    @property
+    def doubles(self) -> bool:
+        """Whether it enlarges by 2 or more along both axes; an odd size was rounded up when it was halved."""
+        return all(fine >= 2 * coarse - 1 for fine, coarse in zip(self.output_size, self.input_size, strict=True))
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All sites of a network, in the order of their first call; and the sizes of its image and modules' outputs."""
+
+    found: tuple[Site, ...]
+    image_size: Pair | None  # of the network's first argument; None where it is no image
+    sizes: Mapping[str, Pair]  # by path, of modules that give a map
+
+    @cached_property
+    def by_alias(self) -> dict[str, Site]:
+        """`resize_{index}`, counted from 1, -> site."""
+        return {f"{ALIAS}_{index}": site for index, site in enumerate(self.found, start=1)}
+
+    @cached_property
+    def alias_of(self) -> dict[Site, str]:
+        """Site -> alias."""
+        return {site: alias for alias, site in self.by_alias.items()}
+
+
+def find(model: nn.Module, example_inputs: Inputs | None) -> Sites:
+    """Run a network on fake tensors, and note each `F.interpolate`, `nn.Upsample` and bilinear `nn.ConvTranspose2d`.
+
+    Raises:
+        HotswapError: where it cannot be run on fake tensors.
+    """
+    watch = _Watch(model)
+    with watch.hooked(), watch:
+        observe(model, example_inputs)
+    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes)
+
+
+class _Watch(TorchFunctionMode):
+    """Knows which module's forward runs, and which of its calls of F.interpolate this is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: dict[tuple[str, int | None], Site] = {}
+        self.image_size: Pair | None = None
+        self.sizes: dict[str, Pair] = {}
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._modes = {module: mode_of(module) for module in self._paths}  # reads weights, so not during the run
+        self._running: list[tuple[nn.Module, list[None]]] = []  # forwards, and a None for each call they made so far
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Follow the modules' calls."""
+        handles = []
+        for module in self._paths:
+            handles.append(module.register_forward_pre_hook(self._begun))
+            handles.append(module.register_forward_hook(self._ended))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begun(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self._paths[module] == "":
+            self.image_size = _size(inputs[0] if inputs else None)
+        self._running.append((module, []))
+
+    def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._running.pop()
+        path, fine = self._paths[module], _size(output)
+        if fine is not None:
+            self.sizes.setdefault(path, fine)
+        if (mode := self._modes[module]) is not None:
+            self._note(path, None, mode, _size(inputs[0] if inputs else None), fine, why_not_enlarged(mode, module))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note calls of F.interpolate, but for those of modules that are sites themselves."""
+        result = func(*args, **(kwargs or {}))
+        if func is F.interpolate and self._running:
+            module, calls = self._running[-1]
+            if self._modes[module] is None:
+                given = bound(args, kwargs or {})
+                mode, size = given["mode"], _size(given["input"])
+                why_not = why_not_enlarged(mode, antialias=given["antialias"])
+                self._note(self._paths[module], len(calls), str(mode), size, _size(result), why_not)
+                calls.append(None)
+        return result
+
+    def _note(
+        self, path: str, call: int | None, mode: str, coarse: Pair | None, fine: Pair | None, why_not: str | None
+    ) -> None:
+        if coarse is None or fine is None:
+            return
+        if why_not is None and (fine[0] < coarse[0] or fine[1] < coarse[1] or fine == coarse):
+            why_not = f"it does not enlarge ({coarse[0]} x {coarse[1]} to {fine[0]} x {fine[1]})"
+        if why_not is None and math.prod(coarse) == 1:
+            why_not = "its input is a single pixel, so there is nothing to weigh"
+        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not))
+
+
+def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of F.interpolate by name, defaults included."""
+    given = _SIGNATURE.bind(*args, **kwargs)
+    given.apply_defaults()
+    return given.arguments
+
+
+def calling_line(frame: FrameType | None = None) -> tuple[str, int]:
+    """File and line of the call of F.interpolate that is going on."""
+    frame = frame or sys._getframe(1)
+    while frame.f_back is not None and frame.f_code is not F.interpolate.__code__:
+        frame = frame.f_back
+    caller = frame.f_back or frame
+    return caller.f_code.co_filename, caller.f_lineno
+
+
+def _size(x: Any) -> Pair | None:
+    return (int(x.shape[2]), int(x.shape[3])) if isinstance(x, Tensor) and x.dim() == 4 else None

@@ -1,0 +1,252 @@
+"""Carries guided enlargements out on a graph, as `hotswap.surgery` does swaps of convolutions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Node, Proxy
+from torch.overrides import TorchFunctionMode
+
+from hotswap import surgery
+from hotswap.effects import after_activation
+from hotswap.errors import HotswapError
+from hotswap.naming import INPUT, closest
+from hotswap.observe import Observation
+from hotswap.placing import all_paths, deepest_caller, parents
+from hotswap.resizing import layers
+from hotswap.resizing.layers import mode_of, why_not_enlarged
+from hotswap.resizing.plan import Resize
+from hotswap.resizing.record import RECORD, Record
+from hotswap.resizing.sites import bound, calling_line
+from hotswap.tracing import Traced, trace
+
+_LINE = "hotswap_line"  # in a node's meta: the line of code that called F.interpolate
+_Site = tuple[str, int]  # path of the module whose forward makes the call, and which of its calls it is
+
+
+@dataclass(frozen=True)
+class Graft:
+    """Guided enlargements made ready for one network: all that is left is to install them."""
+
+    resizes: tuple[Resize, ...]
+    root_path: str  # of the module that is rewritten
+    traced: Traced
+    notes: tuple[str, ...] = ()
+    drift: float | None = None  # as the plan has it
+
+    @property
+    def note(self) -> str:
+        """How, for people."""
+        where = f" of {self.root_path!r}" if self.root_path else ""
+        return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where} for the enlargements"
+
+
+def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observation | None) -> Graft:
+    """Trace, check and edit graphs, changing nothing in the network.
+
+    Args:
+        model: the network.
+        resizes: what to guide.
+        observation: one run of the network, if it could be run.
+
+    Raises:
+        HotswapError: where it cannot be done on this network, with the reason.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for resize in resizes:
+        _check_against(modules, resize)
+    sources = {source for resize in resizes for source in resize.guide if source != INPUT}
+    targets = {resize.target for resize in resizes}
+    inside = all_paths(modules, *sources, *targets)
+    from_input = any(INPUT in resize.guide for resize in resizes)  # known in the network's own forward only
+    root_path = "" if from_input or "" in targets else deepest_caller(modules, inside, observation)
+    root = modules[root_path]
+    prefix = f"{root_path}." if root_path else ""
+    surgery._check_root(root_path, root)
+    # The modules whose forward makes a call are opened too.
+    callers = all_paths(modules, *(resize.target for resize in resizes if resize.call is not None))
+    below = {path.removeprefix(prefix) for path in inside if path != root_path}
+    opened = {parent for path in below for parent in parents(path) if parent}
+    opened |= {path.removeprefix(prefix) for path in callers if path != root_path}
+    for path in sorted(opened):
+        surgery._check_openable(prefix + path, root.get_submodule(path))
+    with _LineMarker():
+        traced = trace(root, opened, None)
+    lines = _sites_by_line(traced.evaluation)
+    for graph in (traced.training, traced.evaluation):
+        _edit(graph, root, prefix, resizes, modules, lines)
+    return Graft(tuple(resizes), root_path, traced)
+
+
+def install(model: nn.Module, graft: Graft) -> None:
+    """Carry a prepared graft out, in place, on the network it was prepared for (or a deep copy of it)."""
+    for resize in graft.resizes:
+        layers.swap_in(model, resize)
+    root, traced = model.get_submodule(graft.root_path), graft.traced
+    plain: Any = type(root)
+    root.__dict__.update(traced.constants)
+    constants = tuple(traced.constants)
+    root.__dict__[RECORD] = Record(graft.resizes, graft.notes, graft.root_path, plain, constants, graft.drift)
+    namespace = {
+        traced.method: surgery._as_method(root, traced),
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+    }
+    root.__class__ = type(plain)(plain.__name__, (plain,), namespace)  # type(plain): its metaclass
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _check_against(modules: Mapping[str, nn.Module], resize: Resize) -> None:
+    for role, path in (("target", resize.target), *(("guide", path) for path in resize.guide if path != INPUT)):
+        if path not in modules:
+            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
+    module = modules[resize.target]
+    if resize.call is None:
+        if reason := why_not_enlarged(mode_of(module), module):
+            raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")
+        _check_mode(resize, mode_of(module))
+    for guide in resize.guide:
+        if resize.target.startswith(f"{guide}.") or guide in ("", resize.target):
+            raise HotswapError(
+                f"guide {guide!r} contains target {resize.name!r}, so it is not known before it; "
+                f'name a module that runs earlier, or "{INPUT}"'
+            )
+
+
+def _check_mode(resize: Resize, mode: Any) -> None:
+    if mode != resize.mode:
+        raise HotswapError(
+            f"target {resize.name!r} must be, by the plan, of mode {resize.mode!r}, got {mode!r}; "
+            "the plan was made for another network"
+        )
+
+
+# --- which node is which call --------------------------------------------------------------------------------
+
+
+class _LineMarker(TorchFunctionMode):
+    """Notes in each node of F.interpolate which line of code called it.
+
+    The code of a module can make more calls in training than in evaluation; the line tells which is which.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.interpolate and isinstance(result, Proxy):
+            result.node.meta[_LINE] = calling_line()
+        return result
+
+
+def _calls(graph: torch.fx.Graph) -> Iterator[tuple[str, list[Node]]]:
+    """For each call of each module: the module's path, and the nodes of F.interpolate that its own code made."""
+    found: dict[str, tuple[str, list[Node]]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is F.interpolate:
+            stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+            which_call, (path, _) = list(stack.items())[-1]
+            found.setdefault(which_call, (path, []))[1].append(node)
+    yield from found.values()
+
+
+def _with_lines(nodes: Sequence[Node]) -> Iterator[tuple[tuple[Any, int], Node]]:
+    """Each node with its line and which of that line's calls it is."""
+    seen: dict[Any, int] = {}
+    for node in nodes:
+        line = node.meta.get(_LINE)
+        yield (line, seen.setdefault(line, 0)), node
+        seen[line] += 1
+
+
+def _sites_by_line(evaluation: torch.fx.Graph) -> dict[tuple[str, Any, int], int]:
+    """By module, line and which of the line's calls: which of the forward's calls it is in evaluation mode."""
+    return {
+        (path, *key): index for path, nodes in _calls(evaluation) for index, (key, _) in enumerate(_with_lines(nodes))
+    }
+
+
+def _nodes_by_site(graph: torch.fx.Graph, lines: Mapping[tuple[str, Any, int], int]) -> dict[_Site, list[Node]]:
+    """The nodes of each site: one for each call of its module."""
+    found: dict[_Site, list[Node]] = {}
+    for path, nodes in _calls(graph):
+        for key, node in _with_lines(nodes):
+            index = lines.get((path, *key))
+            if index is not None:
+                found.setdefault((path, index), []).append(node)
+    return found
+
+
+# --- the edit -------------------------------------------------------------------------------------------------
+
+
+def _edit(
+    graph: torch.fx.Graph,
+    root: nn.Module,
+    prefix: str,
+    resizes: Sequence[Resize],
+    modules: Mapping[str, nn.Module],
+    lines: Mapping[tuple[str, Any, int], int],
+) -> None:
+    """Give every call of every target its guides, in place."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    calls: dict[int, list[Node]] = {}  # id of module -> its call nodes, in order
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(id(root.get_submodule(str(node.target))), []).append(node)
+    functional = _nodes_by_site(graph, lines)
+    work: list[tuple[Node, tuple[Node, ...], Resize]] = []
+    for resize in resizes:
+        if resize.call is None:
+            nodes = calls.get(id(modules[resize.target]), [])
+        else:
+            paths = all_paths(modules, resize.target)
+            nodes = [n for path in paths for n in functional.get((path.removeprefix(prefix), resize.call), [])]
+            for node in nodes:
+                _check_mode(resize, bound(node.args, node.kwargs)["mode"])
+        if not nodes:
+            raise HotswapError(f"target {resize.name!r} is never called by {type(root).__name__}; name one that is")
+        for node in nodes:
+            taps = tuple(_tap(graph, root, calls, modules, source, node, resize, position) for source in resize.guide)
+            work.append((node, taps, resize))
+    work.sort(key=lambda item: position[item[0]])
+    read: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later
+    for _, taps, resize in work:
+        for tap, source in zip(taps, resize.guide, strict=True):
+            if tap not in read:
+                read[tap] = surgery._unchanging(graph, tap, root, source)
+    for node, taps, resize in work:
+        guides = tuple(read[tap] for tap in taps)
+        if resize.call is None:
+            node.args, node.kwargs = (node.args[0] if node.args else node.kwargs["input"], guides), {}
+            continue
+        input, *further = bound(node.args, node.kwargs).values()
+        with graph.inserting_before(node):
+            guided = graph.call_module(resize.layer_path.removeprefix(prefix), (input, guides, *further))
+        node.replace_all_uses_with(guided)
+        graph.erase_node(node)
+    graph.lint()
+
+
+def _tap(
+    graph: torch.fx.Graph,
+    root: nn.Module,
+    calls: Mapping[int, list[Node]],
+    modules: Mapping[str, nn.Module],
+    source: str,
+    target: Node,
+    resize: Resize,
+    position: dict[Node, int],
+) -> Node:
+    """The activation that is a guide for one call of a target."""
+    if source == INPUT:
+        return surgery._image(graph, root)
+    call = surgery._guide_call(calls.get(id(modules[source]), []), source, target, resize, position)
+    tap = after_activation(call, root) if resize.after_activation else call
+    if position[tap] > position[target]:
+        raise surgery._too_late(source, resize)
+    return tap

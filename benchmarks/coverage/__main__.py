@@ -1,0 +1,78 @@
+"""`python -m benchmarks.coverage`: convert every network there is, and keep a row for each."""
+
+import fnmatch
+import itertools
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.coverage import tables
+from benchmarks.coverage.networks import Network, all_networks
+from benchmarks.coverage.sweep import NONE, OK, PLAIN, append, commit, read, sweep
+
+RESULTS = Path(__file__).parents[1] / "results" / "coverage.csv"
+
+
+@click.command()
+@click.option("--only", multiple=True, metavar="GLOB", help="Such as 'timm:resnet*'. May be given again.")
+@click.option("--shard", default="1/1", metavar="I/N", help="Every N-th network, from the I-th.")
+@click.option("--limit", default=0, help="Stop after so many networks; 0: no limit.")
+@click.option("--minutes", default=0.0, help="Start no further network after so long; 0: no limit.")
+@click.option("--redo", is_flag=True, help="Also networks that have a row of this commit.")
+@click.option("--missing", is_flag=True, help="Only networks without any row that is ok or does not count.")
+@click.option("--jobs", default=1, type=click.IntRange(1), help="Networks at a time.")
+@click.option("--seconds", default=180.0, help="For one network.")
+@click.option("--gigabytes", default=10.0, help="Of memory, for one network.")
+@click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="CSV to append to.")
+@click.option("--table", type=click.Path(path_type=Path), help="Only write this page from the rows there are.")
+def main(
+    only: tuple[str, ...],
+    shard: str,
+    limit: int,
+    minutes: float,
+    redo: bool,
+    missing: bool,
+    jobs: int,
+    seconds: float,
+    gigabytes: float,
+    output: Path,
+    table: Path | None,
+) -> None:
+    """Convert, run, differentiate and revert every network of timm, torchvision, smp and transformers."""
+    console = Console(width=150)
+    if table is not None:
+        table.write_text(tables.page(read(output)))
+        console.print(f"{table} written")
+        return
+    rows = read(output)
+    first, count = (int(part) for part in shard.split("/"))
+    chosen = [n for n in all_networks() if not only or any(fnmatch.fnmatch(n.id, glob) for glob in only)]
+    chosen = chosen[first - 1 :: count]
+    chosen = [n for n in chosen if redo or _is_due(n, rows, missing=missing)][: limit or None]
+    deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[now]}"), console=console) as progress:
+        task = progress.add_task("networks", total=len(chosen), now="")
+        due = itertools.takewhile(lambda _: time.monotonic() < deadline, chosen)
+        for row in sweep(due, jobs=jobs, seconds=seconds, gigabytes=gigabytes):
+            append(row, output)
+            progress.update(task, advance=1, now=row.id)
+            if row.outcome not in (OK, NONE):
+                progress.console.print(f"{row.id}: {row.outcome}: {row.reason}", markup=False, highlight=False)
+    console.print(tables.totals(read(output)))
+
+
+def _is_due(network: Network, rows: dict[str, dict[str, str]], *, missing: bool) -> bool:
+    row = rows.get(network.id)
+    if row is None:
+        return True
+    if missing:
+        return row["outcome"] not in (OK, NONE, PLAIN)
+    return row["commit"] != commit()
+
+
+if __name__ == "__main__":
+    main()

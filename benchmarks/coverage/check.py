@@ -1,0 +1,343 @@
+"""Converts one network and holds it to every promise of DESIGN.md section 4."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hotswap
+from benchmarks.coverage.networks import Inputs, Network
+from hotswap.api import PAPER_SCALE
+from hotswap.layers import SwappedConv2d
+
+LEAST_CONVOLUTIONS = 2  # a target and something to guide it
+ROUNDING = 1e-4  # relative, float32: what a deep network makes of another order of summation ...
+ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
+PAPER_DIFFERENCE = 1e-3
+DEVIATION = 0.3  # mean of 1 - K at which gradients are looked at
+_COPIED_UP_TO = 200_000_000  # parameters; larger networks are converted in place, for memory's sake
+
+
+class PlainError(Exception):
+    """The network itself does not run."""
+
+
+class NotApplicable(Exception):  # noqa: N818 (no error: there is nothing to do)
+    """Fewer convolutions than a swap needs."""
+
+
+class BrokenPromise(Exception):  # noqa: N818 (what a check found)
+    """The swapped network does something it must not."""
+
+
+@dataclass
+class Report:
+    """What is known of one network, filled in as its checks go on."""
+
+    parameters: int = 0
+    convolutions: int = 0  # spatial, of odd window, that the forward calls
+    size: int = 0  # side length of its input
+    choice: str = ""  # "auto", or "first-last"
+    targets: tuple[str, ...] = ()
+    guides: tuple[str, ...] = ()
+    method: str = ""
+    difference_zero: float = math.nan  # relative, at guide_scale=0
+    difference_paper: float = math.nan  # ... and at 1e-4
+    difference_strong: float = math.nan  # ... and calibrated to DEVIATION
+    notes: list[str] = field(default_factory=list)
+
+
+def check(network: Network, report: Report) -> None:
+    """Build, convert, run, differentiate and revert one network.
+
+    Raises:
+        NotApplicable: it has no two spatial convolutions.
+        PlainError: it cannot be built or run at any of its sizes.
+        HotswapError: it cannot be converted.
+        BrokenPromise: the swapped network differs where it must not.
+    """
+    count_before_building(network)
+    model, inputs, calls = _running(network, report)
+    report.convolutions = len(calls.candidates)
+    if report.convolutions < LEAST_CONVOLUTIONS:
+        raise NotApplicable(f"{report.convolutions} spatial convolutions of odd window are called")
+    check_model(model, inputs, calls, report)
+
+
+def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report) -> None:
+    """The promises, for a network that runs; it may be left converted where one is broken.
+
+    Raises:
+        HotswapError: it cannot be converted.
+        BrokenPromise: the swapped network differs where it must not.
+    """
+    plain = run(model, inputs)
+    keys, kind = list(model.state_dict()), type(model)
+    swapped = _convert(model, inputs, calls, report)
+    if list(swapped.state_dict()) != keys:
+        raise BrokenPromise("state_dict has other keys")
+    if not isinstance(swapped, kind) or type(swapped).__name__ != kind.__name__:
+        raise BrokenPromise(f"class {type(swapped).__name__} instead of {kind.__name__}")
+    _compare(swapped, inputs, plain, report)
+    if not report.difference_zero <= ROUNDING:
+        report.notes.append(f"compared in float64, as in float32 rounding makes {report.difference_zero:.1e}")
+        twin = copy.deepcopy(swapped).double()
+        doubled = tuple(_double(x) for x in inputs)
+        _compare(twin, doubled, run(hotswap.revert(twin), doubled), report)
+        if not report.difference_zero <= ROUNDING_64:
+            raise BrokenPromise(f"at guide_scale=0 outputs differ by {report.difference_zero:.1e} in float64")
+    if not report.difference_paper <= PAPER_DIFFERENCE:
+        raise BrokenPromise(f"at guide_scale=1e-4 outputs differ by {report.difference_paper:.1e}")
+    hotswap.calibrate(swapped, [inputs], deviation=DEVIATION)
+    report.difference_strong = _check_gradients(swapped, inputs, report, plain)
+    reverted = hotswap.revert(swapped, inplace=True)
+    if type(reverted) is not kind or any(isinstance(m, SwappedConv2d) for m in reverted.modules()):
+        raise BrokenPromise("revert leaves something swapped")
+    if not same(run(reverted, inputs), plain):
+        raise BrokenPromise("the reverted network's outputs are not bit-identical")
+
+
+# --- the plain network ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Convolutions in the order of their first call."""
+
+    first: str  # path of the first convolution of any window
+    candidates: tuple[str, ...]  # paths of the spatial ones of odd window
+
+
+def count_before_building(network: Network) -> None:
+    """Leave networks without convolutions unbuilt: among them are the largest of all.
+
+    Raises:
+        NotApplicable: it has no two spatial convolutions.
+    """
+    try:
+        with torch.device("meta"):
+            model = network.build()
+    except Exception:  # noqa: BLE001 (many constructors compute with values; they are then built in earnest)
+        return
+    found = sum(_is_candidate(module) for module in model.modules())
+    if found < LEAST_CONVOLUTIONS:
+        raise NotApplicable(f"{found} spatial convolutions of odd window")
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and all(k % 2 == 1 for k in module.kernel_size)
+    )
+
+
+def _running(network: Network, report: Report) -> tuple[nn.Module, Inputs, Calls]:
+    torch.manual_seed(0)
+    try:
+        model = network.build().eval()
+    except Exception as error:  # whatever a constructor raises
+        raise PlainError(f"cannot be built: {one_line(error)}") from error
+    report.parameters = sum(p.numel() for p in model.parameters())
+    awaken(model)
+    reasons = []
+    for size in network.sizes:
+        torch.manual_seed(1)
+        try:
+            inputs = network.inputs(model, size)
+            with _norms_fitted(model):
+                run(model, inputs)
+            calls = _observed(model, inputs)
+        except Exception as error:  # noqa: BLE001 (whatever a forward raises; the last reason is reported)
+            reasons.append(f"at {size}: {one_line(error)}")
+            continue
+        report.size = size
+        return model, inputs, calls
+    raise PlainError(reasons[-1])
+
+
+def awaken(model: nn.Module) -> None:
+    """Fill what fresh networks start at (nearly) zero: it would hide a swap and stop gradients.
+
+    Those are last norms of blocks, layer scales and zero-initialised heads; biases may stay as they are.
+    """
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.is_floating_point() or p.numel() == 0 or name.endswith("bias"):
+                continue
+            first = p.flatten()[0]
+            if first.abs() < 0.1 and bool((p == first).all()):
+                if p.dim() > 1 and p.shape[1:].numel() > 1:
+                    p.normal_(0, p[0].numel() ** -0.5)
+                else:
+                    p.uniform_(0.5, 1.0)
+
+
+@contextmanager
+def _norms_fitted(model: nn.Module) -> Iterator[None]:
+    """Let batch norms take the statistics of what they see, so that activations of a fresh network stay near 1."""
+
+    def fit(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x, kept_mean, kept_variance = arguments[0], norm.running_mean, norm.running_var
+        assert isinstance(kept_mean, Tensor)
+        assert isinstance(kept_variance, Tensor)
+        dims = [d for d in range(x.dim()) if d != 1]
+        mean, variance = x.mean(dims), x.var(dims, unbiased=False)
+        kept_mean.copy_(mean)
+        # Over few pixels the variance can be next to nothing, and dividing by it would make rounding visible.
+        kept_variance.copy_(variance + 0.1 * mean.square() + 1e-3)
+
+    # Detection networks have frozen ones of their own class.
+    norms = [
+        m
+        for m in model.modules()
+        if all(isinstance(getattr(m, f"running_{x}", None), Tensor) for x in ("mean", "var"))
+    ]
+    handles = [norm.register_forward_pre_hook(fit) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _observed(model: nn.Module, inputs: Inputs) -> Calls:
+    paths = {module: path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    called: dict[str, nn.Module] = {}
+
+    def note(module: nn.Module, _inputs: Any, _output: Any) -> None:
+        called.setdefault(paths[module], module)
+
+    handles = [module.register_forward_hook(note) for module in paths]
+    output = run(model, inputs)
+    for handle in handles:
+        handle.remove()
+    if not tensors(output):
+        raise PlainError("it returns no floating-point tensor")
+    if not all(bool(torch.isfinite(x).all()) for x in tensors(output)):
+        raise PlainError("its outputs are not finite")
+    candidates = tuple(path for path, module in called.items() if _is_candidate(module))
+    return Calls(next(iter(called), ""), candidates)
+
+
+# --- the swapped network --------------------------------------------------------------------------------
+
+
+def _convert(model: nn.Module, inputs: Inputs, calls: Calls, report: Report) -> nn.Module:
+    """With "auto" where that finds stages enough, else the last convolution guided by the first."""
+    inplace = report.parameters > _COPIED_UP_TO
+    options: Any = {"guide_scale": 0.0, "example_inputs": inputs, "inplace": inplace}
+    report.choice = "auto"
+    try:
+        swapped = hotswap.convert(model, **options)
+    except hotswap.HotswapError as error:
+        if not str(error).startswith('"auto" needs'):
+            raise
+        report.choice = "first-last"
+        report.notes.append(str(error).partition(";")[0])
+        targets = [path for path in calls.candidates if path != calls.first]
+        swapped = hotswap.convert(model, [targets[-1]], calls.first, **options)
+    plan = hotswap.status(swapped).plan
+    assert plan is not None
+    report.targets = tuple(swap.target for swap in plan.swaps)
+    report.guides = tuple(dict.fromkeys(path for swap in plan.swaps for path in swap.guide))
+    report.method = "fx"
+    return swapped
+
+
+def _layers(model: nn.Module) -> dict[str, SwappedConv2d]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, SwappedConv2d)}
+
+
+def _set_scales(model: nn.Module, scale: float) -> None:
+    for layer in _layers(model).values():
+        layer.guide_scale = scale
+
+
+def _compare(swapped: nn.Module, inputs: Inputs, plain: Any, report: Report) -> None:
+    _set_scales(swapped, 0.0)
+    report.difference_zero = difference(run(swapped, inputs), plain)
+    _set_scales(swapped, PAPER_SCALE)
+    report.difference_paper = difference(run(swapped, inputs), plain)
+
+
+def _double(x: Any) -> Any:
+    if isinstance(x, list):
+        return [_double(item) for item in x]
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: Any) -> float:
+    """Gradients must reach each target's weight and what the guide is made by; returns how far outputs moved."""
+    for p in swapped.parameters():
+        p.requires_grad_(False)
+    weights = {path: swapped.get_submodule(path).weight for path in report.targets}
+    guides = {p for path in report.guides for p in swapped.get_submodule(path).parameters()}
+    sources: list[Any] = [*weights.values(), *guides]
+    for x in sources:
+        x.requires_grad_(True)
+    output = run(swapped, inputs, gradients=True)
+    loss = sum(_weighted_sum(x) for x in tensors(output) if x.requires_grad)
+    if not isinstance(loss, Tensor):
+        raise BrokenPromise("no output has a gradient")
+    found = torch.autograd.grad(loss, sources, allow_unused=True)
+    for path, gradient in zip([*weights, *["the guide"] * len(guides)], found, strict=True):
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            raise BrokenPromise(f"the gradient of {path} is not finite")
+    reached = [gradient is not None and bool(gradient.any()) for gradient in found]
+    for path, arrived in zip(weights, reached, strict=False):
+        if not arrived:
+            raise BrokenPromise(f"no gradient reaches {path}")
+    if guides and not any(reached[len(weights) :]):
+        raise BrokenPromise("no gradient reaches the guide")
+    return difference(output, plain)
+
+
+def _weighted_sum(x: Tensor) -> Tensor:
+    """A sum that norms and softmax do not make constant."""
+    return (x * torch.linspace(-1, 1, x.numel()).to(x).sin().view(x.shape)).sum() + x.square().sum() / x.numel()
+
+
+# --- outputs ----------------------------------------------------------------------------------------------
+
+
+def run(model: nn.Module, inputs: Inputs, *, gradients: bool = False) -> Any:
+    """The network's output; random numbers it draws are the same each time."""
+    torch.manual_seed(2)
+    with torch.set_grad_enabled(gradients):
+        return model(*inputs)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Every floating-point tensor of an output, however nested."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() and output.numel() else []
+    if isinstance(output, Mapping):
+        return [x for value in output.values() for x in tensors(value)]
+    if isinstance(output, list | tuple):
+        return [x for value in output for x in tensors(value)]
+    if is_dataclass(output):
+        return [x for f in fields(output) for x in tensors(getattr(output, f.name))]
+    return []
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest relative difference of norms over all tensors of two outputs."""
+    pairs = list(zip(tensors(a), tensors(b), strict=True))
+    if any(x.shape != y.shape for x, y in pairs):
+        return math.inf
+    return max(float((x - y).detach().double().norm() / (y.double().norm() + 1e-12)) for x, y in pairs)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether all tensors of two outputs are equal, bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def one_line(error: BaseException) -> str:
+    """Its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

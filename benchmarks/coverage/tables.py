@@ -1,0 +1,98 @@
+"""What the rows add up to, on the terminal and as a page."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+
+from benchmarks.coverage.sweep import COUNTED, OK, PLAIN
+
+Rows = Mapping[str, Mapping[str, str]]
+LIBRARIES = ("timm", "torchvision", "smp", "transformers")
+WHAT = """\
+Every network below was built without pretrained weights and converted with the automatic choice of targets and guide
+(where a network has too few stages for that: its last spatial convolution, guided by its first convolution). It
+counts as converted when its outputs agree with the plain ones at `guide_scale=0` to rounding and at 1e-4 within 1e-3,
+gradients reach every target's weight and the guide, `state_dict` keys and class are the same, and `revert` gives back
+bit-identical outputs. Networks that call fewer than two spatial convolutions of odd window are left out, and those
+whose plain version does not run are counted apart."""
+_COLUMNS = ("library", "networks", "converted", "share", "families", "fx", "hooks", "not converted", "plain fails")
+
+
+def totals(rows: Rows) -> Table:
+    """One line a library, and all of them."""
+    table = Table(title="networks whose plain version runs and that have two spatial convolutions")
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "library" else "right")
+    for line in _lines(rows.values()):
+        table.add_row(*line)
+    return table
+
+
+def page(rows: Rows) -> str:
+    """docs/coverage.md: totals, then by name all that do not convert or do not run."""
+    counted = [row for row in rows.values() if row["outcome"] in COUNTED]
+    dates = sorted({row["date"] for row in rows.values()})
+    versions = sorted({f"{row['library']} {row['library_version']}" for row in rows.values()})
+    torches = sorted({row["torch"] for row in rows.values()})
+    commits = Counter(row["commit"] for row in rows.values())
+    parts = [
+        "# Coverage",
+        WHAT,
+        f"Measured {dates[0]} to {dates[-1]}, torch {', '.join(torches)}, {', '.join(versions)}; at hotswap commits "
+        + ", ".join(f"{name} ({count} networks)" for name, count in commits.most_common())
+        + ". `python -m benchmarks.coverage` repeats it, and `--table docs/coverage.md` writes this page from "
+        "[the rows](../benchmarks/results/coverage.csv).",
+        _markdown(_COLUMNS, _lines(rows.values())),
+        "## Families",
+        _markdown(("library", "family", "converted", "method"), _families(counted)),
+        "## Not converted",
+        _named([row for row in counted if row["outcome"] != OK], "All of them convert."),
+        "## The plain network does not run",
+        _named([row for row in rows.values() if row["outcome"] == PLAIN], "All of them run."),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(rows: Iterable[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    by_library = {library: [row for row in rows if row["library"] == library] for library in LIBRARIES}
+    return [
+        _line(name, some)
+        for name, some in [*by_library.items(), ("all", [r for s in by_library.values() for r in s])]
+    ]
+
+
+def _line(name: str, rows: list[Mapping[str, str]]) -> tuple[str, ...]:
+    counted = [row for row in rows if row["outcome"] in COUNTED]
+    converted = [row for row in counted if row["outcome"] == OK]
+    methods = Counter(row["method"] for row in converted)
+    families = {(row["library"], row["family"]) for row in converted}
+    plain = sum(row["outcome"] == PLAIN for row in rows)
+    share = f"{len(converted) / len(counted):.1%}" if counted else "-"
+    numbers = (len(counted), len(converted), share, len(families), methods["fx"], methods["hooks"])
+    return (name, *map(str, numbers), str(len(counted) - len(converted)), str(plain))
+
+
+def _families(rows: list[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    keys = sorted({(row["library"], row["family"]) for row in rows})
+    lines = []
+    for key in keys:
+        some = [row for row in rows if (row["library"], row["family"]) == key]
+        good = [row for row in some if row["outcome"] == OK]
+        lines.append((*key, f"{len(good)} of {len(some)}", ", ".join(sorted({row["method"] for row in good}))))
+    return lines
+
+
+def _named(rows: list[Mapping[str, str]], none: str) -> str:
+    if not rows:
+        return none
+    return _markdown(
+        ("network", "outcome", "reason"),
+        [(f"{row['library']}:{row['name']}", row["outcome"], row["reason"].replace("|", "\\|")) for row in rows],
+    )
+
+
+def _markdown(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
+    names = list(columns)
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,106 @@
+"""A sample of the coverage sweep (benchmarks/coverage): small networks that together need every mechanism."""
+
+import os
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.coverage import check, sweep, tables
+from benchmarks.coverage.check import BrokenPromise, NotApplicable, PlainError, Report
+from benchmarks.coverage.networks import Network, all_networks, image
+from hotswap.layers import SwappedConv2d
+
+SAMPLE = {
+    "timm:resnet18": "fx",
+}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {network.id: network for network in all_networks()}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_every_promise_holds_for(name, networks):
+    report = Report()
+    check.check(networks[name], report)
+    assert report.method == SAMPLE[name]
+
+
+class Small(nn.Module):
+    def __init__(self, convolutions=3):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(convolutions))
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = torch.tanh(conv(x))
+        return {"out": [x]}
+
+
+def network(build=Small):
+    return Network("timm", "small", "small", build, lambda model, size: (image(3, size),), (8,))
+
+
+def test_a_network_with_too_few_stages_is_guided_by_its_first_convolution():
+    report = Report()
+    check.check(network(), report)
+    assert (report.choice, report.targets, report.guides) == ("first-last", ("convs.2",), ("convs.0",))
+    assert report.difference_strong > 1e-4
+
+
+def test_too_few_convolutions_do_not_apply_and_a_broken_network_is_told_apart():
+    with pytest.raises(NotApplicable, match="1 spatial"):
+        check.check(network(lambda: Small(1)), Report())
+
+    def broken():
+        made = Small()
+        made.convs[1] = nn.Conv2d(5, 3, 3)
+        return made
+
+    with pytest.raises(PlainError, match="at 8: RuntimeError"):
+        check.check(network(broken), Report())
+
+
+def _biased(self, distance):
+    return torch.exp(-0.5 * self.guide_scale**2 * distance) + 1e-2
+
+
+def _deaf(self, distance):
+    return torch.exp(-0.5 * self.guide_scale**2 * distance.detach())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [(_biased, "at guide_scale=0 outputs differ"), (_deaf, "no gradient reaches the guide")],
+)
+def test_a_swap_that_does_something_else_is_found(kernel, message, monkeypatch):
+    monkeypatch.setattr(SwappedConv2d, "adapting_kernel", kernel)
+
+    class Detached(Small):
+        def forward(self, x):
+            self.convs[0](x)
+            return self.convs[2](x)  # so that only the swap leads to the guide
+
+    with pytest.raises(BrokenPromise, match=message):
+        check.check(network(Detached), Report())
+
+
+def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
+    def hangs():
+        time.sleep(60)
+
+    def dies():
+        os._exit(3)
+
+    rows = list(sweep.sweep([network(hangs), network(dies), network()], jobs=2, seconds=4, gigabytes=20))
+    assert sorted(row.outcome for row in rows) == ["failed", "ok", "timeout"]
+    path = tmp_path / "rows.csv"
+    for row in rows:
+        sweep.append(row, path)
+    (kept,) = sweep.read(path).values()  # the newest, as all have one name
+    assert kept["outcome"] == rows[-1].outcome
+    page = tables.page(sweep.read(path))
+    assert "timm:small" in page or "1 of 1" in page

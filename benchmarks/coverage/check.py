@@ -16,7 +16,7 @@ from hotswap.api import PAPER_SCALE
 from hotswap.layers import SwappedConv2d
 
 LEAST_CONVOLUTIONS = 2  # a target and something to guide it
-ROUNDING = 1e-4  # relative, float32: what a deep network makes of another order of summation ...
+ROUNDING = 1e-5  # relative, float32: what a deep network makes of another order of summation ...
 ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
 PAPER_DIFFERENCE = 1e-3
 DEVIATION = 0.3  # mean of 1 - K at which gradients are looked at
@@ -164,8 +164,9 @@ def awaken(model: nn.Module) -> None:
 
     Those are last norms of blocks, layer scales and zero-initialised heads; biases may stay as they are.
     """
+    frozen = [(name, x) for name, x in model.named_buffers() if name.endswith("weight")]  # of norms
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in [*model.named_parameters(), *frozen]:
             if not p.is_floating_point() or p.numel() == 0 or name.endswith("bias"):
                 continue
             first = p.flatten()[0]
@@ -184,11 +185,9 @@ def _norms_fitted(model: nn.Module) -> Iterator[None]:
         x, kept_mean, kept_variance = arguments[0], norm.running_mean, norm.running_var
         assert isinstance(kept_mean, Tensor)
         assert isinstance(kept_variance, Tensor)
-        dims = [d for d in range(x.dim()) if d != 1]
-        mean, variance = x.mean(dims), x.var(dims, unbiased=False)
-        kept_mean.copy_(mean)
-        # Over few pixels the variance can be next to nothing, and dividing by it would make rounding visible.
-        kept_variance.copy_(variance + 0.1 * mean.square() + 1e-3)
+        # One number for all channels: of each by itself, few pixels would be pushed together or torn apart.
+        kept_mean.fill_(x.mean())
+        kept_variance.fill_(x.var() + 1e-6)
 
     # Detection networks have frozen ones of their own class.
     norms = [
@@ -205,7 +204,7 @@ def _norms_fitted(model: nn.Module) -> Iterator[None]:
 
 
 def _observed(model: nn.Module, inputs: Inputs) -> Calls:
-    paths = {module: path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    paths: dict[nn.Module, str] = {m: path for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     called: dict[str, nn.Module] = {}
 
     def note(module: nn.Module, _inputs: Any, _output: Any) -> None:

@@ -144,7 +144,9 @@ class _Run:
             " ".join(report.targets),
             " ".join(report.guides),
             report.method,
-            *(float(f"{x:.2g}") for x in (report.difference_zero, report.difference_paper, report.difference_strong)),
+            _rounded(report.difference_zero),
+            _rounded(report.difference_paper),
+            _rounded(report.difference_strong),
             "; ".join(report.notes),
             round(time.monotonic() - self.started, 2),
             peak,
@@ -153,6 +155,10 @@ class _Run:
             torch.__version__,
             dt.datetime.now(tz=dt.UTC).date().isoformat(),
         )
+
+
+def _rounded(x: float) -> float:
+    return float(f"{x:.2g}")
 
 
 def _child(network: Network, results: "multiprocessing.connection.Connection[Any, Any]", gigabytes: float) -> None:

@@ -75,7 +75,7 @@ def _line(name: str, rows: list[Mapping[str, str]]) -> tuple[str, ...]:
 
 def _families(rows: list[Mapping[str, str]]) -> list[tuple[str, ...]]:
     keys = sorted({(row["library"], row["family"]) for row in rows})
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for key in keys:
         some = [row for row in rows if (row["library"], row["family"]) == key]
         good = [row for row in some if row["outcome"] == OK]

@@ -1,6 +1,5 @@
 """Checks networks one after another, each in a process of its own, with limits of time and memory."""
 
-import contextlib
 import csv
 import datetime as dt
 import fcntl
@@ -108,27 +107,25 @@ class _Run:
         self.limit = seconds
         self.started = time.monotonic()
         self.received, sent = _FORK.Pipe(duplex=False)
-        self.result: tuple[Report, str, str, int] | None = None
         self.timed_out = False
         self.process = _FORK.Process(target=_child, args=(network, sent, gigabytes))
         self.process.start()
         sent.close()
 
     def is_over(self) -> bool:
-        if self.received.poll():
-            with contextlib.suppress(EOFError):  # it died before it sent anything
-                self.result = self.received.recv()
-            self.process.join()
-            return True
         if time.monotonic() - self.started > self.limit:
             self.timed_out = True
             self.process.kill()
-        self.process.join(0)
-        return self.process.exitcode is not None
+        # A long message is sent only as it is read, so the process may wait for that.
+        return self.received.poll() or self.process.exitcode is not None
 
     def row(self) -> Row:
-        self.process.join()
-        report, outcome, reason, peak = self.result or (Report(), FAILED, f"died ({self.process.exitcode})", 0)
+        try:
+            report, outcome, reason, peak = self.received.recv()
+            self.process.join()
+        except EOFError:  # it died before it sent anything
+            self.process.join()
+            report, outcome, reason, peak = Report(), FAILED, f"died ({self.process.exitcode})", 0
         if self.timed_out:
             outcome, reason = TIMEOUT, f"more than {self.limit:g} s"
         return Row(

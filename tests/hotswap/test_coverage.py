@@ -95,7 +95,7 @@ def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
     def dies():
         os._exit(3)
 
-    rows = list(sweep.sweep([network(hangs), network(dies), network()], jobs=2, seconds=4, gigabytes=20))
+    rows = list(sweep.sweep([network(hangs), network(dies), network()], jobs=2, seconds=6, gigabytes=20))
     assert sorted(row.outcome for row in rows) == ["failed", "ok", "timeout"]
     path = tmp_path / "rows.csv"
     for row in rows:

@@ -243,7 +243,7 @@ def _convert(model: nn.Module, inputs: Inputs, calls: Calls, report: Report) -> 
     assert plan is not None
     report.targets = tuple(swap.target for swap in plan.swaps)
     report.guides = tuple(dict.fromkeys(path for swap in plan.swaps for path in swap.guide))
-    report.method = "fx"
+    report.method = plan.method
     return swapped
 
 

@@ -142,11 +142,9 @@ _TASKS = (
     "MASKED_IMAGE_MODELING", "IMAGE_TO_IMAGE", "IMAGE_MATTING", "POSE_ESTIMATION", "TEXT_RECOGNITION",
     "TABLE_RECOGNITION",
 )  # fmt: skip
-# Defaults of whole language models and the like: enough layers to have everything once.
-_CAPS = {
-    "num_hidden_layers": 4, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 1000, "num_queries": 20,
-    "num_text_layers": 2,
-}  # fmt: skip
+# Of what comes after the convolutions, enough to have everything once. Layers of a backbone stay: others name them.
+_CAPS = {"encoder_layers": 2, "decoder_layers": 2, "vocab_size": 1000, "num_queries": 20, "num_text_layers": 2}
+_OWN_SIZES = (640, 1024)  # of networks that take no smaller image
 _MOST_CHANNELS = 4  # of an image
 
 
@@ -157,6 +155,7 @@ def _words(count: int) -> Tensor:
 # What the networks ask for, by the names of their arguments.
 _INPUTS: dict[str, Callable[[int, int], Tensor]] = {
     "pixel_values": image,
+    "pixel_values_videos": lambda channels, size: torch.stack([image(channels, size)] * 2, 1),
     "inputs": image,
     "prompt_pixel_values": image,
     "prompt_masks": image,
@@ -182,7 +181,7 @@ def _transformers() -> Iterator[Network]:
                 if name not in seen:
                     seen.add(name)
                     build = partial(_from_config, kind, name)
-                    yield Network("transformers", name, kind, build, _named_inputs)
+                    yield Network("transformers", name, kind, build, _named_inputs, (*SIZES, *_OWN_SIZES))
 
 
 def _from_config(kind: str, name: str) -> nn.Module:

@@ -158,13 +158,17 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
     stages = [stage for stage in names.stages if _pixels(names, stage[0]) > 1]
     swappable = [[path for path in stage if why_not(names, path) is None] for stage in stages]
-    later = [stage[-1] for stage in swappable[_AUTO_GUIDE_STAGE:] if stage][-_AUTO_TARGET_STAGES:]
+    guides = stages[_AUTO_GUIDE_STAGE - 1 : _AUTO_GUIDE_STAGE]
+    # Two frames stacked for one encoder cannot guide what runs on the first alone.
+    batch = _batch(names, guides[0][-1]) if guides else None
+    matching = [[p for p in stage if _batch(names, p) == batch] for stage in swappable[_AUTO_GUIDE_STAGE:]]
+    later = [stage[-1] for stage in matching if stage][-_AUTO_TARGET_STAGES:]
     if not later:
         raise HotswapError(
             f'"auto" needs spatial convolutions at three output sizes or more, and this network has '
             f"{len(stages)}; name targets and guide (hotswap.inspect lists them)"
         )
-    return tuple(later), stages[_AUTO_GUIDE_STAGE - 1][-1]
+    return tuple(later), guides[0][-1]
 
 
 def _exact(names: Names, name: Name, role: str) -> str:
@@ -204,6 +208,11 @@ def _matching(names: Names, pattern: str, notes: list[str]) -> tuple[str, ...]:
         example = f"{passed_over[0]}: {why_not(names, passed_over[0])}"
         notes.append(f"{pattern!r} also matched {len(passed_over)} that cannot be swapped ({example})")
     return swappable
+
+
+def _batch(names: Names, path: str) -> int | None:
+    call = names.observation.first(path) if names.observation else None
+    return None if call is None or call.output_shape is None else call.output_shape[0]
 
 
 def _pixels(names: Names, path: str) -> int:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hotswap.errors import HotswapError
 from hotswap.receptive import ReceptiveFields
+from hotswap.untouched import untouched
 
 DEFAULT_IMAGE_SIZE = 224
 _IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
@@ -152,7 +153,7 @@ def run_once(
 
     def attempt(inputs: Sequence[Any]) -> None:
         begin(inputs)
-        with within:
+        with untouched(model.modules()), within:
             model(*inputs)
 
     try:

@@ -20,6 +20,7 @@ from torch.fx.proxy import Proxy
 
 from hotswap.errors import HotswapError
 from hotswap.observe import mode
+from hotswap.untouched import cached_tensors, contents_kept, untouched
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,20 @@ def trace(
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
     """
+    through = [root, *(root.get_submodule(path) for path in opened)]
+    cached = cached_tensors(through)
     method = "forward"
     if inside is not None:
-        with _new_attributes(root):  # of a first pass that only looks
+        with untouched(through):  # of a first pass that only looks
             method = _method_to_rewrite(root, opened, inside, from_input=from_input)
-    with _new_attributes(root) as constants:
-        with mode(root, training=True):
+    with untouched(through), _new_attributes(root) as constants:
+        with contents_kept(through), mode(root, training=True):
             training = _trace(root, opened, method)
-        with mode(root, training=False):
+        with contents_kept(through), mode(root, training=False):
             evaluation = _trace(root, opened, method)
+    if any(constant is tensor for constant in constants.values() for tensor in cached):
+        stale = RuntimeError("it reads a tensor that the network computed in an earlier run, which would grow stale")
+        raise _untraceable(root, method, stale)
     return Traced(root, method, training, evaluation, constants, tuple(sorted(opened)))
 
 
@@ -155,9 +161,11 @@ def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collect
 
 def _trace(root: nn.Module, opened: Collection[str], method: str) -> torch.fx.Graph:
     try:
-        return PathTracer(opened, method).trace(root)
+        graph = PathTracer(opened, method).trace(root)
+        graph.lint()
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, method, error) from error
+    return graph
 
 
 def _untraceable(root: nn.Module, method: str, error: Exception) -> HotswapError:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.coverage import tables
-from benchmarks.coverage.networks import Network, all_networks
+from benchmarks.coverage.networks import all_networks
 from benchmarks.coverage.sweep import NONE, OK, PLAIN, append, commit, read, sweep
 
 RESULTS = Path(__file__).parents[1] / "results" / "coverage.csv"
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "coverage.csv"
 @click.option("--redo", is_flag=True, help="Also networks that have a row of this commit.")
 @click.option("--missing", is_flag=True, help="Only networks without any row that is ok or does not count.")
 @click.option("--jobs", default=1, type=click.IntRange(1), help="Networks at a time.")
-@click.option("--seconds", default=180.0, help="For one network.")
+@click.option("--seconds", default=300, type=click.IntRange(1), help="Of the processor, for one network.")
 @click.option("--gigabytes", default=10.0, help="Of memory, for one network.")
 @click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="CSV to append to.")
 @click.option("--table", type=click.Path(path_type=Path), help="Only write this page from the rows there are.")
@@ -36,7 +36,7 @@ def main(
     redo: bool,
     missing: bool,
     jobs: int,
-    seconds: float,
+    seconds: int,
     gigabytes: float,
     output: Path,
     table: Path | None,
@@ -47,11 +47,11 @@ def main(
         table.write_text(tables.page(read(output)))
         console.print(f"{table} written")
         return
-    rows = read(output)
+    rows, at = read(output), commit()  # now, as the folder may move on to another commit meanwhile
     first, count = (int(part) for part in shard.split("/"))
     chosen = [n for n in all_networks() if not only or any(fnmatch.fnmatch(n.id, glob) for glob in only)]
     chosen = chosen[first - 1 :: count]
-    chosen = [n for n in chosen if redo or _is_due(n, rows, missing=missing)][: limit or None]
+    chosen = [n for n in chosen if redo or _is_due(rows.get(n.id), None if missing else at)][: limit or None]
     deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[now]}"), console=console) as progress:
@@ -65,13 +65,11 @@ def main(
     console.print(tables.totals(read(output)))
 
 
-def _is_due(network: Network, rows: dict[str, dict[str, str]], *, missing: bool) -> bool:
-    row = rows.get(network.id)
+def _is_due(row: dict[str, str] | None, at: str | None) -> bool:
+    """Whether there is no row of this commit; without one, none that says all is well."""
     if row is None:
         return True
-    if missing:
-        return row["outcome"] not in (OK, NONE, PLAIN)
-    return row["commit"] != commit()
+    return row["commit"] != at if at is not None else row["outcome"] not in (OK, NONE, PLAIN)
 
 
 if __name__ == "__main__":

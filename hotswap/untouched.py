@@ -1,0 +1,61 @@
+"""Keeps what a network stores on itself as it is, through a run that is only for looking.
+
+Networks cache what they compute: attention biases by device, positions by size. A run on fake tensors or proxies
+would leave those in the cache, for the next real run to trip over.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+
+
+@contextmanager
+def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules' own attributes and buffers back, and what is in their dicts, lists and sets."""
+    kept = [(module, _attributes(module)) for module in modules]
+    with contents_kept(module for module, _ in kept):
+        try:
+            yield
+        finally:
+            for module, before in kept:
+                for name in _attributes(module).keys() - before.keys():
+                    del module.__dict__[name]
+                module.__dict__.update(before)
+
+
+@contextmanager
+def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back what is in modules' dicts (that of buffers is one), lists and sets."""
+    contents = [(held, copy.copy(held)) for held in _containers(modules)]
+    try:
+        yield
+    finally:
+        for held, before in contents:
+            held.clear()
+            (held.extend if isinstance(held, list) else held.update)(before)
+
+
+def cached_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Tensors in dicts and lists that modules hold beside their parameters and buffers."""
+    modules = list(modules)
+    buffers = {id(module._buffers) for module in modules}
+    held = [container for container in _containers(modules) if id(container) not in buffers]
+    values = [value for x in held for value in (x.values() if isinstance(x, dict) else x)]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if name not in _OF_EVERY_MODULE}
+
+
+def _containers(modules: Iterable[nn.Module]) -> list[Any]:
+    found: list[Any] = []
+    for module in modules:
+        found += [value for value in _attributes(module).values() if isinstance(value, dict | list | set)]
+        found.append(module._buffers)
+    return found

@@ -240,9 +240,12 @@ def test_output_and_every_gradient(operator, case, dtype):
     check(operator, case, dtype)
 
 
+SWEEP = [case for case in CASES if case.height * case.width < 400]  # a larger one takes minutes to interpret
+
+
 @on_device
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "dtype"), [(case, DTYPES[n % 3]) for n, case in enumerate(CASES)], ids=str)
+@pytest.mark.parametrize(("case", "dtype"), [(case, DTYPES[n % 3]) for n, case in enumerate(SWEEP)], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_whole_table(operator, case, dtype):
     check(operator, case, dtype)

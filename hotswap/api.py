@@ -371,7 +371,7 @@ def _check_runs(converted: nn.Module, before: Observation, example_inputs: Input
     after = observe(converted, example_inputs)
     types = {call.path: call.output_type for call in before.calls}
     for call in after.calls:
-        if call.output_type is not types[call.path]:
+        if call.output_type is not types.get(call.path, call.output_type):  # a guided F.interpolate is a new module
             raise HotswapError(
                 f"{call.path or 'the network'} gives a {call.output_type.__name__} once it is rewritten, and gave a "
                 f'{types[call.path].__name__}; use method="hooks"'

@@ -66,9 +66,7 @@ def choose(names: Names, targets: Targets, guide: Guides) -> Choice:
     Raises:
         HotswapError: where a name matches nothing swappable, with the closest that would, or a target has no guide.
     """
-    if not isinstance(targets, Name | Iterable):
-        raise HotswapError(f"targets must be a name, a module or several of them, got a {type(targets).__name__}")
-    wanted = [targets] if isinstance(targets, Name) else list(targets)
+    wanted = listed(targets)
     if not wanted:
         raise HotswapError('targets must name at least one convolution, got none; try "auto"')
     notes: list[str] = []
@@ -88,6 +86,15 @@ def choose(names: Names, targets: Targets, guide: Guides) -> Choice:
     sources = {path: _sources(names, chosen) for path, chosen in by_target.items()}
     _check_order(names, sources)
     return Choice(sources, tuple(notes))
+
+
+def listed(targets: Targets) -> list[Name]:
+    """Targets one by one, also where there is a single one."""
+    if isinstance(targets, Name):
+        return [targets]
+    if not isinstance(targets, Iterable):
+        raise HotswapError(f"targets must be a name, a module or several of them, got a {type(targets).__name__}")
+    return list(targets)
 
 
 def per_target(names: Names, what: str, values: Mapping[Name, Value], paths: Iterable[str]) -> dict[str, Value]:

@@ -57,5 +57,6 @@ def _containers(modules: Iterable[nn.Module]) -> list[Any]:
     found: list[Any] = []
     for module in modules:
         found += [value for value in _attributes(module).values() if isinstance(value, dict | list | set)]
-        found.append(module._buffers)
+        if isinstance(module._buffers, dict):  # that of a ScriptModule is a view of what it keeps elsewhere
+            found.append(module._buffers)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hotswap import naming
-from hotswap.choose import Name, Names, Targets, _exact, _shown
+from hotswap.choose import Name, Names, Targets, _exact, _shown, listed
 from hotswap.errors import HotswapError
 from hotswap.naming import AUTO, INPUT
 from hotswap.observe import Inputs
@@ -51,7 +51,7 @@ def split(
     Raises:
         HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
     """
-    wanted = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, Name) else [targets]
+    wanted = listed(targets)
     if not any(_may_enlarge(names, name) for name in wanted):
         return Choice(tuple(wanted), guide, guide_scale)
     if names.observation is None:
@@ -107,7 +107,9 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
         matched = [site for site in sites.found if _matches(sites, site, name)]
         usable = [site for site in matched if why_not(site) is None]
         if not usable:
-            reason = f"only {matched[0].name}, where {why_not(matched[0])}" if matched else "nothing"
+            reason = (
+                f"only {matched[0].name}, where {why_not(matched[0])}" if matched else "no convolution or enlargement"
+            )
             raise HotswapError(f"target {name!r} matched {reason} (hotswap.inspect lists what can be swapped)")
         if passed_over := [site for site in matched if site not in usable]:
             example = f"{passed_over[0].name}: {why_not(passed_over[0])}"

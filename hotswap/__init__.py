@@ -9,6 +9,7 @@ from hotswap.checkpoint import load, save
 from hotswap.errors import HotswapError
 from hotswap.inspect import Inspection, inspect
 from hotswap.plan import Plan, Swap
+from hotswap.sliding import register_padding
 from hotswap.status import Status, status
 from hotswap.verify import Verification, verify
 
@@ -27,6 +28,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "register_padding",
     "revert",
     "save",
     "status",

@@ -12,6 +12,8 @@ from hotswap.calibrate import DEFAULT_DEVIATION, calibrate
 from hotswap.choose import Guides, Name, Names, Targets, choose, per_target
 from hotswap.errors import HotswapError
 from hotswap.kernels import DEFAULT_KERNEL
+from hotswap.layers import shape_of
+from hotswap.measure import plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, observe
 from hotswap.plan import FX, HOOKS, Plan, Swap
@@ -43,7 +45,7 @@ def plan(
     """What `convert` with the same arguments would do: resolved, checked to the end, and nothing changed.
 
     Args:
-        model: any `nn.Module`; it is left as it is.
+        model: any `nn.Module`; it is left as it is. What is swapped in it already stays so.
         targets: convolutions to swap: module paths, modules, `conv{stage}_{index}` aliases, globs, `re:` expressions,
             or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
             guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
@@ -93,8 +95,11 @@ def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inp
     Raises:
         HotswapError: where the plan does not fit; the network is then as it was.
     """
+    if surgery.current_plan(model) is not None:
+        raise HotswapError(
+            "the network is converted already: hotswap.revert it first, or hotswap.convert more targets"
+        )
     names = _names(model, example_inputs)
-    _check_plain(model)
     return _carried_out(model, _prepared(names, plan, plan.method, example_inputs), inplace)
 
 
@@ -157,6 +162,11 @@ def convert(
         "resize": resize,
         "after_activation": after_activation,
     }
+    if inplace and calibrate_on is not None and surgery.current_plan(model) is not None:
+        raise HotswapError(
+            "inplace must be False where a converted network is converted and calibrated once more: were the "
+            "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
+        )
     prepared = _planned(model, targets, guide, scale, method, example_inputs, swapping, footprint)
     converted = _carried_out(model, prepared, inplace)
     if calibrate_on is not None:
@@ -204,10 +214,15 @@ def _planned(
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    _check_plain(model)
-    names = _names(model, example_inputs)
+    swapped = surgery.current_plan(model)
+    names = _names(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
     wanted = split(names, targets, guide, guide_scale, footprint, example_inputs)
+    if swapped is not None and (swapped.resizes or wanted.enlargements):
+        raise HotswapError(
+            "the network is converted already, and enlargements go first: hotswap.revert it, and name all targets "
+            "together"
+        )
     resizes = tuple(
         Resize(
             target=chosen.site.path,
@@ -223,27 +238,37 @@ def _planned(
         )
         for chosen in wanted.enlargements
     )
-    swaps, notes = [], wanted.notes
+    swaps = [] if swapped is None else list(swapped.swaps)
+    before = {swap.target for swap in swaps}
+    notes = wanted.notes
     if wanted.targets or not resizes:
         choice = choose(names, wanted.targets, wanted.guide)
         notes += choice.notes
+        if before.issuperset(choice.guides):
+            raise HotswapError(
+                f"these targets are swapped already ({', '.join(choice.guides)}): name others, or hotswap.revert the "
+                "network first"
+            )
         for path, scale in _scales(names, wanted.guide_scale, choice.guides).items():
-            conv = model.get_submodule(path)
-            assert isinstance(conv, nn.Conv2d)  # noqa: S101 (choose made sure)
+            if path in before:
+                continue
+            kernel_size, in_channels, out_channels = shape_of(model.get_submodule(path))
             sources = choice.guides[path]
             swaps.append(
                 Swap(
                     target=path,
                     guide=sources,
-                    kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
-                    in_channels=conv.in_channels,
-                    out_channels=conv.out_channels,
+                    kernel_size=kernel_size,
+                    in_channels=in_channels,
+                    out_channels=out_channels,
                     guide_scale=scale,
                     target_alias=alias_of.get(path),
                     guide_alias=tuple(alias_of.get(source) for source in sources),
                     **swapping,
                 )
             )
+    if before:
+        notes += (f"{len(before)} were swapped before, and stay as they are",)
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
     made = Plan(tuple(swaps), notes=notes, resizes=resizes)
@@ -326,11 +351,6 @@ def _tried(names: Names, prepared: surgery.Prepared, example_inputs: Inputs | No
 def _twin(model: Model) -> Model:
     """A copy that shares all weights."""
     return _deep_copy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
-
-
-def _check_plain(model: nn.Module) -> None:
-    if surgery.current_plan(model) is not None:
-        raise HotswapError("the network is converted already; hotswap.revert it first, and name all targets together")
 
 
 def _scales(names: Names, guide_scale: Scales, targets: Iterable[str]) -> dict[str, float]:

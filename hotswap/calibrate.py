@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hotswap import kernels, surgery
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedConv2d
+from hotswap.layers import SwappedLayer
 from hotswap.measure import Gap, Swapped, as_batches, plain_copy, run, swapped_layers, visited
 from hotswap.observe import Inputs
 from hotswap.plan import Swap
@@ -87,7 +87,7 @@ def calibrate(
     if conserve not in (None, *kernels.CONSERVE_MODES):
         raise HotswapError(f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {conserve!r}")
     layers = swapped_layers(model)
-    convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, SwappedConv2d)}
+    convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, SwappedLayer)}
     data = list(as_batches(batches))
     before = {path: layer.swap for path, layer in layers.items()}
     plain, gap = plain_copy(model), Gap()

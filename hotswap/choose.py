@@ -205,7 +205,9 @@ def _exact(names: Names, name: Name, role: str) -> str:
 
 
 def _matching(names: Names, pattern: str, notes: list[str]) -> tuple[str, ...]:
-    convolutions = [path for path, module in names.model.named_modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [
+        path for path, module in names.model.named_modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    ]
     matched = naming.match(pattern, convolutions, names.alias_of)
     swappable = tuple(path for path in matched if why_not(names, path) is None)
     if not swappable:

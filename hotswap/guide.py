@@ -7,10 +7,10 @@ from torch import Tensor
 
 import pac_ops
 from hotswap.errors import HotswapError
+from hotswap.sliding import Sliding
 from pac_ops import library
 from pac_ops.adapting import centres
 from pac_ops.geometry import Window
-from pac_ops.layers import pad_as
 
 RESIZE_MODES = ("bilinear", "area", "nearest")
 Size = tuple[int, int, int]
@@ -31,8 +31,7 @@ def window_distance(
     names: tuple[str, ...],
     guides: tuple[Any, ...],
     size: Size,
-    window: Window,
-    padding_mode: str,
+    sliding: Sliding,
     resize: str,
     asymmetric: bool = False,
     previous: tuple[Size, Tensor] | None = None,
@@ -45,11 +44,10 @@ def window_distance(
         names: of the guides, for error messages.
         guides: each [B, G, h, w], of any G, h and w.
         size: batch, height and width of the target's input.
-        window: of the target.
-        padding_mode: of the target; other than "zeros", the guides are padded alike.
-        resize: how a guide gets that height and width: "bilinear", "area" or "nearest".
+        sliding: how the target's window slides; what it puts around its input is put around the guides alike.
+        resize: how a guide gets the height and width that go with it: "bilinear", "area" or "nearest".
         asymmetric: clip f_j - f_i below at 0 before it is squared.
-        previous: what this function returned for another target with the same guides, window and mode; used
+        previous: what this function returned for another target with the same guides and sliding; used
             again where that target's input had the same size.
 
     Returns:
@@ -60,7 +58,8 @@ def window_distance(
     """
     if previous is not None and previous[0] == size:
         return previous
-    batch, height, width = size
+    batch = size[0]
+    height, width = sliding.guide_size(size[1], size[2])
     total: Tensor | None = None
     for name, guide in zip(names, guides, strict=True):
         _check_guide(name, guide)
@@ -69,8 +68,8 @@ def window_distance(
                 f"guide {name!r} must have the target's batch size {batch}, got {guide.shape[0]}; "
                 "take a guide from the same branch"
             )
-        padded, padding = pad_as(padding_mode, resize_to(guide, height, width, resize), window.padding)
-        distance = _distance(padded, window._replace(padding=padding), asymmetric=asymmetric)
+        padded = sliding.padded(resize_to(guide, height, width, resize))
+        distance = _distance(padded, sliding.on_guide(), asymmetric=asymmetric)
         total = distance if total is None else total + distance
     assert total is not None  # noqa: S101 (a plan names at least one)
     return size, total

@@ -26,12 +26,11 @@ from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.following import activations_after
 from hotswap.guide import guide_copy, image_size, window_distance
-from hotswap.layers import SwappedConv2d
+from hotswap.layers import SwappedLayer
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import called_root, check_swaps, inside_paths
 from hotswap.plan import Plan, Swap, Tap
-from pac_ops.layers import window_of
 
 _KEPT = "hotswap.guides"  # in the metadata of autograd nodes
 
@@ -267,14 +266,12 @@ class _Steer(_Hook):
     resize: str
     asymmetric: bool
 
-    def __call__(self, module: SwappedConv2d, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, module: SwappedLayer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         like = args[0] if args else kwargs["input"]
         size = image_size(self.target, like)
         guides = tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
         names = tuple(slot.source for slot in self.slots)
-        _, distance = window_distance(
-            names, guides, size, window_of(module), module.padding_mode, self.resize, self.asymmetric
-        )
+        _, distance = window_distance(names, guides, size, module.sliding, self.resize, self.asymmetric)
         return (like, distance), {}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from hotswap.api import _names
 from hotswap.choose import Names, automatic, why_not
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedConv2d
+from hotswap.layers import SwappedLayer
 from hotswap.observe import Call, Inputs
 from hotswap.plan import Swap
 from hotswap.resizing.choose import is_automatic
@@ -190,7 +190,7 @@ def _resizes(names: Names, example_inputs: Inputs | None) -> tuple[ResizeInfo, .
 def _why_no_target(names: Names, path: str) -> str | None:
     """None where the convolution at `path` can be a target."""
     module = names.model.get_submodule(path)
-    if isinstance(module, SwappedConv2d):
+    if isinstance(module, SwappedLayer):
         swap = module.swap
         measured = "" if swap.deviation is None else f", deviation {swap.deviation:.3g}"
         return f"swapped already: guide {swap.guide_name}, scale {swap.guide_scale:.3g}{measured}"

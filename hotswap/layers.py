@@ -11,20 +11,20 @@ import pac_ops
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.plan import Swap
-from pac_ops import geometry
+from hotswap.sliding import Sliding, has_own_forward, sliding_of, steered_forward
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.layers import pad_as, window_of
 
 
-class SwappedConv2d(nn.Conv2d):
-    """A convolution steered by a guide: `forward(input, distance)`, weights and names unchanged.
+class SwappedLayer(nn.Module):
+    """A layer steered by a guide: `forward(input, distance)`, weights and names unchanged.
 
     `distance` is ||f_i - f_j||^2 of the unscaled guide, [B, 1, kh, kw, Ho, Wo]; the adapting kernel is
     K = exp(-s^2/2 ||f_i - f_j||^2), or another function of s^2 ||f_i - f_j||^2, with this layer's scale s, so targets
     of different scale can share distances.
     """
 
+    sliding: Sliding
     guide_log_scale: nn.Parameter | None  # log s where the scale is learned
     tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
     _swap: Swap
@@ -69,32 +69,28 @@ class SwappedConv2d(nn.Conv2d):
         """1 - K in float64, before anything is conserved; also where K itself would round to 1 in float32."""
         return kernels.deviation(distance.double() * self.guide_scale**2, self._function)
 
-    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
-        """Pixel-adaptive convolution of the input; see the class.
+    def steering_kernel(self, input: Tensor, distance: Tensor | None) -> Tensor:
+        """K for this input, with what is conserved.
 
         Raises:
-            HotswapError: where it is called without distances, that is, not by the rewritten forward.
+            HotswapError: where there are no distances: it was not called by the rewritten forward.
         """
         if distance is None:
             raise HotswapError(
-                f"the convolution swapped for guide {self._swap.guide_name!r} was called without its guide: "
-                "something other than the forward that hotswap rewrote called it; call the network itself, or "
-                "hotswap.revert it"
+                f"the layer swapped for guide {self._swap.guide_name!r} was called without its guide: something "
+                "other than the forward that hotswap rewrote called it; call the network itself, hotswap.revert it, "
+                'or convert it with method="hooks"'
             )
-        window = window_of(self)
         kernel = self.adapting_kernel(distance)
         if self.tap_factors is not None:
-            kernel = kernel * self.tap_factors
-        elif self._swap.conserve == "window":
-            kernel = kernels.keep_window_sum(kernel, valid_taps(self, input))
-        padded, padding = pad_as(self.padding_mode, input, window.padding)
-        return pac_ops.pacconv2d(
-            padded, kernel, self.weight, self.bias, window.stride, padding, window.dilation, self.groups
-        )
+            return kernel * self.tap_factors.to(kernel.device)  # a pool has no weight to tell it the device
+        if self._swap.conserve == "window":
+            return kernels.keep_window_sum(kernel, self.sliding.valid_taps(input))
+        return kernel
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
-        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        plain: str = super().extra_repr()
         scale = f"guide_scale={self.guide_scale:.4g}" + ("" if self.guide_log_scale is None else " (learned)")
         shown = [f"guide={self._swap.guide_name}", scale]
         shown += [f"kernel={self._swap.kernel}"] if self._swap.kernel != kernels.DEFAULT_KERNEL else []
@@ -110,71 +106,143 @@ class SwappedConv2d(nn.Conv2d):
         means = self._swap.tap_means
         factors: Tensor | None = None
         if means is not None:
-            dtype = accumulate_dtype(self.weight.dtype)
-            factors = torch.tensor(means, device=self.weight.device, dtype=dtype).reciprocal()
+            weight = self.weight if isinstance(self, nn.modules.conv._ConvNd) else torch.empty(0)
+            factors = torch.tensor(means, device=weight.device, dtype=accumulate_dtype(weight.dtype)).reciprocal()
             factors = factors.view(*self._swap.kernel_size, 1, 1)
         self.register_buffer("tap_factors", factors, persistent=False)
 
 
-def valid_taps(conv: nn.Conv2d, input: Tensor) -> Tensor:
-    """Which taps of a convolution read a pixel of the image: bool [kh, kw, Ho, Wo]."""
-    window = window_of(conv)
-    height, width = input.shape[2:]
-    if conv.padding_mode == "zeros":
-        return geometry.valid_taps(window, height, width, input.device)
-    # Padded with pixels of the image, so every tap reads one.
-    size = window.output_size(height, width)
-    return torch.ones(*window.kernel_size, *size, dtype=torch.bool, device=input.device)
+class SwappedConv2d(SwappedLayer, nn.Conv2d):
+    """A pixel-adaptive convolution; a subclass with a forward of its own keeps it, but for the convolution inside."""
+
+    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
+        """Pixel-adaptive convolution of the input; see the class."""
+        kernel = self.steering_kernel(input, distance)
+        plain: Any = super()
+        if isinstance(self, _OwnForward):
+            return steered_forward(plain.forward, input, kernel, self.sliding)
+        padded, window = self.sliding.padded(input), self.sliding.window
+        return pac_ops.pacconv2d(
+            padded, kernel, self.weight, self.bias, window.stride, window.padding, window.dilation, self.groups
+        )
+
+
+class _OwnForward:
+    """Marks swapped convolutions whose plain class computes in its own forward."""
+
+
+class SwappedConvTranspose2d(SwappedLayer, nn.ConvTranspose2d):
+    """A pixel-adaptive transposed convolution; the guide has its output's size."""
+
+    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Pixel-adaptive transposed convolution of the input; see the class."""
+        window, extra = self.sliding.window, self.sliding.output_padding
+        return pac_ops.pacconv_transpose2d(
+            input,
+            self.steering_kernel(input, distance),
+            self.weight,
+            self.bias,
+            window.stride,
+            window.padding,
+            extra,
+            self.groups,
+            window.dilation,
+        )
+
+
+class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
+    """A pixel-adaptive average pool: its sums are weighted by K, and divided by what they always were."""
+
+    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
+        """Pixel-adaptive average of the input; see the class."""
+        window = self.sliding.window
+        sums = pac_ops.pacpool2d(
+            input,
+            self.steering_kernel(input, distance),
+            window.kernel_size,
+            window.stride,
+            window.padding,
+            window.dilation,
+            self.ceil_mode,
+        )
+        # What the plain pool makes of ones is the share of its divisor that lies inside the image.
+        plain: Any = super()
+        shares = plain.forward(torch.ones_like(input[:1, :1], dtype=torch.float32))
+        taps = self.sliding.valid_taps(input).sum((0, 1))
+        averages: Tensor = sums * (shares / taps).to(sums.dtype)
+        return averages
+
+
+_SWAPPED: dict[Any, type[SwappedLayer]] = {
+    nn.Conv2d: SwappedConv2d,
+    nn.ConvTranspose2d: SwappedConvTranspose2d,
+    nn.AvgPool2d: SwappedAvgPool2d,
+}
 
 
 @functools.cache
-def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Conv2d], which mypy does not take for hashable
-    if plain is nn.Conv2d:
-        return SwappedConv2d
-    # SwappedConv2d comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
-    return type(f"Swapped{plain.__name__}", (SwappedConv2d, plain), {})
+def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
+    if plain in _SWAPPED:
+        return _SWAPPED[plain]
+    swapped = next(found for stock, found in _SWAPPED.items() if issubclass(plain, stock))
+    own = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
+    # The swapped class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
+    return type(f"Swapped{plain.__name__}", (swapped, *own, plain), {})
 
 
-def swap_in(conv: nn.Conv2d, swap: Swap) -> None:
-    """Make a convolution pixel-adaptive, in place. Undone by `swap_out`."""
-    plain: Any = type(conv)
-    conv.__class__ = _swapped_class(plain)
-    assert isinstance(conv, SwappedConv2d)  # noqa: S101 (for the type checker)
-    conv._swap, conv._function = swap, kernels.parse(swap.kernel)
+def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
+    """Make a layer pixel-adaptive, in place; a learned scale goes to `device`. Undone by `swap_out`."""
+    sliding = sliding_of(module)
+    plain: Any = type(module)
+    module.__class__ = _swapped_class(plain)
+    assert isinstance(module, SwappedLayer)  # noqa: S101 (for the type checker)
+    module.sliding, module._swap, module._function = sliding, swap, kernels.parse(swap.kernel)
     log_scale: nn.Parameter | None = None
     if swap.learn_scale:
-        log_scale = nn.Parameter(torch.tensor(swap.guide_scale, device=conv.weight.device).log())
-    conv.register_parameter("guide_log_scale", log_scale)
-    conv._set_tap_factors()
+        log_scale = nn.Parameter(torch.tensor(swap.guide_scale, device=device).log())
+    module.register_parameter("guide_log_scale", log_scale)
+    module._set_tap_factors()
 
 
-def swap_out(conv: SwappedConv2d) -> None:
-    """Make a swapped convolution plain again, in place, with its current weights."""
-    del conv._swap, conv._function
-    del conv._parameters["guide_log_scale"], conv._buffers["tap_factors"]
-    conv._non_persistent_buffers_set.discard("tap_factors")
-    # The other base of a class made by _swapped_class; SwappedConv2d itself has only nn.Conv2d.
-    (plain,) = (base for base in type(conv).__bases__ if base is not SwappedConv2d)
-    conv.__class__ = plain
+def swap_out(module: SwappedLayer) -> None:
+    """Make a swapped layer plain again, in place, with its current weights."""
+    del module.sliding, module._swap, module._function
+    del module._parameters["guide_log_scale"], module._buffers["tap_factors"]
+    module._non_persistent_buffers_set.discard("tap_factors")
+    plain: Any = type(module).__bases__[-1]
+    module.__class__ = plain
+
+
+def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:
+    """Window, input and output channels of a layer that can be swapped; a pool has any number, here 0."""
+    kernel_size = sliding_of(module).kernel_size
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        return kernel_size, module.in_channels, module.out_channels
+    return kernel_size, 0, 0
 
 
 def why_not_swappable(module: nn.Module) -> str | None:
     """None if a module can be a target, else why it cannot, as the end of "X cannot be swapped: ..."."""
-    if isinstance(module, SwappedConv2d):
+    if isinstance(module, SwappedLayer):
         return "it is swapped already; hotswap.revert the network first and name all targets together"
-    if not isinstance(module, nn.Conv2d):
-        return f"it is a {type(module).__name__}, and targets are 2-D convolutions"
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+    if not isinstance(module, tuple(_SWAPPED)):
+        return f"it is a {type(module).__name__}, and targets are 2-D convolutions and average pools"
+    if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
         return "it is a lazy convolution that has not run yet; run the network once"
-    plain: Any = nn.Conv2d
-    changed = [
-        name for name in ("forward", "_conv_forward") if getattr(type(module), name) is not getattr(plain, name)
-    ]
-    changed += [name for name in ("forward", "_conv_forward") if name in module.__dict__]
-    if changed:
-        return f"{type(module).__name__} computes its convolution in its own {changed[0]}, which a swap would drop"
-    if not max(module.kernel_size) > 1:
+    name = type(module).__name__
+    if changed := [method for method in ("forward", "_conv_forward") if method in module.__dict__]:
+        return f"its {changed[0]} was replaced on the instance, which a swap would drop; undo that first"
+    stock: Any = next(stock for stock in _SWAPPED if isinstance(module, stock))
+    if stock is not nn.Conv2d and type(module).forward is not stock.forward:
+        return f"{name} has a forward of its own, which a swap would drop"
+    size: Any = module.kernel_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if not max(size) > 1:
         return "its window is 1x1, where the adapting kernel is always 1"
-    if any(k % 2 == 0 for k in module.kernel_size):
-        return f"its window {tuple(module.kernel_size)} is even and has no centre"
+    if any(k % 2 == 0 for k in size):
+        return f"its window {size} is even and has no centre"
+    try:
+        sliding_of(module)
+    except HotswapError as error:
+        return str(error)
     return None

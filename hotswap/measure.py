@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from hotswap import surgery
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedConv2d, valid_taps
+from hotswap.layers import SwappedLayer
 from hotswap.observe import Inputs, as_arguments, mode
 from hotswap.resizing.layers import GuidedResize
 
-Swapped = SwappedConv2d | GuidedResize
+Swapped = SwappedLayer | GuidedResize
 Visitor = Callable[[str, Any, Tensor, Tensor], None]
 
 
@@ -60,9 +60,9 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
             handle.remove()
 
 
-def _counting_taps(layer: SwappedConv2d, input: Tensor) -> Tensor:
-    counts = valid_taps(layer, input)
-    kh, kw = layer.kernel_size
+def _counting_taps(layer: SwappedLayer, input: Tensor) -> Tensor:
+    counts = layer.sliding.valid_taps(input)
+    kh, kw = layer.sliding.kernel_size
     counts[kh // 2, kw // 2] = False
     return counts
 

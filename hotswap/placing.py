@@ -68,15 +68,14 @@ def _check_against(modules: Mapping[str, nn.Module], swap: Swap) -> None:
     for role, path in (("target", swap.target), *(("guide", path) for path in _module_guides(swap))):
         if path not in modules:
             raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
-    conv = modules[swap.target]
-    if reason := layers.why_not_swappable(conv):
+    target = modules[swap.target]
+    if reason := layers.why_not_swappable(target):
         raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
-    assert isinstance(conv, nn.Conv2d)  # noqa: S101 (just checked)
     planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
-    actual = (tuple(conv.kernel_size), conv.in_channels, conv.out_channels)
+    actual = layers.shape_of(target)
     if planned != actual:
         raise HotswapError(
-            f"target {swap.target!r} must be, by the plan, a convolution of (window, input, output channels) "
+            f"target {swap.target!r} must be, by the plan, a layer of (window, input, output channels) "
             f"{planned}, got {actual}; the plan was made for another network"
         )
     for guide in _module_guides(swap):

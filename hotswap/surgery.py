@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
+import torch
 import torch.fx
 from torch import nn
 from torch.fx import Node
@@ -25,8 +26,8 @@ from hotswap.placing import called_root, check_swaps, inside_paths, parents
 from hotswap.plan import FX, HOOKS, Plan, Swap
 from hotswap.resizing import record as resized
 from hotswap.resizing.plan import Resize
+from hotswap.sliding import sliding_of
 from hotswap.tracing import Traced, trace
-from pac_ops.layers import window_of
 
 _RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict
 
@@ -150,11 +151,17 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
 
 
 def install(model: nn.Module, prepared: Prepared) -> None:
-    """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it)."""
+    """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it).
+
+    What is swapped already stays as it is, and is steered by the plan from now on, which must name it.
+    """
+    for module in model.modules():
+        _undo(module)
+    device = next((x.device for x in model.parameters()), torch.device("cpu"))
     for swap in prepared.plan.swaps:
-        conv = model.get_submodule(swap.target)
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked when it was prepared)
-        layers.swap_in(conv, swap)
+        target = model.get_submodule(swap.target)
+        if not isinstance(target, layers.SwappedLayer):
+            layers.swap_in(target, swap, device)
     root = model.get_submodule(prepared.root_path)
     root.__dict__[_RECORD] = prepared.attach(model, root)
 
@@ -162,12 +169,16 @@ def install(model: nn.Module, prepared: Prepared) -> None:
 def remove(model: nn.Module) -> None:
     """Make every swapped part of a network plain again, in place, with its current weights."""
     for module in model.modules():
-        record: Record | None = module.__dict__.pop(_RECORD, None)
-        if record is not None:
-            record.undo(module)
-        if isinstance(module, layers.SwappedConv2d):
+        _undo(module)
+        if isinstance(module, layers.SwappedLayer):
             layers.swap_out(module)
     resized.remove(model)
+
+
+def _undo(module: nn.Module) -> None:
+    record: Record | None = module.__dict__.pop(_RECORD, None)
+    if record is not None:
+        record.undo(module)
 
 
 def current_plan(model: nn.Module) -> Plan | None:
@@ -191,7 +202,7 @@ def _current_swaps(model: nn.Module) -> Plan | None:
             guide = tuple(s if s == INPUT else now + s.removeprefix(before) for s in swap.guide)
             taps = tuple(tap and (now + tap[0].removeprefix(before), tap[1]) for tap in swap.taps)
             conv = model.get_submodule(target)
-            current = conv.swap if isinstance(conv, layers.SwappedConv2d) else swap
+            current = conv.swap if isinstance(conv, layers.SwappedLayer) else swap
             swaps.append(replace(current, target=target, guide=guide, taps=taps))
         drift = record.plan.drift
         notes += record.plan.notes
@@ -274,12 +285,10 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
         for tap, source in zip(activations, swap.guide, strict=True):
             if tap not in guide_of:
                 guide_of[tap] = _unchanging(graph, tap, root, source)
-        conv = modules[swap.target]
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101 (checked by prepare)
         like = target.args[0] if target.args else target.kwargs["input"]
         guides = tuple(guide_of[tap] for tap in activations)
         asymmetric = kernels.parse(swap.kernel).asymmetric
-        key = (guides, window_of(conv), conv.padding_mode, swap.resize, asymmetric)
+        key = (guides, sliding_of(modules[swap.target]), swap.resize, asymmetric)
         with graph.inserting_before(target):
             size = graph.call_function(image_size, (swap.target, like))
             latest[key] = graph.call_function(window_distance, (swap.guide, guides, size, *key[1:], latest.get(key)))

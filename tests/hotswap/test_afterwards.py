@@ -157,6 +157,34 @@ def test_a_timm_network_keeps_its_methods():
         assert converted(image).shape == (1, 7)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("methods", [("fx", "fx"), ("fx", "hooks"), ("hooks", "fx"), ("hooks", "hooks")], ids=str)
+def test_more_targets_later(methods, inplace, image):
+    torch.manual_seed(0)
+    net = Net().eval()
+    options = {"guide_scale": 0.8, "learn_scale": True, "example_inputs": image}
+    once = hotswap.convert(net, "target", "guide", method=methods[0], **options)
+    learned = once.target.guide_log_scale
+    with torch.no_grad():
+        learned.add_(0.1)
+    before = once(image)
+    twice = hotswap.convert(once, "later", "stem", method=methods[1], inplace=inplace, **options)
+    if inplace:
+        assert twice is once
+        assert twice.target.guide_log_scale is learned
+    else:
+        close(once(image), before)
+    assert [(s.target, s.guide) for s in hotswap.status(twice).plan.swaps] == [
+        ("target", ("guide",)),
+        ("later", ("stem",)),
+    ]
+    guides = {"target": "guide", "later": "stem"}
+    fresh = hotswap.convert(net, ["target", "later"], guides, method="fx", **options)
+    fresh.target.guide_scale = twice.target.guide_scale
+    close(twice(image), fresh(image))
+    assert torch.equal(hotswap.revert(twice)(image), net(image))
+
+
 def test_status_prints_what_is_swapped(converted):
     status = hotswap.status(converted)
     text = str(status)

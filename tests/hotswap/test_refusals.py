@@ -121,11 +121,6 @@ REFUSALS = {
     "1x1 window": (Plain(), "head", "guide", {}, "1x1.*nearest that can is .*target"),
     "only 1x1 match": (Plain(), "hea*", "guide", {}, "matched only head, where its window is 1x1"),
     "even window": (with_target(nn.Conv2d(8, 8, 2)), "target", "guide", {}, "even and has no centre"),
-    "changes its weight in forward": (
-        with_target(networks.StandardizedConv2d(8, 8, 3)), "target", "guide", {},
-        "StandardizedConv2d computes its convolution in its own forward",
-    ),
-    "transposed": (with_target(nn.ConvTranspose2d(8, 8, 3)), "target", "guide", {}, "is a ConvTranspose2d"),
     "guide after target": (VGG, ["conv2_1"], "conv3_1", {}, "computed after target conv2_1.*before it is conv1_1"),
     "guide is target": (VGG, ["conv2_1"], "conv2_1", {}, r"guide conv2_1 \(features.3\) is target"),
     "guide contains target": (VGG, ["conv2_1"], "features", {}, "guide 'features' contains target"),
@@ -184,10 +179,12 @@ def snapshot(net):
     return modules, {k: v.sum().item() for k, v in net.state_dict().items()}
 
 
-def test_converting_twice_is_refused():
+def test_converting_the_same_targets_twice_is_refused():
     once = hotswap.convert(VGG)
-    with pytest.raises(hotswap.HotswapError, match="converted already"):
+    with pytest.raises(hotswap.HotswapError, match="these targets are swapped already .*name others"):
         hotswap.convert(once)
+    with pytest.raises(hotswap.HotswapError, match="inplace must be False"):
+        hotswap.convert(once, "conv3_1", calibrate_on=torch.zeros(1, 3, 64, 64), inplace=True)
     with pytest.raises(hotswap.HotswapError, match="converted already"):
         hotswap.apply(once, hotswap.status(once).plan)
 

@@ -1,0 +1,289 @@
+"""How a target's window slides over its input: where the guide has to be read.
+
+For a stock layer its attributes say it. A subclass of `nn.Conv2d` with a forward of its own may pad first, or slide
+otherwise than its attributes say; so it is run on small inputs, up to the convolution inside it, to see what it gets.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import pac_ops
+from hotswap.errors import HotswapError
+from hotswap.observe import mode
+from pac_ops import geometry
+from pac_ops.arguments import make_window, pair
+from pac_ops.geometry import Pair, Window
+
+Pads = tuple[int, int, int, int]  # left, right, top, bottom
+Rule = Callable[[Window, int, int], Pads]  # of a convolution's window and its input's height and width
+
+CONV, TRANSPOSED, POOL = "convolution", "transposed", "pool"
+_NONE: Pads = (0, 0, 0, 0)
+_SAME = "same"
+
+
+def same_padding(window: Window, height: int, width: int) -> Pads:
+    """TensorFlow's "SAME": as many outputs as inputs over the stride, the odd pixel at the bottom and the right."""
+    spare = [
+        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        for size, k, s, _, d in zip((height, width), *window, strict=True)
+    ]
+    return spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2
+
+
+_RULES: dict[str, Rule] = {_SAME: same_padding}
+
+
+def register_padding(kind: type[nn.Conv2d], rule: Rule) -> None:
+    """Teach hotswap how a class of convolutions pads its input, where it cannot find out by itself.
+
+    Args:
+        kind: a subclass of `nn.Conv2d` that pads in its own forward.
+        rule: from the window of the convolution inside it (`kernel_size`, `stride`, `padding` and `dilation`, as
+            pairs) and the height and width of its input to the zeros put around that: left, right, top, bottom.
+    """
+    _RULES[_class_name(kind)] = rule
+
+
+class Sliding(NamedTuple):
+    """The window, and what is put around the input before it. Flat, so that a graph's code can spell it."""
+
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    pads: Pads | str = _NONE  # put around the input first; or the name of a rule
+    pad_mode: str = "constant"  # as for F.pad: zeros
+    kind: str = CONV
+    output_padding: Pair = (0, 0)  # of a transposed convolution
+    ceil_mode: bool = False  # of a pool
+
+    @property
+    def window(self) -> Window:
+        """The window of the layer's own operator."""
+        return Window(self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def on_guide(self) -> Window:
+        """The window that slides over the guide once it is padded."""
+        return self.window.on_output() if self.kind == TRANSPOSED else self.window
+
+    def guide_size(self, height: int, width: int) -> Pair:
+        """What the guide has to be resized to, for an input of this size: that size, or a transposed one's output."""
+        if self.kind == TRANSPOSED:
+            return self.window.transposed_size(height, width, self.output_padding)
+        return height, width
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The layer's input, or a guide of `guide_size`, with all around it but the window's own zeros."""
+        pads = _RULES[self.pads](self.window, x.shape[2], x.shape[3]) if isinstance(self.pads, str) else self.pads
+        if self.ceil_mode:
+            rows, columns = self.window.ceil_padding(x.shape[2], x.shape[3])
+            pads = (0, columns, 0, rows)
+        return x if pads == _NONE else F.pad(x, pads, self.pad_mode)
+
+    def valid_taps(self, input: Tensor) -> Tensor:
+        """Which taps see a pixel of the guide rather than nothing: bool [kh, kw, Ho, Wo]."""
+        size = self.guide_size(input.shape[2], input.shape[3])
+        inside = self.padded(torch.ones(1, 1, *size, device=input.device)) != 0
+        return geometry.all_taps(inside, self.on_guide())[0, 0]
+
+
+def sliding_of(module: nn.Module) -> Sliding:
+    """How the window of a convolution, transposed convolution or average pool slides.
+
+    Raises:
+        HotswapError: where it cannot be known, with the reason, as the end of "X cannot be swapped: ...".
+    """
+    if isinstance(module, nn.AvgPool2d):
+        window = make_window(module.kernel_size, module.stride, module.padding, 1)
+        return Sliding(*window, kind=POOL, ceil_mode=module.ceil_mode)
+    if isinstance(module, nn.ConvTranspose2d):
+        window = _stated_window(module)
+        extra = pair("output_padding", module.output_padding, 0)  # type: ignore[arg-type] # a longer tuple in torch
+        return Sliding(*window, kind=TRANSPOSED, output_padding=extra)
+    if not isinstance(module, nn.Conv2d):
+        raise HotswapError(f"it is a {type(module).__name__}, and targets are 2-D convolutions and average pools")
+    if has_own_forward(type(module)):
+        return _probed(module)
+    window = _stated_window(module)
+    if module.padding_mode == "zeros" or window.padding == (0, 0):
+        return Sliding(*window)
+    rows, columns = window.padding
+    bare = window._replace(padding=(0, 0))
+    return Sliding(*bare, (columns, columns, rows, rows), module.padding_mode)
+
+
+def _stated_window(conv: nn.Conv2d | nn.ConvTranspose2d) -> Window:
+    return make_window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+
+
+def has_own_forward(kind: type[nn.Module]) -> bool:
+    """Whether a class of convolutions computes otherwise than `nn.Conv2d` does."""
+    plain: Any = nn.Conv2d
+    return any(getattr(kind, name) is not getattr(plain, name) for name in ("forward", "_conv_forward"))
+
+
+# --- a forward of its own -------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    window: Window
+    steps: tuple[tuple[Pads, str], ...]  # what F.pad was asked for on the way
+    added: Pair  # rows and columns that the convolution's input has more than the layer's
+
+
+class _Reached(Exception):  # noqa: N818 (no error: it ends a run that has shown what it should)
+    def __init__(self, seen: _Seen) -> None:
+        super().__init__()
+        self.seen = seen
+
+
+class _Probe(TorchFunctionMode):
+    """Notes how an input is padded, and stops at the convolution."""
+
+    def __init__(self, conv: nn.Conv2d, size: Pair) -> None:
+        super().__init__()
+        self.kernel_size, self.size = pair("kernel_size", conv.kernel_size, 1), size  # type: ignore[arg-type]
+        self.padded: list[tuple[Tensor, tuple[tuple[Pads, str], ...]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.pad:
+            return self._pad(func(*args, **kwargs), *args, **kwargs)
+        if func is torch.conv2d:
+            self._convolve(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _steps(self, x: Tensor) -> tuple[tuple[Pads, str], ...]:
+        return next((steps for padded, steps in self.padded if padded is x), ())
+
+    def _pad(
+        self, output: Tensor, input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None
+    ) -> Tensor:
+        left, right, top, bottom = (*pad, 0, 0)[:4]
+        self.padded.append((output, (*self._steps(input), ((left, right, top, bottom), mode))))
+        return output
+
+    def _convolve(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> None:
+        if tuple(weight.shape[2:]) == self.kernel_size:
+            window = make_window(self.kernel_size, stride, padding, dilation)
+            added = (input.shape[2] - self.size[0], input.shape[3] - self.size[1])
+            raise _Reached(_Seen(window, self._steps(input), added))
+
+
+class _Steer(TorchFunctionMode):
+    """Makes the convolution inside a forward pixel-adaptive."""
+
+    def __init__(self, kernel: Tensor, sliding: Sliding, done: list[bool]) -> None:
+        super().__init__()
+        self.kernel, self.sliding, self.done = kernel, sliding, done
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self._steered(*args, **kwargs) if func is torch.conv2d else func(*args, **kwargs)
+
+    def _steered(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        window = self.sliding.window
+        if tuple(weight.shape[2:]) != window.kernel_size:
+            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        self.done.append(True)
+        if window.output_size(input.shape[2], input.shape[3]) != tuple(self.kernel.shape[4:]):
+            raise HotswapError(
+                "a swapped convolution pads its input otherwise than it did when it was looked at; say how with "
+                "hotswap.register_padding"
+            )
+        return pac_ops.pacconv2d(
+            input, self.kernel, weight, bias, window.stride, window.padding, window.dilation, groups
+        )
+
+
+def steered_forward(forward: Callable[[Tensor], Tensor], input: Tensor, kernel: Tensor, sliding: Sliding) -> Tensor:
+    """Run the forward of a convolution's plain class, with K in the convolution inside it.
+
+    Raises:
+        HotswapError: where the convolution inside is not the one that was seen when it was converted.
+    """
+    done: list[bool] = []
+    with _Steer(kernel, sliding, done):
+        output = forward(input)
+    if len(done) != 1:
+        raise HotswapError(
+            f"a swapped layer calls its convolution {len(done)} times in its forward, and must do so once"
+        )
+    return output
+
+
+def _probed(conv: nn.Conv2d) -> Sliding:
+    name = type(conv).__name__
+    sizes = _sizes(conv)
+    seen = [_run_up_to_convolution(conv, *size) for size in sizes]
+    windows, modes = {one.window for one in seen}, {mode for one in seen for _, mode in one.steps}
+    pads = [_total(one) for one in seen]
+    registered = [known for kind in type(conv).__mro__ if (known := _class_name(kind)) in _RULES]
+    if len(windows) == 1:
+        (window,) = windows
+        if registered:
+            return Sliding(*window, registered[0])
+        if None not in pads and modes <= {"constant"}:
+            if len(set(pads)) == 1:
+                return Sliding(*window, pads[0] or _NONE)
+            if pads == [same_padding(window, *size) for size in sizes]:
+                return Sliding(*window, _SAME)
+        elif len(set(pads)) == len(modes) == 1 and pads[0] is not None and all(len(one.steps) == 1 for one in seen):
+            return Sliding(*window, pads[0], modes.pop())
+    raise HotswapError(
+        f"{name} pads its input in a way of its own; say how with hotswap.register_padding({name}, rule), where "
+        "rule(window, height, width) gives the zeros it puts (left, right, top, bottom)"
+    )
+
+
+def _sizes(conv: nn.Conv2d) -> list[Pair]:
+    """Input sizes that tell paddings apart: everything that a size modulo the stride can lead to."""
+    reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return [(reach[0] + 2 + n, reach[1] + 5 + n) for n in range(max(*conv.stride, 2) + 1)]
+
+
+def _run_up_to_convolution(conv: nn.Conv2d, height: int, width: int) -> _Seen:
+    name = type(conv).__name__
+    x = torch.zeros(1, conv.in_channels, height, width, device=conv.weight.device, dtype=conv.weight.dtype)
+    try:
+        with mode(conv, training=False), torch.no_grad(), _Probe(conv, (height, width)):
+            type(conv).forward(conv, x)
+    except _Reached as reached:
+        return reached.seen
+    except Exception as error:  # whatever a user's forward raises
+        raise HotswapError(f"{name} does not run on an input alone ({type(error).__name__}: {error})") from error
+    raise HotswapError(f"{name} computes its convolution by other means than torch.nn.functional.conv2d")
+
+
+def _total(seen: _Seen) -> Pads | None:
+    """All padding added up; None where it does not explain the size that the convolution got."""
+    left, right, top, bottom = (sum(pads[side] for pads, _ in seen.steps) for side in range(4))
+    return (left, right, top, bottom) if (top + bottom, left + right) == seen.added else None
+
+
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

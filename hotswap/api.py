@@ -218,12 +218,10 @@ def _planned(
     names = _names(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
     wanted = split(names, targets, guide, guide_scale, footprint, example_inputs)
-    if swapped is not None and (swapped.resizes or wanted.enlargements):
-        raise HotswapError(
-            "the network is converted already, and enlargements go first: hotswap.revert it, and name all targets "
-            "together"
-        )
-    resizes = tuple(
+    swaps = [] if swapped is None else list(swapped.swaps)
+    resizes = [] if swapped is None else list(swapped.resizes)
+    before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
+    resizes += [
         Resize(
             target=chosen.site.path,
             call=chosen.site.call,
@@ -237,18 +235,14 @@ def _planned(
             guide_alias=tuple(alias_of.get(source) for source in chosen.guide),
         )
         for chosen in wanted.enlargements
-    )
-    swaps = [] if swapped is None else list(swapped.swaps)
-    before = {swap.target for swap in swaps}
+        if chosen.site.name not in before
+    ]
     notes = wanted.notes
-    if wanted.targets or not resizes:
+    named = [chosen.site.name for chosen in wanted.enlargements]
+    if wanted.targets or not wanted.enlargements:
         choice = choose(names, wanted.targets, wanted.guide)
         notes += choice.notes
-        if before.issuperset(choice.guides):
-            raise HotswapError(
-                f"these targets are swapped already ({', '.join(choice.guides)}): name others, or hotswap.revert the "
-                "network first"
-            )
+        named += choice.guides
         for path, scale in _scales(names, wanted.guide_scale, choice.guides).items():
             if path in before:
                 continue
@@ -267,11 +261,16 @@ def _planned(
                     **swapping,
                 )
             )
+    if before.issuperset(named):
+        raise HotswapError(
+            f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
+            "first"
+        )
     if before:
         notes += (f"{len(before)} were swapped before, and stay as they are",)
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
-    made = Plan(tuple(swaps), notes=notes, resizes=resizes)
+    made = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
     prepared = _prepared(names, made, method, example_inputs)
     return prepared.noted(*prepared.how)
 
@@ -379,6 +378,7 @@ def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields:
 
 def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
     converted = model if inplace else _deep_copy(model)
+    surgery.detach(converted)
     if prepared.enlarging is not None:
         resizing.install(converted, prepared.enlarging)
     if prepared.swapping is not None:

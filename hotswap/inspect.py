@@ -1,29 +1,31 @@
 """What a network has to offer: every convolution and enlargement, and whether it can be swapped or guide."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from hotswap.api import _names
 from hotswap.choose import Names, automatic, why_not
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedLayer
+from hotswap.layers import SwappedLayer, why_not_swappable
 from hotswap.observe import Call, Inputs
 from hotswap.plan import Swap
 from hotswap.resizing.choose import is_automatic
 from hotswap.resizing.plan import named, why_not_guided
 from hotswap.resizing.sites import find
+from hotswap.sliding import own_weight, sliding_of
 from hotswap.status import status
 from hotswap.tables import render
+from pac_ops.geometry import Pair
 
 
 @dataclass(frozen=True)
 class ConvInfo:
-    """One convolution."""
+    """One convolution; or another layer that can be swapped like one, such as an average pool."""
 
     path: str
-    alias: str | None  # conv{stage}_{index}; None for 1x1 windows
+    alias: str | None  # conv{stage}_{index}; None for 1x1 windows, and what is no nn.Conv2d
     kind: str  # its class
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
@@ -57,7 +59,7 @@ class ResizeInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every 2-D convolution of a network, and every resizing, in the order in which it calls them."""
+    """Every 2-D convolution of a network, what can be swapped like one, and every resizing, in the order of calls."""
 
     convolutions: tuple[ConvInfo, ...]
     resizes: tuple[ResizeInfo, ...]
@@ -106,6 +108,8 @@ class Inspection:
 def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspection:
     """List every 2-D convolution: alias, size, cost, receptive field, and whether it can be a target or guide.
 
+    Other layers are listed where they can be targets: average pools, modules that call `F.conv2d` with their weight.
+
     Also what "auto" takes, and of a converted network the swaps, with warnings. One run, on fake tensors where the
     network takes them: nothing is computed then. The network does not change.
 
@@ -133,25 +137,20 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     alias_of = names.alias_of
     found = []
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
         call = None if names.observation is None else names.observation.first(path)
+        shape = _shape(module, None if call is None else call.input_shape)
+        if shape is None:
+            continue
         size = None if call is None or call.output_shape is None else call.output_shape[-2:]
-        weights = module.weight.numel()
         found.append(
             ConvInfo(
                 path=path,
                 alias=alias_of.get(path),
                 kind=type(module).__name__,
-                kernel_size=(module.kernel_size[0], module.kernel_size[1]),
-                stride=(module.stride[0], module.stride[1]),
-                dilation=(module.dilation[0], module.dilation[1]),
-                groups=module.groups,
-                in_channels=module.in_channels,
-                out_channels=module.out_channels,
+                **shape._asdict(),
                 output_size=None if size is None else (size[0], size[1]),
-                parameters=weights + (0 if module.bias is None else module.bias.numel()),
-                multiply_adds=None if size is None else weights * size[0] * size[1],
+                parameters=sum(p.numel() for p in module.parameters()),
+                multiply_adds=None if call is None else _multiply_adds(module, shape, call),
                 receptive_field=None if call is None else call.receptive_field,
                 why_no_target=_why_no_target(names, path),
                 why_no_guide=_why_no_guide(names, call, is_last=state.plan is None and order.get(path, -1) >= last),
@@ -166,6 +165,40 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
             notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
     notes += [f"warning: {text}" for text in state.warnings]
     return Inspection(tuple(found), _resizes(names, example_inputs), tuple(notes))
+
+
+class _Shape(NamedTuple):
+    kernel_size: Pair
+    stride: Pair
+    dilation: Pair
+    groups: int
+    in_channels: int
+    out_channels: int
+
+
+def _shape(module: nn.Module, input_shape: tuple[int, ...] | None) -> _Shape | None:
+    """None for what is no convolution and cannot be swapped like one."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        two: Any = (module.kernel_size, module.stride, module.dilation)
+        return _Shape(*two, module.groups, module.in_channels, module.out_channels)
+    if not isinstance(module, SwappedLayer) and why_not_swappable(module) is not None:
+        return None
+    sliding = module.sliding if isinstance(module, SwappedLayer) else sliding_of(module)
+    channels = input_shape[1] if input_shape is not None else 0
+    weight = own_weight(module)
+    groups, outputs = (channels, channels) if weight is None else (channels // weight.shape[1], weight.shape[0])
+    return _Shape(sliding.kernel_size, sliding.stride, sliding.dilation, groups, channels, outputs)
+
+
+def _multiply_adds(module: nn.Module, shape: _Shape, call: Call) -> int | None:
+    """Of one image: a transposed convolution multiplies at each pixel of its input, everything else of its output."""
+    seen = call.input_shape if isinstance(module, nn.ConvTranspose2d) else call.output_shape
+    if seen is None or len(seen) < 3:
+        return None
+    weights = (
+        shape.kernel_size[0] * shape.kernel_size[1] * shape.in_channels * shape.out_channels // max(shape.groups, 1)
+    )
+    return weights * seen[-2] * seen[-1]
 
 
 def _resizes(names: Names, example_inputs: Inputs | None) -> tuple[ResizeInfo, ...]:

@@ -11,7 +11,7 @@ import pac_ops
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.plan import Swap
-from hotswap.sliding import Sliding, has_own_forward, sliding_of, steered_forward
+from hotswap.sliding import Sliding, has_own_forward, own_weight, sliding_of, steered_forward
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype
 
@@ -173,6 +173,15 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
         return averages
 
 
+class SwappedFunction(SwappedLayer):
+    """A module that calls `F.conv2d` with its own weight: its forward runs, and that call is pixel-adaptive."""
+
+    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
+        """What the module computes, pixel-adaptive; see the class."""
+        plain: Any = super()
+        return steered_forward(plain.forward, input, self.steering_kernel(input, distance), self.sliding)
+
+
 _SWAPPED: dict[Any, type[SwappedLayer]] = {
     nn.Conv2d: SwappedConv2d,
     nn.ConvTranspose2d: SwappedConvTranspose2d,
@@ -184,7 +193,7 @@ _SWAPPED: dict[Any, type[SwappedLayer]] = {
 def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
     if plain in _SWAPPED:
         return _SWAPPED[plain]
-    swapped = next(found for stock, found in _SWAPPED.items() if issubclass(plain, stock))
+    swapped = next((found for stock, found in _SWAPPED.items() if issubclass(plain, stock)), SwappedFunction)
     own = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
     # The swapped class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
     return type(f"Swapped{plain.__name__}", (swapped, *own, plain), {})
@@ -218,24 +227,26 @@ def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:
     kernel_size = sliding_of(module).kernel_size
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return kernel_size, module.in_channels, module.out_channels
-    return kernel_size, 0, 0
+    weight = own_weight(module)
+    return (kernel_size, 0, 0) if weight is None else (kernel_size, weight.shape[1], weight.shape[0])
 
 
 def why_not_swappable(module: nn.Module) -> str | None:
     """None if a module can be a target, else why it cannot, as the end of "X cannot be swapped: ..."."""
     if isinstance(module, SwappedLayer):
         return "it is swapped already; hotswap.revert the network first and name all targets together"
-    if not isinstance(module, tuple(_SWAPPED)):
-        return f"it is a {type(module).__name__}, and targets are 2-D convolutions and average pools"
+    name = type(module).__name__
+    stock: Any = next((stock for stock in _SWAPPED if isinstance(module, stock)), None)
     if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
         return "it is a lazy convolution that has not run yet; run the network once"
-    name = type(module).__name__
+    weight = own_weight(module)
+    if stock is None and weight is None:
+        return f"it is a {name}, and targets are 2-D convolutions and average pools"
     if changed := [method for method in ("forward", "_conv_forward") if method in module.__dict__]:
         return f"its {changed[0]} was replaced on the instance, which a swap would drop; undo that first"
-    stock: Any = next(stock for stock in _SWAPPED if isinstance(module, stock))
-    if stock is not nn.Conv2d and type(module).forward is not stock.forward:
+    if weight is None and type(module).forward is not stock.forward:
         return f"{name} has a forward of its own, which a swap would drop"
-    size: Any = module.kernel_size
+    size: Any = module.kernel_size if stock is not None else weight.shape[2:]
     size = (size, size) if isinstance(size, int) else tuple(size)
     if not max(size) > 1:
         return "its window is 1x1, where the adapting kernel is always 1"

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.observe import mode
+from hotswap.untouched import untouched
 from pac_ops import geometry
 from pac_ops.arguments import make_window, pair
 from pac_ops.geometry import Pair, Window
@@ -106,9 +107,7 @@ def sliding_of(module: nn.Module) -> Sliding:
         window = _stated_window(module)
         extra = pair("output_padding", module.output_padding, 0)  # type: ignore[arg-type] # a longer tuple in torch
         return Sliding(*window, kind=TRANSPOSED, output_padding=extra)
-    if not isinstance(module, nn.Conv2d):
-        raise HotswapError(f"it is a {type(module).__name__}, and targets are 2-D convolutions and average pools")
-    if has_own_forward(type(module)):
+    if not isinstance(module, nn.Conv2d) or has_own_forward(type(module)):
         return _probed(module)
     window = _stated_window(module)
     if module.padding_mode == "zeros" or window.padding == (0, 0):
@@ -126,6 +125,17 @@ def has_own_forward(kind: type[nn.Module]) -> bool:
     """Whether a class of convolutions computes otherwise than `nn.Conv2d` does."""
     plain: Any = nn.Conv2d
     return any(getattr(kind, name) is not getattr(plain, name) for name in ("forward", "_conv_forward"))
+
+
+def own_weight(module: nn.Module) -> Tensor | None:
+    """The weight of a convolution that a module may compute in its forward; None where it cannot.
+
+    That is the weight of an `nn.Conv2d`, or the one parameter of four dimensions of a module without submodules.
+    """
+    if isinstance(module, nn.Conv2d):
+        return module.weight
+    weights = [p for p in module._parameters.values() if p is not None and p.dim() == 4]
+    return weights[0] if len(weights) == 1 and not any(True for _ in module.children()) else None
 
 
 # --- a forward of its own -------------------------------------------------------------------------------
@@ -146,9 +156,9 @@ class _Reached(Exception):  # noqa: N818 (no error: it ends a run that has shown
 class _Probe(TorchFunctionMode):
     """Notes how an input is padded, and stops at the convolution."""
 
-    def __init__(self, conv: nn.Conv2d, size: Pair) -> None:
+    def __init__(self, kernel_size: Pair, size: Pair) -> None:
         super().__init__()
-        self.kernel_size, self.size = pair("kernel_size", conv.kernel_size, 1), size  # type: ignore[arg-type]
+        self.kernel_size, self.size = kernel_size, size
         self.padded: list[tuple[Tensor, tuple[tuple[Pads, str], ...]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -236,13 +246,13 @@ def steered_forward(forward: Callable[[Tensor], Tensor], input: Tensor, kernel: 
     return output
 
 
-def _probed(conv: nn.Conv2d) -> Sliding:
-    name = type(conv).__name__
-    sizes = _sizes(conv)
-    seen = [_run_up_to_convolution(conv, *size) for size in sizes]
+def _probed(module: nn.Module) -> Sliding:
+    name = type(module).__name__
+    sizes = _sizes(_run_up_to_convolution(module, *_LARGE).window)
+    seen = [_run_up_to_convolution(module, *size) for size in sizes]
     windows, modes = {one.window for one in seen}, {mode for one in seen for _, mode in one.steps}
     pads = [_total(one) for one in seen]
-    registered = [known for kind in type(conv).__mro__ if (known := _class_name(kind)) in _RULES]
+    registered = [known for kind in type(module).__mro__ if (known := _class_name(kind)) in _RULES]
     if len(windows) == 1:
         (window,) = windows
         if registered:
@@ -260,23 +270,29 @@ def _probed(conv: nn.Conv2d) -> Sliding:
     )
 
 
-def _sizes(conv: nn.Conv2d) -> list[Pair]:
+_LARGE = (67, 71)  # an input that every window fits into
+
+
+def _sizes(window: Window) -> list[Pair]:
     """Input sizes that tell paddings apart: everything that a size modulo the stride can lead to."""
-    reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-    return [(reach[0] + 2 + n, reach[1] + 5 + n) for n in range(max(*conv.stride, 2) + 1)]
+    reach = [d * (k - 1) + 1 for k, d in zip(window.kernel_size, window.dilation, strict=True)]
+    return [(reach[0] + 2 + n, reach[1] + 5 + n) for n in range(max(*window.stride, 2) + 1)]
 
 
-def _run_up_to_convolution(conv: nn.Conv2d, height: int, width: int) -> _Seen:
-    name = type(conv).__name__
-    x = torch.zeros(1, conv.in_channels, height, width, device=conv.weight.device, dtype=conv.weight.dtype)
+def _run_up_to_convolution(module: nn.Module, height: int, width: int) -> _Seen:
+    name, weight = type(module).__name__, own_weight(module)
+    assert weight is not None  # noqa: S101 (for the type checker)
+    channels = getattr(module, "in_channels", weight.shape[1] * getattr(module, "groups", 1))
+    x = torch.zeros(1, channels, height, width, device=weight.device, dtype=weight.dtype)
+    probe = _Probe((weight.shape[2], weight.shape[3]), (height, width))
     try:
-        with mode(conv, training=False), torch.no_grad(), _Probe(conv, (height, width)):
-            type(conv).forward(conv, x)
+        with untouched([module]), mode(module, training=False), torch.no_grad(), probe:
+            type(module).forward(module, x)
     except _Reached as reached:
         return reached.seen
     except Exception as error:  # whatever a user's forward raises
         raise HotswapError(f"{name} does not run on an input alone ({type(error).__name__}: {error})") from error
-    raise HotswapError(f"{name} computes its convolution by other means than torch.nn.functional.conv2d")
+    raise HotswapError(f"{name} computes no convolution with torch.nn.functional.conv2d")
 
 
 def _total(seen: _Seen) -> Pads | None:

@@ -24,6 +24,7 @@ from hotswap.naming import INPUT
 from hotswap.observe import Observation
 from hotswap.placing import called_root, check_swaps, inside_paths, parents
 from hotswap.plan import FX, HOOKS, Plan, Swap
+from hotswap.resizing import layers as enlarging
 from hotswap.resizing import record as resized
 from hotswap.resizing.plan import Resize
 from hotswap.sliding import sliding_of
@@ -153,10 +154,9 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
 def install(model: nn.Module, prepared: Prepared) -> None:
     """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it).
 
-    What is swapped already stays as it is, and is steered by the plan from now on, which must name it.
+    Nothing steers the network's layers yet, or any more (see `detach`). Those that are swapped already stay as they
+    are, and are steered by the plan from now on, which must name them.
     """
-    for module in model.modules():
-        _undo(module)
     device = next((x.device for x in model.parameters()), torch.device("cpu"))
     for swap in prepared.plan.swaps:
         target = model.get_submodule(swap.target)
@@ -168,17 +168,20 @@ def install(model: nn.Module, prepared: Prepared) -> None:
 
 def remove(model: nn.Module) -> None:
     """Make every swapped part of a network plain again, in place, with its current weights."""
+    detach(model)
     for module in model.modules():
-        _undo(module)
         if isinstance(module, layers.SwappedLayer):
             layers.swap_out(module)
-    resized.remove(model)
+    enlarging.swap_out(model)
 
 
-def _undo(module: nn.Module) -> None:
-    record: Record | None = module.__dict__.pop(_RECORD, None)
-    if record is not None:
-        record.undo(module)
+def detach(model: nn.Module) -> None:
+    """Undo what steers swapped layers, in place; the layers themselves stay swapped."""
+    for module in model.modules():
+        record: Record | None = module.__dict__.pop(_RECORD, None)
+        if record is not None:
+            record.undo(module)
+    resized.detach(model)  # last, as it came first
 
 
 def current_plan(model: nn.Module) -> Plan | None:

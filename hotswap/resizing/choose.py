@@ -91,7 +91,8 @@ def _may_enlarge(names: Names, name: Any) -> bool:
     if name in modules and name:
         return mode_of(modules[name]) is not None
     if naming.is_pattern(name):
-        convolutions = [path for path, module in modules.items() if isinstance(module, nn.Conv2d)]
+        layers = (nn.Conv2d, nn.ConvTranspose2d)
+        convolutions = [path for path, m in modules.items() if isinstance(m, layers) and mode_of(m) is None]
         return not naming.match(name, convolutions, names.alias_of)
     return name == RESIZE or name.startswith(f"{ALIAS}_")
 

@@ -171,14 +171,14 @@ class GuidedInterpolate(GuidedResize):
         return _Options(*further)
 
 
-class SwappedUpsample(GuidedResize, nn.Upsample):
+class GuidedUpsample(GuidedResize, nn.Upsample):
     """An `nn.Upsample` that is guided."""
 
     def _options(self, further: tuple[Any, ...]) -> _Options:
         return _Options(self.size, self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor)
 
 
-class SwappedConvTranspose2d(GuidedResize, nn.ConvTranspose2d):
+class GuidedConvTranspose2d(GuidedResize, nn.ConvTranspose2d):
     """A transposed convolution with bilinear weights that is guided; beyond the edge of its input it reads zeros."""
 
     def _options(self, further: tuple[Any, ...]) -> _Options:
@@ -198,11 +198,11 @@ class SwappedConvTranspose2d(GuidedResize, nn.ConvTranspose2d):
 
 @functools.cache
 def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
-    guided: Any = SwappedUpsample if issubclass(plain, nn.Upsample) else SwappedConvTranspose2d
+    guided: Any = GuidedUpsample if issubclass(plain, nn.Upsample) else GuidedConvTranspose2d
     if plain in guided.__bases__:
         return guided
     # The guided class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
-    return type(f"Swapped{plain.__name__}", (guided, plain), {})
+    return type(f"Guided{plain.__name__}", (guided, plain), {})
 
 
 def swap_in(model: nn.Module, resize: Resize) -> None:
@@ -235,7 +235,7 @@ def swap_out(model: nn.Module) -> None:
         if isinstance(module, GuidedResize):
             del module._parameters["guide_log_scale"], module._swap
             guided = type(module)
-            ours = (GuidedResize, SwappedUpsample, SwappedConvTranspose2d)
+            ours = (GuidedResize, GuidedUpsample, GuidedConvTranspose2d)
             (plain,) = (base for base in guided.__bases__ if base not in ours)
             module.__class__ = plain
 

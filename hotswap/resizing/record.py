@@ -6,7 +6,7 @@ from torch import nn
 
 from hotswap.naming import INPUT
 from hotswap.plan import Plan
-from hotswap.resizing.layers import GuidedResize, swap_out
+from hotswap.resizing.layers import GuidedResize
 from hotswap.resizing.plan import Resize
 
 RECORD = "_hotswap_resize_record"  # a plain attribute of the rewritten module, not in its state_dict
@@ -62,15 +62,14 @@ def record_drift(model: nn.Module, drift: float) -> None:
             module.__dict__[RECORD] = replace(record, drift=drift)
 
 
-def remove(model: nn.Module) -> None:
-    """Make every guided enlargement of a network plain again, in place."""
+def detach(model: nn.Module) -> None:
+    """Undo what steers a network's guided enlargements, in place; these stay swapped."""
     for module in list(model.modules()):
         record: Record | None = module.__dict__.pop(RECORD, None)
         if record is not None:
             for name in record.constants:
                 del module.__dict__[name]
             module.__class__ = record.plain_class
-    swap_out(model)
 
 
 def _moved(path: str, before: str, now: str) -> str:

@@ -82,9 +82,14 @@ def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observatio
 
 
 def install(model: nn.Module, graft: Graft) -> None:
-    """Carry a prepared graft out, in place, on the network it was prepared for (or a deep copy of it)."""
+    """Carry a prepared graft out, in place, on the network it was prepared for (or a deep copy of it).
+
+    What is swapped already stays as it is, as in `hotswap.surgery.install`.
+    """
+    guided = {path for path, module in model.named_modules() if isinstance(module, layers.GuidedResize)}
     for resize in graft.resizes:
-        layers.swap_in(model, resize)
+        if resize.layer_path not in guided:
+            layers.swap_in(model, resize)
     root, traced = model.get_submodule(graft.root_path), graft.traced
     plain: Any = type(root)
     root.__dict__.update(traced.constants)

@@ -168,7 +168,7 @@ def test_what_runs_no_convolution_of_torch_is_refused():
         def forward(self, x):
             return torch.ops.aten.convolution(x, self.weight, self.bias, (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
-    with pytest.raises(hotswap.HotswapError, match="Odd computes its convolution by other means"):
+    with pytest.raises(hotswap.HotswapError, match="Odd computes no convolution with torch.nn.functional.conv2d"):
         swap(Block(Odd(8, 8, 3)))
 
 
@@ -244,6 +244,74 @@ def test_average_pools(options, method, image):
     assert converted.target.guide_log_scale.grad.abs() > 0
     hotswap.calibrate(converted, [image], deviation=0.2)
     assert type(hotswap.revert(converted).target) is nn.AvgPool2d
+
+
+class Functional(nn.Module):
+    """A convolution, spelt out."""
+
+    def __init__(self, padding=1, groups=2):
+        super().__init__()
+        self.kernel, self.shift = nn.Parameter(torch.randn(6, 8 // groups, 3, 3)), nn.Parameter(torch.randn(6))
+        self.padding, self.groups = padding, groups
+
+    def forward(self, x):
+        return F.relu(F.conv2d(F.pad(x, (0, 2, 0, 0)), self.kernel, self.shift, 2, self.padding, groups=self.groups))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_that_calls_the_function_with_its_own_weight(method, image):
+    torch.manual_seed(0)
+    net = Block(Functional()).eval()
+    converted = swap(net, method=method)
+    x, guide = net.parts(image)
+    x, guide = F.pad(x, (0, 2, 0, 0)), F.pad(resized(guide, x.shape[2:]), (0, 2, 0, 0))
+    kernel = pac_ops.packernel2d(guide, None, 3, stride=2, padding=1)[0]
+    found = pac_ops.pacconv2d(x, kernel, net.target.kernel, net.target.shift, 2, 1, 1, 2)
+    close(converted(image), F.relu(found))
+    assert isinstance(converted.target, Functional)
+    assert list(converted.state_dict()) == list(net.state_dict())
+    converted(image).sum().backward()
+    assert converted.target.kernel.grad.abs().max() > 0
+    assert converted.guide.weight.grad.abs().max() > 0
+    reverted = hotswap.revert(converted)
+    assert type(reverted.target) is Functional
+    assert torch.equal(reverted(image), net(image))
+    for network in (net, converted):
+        listed = {conv.path: conv for conv in hotswap.inspect(network, image).convolutions}
+        assert listed["target"].kind.endswith("Functional")
+        assert (listed["target"].stride, listed["target"].groups) == ((2, 2), 2)
+        assert listed["target"].parameters == 6 * 4 * 9 + 6
+
+
+class Scaled(nn.Module):
+    """No convolution, but a parameter of four dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 8, 3, 3))
+
+    def forward(self, x):
+        return x * self.scale.mean()
+
+
+class Twofold(Functional):
+    def forward(self, x):
+        return super().forward(x) + super().forward(x)
+
+
+def test_a_module_that_calls_no_such_function_or_two_is_refused(image):
+    with pytest.raises(hotswap.HotswapError, match="Scaled computes no convolution with torch.nn.functional.conv2d"):
+        swap(Block(Scaled()))
+    with pytest.raises(hotswap.HotswapError, match="calls its convolution 2 times"):
+        swap(Block(Twofold()))
+
+
+def test_inspect_lists_what_can_be_swapped_like_a_convolution(image):
+    net = nn.Sequential(conv(3), nn.AvgPool2d(3), nn.AvgPool2d(2), nn.ConvTranspose2d(8, 4, 3, stride=2), Scaled())
+    listed = {conv.path: conv for conv in hotswap.inspect(net[:4], image).convolutions}
+    assert list(listed) == ["0", "1", "3"]
+    assert (listed["1"].in_channels, listed["1"].out_channels, listed["1"].parameters) == (8, 8, 0)
+    assert listed["3"].multiply_adds == 9 * 8 * 4 * 2 * 1
 
 
 def test_even_windows_are_refused_for_every_kind():

@@ -409,6 +409,35 @@ def test_a_guided_layer_called_without_its_guide_says_so(net):
         convert(net).up(torch.rand(1, 4, 3, 3))
 
 
-def test_converting_twice_is_refused(net):
-    with pytest.raises(HotswapError, match="converted already"):
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+@pytest.mark.parametrize("first", ["convolutions", "enlargements", "some of each"])
+def test_more_targets_later(net, first, method, inplace):
+    convolutions, options = ["b"], {"learn_scale": True, "method": method}
+    steps = {
+        "convolutions": (convolutions, EVERY),
+        "enlargements": (EVERY, convolutions),
+        "some of each": (["resize_1", *convolutions], EVERY),
+    }[first]
+    once = convert(net, steps[0], **options)
+    learned = [p for name, p in once.named_parameters() if "guide_log_scale" in name]
+    with torch.no_grad():
+        for p in learned:
+            p.add_(0.1)
+    before = run(once)
+    twice = convert(once, steps[1], inplace=inplace, **options)
+    assert (twice is once) == inplace
+    if inplace:
+        assert {id(p) for p in learned} <= {id(p) for p in twice.parameters()}
+    else:
+        assert_same(run(once), before)
+    fresh = convert(net, [*EVERY, *convolutions], **options)
+    fresh.load_state_dict(twice.state_dict())
+    assert_same(run(twice), run(fresh))
+    assert_same(run(hotswap.revert(twice)), run(net), rtol=0, atol=0)
+    assert type(hotswap.revert(twice)) is type(net)
+
+
+def test_what_is_guided_already_is_not_guided_again(net):
+    with pytest.raises(HotswapError, match="swapped already .*name others"):
         convert(convert(net))

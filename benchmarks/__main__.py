@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import crf, limits, networks, operators
+from benchmarks import crf, limits, networks, operators, resizing
 from benchmarks.harness import RESULTS, Case, Machine, Row, geometric_mean, save
 
 FASTER_CONV = "faster conv"
-SUITES = ("limits", "operators", "networks", "crf", "growth")
+SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,6 +73,7 @@ def _cases(suite: str, device: torch.device, dtype: torch.dtype, quick: bool) ->
     of: dict[str, Callable[[], Iterator[Case]]] = {
         "limits": lambda: limits.cases(device, dtype),
         "operators": lambda: operators.cases([dataclasses.replace(w, dtype=dtype) for w in workloads], device),
+        "resizing": lambda: resizing.cases(device),
         "networks": lambda: networks.cases(device, dtype),
         "crf": lambda: crf.cases(device),
         "growth": lambda: operators.growth_cases(device),

@@ -7,7 +7,7 @@ No GPU, and no download: the weights and the pictures are files of installed pac
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -25,6 +25,9 @@ from recipes.landwater import LandWater
 TARGETS = ["conv3_3", "conv4_3", "conv5_3"]  # the paper's choice: the last convolution of each late stage,
 GUIDE = "conv2_2"  # guided by an early activation
 DEVIATION = 0.3  # what calibration aims at: neighbours count 30 % less than in the plain network, on average
+RESIZE_DEVIATION = (
+    0.4  # the same for coarse neighbours of a guided enlargement, whose weights are then made to sum to 1
+)
 
 # scikit-image's photographs, and the pixels (row, column) of each whose adapting kernel is drawn.
 PHOTOS = {
@@ -62,15 +65,20 @@ def main(out: Path, steps: int) -> None:
     show(hotswap.calibrate(calibrated, photos.values(), deviation=DEVIATION))
     show(hotswap.verify(calibrated, photos.values()))
 
-    console.rule("[bold]4. Pictures of what changed, and of which neighbours count")
-    written = draw_photos(out, photos, hed, swapped, calibrated)
+    console.rule("[bold]4. Its enlargements guided by the image, no convolution swapped")
+    guided = hotswap.convert(hed, "resize", "input", calibrate_on=list(photos.values()), deviation=RESIZE_DEVIATION)
+    show(hotswap.status(guided))
+    check(guided.state_dict().keys() == hed.state_dict().keys(), "no parameters were added")
+
+    console.rule("[bold]5. Pictures of what changed, and of which neighbours count")
+    written = draw_photos(out, photos, hed, swapped, calibrated, guided)
     console.print(f"{len(written)} pictures")
 
-    console.rule("[bold]5. Fine-tune plain and swapped: land and water in satellite pictures")
+    console.rule("[bold]6. Fine-tune plain and swapped: land and water in satellite pictures")
     plain, tuned, picture = tune_both(out, steps)
     written.append(picture)
 
-    console.rule("[bold]6. Save, load, revert")
+    console.rule("[bold]7. Save, load, revert")
     written.append(save_load_revert(out, plain, tuned))
 
     console.rule("[bold]Done")
@@ -80,13 +88,19 @@ def main(out: Path, steps: int) -> None:
 
 
 def draw_photos(
-    out: Path, photos: dict[str, Tensor], plain: nn.Module, swapped: nn.Module, calibrated: nn.Module
+    out: Path,
+    photos: dict[str, Tensor],
+    plain: nn.Module,
+    swapped: nn.Module,
+    calibrated: nn.Module,
+    guided: nn.Module,
 ) -> list[Path]:
     """For each photograph, the edges found before and after the swap, and adapting kernels: the files written."""
     written = []
     for name, photo in photos.items():
         with torch.no_grad():
-            before, after, after_calibrated = plain(photo)[0], swapped(photo)[0], calibrated(photo)[0]
+            before, after = plain(photo)[0], swapped(photo)[0]
+            after_calibrated, after_guided = calibrated(photo)[0], guided(photo)[0]
         edges = sheet(
             f"{name}: edges found by HED, plain and with {', '.join(TARGETS)} swapped (guide {GUIDE})",
             [
@@ -99,6 +113,11 @@ def draw_photos(
                     ("plain", pixels(before)),
                     (f"swapped, calibrated to a deviation of {DEVIATION}", pixels(after_calibrated)),
                     difference_panel(before, after_calibrated),
+                ],
+                [
+                    ("plain", pixels(before)),
+                    ("enlargements guided by the image, no convolution swapped", pixels(after_guided)),
+                    difference_panel(before, after_guided),
                 ],
             ],
         )
@@ -117,10 +136,10 @@ def difference_panel(before: Tensor, after: Tensor) -> Panel:
 
 
 def tune_both(out: Path, steps: int) -> tuple[HedSegmenter, HedSegmenter, Path]:
-    """Fine-tune a plain and a swapped network from the same start, on the same data in the same order.
+    """Fine-tune a plain, a swapped and a guided network from the same start, on the same data in the same order.
 
     Returns:
-        Both networks, and the picture of their predictions.
+        The first two, and the picture of all predictions.
     """
     train, test = LandWater("train"), LandWater("test", 48)
     console.print(f"{len(train)} training crops; {len(test)} test crops from other longitudes; 128 x 128 pixels")
@@ -134,18 +153,24 @@ def tune_both(out: Path, steps: int) -> tuple[HedSegmenter, HedSegmenter, Path]:
     samples = torch.stack([train[i][0] for i in range(16)])
     show(hotswap.calibrate(swapped, samples, deviation=DEVIATION))
 
+    guided = hotswap.convert(
+        plain, "resize", "input", calibrate_on=samples, deviation=RESIZE_DEVIATION, learn_scale=True
+    )
+    show(hotswap.status(guided))
+
     table = Table("network", "mIoU before tuning", f"after {steps} steps", "loss, last 10 steps")
-    for name, network in (("plain", plain), ("swapped", swapped)):
+    networks = {"plain": plain, "swapped": swapped, "enlargements guided": guided}
+    for name, network in networks.items():
         before = evaluate(network, test)
         losses = finetune(network, train, steps=steps, lr=1e-4, seed=1, label=name, console=console)
         after = evaluate(network, test)
         last = losses[-10:]
         table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{sum(last) / len(last):.4f}")
     console.print(table)
-    console.print("One seed and a short run: the difference between these two scores proves nothing either way.")
+    console.print("One seed and a short run: small differences between these scores prove nothing either way.")
 
     picture = out / "landwater.png"
-    rows = [prediction_row(*test[i], plain, swapped) for i in range(3)]
+    rows = [prediction_row(*test[i], networks) for i in range(3)]
     sheet("Land and water: three test crops after fine-tuning", rows, width=300).save(picture)
     return plain, swapped, picture
 
@@ -156,8 +181,8 @@ def set_trainable(model: nn.Module, wanted: Callable[[str], bool]) -> None:
         parameter.requires_grad_(wanted(name))
 
 
-def prediction_row(image: Tensor, labels: Tensor, plain: nn.Module, swapped: nn.Module) -> list[Panel]:
-    """A crop, its truth, and what two networks make of it."""
+def prediction_row(image: Tensor, labels: Tensor, networks: Mapping[str, nn.Module]) -> list[Panel]:
+    """A crop, its truth, and what each network makes of it."""
 
     def panel(name: str, model: nn.Module) -> Panel:
         with torch.no_grad():
@@ -168,8 +193,7 @@ def prediction_row(image: Tensor, labels: Tensor, plain: nn.Module, swapped: nn.
     return [
         ("input", pixels(image)),
         ("truth: land light, water dark", paint(labels, labels)),
-        panel("plain", plain),
-        panel("swapped", swapped),
+        *(panel(name, model) for name, model in networks.items()),
     ]
 
 

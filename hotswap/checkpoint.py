@@ -31,7 +31,7 @@ from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable
 from hotswap.plan import Plan
 
-FORMAT_VERSION = 2  # 1: the plan's guides were lone strings, which Plan.from_dict still reads
+FORMAT_VERSION = 3  # 1: guides were lone strings; 2: plans had no enlargements. Plan.from_dict still reads both
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth")
 

@@ -72,7 +72,7 @@ class Inspection:
         return {"convolutions": convolutions, "resizes": resizes, "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        """A table, one line a convolution, one of the resizings, and the notes."""
+        """A table, one line a convolution, then one a resizing, and the notes."""
         rows = [
             (
                 conv.alias,

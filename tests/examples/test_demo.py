@@ -29,7 +29,7 @@ def test_a_passed_check_shows_its_mark(capsys):
 
 def test_every_photograph_gets_two_pictures(hed, swapped_hed, face, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PHOTOS", {"face": [(100, 40), (20, 20)]})
-    written = demo.draw_photos(tmp_path, {"face": face[..., :64]}, hed, swapped_hed, swapped_hed)
+    written = demo.draw_photos(tmp_path, {"face": face[..., :64]}, hed, swapped_hed, swapped_hed, swapped_hed)
     assert [path.name for path in written] == ["face_edges.png", "face_kernels.png"]
     for path in written:
         with Image.open(path) as image:
@@ -50,7 +50,7 @@ def test_a_prediction_row_states_how_much_is_right():
             return torch.stack([torch.zeros_like(image[:, 0]), torch.ones_like(image[:, 0])], dim=1)
 
     image, labels = torch.rand(3, 4, 4), torch.tensor([[1, 1, 1, 0]] * 4)
-    row = demo.prediction_row(image, labels, AllLand(), AllLand())
+    row = demo.prediction_row(image, labels, {"plain": AllLand(), "swapped": AllLand()})
     assert [caption for caption, _ in row[2:]] == [
         "plain: 75.0% right, errors red",
         "swapped: 75.0% right, errors red",
@@ -66,7 +66,7 @@ def test_only_the_wanted_parameters_are_trained():
     }
 
 
-def test_both_networks_are_tuned_and_only_one_is_swapped(monkeypatch, tmp_path, capsys):
+def test_all_networks_are_tuned_and_only_one_has_swapped_convolutions(monkeypatch, tmp_path, capsys):
     runs = []
 
     def record(model, dataset, **arguments):
@@ -84,14 +84,15 @@ def test_both_networks_are_tuned_and_only_one_is_swapped(monkeypatch, tmp_path, 
     assert hotswap.status(plain).plan is None
     assert [s.target for s in hotswap.status(swapped).plan.swaps] == ["conv4_3", "conv5_3"]
     assert picture.is_file()
-    assert "proves nothing" in capsys.readouterr().out
-    head, first, second = runs
+    assert "prove nothing" in capsys.readouterr().out
+    head, first, second, third = runs
     assert head[3] == 6  # the score layers alone
     assert (first[0], second[0]) == (id(plain), id(swapped))
     assert first[1] is second[1]  # the same data,
     assert first[3] == second[3] == 32  # all parameters
-    without_label = [{k: v for k, v in run[2].items() if k != "label"} for run in (first, second)]
-    assert without_label[0] == without_label[1]  # the same budget, rate and seed
+    assert third[3] == 32 + 3  # and a scale for each guided enlargement
+    without_label = [{k: v for k, v in run[2].items() if k != "label"} for run in (first, second, third)]
+    assert without_label[0] == without_label[1] == without_label[2]  # the same budget, rate and seed
     # Both start from the same weights: the swap was made after the score layers were trained.
     assert torch.equal(plain.score3.bias, swapped.score3.bias)
 

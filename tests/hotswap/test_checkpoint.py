@@ -102,7 +102,7 @@ def test_what_is_written_beside_the_tensors(tmp_path):
     assert metadata["format"] == "pt"
     entry = json.loads(metadata["hotswap"])
     assert entry | {"plan": None} == {
-        "format_version": 2,
+        "format_version": 3,
         "hotswap": hotswap.__version__,
         "architecture": "mynets:make?width=8",
         "plan": None,
@@ -494,7 +494,7 @@ def test_flipped_bits_are_read_or_refused(tmp_path, suffix):
 
 
 def entry(**changes):
-    made = {"format_version": 2, "hotswap": "0.1.0", "architecture": None, "plan": None, "learned_scales": {}}
+    made = {"format_version": 3, "hotswap": "0.1.0", "architecture": None, "plan": None, "learned_scales": {}}
     return json.dumps(made | changes)
 
 
@@ -510,7 +510,7 @@ PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
         ("[]", "is malformed"),
         ("7", "is malformed"),
         ("{}", "is malformed"),
-        (entry(format_version=3), "newer hotswap (format 3, and this one reads up to 2); pip install --upgrade"),
+        (entry(format_version=4), "newer hotswap (format 4, and this one reads up to 3); pip install --upgrade"),
         (entry(format_version=0), "is malformed"),
         (entry(format_version="1"), "is malformed"),
         (entry(more=1), "is malformed"),

@@ -83,8 +83,8 @@ def _one_image(channels: int, _model: nn.Module, size: int) -> Inputs:
 
 # --- torchvision --------------------------------------------------------------------------------------
 
-# By default these drop every detection that random weights are not sure of, which is all of them.
-_KEEP_ALL = {"box_score_thresh": 0.0, "score_thresh": 0.0}
+# By default these drop the detections that random weights are not sure of, and so whole branches' gradients.
+_KEEP_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 10_000}
 
 
 def _torchvision() -> Iterator[Network]:
@@ -96,9 +96,11 @@ def _torchvision() -> Iterator[Network]:
             options["weights_backbone"] = None
         inputs: Callable[[nn.Module, int], Inputs] = partial(_one_image, 3)
         if module.startswith("detection"):
-            options |= {
-                "score_thresh" if "ssd" in name or "retina" in name or "fcos" in name else "box_score_thresh": 0
-            }
+            one_stage = any(word in name for word in ("ssd", "retinanet", "fcos"))
+            prefix = "" if one_stage else "box_"
+            options |= {prefix + key: value for key, value in _KEEP_ALL.items()}
+            if one_stage:
+                options["topk_candidates"] = 10_000
             inputs = _detection_inputs
         elif module.startswith("optical_flow"):
             inputs = _two_images

@@ -14,7 +14,26 @@ from benchmarks.coverage.networks import Network, all_networks, image
 from hotswap.layers import SwappedConv2d
 
 SAMPLE = {
-    "timm:resnet18": "fx",
+    "timm:resnetv2_18": "fx",  # activations before the convolutions
+    "timm:convnext_atto": "fx",  # depthwise 7x7, layer norm
+    "timm:hardcorenas_a": "fx",  # squeeze and excitation
+    "timm:starnet_s050": "fx",
+    "timm:efficientformerv2_s0": "fx",  # caches what it computed
+    "timm:tf_mobilenetv3_small_minimal_100": "fx",  # Conv2dSame among its convolutions
+    "timm:test_convnext": "fx",
+    "timm:test_efficientnet": "fx",
+    "timm:selecsls42": "hooks",  # appends to lists
+    "torchvision:raft_small": "fx",  # two images, stacked for one encoder; a block called again and again
+    "torchvision:squeezenet1_1": "fx",
+    "torchvision:quantized_mobilenet_v2": "fx",
+    "torchvision:lraspp_mobilenet_v3_large": "hooks",  # a dictionary of activations
+    "smp:linknet/resnet18": "fx",
+    "smp:deeplabv3plus/resnet18": "hooks",
+    "smp:segformer/mit_b0": "fx",
+    "transformers:ResNetModel": "hooks",  # output classes, keyword arguments
+    "transformers:MobileNetV2Model": "hooks",
+    "transformers:SegformerForSemanticSegmentation": "hooks",  # tokens between its convolutions
+    "transformers:MobileViTModel": "hooks",
 }
 
 

@@ -98,6 +98,9 @@ def _print(console: Console, op: str, mode: str, groups: list[list[Row]]) -> Non
         medians[FASTER_CONV], peaks[FASTER_CONV] = medians.get(faster, math.nan), peaks.get(faster, 0)
         cells = [group[0].workload]
         for name in names:
+            if name not in medians:  # not every candidate is tried at every workload
+                cells.append("")
+                continue
             ratios[name].append(medians[name] / medians[own])
             cells.append(f"{medians[name]:.2f} ({ratios[name][-1]:.2f}; {peaks[name] / 2**20:.0f})")
         table.add_row(*cells)

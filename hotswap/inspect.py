@@ -179,8 +179,8 @@ class _Shape(NamedTuple):
 def _shape(module: nn.Module, input_shape: tuple[int, ...] | None) -> _Shape | None:
     """None for what is no convolution and cannot be swapped like one."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        two: Any = (module.kernel_size, module.stride, module.dilation)
-        return _Shape(*two, module.groups, module.in_channels, module.out_channels)
+        size, stride, dilation = (_pair(x) for x in (module.kernel_size, module.stride, module.dilation))
+        return _Shape(size, stride, dilation, module.groups, module.in_channels, module.out_channels)
     if not isinstance(module, SwappedLayer) and why_not_swappable(module) is not None:
         return None
     sliding = module.sliding if isinstance(module, SwappedLayer) else sliding_of(module)
@@ -188,6 +188,10 @@ def _shape(module: nn.Module, input_shape: tuple[int, ...] | None) -> _Shape | N
     weight = own_weight(module)
     groups, outputs = (channels, channels) if weight is None else (channels // weight.shape[1], weight.shape[0])
     return _Shape(sliding.kernel_size, sliding.stride, sliding.dilation, groups, channels, outputs)
+
+
+def _pair(x: tuple[int, ...]) -> Pair:
+    return x[0], x[1]
 
 
 def _multiply_adds(module: nn.Module, shape: _Shape, call: Call) -> int | None:

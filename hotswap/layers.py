@@ -235,6 +235,8 @@ def why_not_swappable(module: nn.Module) -> str | None:
     """None if a module can be a target, else why it cannot, as the end of "X cannot be swapped: ..."."""
     if isinstance(module, SwappedLayer):
         return "it is swapped already; hotswap.revert the network first and name all targets together"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a ScriptModule, whose code cannot be edited; convert the eager network"
     name = type(module).__name__
     stock: Any = next((stock for stock in _SWAPPED if isinstance(module, stock)), None)
     if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
@@ -246,7 +248,7 @@ def why_not_swappable(module: nn.Module) -> str | None:
         return f"its {changed[0]} was replaced on the instance, which a swap would drop; undo that first"
     if weight is None and type(module).forward is not stock.forward:
         return f"{name} has a forward of its own, which a swap would drop"
-    size: Any = module.kernel_size if stock is not None else weight.shape[2:]
+    size: Any = module.kernel_size if weight is None else weight.shape[2:]
     size = (size, size) if isinstance(size, int) else tuple(size)
     if not max(size) > 1:
         return "its window is 1x1, where the adapting kernel is always 1"

@@ -8,6 +8,7 @@ between training and evaluation, both are kept. And where a method called by `fo
 """
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,13 @@ class PathTracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but the modules on the way down to an edit."""
         return module_qualified_name not in self.opened
+
+    def create_arg(self, a: Any) -> Any:
+        """As torch.fx, but an OrderedDict stays one: networks return it, and mean it."""
+        if type(a) is OrderedDict:
+            items = [[key, self.create_arg(value)] for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        return super().create_arg(a)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

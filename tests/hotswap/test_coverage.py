@@ -26,7 +26,7 @@ SAMPLE = {
     "torchvision:raft_small": "fx",  # two images, stacked for one encoder; a block called again and again
     "torchvision:squeezenet1_1": "fx",
     "torchvision:quantized_mobilenet_v2": "fx",
-    "torchvision:lraspp_mobilenet_v3_large": "hooks",  # a dictionary of activations
+    "torchvision:lraspp_mobilenet_v3_large": "fx",  # an ordered dictionary of activations
     "smp:linknet/resnet18": "fx",
     "smp:deeplabv3plus/resnet18": "hooks",
     "smp:segformer/mit_b0": "fx",

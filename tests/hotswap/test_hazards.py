@@ -1,6 +1,7 @@
 """One hand-written network for each thing that bites, against the swap spelt out with PacConv2d."""
 
 import copy
+from collections import OrderedDict
 
 import networks
 import pytest
@@ -307,3 +308,17 @@ def test_plan_copes_with_inputs_the_network_does_not_run_on(image):
     a, b = F.relu(net.guide(image)), F.relu(net.guide(-image))
     converted = hotswap.convert(net, "target", "guide", guide_scale=SCALE)
     close(converted(image, -image), pac(net.target, a, a) - pac(net.target, b, b))
+
+
+def test_an_ordered_dictionary_stays_one(image):
+    class Named(networks.Plain):
+        def forward(self, x):
+            result = OrderedDict()
+            result["out"] = super().forward(x)
+            return OrderedDict(inner=result, more=[result["out"]])
+
+    net = Named().eval()
+    found = swap(net, method="fx")(image)
+    assert type(found) is type(found["inner"]) is OrderedDict
+    close(found["inner"]["out"], plain_expected(net, image))
+    assert found["more"][0] is found["inner"]["out"]

@@ -7,8 +7,8 @@
 enum {
     ROWS = 6,    /* of a tile of the matrix product: output channels. 6 x 16 fills the registers of AVX2 */
     PIXELS = 16, /* of a tile, side by side: a panel */
-    DEPTH = 384, /* products summed in a tile at a time: a panel of 16 pixels then stays in the first-level cache */
-    BAND = 256,  /* output pixels whose panels are packed at a time: 384 KiB, near the core */
+    DEPTH = 384, /* products summed in a tile at a time, backward: a panel then stays in the first-level cache */
+    BAND = 256,  /* output pixels whose panels are packed at a time, backward: 384 KiB, near the core */
     SLAB = 12,   /* tiles of rows that share a panel before the next one: their weights stay in the second level */
 };
 

@@ -1,7 +1,13 @@
 /* Pooling and depthwise convolution: row by row. */
 #include "window.h"
 
-enum { PIXELS = 16 }; /* kept in registers at a time */
+enum {
+    LANES = 8,
+    VECTORS = 4,    /* of outputs of a row, kept in registers at a time */
+    TOGETHER = 2,   /* channels that share each load of K */
+    NEAR = 6 << 10, /* elements of K that stay in the first-level cache while all channels use them: 24 KiB */
+    MOST_ROWS = 4,  /* outputs whose windows share padded rows */
+};
 
 /* Any outputs of a row, tap by tap. */
 INLINE void pool_any(const Window *w, const float *channel, const float *kernel, const float *weight, float start,
@@ -21,71 +27,116 @@ INLINE void pool_any(const Window *w, const float *channel, const float *kernel,
     }
 }
 
-/* Columns that a row of windows with stride 1 sees, padding included. */
+/* A band of rows is `rows` outputs high. Their windows, with stride 1 along a row, see these lines of the image, padded: */
+INLINE int64_t band_rows(const Window *w) {
+    if (w->dilation[0] > 1) return 1; /* lines between those of one window are not seen */
+    return least(MOST_ROWS, most(1, NEAR / most(1, w->kernel[0] * w->kernel[1] * w->out_width)));
+}
+INLINE int64_t seen_lines(const Window *w, int64_t rows) { return (rows - 1) * w->stride[0] + w->kernel[0]; }
 INLINE int64_t seen_columns(const Window *w) { return w->out_width + (w->kernel[1] - 1) * w->dilation[1]; }
 
-/* A row of at least PIXELS outputs with stride 1, PIXELS at a time in registers. `rows` holds kh padded rows. */
-INLINE void pool_panels(const Window *w, const float *channel, const float *kernel, const float *weight, float start,
-                        float *out, int64_t y, float *rows) {
-    int64_t pixels = w->out_height * w->out_width, wide = seen_columns(w);
-    int64_t first = most(0, w->padding[1]), last = least(wide, w->width + w->padding[1]); /* inside the image */
-    for (int64_t i = 0; i < w->kernel[0]; i++) {
-        int64_t row = y * w->stride[0] - w->padding[0] + i * w->dilation[0];
-        float *padded = rows + i * wide;
-        memset(padded, 0, wide * sizeof(float));
-        if (row >= 0 && row < w->height && first < last)
-            memcpy(padded + first, channel + row * w->width + first - w->padding[1], (last - first) * sizeof(float));
-    }
-    for (int64_t next = 0; next < w->out_width; next += PIXELS) {
-        int64_t x = least(next, w->out_width - PIXELS); /* the last ones may overlap those before */
-        v8 left = (v8){0} + start, right = left;
-        const float *k = kernel + x;
-        for (int64_t i = 0; i < w->kernel[0]; i++) {
-            const float *v = rows + i * wide + x;
-            for (int64_t j = 0; j < w->kernel[1]; j++, v += w->dilation[1], k += pixels) {
-                float f = weight ? weight[i * w->kernel[1] + j] : 1.0f;
-                left += load(k) * f * load(v);
-                right += load(k + 8) * f * load(v + 8);
-            }
-        }
-        store(out + x, left);
-        store(out + x + 8, right);
+/* Copy the lines into `padded`, whose margins are zero already. */
+INLINE void pad_lines(const Window *w, const float *channel, int64_t y, int64_t lines, float *padded) {
+    int64_t wide = seen_columns(w);
+    int64_t first = most(0, w->padding[1]), count = least(wide, w->width + w->padding[1]) - first; /* inside the image */
+    for (int64_t l = 0; l < lines; l++, padded += wide) {
+        int64_t row = y * w->stride[0] - w->padding[0] + l * w->dilation[0], x = 0;
+        int inside = row >= 0 && row < w->height;
+        const float *from = channel + (inside ? row * w->width + first - w->padding[1] : 0);
+        for (; x + LANES <= count; x += LANES) store(padded + first + x, inside ? load(from + x) : (v8){0});
+        for (; x < count; x++) padded[first + x] = inside ? from[x] : 0.0f;
     }
 }
 
+/* LANES * vectors outputs of a row, of some channels whose padded lines are `apart`. */
+INLINE void pool_tile(int channels, int vectors, const Window *w, const float *lines, int64_t apart, const float *kernel,
+                      const float *weight, const float *bias, float *out) {
+    int64_t pixels = w->out_height * w->out_width, taps = w->kernel[0] * w->kernel[1], wide = seen_columns(w);
+    v8 sum[TOGETHER][VECTORS];
+    for (int c = 0; c < channels; c++)
+        for (int v = 0; v < vectors; v++) sum[c][v] = (v8){0} + (bias ? bias[c] : 0.0f);
+    for (int64_t i = 0; i < w->kernel[0]; i++, lines += wide)
+        for (int64_t j = 0; j < w->kernel[1]; j++, kernel += pixels) {
+            const float *at = lines + j * w->dilation[1];
+            v8 factor[TOGETHER];
+            for (int c = 0; c < channels; c++)
+                factor[c] = (v8){0} + (weight ? weight[c * taps + i * w->kernel[1] + j] : 1.0f);
+            for (int v = 0; v < vectors; v++) {
+                v8 k = load(kernel + v * LANES);
+                for (int c = 0; c < channels; c++) sum[c][v] += k * (factor[c] * load(at + c * apart + v * LANES));
+            }
+        }
+    for (int c = 0; c < channels; c++)
+        for (int v = 0; v < vectors; v++) store(out + c * pixels + v * LANES, sum[c][v]);
+}
+
+/* A row of at least LANES outputs. */
+INLINE void pool_row(int channels, const Window *w, const float *lines, int64_t apart, const float *kernel,
+                     const float *weight, const float *bias, float *out) {
+    int64_t x = 0, wide = w->out_width;
+    for (; x + VECTORS * LANES <= wide; x += VECTORS * LANES)
+        pool_tile(channels, VECTORS, w, lines + x, apart, kernel + x, weight, bias, out + x);
+    switch ((wide - x) / LANES) {
+    case 3: pool_tile(channels, 3, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 2: pool_tile(channels, 2, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 1: pool_tile(channels, 1, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    }
+    if (wide % LANES) { /* overlaps those before */
+        x = wide - LANES;
+        pool_tile(channels, 1, w, lines + x, apart, kernel + x, weight, bias, out + x);
+    }
+}
+
+/* `rows` rows of outputs from y on, of one or TOGETHER channels. `kernel` and `out` are those of row y. */
 FOR_EVERY_CPU
-static void pool_row(const Window *w, const float *channel, const float *kernel, const float *weight, float start,
-                     float *out, int64_t y, float *rows) {
-    if (w->stride[1] == 1 && w->out_width >= PIXELS)
-        pool_panels(w, channel, kernel, weight, start, out, y, rows);
-    else
-        pool_any(w, channel, kernel, weight, start, out, y);
+static void pool_band(int channels, const Window *w, const float *channel, const float *kernel, const float *weight,
+                      const float *bias, float *out, int64_t y, int64_t rows, float *padded) {
+    int64_t plane = w->height * w->width, taps = w->kernel[0] * w->kernel[1], wide = w->out_width;
+    if (w->stride[1] > 1 || wide < LANES) {
+        for (int c = 0; c < channels; c++)
+            for (int64_t r = 0; r < rows; r++)
+                pool_any(w, channel + c * plane, kernel + r * wide, weight ? weight + c * taps : NULL,
+                         bias ? bias[c] : 0.0f, out + c * w->out_height * wide + r * wide, y + r);
+        return;
+    }
+    int64_t lines = seen_lines(w, rows), apart = lines * seen_columns(w), down = w->stride[0] * seen_columns(w);
+    for (int c = 0; c < channels; c++) pad_lines(w, channel + c * plane, y, lines, padded + c * apart);
+    for (int64_t r = 0; r < rows; r++, kernel += wide, out += wide)
+        if (channels == TOGETHER)
+            pool_row(TOGETHER, w, padded + r * down, apart, kernel, weight, bias, out);
+        else
+            pool_row(1, w, padded + r * down, apart, kernel, weight, bias, out);
 }
 
 /* input [B, C, H, W], kernel [B, 1 or C, kh, kw, Ho, Wo], weight [C, 1, kh, kw] or null, bias [C] or null -> out.
  * Returns 0, or 1 where memory ran out. */
 int pac_pooling(const Window *w, const float *input, const float *kernel, int64_t kernel_channels,
                 const float *weight, const float *bias, float *out, int64_t threads) {
-    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, high = band_rows(w);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        float *rows = buffer(w->kernel[0] * seen_columns(w));
-        if (!rows) {
+        int64_t size = TOGETHER * seen_lines(w, high) * seen_columns(w);
+        float *padded = buffer(size);
+        if (padded)
+            memset(padded, 0, size * sizeof(float));
+        else {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)
-            for (int64_t y = 0; y < w->out_height; y++) /* K of a row serves all channels while it is near */
-                for (int64_t c = 0; c < w->channels && !failed; c++) {
+            for (int64_t y = 0; y < w->out_height; y += high) /* their K serves all channels while it is near */
+                for (int64_t c = 0, together; c < w->channels && !failed; c += together) {
+                    together = kernel_channels == 1 && c + TOGETHER <= w->channels ? TOGETHER : 1;
                     int64_t plane = n * w->channels + c, of = kernel_channels > 1 ? plane : n;
-                    pool_row(w, input + plane * w->height * w->width,
-                             kernel + of * taps * pixels + y * w->out_width, weight ? weight + c * taps : NULL,
-                             bias ? bias[c] : 0.0f, out + plane * pixels + y * w->out_width, y, rows);
+                    pool_band((int)together, w, input + plane * w->height * w->width,
+                              kernel + of * taps * pixels + y * w->out_width, weight ? weight + c * taps : NULL,
+                              bias ? bias + c : NULL, out + plane * pixels + y * w->out_width, y,
+                              least(high, w->out_height - y), padded);
                 }
-        free(rows);
+        free(padded);
     }
     return failed;
 }

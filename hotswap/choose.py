@@ -164,6 +164,9 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     _require_observation(names, '"auto"')
     # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
     stages = [stage for stage in names.stages if _pixels(names, stage[0]) > 1]
+    # One channel is a gate or a prediction, no features.
+    features = [[path for path in stage if _channels(names, path) > 1] for stage in stages]
+    stages = [stage for stage in features if stage]
     swappable = [[path for path in stage if why_not(names, path) is None] for stage in stages]
     guides = stages[_AUTO_GUIDE_STAGE - 1 : _AUTO_GUIDE_STAGE]
     # Two frames stacked for one encoder cannot guide what runs on the first alone.
@@ -222,6 +225,11 @@ def _matching(names: Names, pattern: str, notes: list[str]) -> tuple[str, ...]:
 def _batch(names: Names, path: str) -> int | None:
     call = names.observation.first(path) if names.observation else None
     return None if call is None or call.output_shape is None else call.output_shape[0]
+
+
+def _channels(names: Names, path: str) -> int:
+    conv = names.model.get_submodule(path)
+    return conv.out_channels if isinstance(conv, nn.Conv2d) else 0
 
 
 def _pixels(names: Names, path: str) -> int:

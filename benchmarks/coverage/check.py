@@ -19,6 +19,9 @@ LEAST_CONVOLUTIONS = 2  # a target and something to guide it
 ROUNDING = 1e-5  # relative, float32: what a deep network makes of another order of summation ...
 ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
 PAPER_DIFFERENCE = 1e-3
+AS_MUCH = (
+    10  # a difference up to so many times that of a chance change is the network's own doing: it sorts, or rounds
+)
 DEVIATION = 0.3  # mean of 1 - K at which gradients are looked at
 _COPIED_UP_TO = 200_000_000  # parameters; larger networks are converted in place, for memory's sake
 
@@ -92,7 +95,13 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
         if not report.difference_zero <= ROUNDING_64:
             raise BrokenPromise(f"at guide_scale=0 outputs differ by {report.difference_zero:.1e} in float64")
     if not report.difference_paper <= PAPER_DIFFERENCE:
-        raise BrokenPromise(f"at guide_scale=1e-4 outputs differ by {report.difference_paper:.1e}")
+        change, moved = _moved_by_chance(swapped, inputs, plain, report)
+        if not moved >= report.difference_paper / AS_MUCH:
+            raise BrokenPromise(f"at guide_scale=1e-4 outputs differ by {report.difference_paper:.1e}")
+        report.notes.append(
+            f"outputs jump: at 1e-4 by {report.difference_paper:.1e}, where K differs from 1 by {change:.1e}; changing the "
+            f"plain network's weights by as much moves them by {moved:.1e}"
+        )
     hotswap.calibrate(swapped, [inputs], deviation=DEVIATION, conserve=None)
     report.difference_strong = _check_gradients(swapped, inputs, report, plain)
     reverted = hotswap.revert(swapped, inplace=True)
@@ -109,7 +118,7 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
 class Calls:
     """Convolutions in the order of their first call."""
 
-    first: str  # path of the first convolution of any window
+    batches: dict[str, int]  # by path: images in the first output, of convolutions of any window
     candidates: tuple[str, ...]  # paths of the spatial ones of odd window
 
 
@@ -167,7 +176,7 @@ def awaken(model: nn.Module) -> None:
     frozen = [(name, x) for name, x in model.named_buffers() if name.endswith("weight")]  # of norms
     with torch.no_grad():
         for name, p in [*model.named_parameters(), *frozen]:
-            if not p.is_floating_point() or p.numel() == 0 or name.endswith("bias"):
+            if not p.is_floating_point() or p.numel() == 0 or (name.endswith("bias") and p.dim() == 1):
                 continue
             first = p.flatten()[0]
             if first.abs() < 0.1 and bool((p == first).all()):
@@ -206,9 +215,11 @@ def _norms_fitted(model: nn.Module) -> Iterator[None]:
 def _observed(model: nn.Module, inputs: Inputs) -> Calls:
     paths: dict[nn.Module, str] = {m: path for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     called: dict[str, nn.Module] = {}
+    batches: dict[str, int] = {}
 
-    def note(module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def note(module: nn.Module, _inputs: Any, output: Tensor) -> None:
         called.setdefault(paths[module], module)
+        batches.setdefault(paths[module], output.shape[0])
 
     handles = [module.register_forward_hook(note) for module in paths]
     output = run(model, inputs)
@@ -219,7 +230,7 @@ def _observed(model: nn.Module, inputs: Inputs) -> Calls:
     if not all(bool(torch.isfinite(x).all()) for x in tensors(output)):
         raise PlainError("its outputs are not finite")
     candidates = tuple(path for path, module in called.items() if _is_candidate(module))
-    return Calls(next(iter(called), ""), candidates)
+    return Calls(batches, candidates)
 
 
 # --- the swapped network --------------------------------------------------------------------------------
@@ -237,14 +248,24 @@ def _convert(model: nn.Module, inputs: Inputs, calls: Calls, report: Report) -> 
             raise
         report.choice = "first-last"
         report.notes.append(str(error).partition(";")[0])
-        targets = [path for path in calls.candidates if path != calls.first]
-        swapped = hotswap.convert(model, [targets[-1]], calls.first, **options)
+        target, guide = _first_and_last(calls)
+        swapped = hotswap.convert(model, target, guide, **options)
     plan = hotswap.status(swapped).plan
     assert plan is not None
     report.targets = tuple(swap.target for swap in plan.swaps)
     report.guides = tuple(dict.fromkeys(path for swap in plan.swaps for path in swap.guide))
     report.method = plan.method
     return swapped
+
+
+def _first_and_last(calls: Calls) -> tuple[str, str]:
+    """The last target that has a guide, and the first convolution that can be it: one of as many images."""
+    order = list(calls.batches)
+    for target in reversed(calls.candidates):
+        for guide in order[: order.index(target)]:
+            if calls.batches[guide] == calls.batches[target]:
+                return target, guide
+    raise NotApplicable("no convolution runs before another of as many images")
 
 
 def _layers(model: nn.Module) -> dict[str, SwappedConv2d]:
@@ -261,6 +282,18 @@ def _compare(swapped: nn.Module, inputs: Inputs, plain: Any, report: Report) -> 
     report.difference_zero = difference(run(swapped, inputs), plain)
     _set_scales(swapped, PAPER_SCALE)
     report.difference_paper = difference(run(swapped, inputs), plain)
+
+
+def _moved_by_chance(swapped: nn.Module, inputs: Inputs, plain: Any, report: Report) -> tuple[float, float]:
+    """How far K is from 1, and how far outputs move where the plain network's weights are changed by as much."""
+    change = max(target.deviation for target in hotswap.verify(swapped, [inputs]).targets)
+    twin = hotswap.revert(swapped)
+    with torch.no_grad():
+        for path in report.targets:
+            weight = twin.get_submodule(path).weight
+            assert isinstance(weight, Tensor)
+            weight.mul_(1 - 2 * change * torch.rand_like(weight))
+    return change, difference(run(twin, inputs), plain)
 
 
 def _double(x: Any) -> Any:

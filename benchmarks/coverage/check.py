@@ -99,8 +99,8 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
         if not moved >= report.difference_paper / AS_MUCH:
             raise BrokenPromise(f"at guide_scale=1e-4 outputs differ by {report.difference_paper:.1e}")
         report.notes.append(
-            f"outputs jump: at 1e-4 by {report.difference_paper:.1e}, where K differs from 1 by {change:.1e}; changing the "
-            f"plain network's weights by as much moves them by {moved:.1e}"
+            f"outputs jump: at 1e-4 by {report.difference_paper:.1e}, where K differs from 1 by {change:.1e}; changing "
+            f"the plain network's weights by as much moves them by {moved:.1e}"
         )
     hotswap.calibrate(swapped, [inputs], deviation=DEVIATION, conserve=None)
     report.difference_strong = _check_gradients(swapped, inputs, report, plain)

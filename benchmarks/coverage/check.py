@@ -19,9 +19,7 @@ LEAST_CONVOLUTIONS = 2  # a target and something to guide it
 ROUNDING = 1e-5  # relative, float32: what a deep network makes of another order of summation ...
 ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
 PAPER_DIFFERENCE = 1e-3
-AS_MUCH = (
-    10  # a difference up to so many times that of a chance change is the network's own doing: it sorts, or rounds
-)
+AS_MUCH = 10  # up to so many times what a chance change does, a difference is the network's own: it sorts, or rounds
 DEVIATION = 0.3  # mean of 1 - K at which gradients are looked at
 _COPIED_UP_TO = 200_000_000  # parameters; larger networks are converted in place, for memory's sake
 
@@ -99,8 +97,8 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
         if not moved >= report.difference_paper / AS_MUCH:
             raise BrokenPromise(f"at guide_scale=1e-4 outputs differ by {report.difference_paper:.1e}")
         report.notes.append(
-            f"outputs jump: at 1e-4 by {report.difference_paper:.1e}, where K differs from 1 by {change:.1e}; changing "
-            f"the plain network's weights by as much moves them by {moved:.1e}"
+            f"outputs jump: at 1e-4 by {report.difference_paper:.1e}, where K differs from 1 by {change:.1e}; "
+            f"changing the plain network's weights by as much moves them by {moved:.1e}"
         )
     hotswap.calibrate(swapped, [inputs], deviation=DEVIATION, conserve=None)
     report.difference_strong = _check_gradients(swapped, inputs, report, plain)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -309,21 +309,29 @@ def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: 
     sources: list[Any] = [*weights.values(), *guides]
     for x in sources:
         x.requires_grad_(True)
-    output = run(swapped, inputs, gradients=True)
-    loss = sum(_weighted_sum(x) for x in tensors(output) if x.requires_grad)
-    if not isinstance(loss, Tensor):
-        raise BrokenPromise("no output has a gradient")
-    found = torch.autograd.grad(loss, sources, allow_unused=True)
+    output, found = _gradients(swapped, inputs, sources)
     for path, gradient in zip([*weights, *["the guide"] * len(guides)], found, strict=True):
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise BrokenPromise(f"the gradient of {path} is not finite")
     reached = [gradient is not None and bool(gradient.any()) for gradient in found]
-    for path, arrived in zip(weights, reached, strict=False):
-        if not arrived:
-            raise BrokenPromise(f"no gradient reaches {path}")
+    missed = [path for path, arrived in zip(weights, reached, strict=False) if not arrived]
+    if missed:
+        twin = hotswap.revert(swapped)
+        _, plainly = _gradients(twin, inputs, [twin.get_submodule(path).weight for path in missed])
+        if len(missed) == len(weights) or any(gradient is not None and bool(gradient.any()) for gradient in plainly):
+            raise BrokenPromise(f"no gradient reaches {', '.join(missed)}")
+        report.notes.append(f"no gradient reaches {', '.join(missed)}, and none does in the plain network")
     if guides and not any(reached[len(weights) :]):
         raise BrokenPromise("no gradient reaches the guide")
     return difference(output, plain)
+
+
+def _gradients(model: nn.Module, inputs: Inputs, sources: Sequence[Any]) -> tuple[Any, Sequence[Tensor | None]]:
+    output = run(model, inputs, gradients=True)
+    loss = sum(_weighted_sum(x) for x in tensors(output) if x.requires_grad)
+    if not isinstance(loss, Tensor):
+        raise BrokenPromise("no output has a gradient")
+    return output, torch.autograd.grad(loss, sources, allow_unused=True)
 
 
 def _weighted_sum(x: Tensor) -> Tensor:

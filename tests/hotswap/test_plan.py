@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import networks
 import pytest
 import torch
 import torchvision
@@ -47,6 +48,15 @@ def test_a_pattern_passes_over_what_cannot_be_swapped_and_says_so():
     plan = hotswap.plan(net, "layer3.0.*", "layer1")
     assert [s.target for s in plan.swaps] == ["layer3.0.conv1", "layer3.0.conv2"]
     assert any("also matched 1 that cannot be swapped (layer3.0.downsample.0" in note for note in plan.notes)
+
+
+def test_auto_passes_over_gates():
+    layers = []
+    for _ in range(3):
+        layers += [networks.conv(3 if not layers else 8), torch.nn.MaxPool2d(2)]
+    net = torch.nn.Sequential(*layers, networks.conv(), networks.conv(c_out=1))
+    plan = hotswap.plan(net, example_inputs=torch.empty(1, 3, 16, 16))
+    assert [(swap.target, swap.guide) for swap in plan.swaps] == [("4", ("2",)), ("6", ("2",))]
 
 
 def test_a_path_wins_over_an_alias_of_the_same_name():

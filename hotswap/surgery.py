@@ -20,6 +20,7 @@ from hotswap import effects, kernels, layers
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, image_size, window_distance
+from hotswap.leaves import leaf_modules
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
 from hotswap.placing import called_root, check_swaps, inside_paths, parents
@@ -233,6 +234,8 @@ def _check_openable(path: str, module: nn.Module) -> None:
         raise HotswapError(
             f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network"
         )
+    if isinstance(module, leaf_modules()):
+        raise HotswapError(f"module {path!r} is a {type(module).__name__}, which is registered as not to be traced")
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name) for name in hooks):
         raise HotswapError(

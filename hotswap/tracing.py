@@ -20,6 +20,7 @@ from torch.fx import Node
 from torch.fx.proxy import Proxy
 
 from hotswap.errors import HotswapError
+from hotswap.leaves import leaf_functions
 from hotswap.observe import mode
 from hotswap.untouched import cached_tensors, contents_kept, untouched
 
@@ -57,7 +58,7 @@ class PathTracer(torch.fx.Tracer):
     """Traces one method of a root module, opening only the submodules named in `opened`."""
 
     def __init__(self, opened: Collection[str], method: str = "forward") -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=leaf_functions())
         self.opened = frozenset(opened)
         self.traced_func_name = method
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ class Following:
 
     tap: Tap | None
     why_none: str = ""
+    before_it: frozenset[str] = frozenset()  # targets that run between the guide and this activation
 
 
 def activations_after(
-    model: nn.Module, guides: Collection[str], example_inputs: Inputs | None
+    model: nn.Module, guides: Collection[str], targets: Collection[str], example_inputs: Inputs | None
 ) -> dict[str, Following]:
     """For each module named, the activation module that follows it through norms and residual sums.
 
@@ -33,10 +34,12 @@ def activations_after(
     Args:
         model: the network.
         guides: module paths.
+        targets: module paths, of those that may run before the activation does.
         example_inputs: as for `observe`.
     """
     paths = {module: path for path, module in model.named_modules()}
-    followers = [_Follower(model.get_submodule(guide), paths) for guide in guides]
+    waiting = frozenset(model.get_submodule(target) for target in targets)
+    followers = [_Follower(model.get_submodule(guide), paths, waiting) for guide in guides]
     hooked = [m for m in paths if not isinstance(m, torch.jit.ScriptModule)]
     handles = [m.register_forward_pre_hook(f.before) for f in followers for m in hooked]
     handles += [m.register_forward_hook(f.after) for f in followers for m in hooked]
@@ -53,20 +56,26 @@ def activations_after(
     finally:
         for handle in handles:
             handle.remove()
-    return {guide: f.found or Following(None, failure) for guide, f in zip(guides, followers, strict=True)}
+    return {guide: f.result(failure) for guide, f in zip(guides, followers, strict=True)}
 
 
 class _Follower:
     """Follows one guide's output through the modules and functions that a network applies to it."""
 
-    def __init__(self, guide: nn.Module, paths: dict[nn.Module, str]) -> None:
+    def __init__(self, guide: nn.Module, paths: dict[nn.Module, str], targets: Collection[nn.Module]) -> None:
         self.guide = guide
         self.paths = paths
+        self.targets = targets
         self.reset()
+
+    def result(self, failure: str) -> Following:
+        """What was found, or nothing for this reason."""
+        return replace(self.found or Following(None, failure), before_it=frozenset(self._before_it))
 
     def reset(self) -> None:
         """Forget everything."""
         self.found: Following | None = None
+        self._before_it: set[str] = set()
         self._seen: dict[int, Tensor] | None = None  # the guide and what norms and sums make of it; None before it
         self._calls = Counter[nn.Module]()  # since the guide's
 
@@ -81,6 +90,8 @@ class _Follower:
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook: a module is about to be called."""
+        if self.found is None and self._seen is not None and module in self.targets:
+            self._before_it.add(self.paths[module])
         if not self.follows(args):
             return
         if effects.activates(module):

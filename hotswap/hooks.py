@@ -379,7 +379,14 @@ def _with_taps(model: nn.Module, plan: Plan, example_inputs: Inputs | None) -> P
     wanted = {source for swap in plan.swaps if swap.after_activation and not swap.taps for source in swap.guide} - {
         INPUT
     }
-    found = activations_after(model, wanted, example_inputs) if wanted else {}
+    targets = [swap.target for swap in plan.swaps]
+    found = activations_after(model, wanted, targets, example_inputs) if wanted else {}
+
+    def tap(swap: Swap, source: str) -> Tap | None:
+        if not swap.after_activation or source not in found or swap.target in found[source].before_it:
+            return None
+        return found[source].tap
+
     notes = [
         f"guide {source!r} is caught at {following.tap[0]!r}, the activation after it"
         if following.tap
@@ -387,11 +394,7 @@ def _with_taps(model: nn.Module, plan: Plan, example_inputs: Inputs | None) -> P
         for source, following in found.items()
     ]
     swaps = [
-        swap
-        if swap.taps
-        else replace(
-            swap, taps=tuple(found[s].tap if swap.after_activation and s in found else None for s in swap.guide)
-        )
+        swap if swap.taps else replace(swap, taps=tuple(tap(swap, source) for source in swap.guide))
         for swap in plan.swaps
     ]
     return replace(plan, swaps=tuple(swaps)).noted(*notes)

@@ -280,9 +280,8 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
                     continue
                 call = _guide_call(calls.get(id(modules[source]), []), source, target, swap, position)
                 tap = after_activation(call, root) if swap.after_activation else call
-                if position[tap] > position[target]:
-                    raise _too_late(source, swap)
-                taps.append(tap)
+                # The activation may come after the target: then the guide is as its module gives it.
+                taps.append(tap if position[tap] < position[target] else call)
             work.append((target, tuple(taps), swap))
     work.sort(key=lambda item: position[item[0]])
     guide_of: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later

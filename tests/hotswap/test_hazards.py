@@ -322,3 +322,26 @@ def test_an_ordered_dictionary_stays_one(image):
     assert type(found) is type(found["inner"]) is OrderedDict
     close(found["inner"]["out"], plain_expected(net, image))
     assert found["more"][0] is found["inner"]["out"]
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_a_guide_whose_activation_comes_after_the_target_is_as_its_module_gives_it(method, image):
+    class Late(networks.Plain):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+            self.later = conv()
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            g = self.guide(x)
+            y = self.target(x)
+            g = self.act(g)
+            return self.head(y + self.later(g))
+
+    net = Late().eval()
+    converted = swap(net, ["target", "later"], method=method)
+    x = F.relu(net.stem(image))
+    g = net.guide(x)
+    expected = net.head(pac(net.target, x, g) + pac(net.later, F.relu(g), F.relu(g)))
+    close(converted(image), expected)

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from benchmarks import crf, limits, networks, operators
+from benchmarks import crf, limits, networks, operators, resizing
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
 
 mpl.use("svg")
@@ -68,7 +68,10 @@ def layers(results: Results, mode: str) -> str:
     table: list[list[str]] = []
     ratios: dict[str, list[float]] = {"faster conv": [], operators.UNFOLD: [], operators.DEFORM: []}
     memory: list[float] = []
+    wanted = {workload.id for workload in operators.TABLE}
     for workload, rows in results.of("pacconv2d", mode):
+        if workload not in wanted:
+            continue
         own, conv = rows["pac_ops"], _faster_conv(rows)
         operations, moved_bytes = float(own["operations"]), float(own["least_bytes"])
         by_products, by_bytes = operations / products, moved_bytes / moved
@@ -133,6 +136,16 @@ def transposed(results: Results) -> str:
             table.append([workload, mode, f"{own:.1f}", f"{inserted / own:.2f}", f"{own / conv:.2f}"])
     table.append(["geometric mean, forward", "", "", f"{geometric_mean(ratios):.2f}", ""])
     return _markdown(["input", "", "ms", "zeros inserted, of ours", "of `conv_transpose2d`'s time"], table)
+
+
+def enlargements(results: Results) -> str:
+    """Guided enlargement, and plain bilinear."""
+    table = []
+    for mode in (FORWARD, BOTH):
+        for workload, rows in results.of("pacresize2d", mode):
+            own, wide, plain = (_ms(rows[name]) for name in ("pac_ops", resizing.WIDE, resizing.BILINEAR))
+            table.append([workload, mode, f"{own:.1f}", f"{wide:.1f}", f"{plain:.1f}"])
+    return _markdown(["map", "", "guided, ms", "4 x 4 footprint, ms", "bilinear, ms"], table)
 
 
 def whole(results: Results) -> str:
@@ -219,6 +232,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
         "forward+backward": layers(results, BOTH),
         "adapting kernel": adapting_kernels(results),
         "transposed": transposed(results),
+        "enlargements": enlargements(results),
         "whole": whole(results),
     }
     page = PAGE.read_text()

@@ -12,7 +12,7 @@ from benchmarks.operators import ours
 
 COARSE, FINE = 64, 512
 CLASSES = (21, 1)
-BILINEAR = "F.interpolate bilinear"
+BILINEAR, WIDE = "F.interpolate bilinear", "4 x 4 footprint"
 
 
 def enlargement(device: torch.device, classes: int, mode: str) -> Mapping[str, Candidate]:
@@ -30,7 +30,7 @@ def enlargement(device: torch.device, classes: int, mode: str) -> Mapping[str, C
     def bilinear() -> torch.Tensor:
         return F.interpolate(scores, size=(FINE, FINE), mode="bilinear")
 
-    candidates = {ours(device): guided, "4 x 4 footprint": wide, BILINEAR: bilinear}
+    candidates = {ours(device): guided, WIDE: wide, BILINEAR: bilinear}
     if mode == FORWARD:
         return candidates
     gradient = torch.randn(1, classes, FINE, FINE, device=device)

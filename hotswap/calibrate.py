@@ -224,6 +224,11 @@ def _scale_for(path: str, layer: Swapped, seen: _Seen, wanted: float) -> float:
     def deviation(log_scale: float) -> float:
         return _mean(seen.samples, lambda distances: kernels.deviation(distances * math.exp(2 * log_scale), function))
 
+    if not any(sample.taps for sample in seen.samples):
+        raise HotswapError(
+            f"target {path!r} has no neighbours on these batches: all its taps but the centre lie outside its input; "
+            "give larger inputs, or leave this target out"
+        )
     varying = _mean(seen.samples, lambda distances: (distances > 0).double())
     if varying == 0 or (not function.inverse and varying <= wanted):
         raise HotswapError(

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -63,11 +63,20 @@ def check(network: Network, report: Report) -> None:
         BrokenPromise: the swapped network differs where it must not.
     """
     count_before_building(network)
-    model, inputs, calls = _running(network, report)
-    report.convolutions = len(calls.candidates)
-    if report.convolutions < LEAST_CONVOLUTIONS:
-        raise NotApplicable(f"{report.convolutions} spatial convolutions of odd window are called")
-    check_model(model, inputs, calls, report)
+    sizes = list(network.sizes)
+    while sizes:
+        model, inputs, calls = _running(replace(network, sizes=sizes), report)
+        report.convolutions = len(calls.candidates)
+        if report.convolutions < LEAST_CONVOLUTIONS:
+            raise NotApplicable(f"{report.convolutions} spatial convolutions of odd window are called")
+        sizes = sizes[sizes.index(report.size) + 1 :]
+        try:
+            check_model(model, inputs, calls, report)
+        except hotswap.HotswapError as error:
+            if "has no neighbours" not in str(error) or not sizes:
+                raise  # otherwise the image was too small for the window
+        else:
+            return
 
 
 def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report) -> None:

@@ -144,6 +144,11 @@ def test_refusals(vgg, batches):
         refused(lambda wrong=wrong: hotswap.calibrate(converted, batches, deviation=wrong), "between 0 and 1, got")
     flat = torch.zeros(1, 3, 48, 40)
     refused(lambda: hotswap.calibrate(converted, flat, deviation=0.9), "constant around .* of taps")
+    wide = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=9, dilation=9))
+    lonely = hotswap.convert(wide, "1", "0", example_inputs=torch.rand(1, 3, 8, 8))
+    refused(
+        lambda: hotswap.calibrate(lonely, torch.rand(1, 3, 8, 8)), "target '1' has no neighbours on these batches"
+    )
     refused(lambda: hotswap.calibrate(converted, flat + torch.nan), "not finite")
     assert [s.guide_scale for s in hotswap.status(converted).plan.swaps] == scales
 

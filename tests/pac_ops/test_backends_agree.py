@@ -131,7 +131,15 @@ def test_random_combinations(case):
         check(case, torch.float32, "native")
 
 
-BEYOND_ONE_BLOCK = [  # of the compiled kernels: 16 input channels of 9 taps, 384 output channels, 256 pixels
+# Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 pixels, backward 384 output channels and 256
+# pixels; depthwise pairs of channels, bands of 4 rows or fewer, 32 pixels of a row and then 8.
+BEYOND_ONE_BLOCK = [
+    Case(channels=140, out_channels=7, height=6, width=23),
+    Case(channels=5, out_channels=5, groups=5, height=11, width=61, padding=(1, 1)),
+    Case(channels=4, out_channels=4, groups=4, height=9, width=24, dilation=(2, 3), padding=(2, 3)),
+    Case(
+        channels=3, out_channels=3, groups=3, height=14, width=17, stride=(2, 1), padding=(0, 2), kernel_size=(3, 5)
+    ),
     Case(channels=40, out_channels=7, height=20, width=23),
     Case(channels=3, out_channels=400, height=5, width=40),
     Case(

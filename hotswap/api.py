@@ -1,7 +1,7 @@
 """The verbs: plan, apply, convert, revert."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hotswap import hooks, surgery
 from hotswap.calibrate import DEFAULT_DEVIATION, calibrate
-from hotswap.choose import Guides, Name, Names, Targets, choose, per_target
+from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
 from hotswap.errors import HotswapError
 from hotswap.kernels import DEFAULT_KERNEL
 from hotswap.layers import shape_of
@@ -215,6 +215,10 @@ def _planned(
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     swapped = surgery.current_plan(model)
+    if swapped is not None:
+        surgery.require_own_input(model)
+        # Names are looked up in a plain copy.
+        targets, guide, guide_scale = (_by_path(model, x) for x in (listed(targets), guide, guide_scale))
     names = _names(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
     wanted = split(names, targets, guide, guide_scale, footprint, example_inputs)
@@ -271,8 +275,18 @@ def _planned(
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
     made = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
-    prepared = _prepared(names, made, method, example_inputs)
+    by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
+    prepared = _prepared(names, made, method, example_inputs, by_fx)
     return prepared.noted(*prepared.how)
+
+
+def _by_path(model: nn.Module, named: Any) -> Any:
+    """What a person named, with paths in place of the modules of this network."""
+    if isinstance(named, nn.Module):
+        return next((path for path, module in model.named_modules() if module is named), named)
+    if isinstance(named, Mapping):
+        return {_by_path(model, key): _by_path(model, value) for key, value in named.items()}
+    return [_by_path(model, item) for item in named] if isinstance(named, list | tuple) else named
 
 
 class _Prepared(NamedTuple):
@@ -303,35 +317,40 @@ class _Prepared(NamedTuple):
         return _Prepared(replace(enlarging, notes=enlarging.notes + notes), None)
 
 
-def _prepared(names: Names, plan: Plan, method: str, example_inputs: Inputs | None) -> _Prepared:
-    """Check a plan to the end, and change nothing."""
+def _prepared(
+    names: Names, plan: Plan, method: str, example_inputs: Inputs | None, by_fx: Collection[str] = ()
+) -> _Prepared:
+    """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
     if not plan.resizes:
-        return _Prepared(None, _by_method(names, plan, method, example_inputs))
+        return _Prepared(None, _by_method(names, plan, method, example_inputs, by_fx))
     enlarging = resizing.prepare(names.model, plan.resizes, names.observation)
     twin = _twin(names.model)
     resizing.install(twin, enlarging)
     if plan.swaps:
         guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
-        return _Prepared(enlarging, _by_method(guided, replace(plan, resizes=()), method, example_inputs))
+        return _Prepared(enlarging, _by_method(guided, replace(plan, resizes=()), method, example_inputs, by_fx))
     if names.observation is not None:
         _check_runs(twin, names.observation, example_inputs)
     return _Prepared(replace(enlarging, notes=plan.notes, drift=plan.drift), None)
 
 
-def _by_method(names: Names, plan: Plan, method: str, example_inputs: Inputs | None) -> surgery.Prepared:
+def _by_method(
+    names: Names, plan: Plan, method: str, example_inputs: Inputs | None, by_fx: Collection[str]
+) -> surgery.Prepared:
     if method == HOOKS:
-        return _with_hooks(names, plan, example_inputs)
+        return _with_hooks(names, plan, example_inputs, by_fx)
     try:
         return _tried(names, surgery.prepare(names.model, plan, names.observation), example_inputs)
     except HotswapError as error:
         if method == FX:
             raise
-        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs)
+        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs, by_fx)
 
 
-def _with_hooks(names: Names, plan: Plan, example_inputs: Inputs | None) -> surgery.Prepared:
+def _with_hooks(names: Names, plan: Plan, example_inputs: Inputs | None, by_fx: Collection[str]) -> surgery.Prepared:
     hooked = replace(plan, method=HOOKS)
-    return _tried(names, hooks.prepare(names.model, hooked, names.observation, example_inputs), example_inputs)
+    prepared = hooks.prepare(names.model, hooked, names.observation, example_inputs, by_fx)
+    return _tried(names, prepared, example_inputs)
 
 
 def _tried(names: Names, prepared: surgery.Prepared, example_inputs: Inputs | None) -> surgery.Prepared:

@@ -170,6 +170,7 @@ def save(model: nn.Module, path: PathLike, architecture: str | None = None) -> N
     """
     check_destination(path)
     model = _unwrapped(model)
+    surgery.require_own_input(model)
     plan = surgery.current_plan(model)
     state = model.state_dict()
     scales = {} if plan is None else {name: x for name, x in state.items() if name.endswith(_SCALE)}

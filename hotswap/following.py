@@ -21,6 +21,7 @@ class Following:
 
     tap: Tap | None
     why_none: str = ""
+    by_function: bool = False  # whether there is one that is no module
     before_it: frozenset[str] = frozenset()  # targets that run between the guide and this activation
 
 
@@ -114,7 +115,8 @@ class _Follower:
         if not self.follows(args):
             return
         if name in effects.ACTIVATION_NAMES:
-            self.found = Following(None, f"the activation after it is a function, {name}, which hooks cannot catch")
+            reason = f"the activation after it is a function, {name}, which hooks cannot catch"
+            self.found = Following(None, reason, by_function=True)
         elif name in effects.SUM_NAMES or name in effects.NORM_NAMES:
             self.add(output)
 

@@ -1,9 +1,11 @@
 """The adapter between a guide activation and a target: what a rewritten forward calls."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.proxy import Proxy
 
 import pac_ops
 from hotswap.errors import HotswapError
@@ -14,6 +16,52 @@ from pac_ops.geometry import Window
 
 RESIZE_MODES = ("bilinear", "area", "nearest")
 Size = tuple[int, int, int]
+
+
+def require_default(method: str, name: str, value: Any, default: Any) -> None:
+    """Refuse a call whose argument differs from the value the graph was traced with.
+
+    Raises:
+        HotswapError: where it differs.
+    """
+    if not same(value, default):
+        raise HotswapError(
+            f"{method} was rewritten for its default {name}={default!r}, got {value!r}; "
+            "call it with the default, or hotswap.revert the network"
+        )
+
+
+def require_given(method: str, name: str, value: Any) -> None:
+    """Refuse a call without an argument that the graph was traced with.
+
+    Raises:
+        HotswapError: where it is no tensor.
+    """
+    if not isinstance(value, (Tensor, Proxy)):
+        raise HotswapError(
+            f"{method} was rewritten for a tensor as {name}, got {value!r}; call it with one, or hotswap.revert the "
+            "network"
+        )
+
+
+def same(value: Any, default: Any) -> bool:
+    """Whether an argument is its default, and no tensor."""
+    return value is default or (not isinstance(value, (Tensor, Proxy)) and bool(value == default))
+
+
+def require_input_only(target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a call of a target with more than its input, which a swapped layer would drop.
+
+    Raises:
+        HotswapError: where there is more.
+    """
+    more = len(args) + len(kwargs) - 1
+    if more:
+        named = f" ({', '.join(kwargs)})" if kwargs else ""
+        raise HotswapError(
+            f"target {target!r} is called with {more} more than its input{named}, which a swapped layer does not "
+            "take; leave this target out"
+        )
 
 
 def image_size(target: str, x: Any) -> Size:

@@ -13,6 +13,7 @@ belongs to one pass of one thread:
 """
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Collection, Mapping
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.following import activations_after
-from hotswap.guide import guide_copy, image_size, window_distance
+from hotswap.guide import guide_copy, image_size, require_input_only, window_distance
 from hotswap.layers import SwappedLayer
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
@@ -224,18 +225,20 @@ class _Hook:
     relay: Relay
 
 
+@dataclass(frozen=True, eq=False)
 class _Open(_Hook):
+    first: str | None  # name of the first argument of the module's forward
+
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.relay.open()
         slot = Slot(INPUT, None)
         if slot not in self.relay.readers:
             return
-        given = (*args, *kwargs.values())
-        if not given:
+        if not args and self.first not in kwargs:
             raise HotswapError(
-                f"guide {INPUT!r} is the network's first argument, and {type(module).__name__} takes none"
+                f"guide {INPUT!r} is the network's first argument, and this call of {type(module).__name__} has none"
             )
-        self.relay.catch(slot, given[0])
+        self.relay.catch(slot, args[0] if args else kwargs[self.first])
 
 
 class _Close(_Hook):
@@ -267,7 +270,8 @@ class _Steer(_Hook):
     asymmetric: bool
 
     def __call__(self, module: SwappedLayer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        like = args[0] if args else kwargs["input"]
+        require_input_only(self.target, args, kwargs)
+        like = args[0] if args else next(iter(kwargs.values()))
         size = image_size(self.target, like)
         guides = tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
         names = tuple(slot.source for slot in self.slots)
@@ -326,7 +330,8 @@ class Graft:
     def attach(self, model: nn.Module, root: nn.Module) -> Record:
         """Register the hooks."""
         relay = Relay(self.readers)
-        root.register_forward_pre_hook(_Open(relay), prepend=True, with_kwargs=True)
+        first = next(iter(inspect.signature(root.forward).parameters), None)
+        root.register_forward_pre_hook(_Open(relay, first), prepend=True, with_kwargs=True)
         for slot in self.readers:
             if slot.source == INPUT:
                 continue
@@ -343,7 +348,13 @@ class Graft:
         return Record(self.plan, self.root_path, relay)
 
 
-def prepare(model: nn.Module, plan: Plan, observation: Observation | None, example_inputs: Inputs | None) -> Graft:
+def prepare(
+    model: nn.Module,
+    plan: Plan,
+    observation: Observation | None,
+    example_inputs: Inputs | None,
+    by_fx: Collection[str] = (),
+) -> Graft:
     """Check a plan and find where its guides are caught, changing nothing in the network.
 
     Args:
@@ -351,6 +362,7 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None, examp
         plan: what to swap. Where it does not say at which activations its guides are caught, a run finds them.
         observation: one run of the network, if it could be run.
         example_inputs: what it was run on.
+        by_fx: targets that were swapped by fx before, whose guides must be what they were.
 
     Raises:
         HotswapError: where the plan cannot be carried out on this network, with the reason.
@@ -362,7 +374,7 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None, examp
     for path in {root_path, *inside}:
         if isinstance(modules[path], torch.jit.ScriptModule):
             raise HotswapError(f"module {path or 'the network'!r} is a ScriptModule, which takes no hooks")
-    plan = _with_taps(model, plan, example_inputs)
+    plan = _with_taps(model, plan, example_inputs, by_fx)
     for swap in plan.swaps:
         for slot in _slots(swap):
             if slot.tap is not None and slot.tap[0] not in modules:
@@ -374,13 +386,21 @@ def _slots(swap: Swap) -> tuple[Slot, ...]:
     return tuple(Slot(source, tap) for source, tap in zip(swap.guide, swap.taps, strict=True))
 
 
-def _with_taps(model: nn.Module, plan: Plan, example_inputs: Inputs | None) -> Plan:
+def _with_taps(model: nn.Module, plan: Plan, example_inputs: Inputs | None, by_fx: Collection[str]) -> Plan:
     """The plan, saying of each guide at which activation it is caught; a note where that is not the one wanted."""
     wanted = {source for swap in plan.swaps if swap.after_activation and not swap.taps for source in swap.guide} - {
         INPUT
     }
     targets = [swap.target for swap in plan.swaps]
     found = activations_after(model, wanted, targets, example_inputs) if wanted else {}
+
+    for swap in plan.swaps:
+        for source in swap.guide:
+            if swap.target in by_fx and swap.after_activation and source in found and found[source].by_function:
+                raise HotswapError(
+                    f"target {swap.target!r} was swapped by fx, with guide {source!r} after a function that hooks "
+                    'cannot catch; name further targets with method="fx", or hotswap.revert the network first'
+                )
 
     def tap(swap: Swap, source: str) -> Tap | None:
         if not swap.after_activation or source not in found or swap.target in found[source].before_it:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hotswap.errors import HotswapError
 from hotswap.receptive import ReceptiveFields
-from hotswap.untouched import untouched
+from hotswap.untouched import random_numbers_kept, untouched, written_back
 
 DEFAULT_IMAGE_SIZE = 224
 _IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
@@ -32,6 +32,7 @@ class Call:
     output_shape: tuple[int, ...] | None  # None where the output is no tensor
     output_type: type
     receptive_field: tuple[int, int] | None = None  # of the output's pixels, where that was asked for
+    tensors: int = 0  # how many it got as its first arguments
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = inputs[0] if inputs else None
-        calls.append(Call(paths[module], _shape(first), _shape(output), type(output), fields.of(output)))
+        tensors = next((i for i, x in enumerate(inputs) if not isinstance(x, Tensor)), len(inputs))
+        calls.append(Call(paths[module], _shape(first), _shape(output), type(output), fields.of(output), tensors))
 
     def begin(inputs: Sequence[Any]) -> None:
         calls.clear()
@@ -153,13 +155,13 @@ def run_once(
 
     def attempt(inputs: Sequence[Any]) -> None:
         begin(inputs)
-        with untouched(model.modules()), within:
+        with random_numbers_kept(), untouched(model.modules()), within:
             model(*inputs)
 
     try:
-        # Real parameters and buffers are read as fake ones, so writes to them (a batch norm's counts) are lost.
+        # Real parameters and buffers are read as fake ones; most writes to them (a batch norm's counts) are lost.
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode(model, training=False), fake, torch.no_grad(), _quiet():
+        with written_back(model.buffers()), mode(model, training=False), fake, torch.no_grad(), _quiet():
             attempt([_empty_like(x, device) for x in arguments])
     except HotswapError:
         raise
@@ -174,18 +176,13 @@ def run_once(
 
 
 def _runs_on_numbers(model: nn.Module, inputs: Sequence[Any], attempt: Callable[[Sequence[Any]], None]) -> bool:
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with written_back(model.buffers()), mode(model, training=False), torch.no_grad():
             attempt(inputs)
     except HotswapError:
         raise
     except Exception:  # noqa: BLE001 (the run on fake tensors has said why)
         return False
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
     return True
 
 

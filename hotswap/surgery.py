@@ -19,7 +19,7 @@ from torch.fx import Node
 from hotswap import effects, kernels, layers
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
-from hotswap.guide import guide_copy, image_size, window_distance
+from hotswap.guide import guide_copy, image_size, require_input_only, window_distance
 from hotswap.leaves import leaf_modules
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
@@ -146,10 +146,17 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
     opened = {parent for path in relative for parent in parents(path) if parent}
     for path in sorted(opened):
         _check_openable(prefix + path, root.get_submodule(path))
-    traced = trace(root, opened, relative, from_input=any(INPUT in swap.guide for swap in plan.swaps))
+    from_input = any(INPUT in swap.guide for swap in plan.swaps)
+    traced = trace(root, opened, relative, from_input=from_input, given=tensors_given(observation, root_path))
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, plan, modules)
     return Graft(plan, root_path, traced)
+
+
+def tensors_given(observation: Observation | None, path: str) -> int:
+    """How many tensors a module gets as its first arguments."""
+    call = observation.first(path) if observation is not None else None
+    return 0 if call is None else call.tensors
 
 
 def install(model: nn.Module, prepared: Prepared) -> None:
@@ -183,6 +190,25 @@ def detach(model: nn.Module) -> None:
         if record is not None:
             record.undo(module)
     resized.detach(model)  # last, as it came first
+
+
+def require_own_input(model: nn.Module) -> None:
+    """Refuse a network in which a guide is the first argument of an inner module: a plan cannot name that.
+
+    Raises:
+        HotswapError: where one is.
+    """
+    for path, module in model.named_modules():
+        record: Record | None = module.__dict__.get(_RECORD)
+        swaps: Sequence[Swap | Resize] = () if record is None else record.plan.swaps
+        resizes = resized.of(module)
+        moved = (record is not None and record.root_path != path) or (resizes and resizes.root_path != path)
+        guided = [*swaps, *(resizes.resizes if resizes else ())]
+        if moved and any(INPUT in swap.guide for swap in guided):
+            raise HotswapError(
+                f"a guide is the input of module {path!r}, which was converted by itself, and a plan can only name "
+                "the input of the whole network; do this with that module alone, or hotswap.revert it first"
+            )
 
 
 def current_plan(model: nn.Module) -> Plan | None:
@@ -279,7 +305,9 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
                     taps.append(_image(graph, root))
                     continue
                 call = _guide_call(calls.get(id(modules[source]), []), source, target, swap, position)
-                tap = after_activation(call, root) if swap.after_activation else call
+                # A swap made by hooks says where its guide was caught; without a tap, as its module gave it.
+                own = bool(swap.taps) and swap.taps[swap.guide.index(source)] is None
+                tap = after_activation(call, root) if swap.after_activation and not own else call
                 # The activation may come after the target: then the guide is as its module gives it.
                 taps.append(tap if position[tap] < position[target] else call)
             work.append((target, tuple(taps), swap))
@@ -298,6 +326,7 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
             size = graph.call_function(image_size, (swap.target, like))
             latest[key] = graph.call_function(window_distance, (swap.guide, guides, size, *key[1:], latest.get(key)))
             distance = graph.call_function(operator.getitem, (latest[key], 1))
+        require_input_only(swap.target, target.args, target.kwargs)
         target.args, target.kwargs = (like, distance), {}
     graph.lint()
 

@@ -8,21 +8,25 @@ between training and evaluation, both are kept. And where a method called by `fo
 """
 
 import inspect
+import operator
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.proxy import Proxy
 
+from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
+from hotswap.guide import guide_copy, require_default, require_given, same
 from hotswap.leaves import leaf_functions
 from hotswap.observe import mode
-from hotswap.untouched import cached_tensors, contents_kept, untouched
+from hotswap.untouched import cached_tensors, contents_kept, random_numbers_kept, untouched, written_back
 
 
 @dataclass(frozen=True)
@@ -37,30 +41,14 @@ class Traced:
     opened: tuple[str, ...]  # the modules traced through, relative to root
 
 
-def require_default(method: str, name: str, value: Any, default: Any) -> None:
-    """Refuse a call whose argument differs from the value the graph was traced with.
-
-    Raises:
-        HotswapError: where it differs.
-    """
-    if not _same(value, default):
-        raise HotswapError(
-            f"{method} was rewritten for its default {name}={default!r}, got {value!r}; "
-            "call it with the default, or hotswap.revert the network"
-        )
-
-
-def _same(value: Any, default: Any) -> bool:
-    return value is default or (not isinstance(value, (Tensor, Proxy)) and bool(value == default))
-
-
 class PathTracer(torch.fx.Tracer):
     """Traces one method of a root module, opening only the submodules named in `opened`."""
 
-    def __init__(self, opened: Collection[str], method: str = "forward") -> None:
-        super().__init__(autowrap_functions=leaf_functions())
+    def __init__(self, opened: Collection[str], method: str = "forward", *, given: int = 0) -> None:
+        super().__init__(autowrap_functions=(*leaf_functions(), guide_copy))
         self.opened = frozenset(opened)
         self.traced_func_name = method
+        self.given = given
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but the modules on the way down to an edit."""
@@ -76,10 +64,10 @@ class PathTracer(torch.fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make the graph's inputs: one a parameter, those with a default fixed at it."""
+        """Make the graph's inputs: one a parameter, those with a default fixed at it but for the given ones."""
         positional: list[Any] = [self.root]
         keywords: dict[str, Any] = {}
-        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+        for position, parameter in enumerate(list(inspect.signature(root_fn).parameters.values())[1:]):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 raise HotswapError(f"it takes *{parameter.name}, an unknown number of inputs")
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -87,7 +75,9 @@ class PathTracer(torch.fx.Tracer):
             has_default = parameter.default is not parameter.empty
             default = (parameter.default,) if has_default else ()
             value = self.create_proxy("placeholder", parameter.name, default, {})
-            if has_default:
+            if has_default and position < self.given:
+                self.create_proxy("call_function", require_given, (self.traced_func_name, parameter.name, value), {})
+            elif has_default:
                 checked = (self.traced_func_name, parameter.name, value, parameter.default)
                 self.create_proxy("call_function", require_default, checked, {})
                 value = parameter.default
@@ -99,7 +89,12 @@ class PathTracer(torch.fx.Tracer):
 
 
 def trace(
-    root: nn.Module, opened: Collection[str], inside: Collection[str] | None, *, from_input: bool = False
+    root: nn.Module,
+    opened: Collection[str],
+    inside: Collection[str] | None,
+    *,
+    from_input: bool = False,
+    given: int = 0,
 ) -> Traced:
     """Trace the method of `root` that holds every call of the modules in `inside`, in both modes.
 
@@ -110,6 +105,7 @@ def trace(
             it calls.
         from_input: whether the edit needs root's own input too: the first argument of the method is then the very
             one that `forward` was called with.
+        given: how many tensors root gets as its first arguments: these stay arguments also where they have a default.
 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
@@ -117,18 +113,57 @@ def trace(
     through = [root, *(root.get_submodule(path) for path in opened)]
     cached = cached_tensors(through)
     method = "forward"
-    if inside is not None:
-        with untouched(through):  # of a first pass that only looks
-            method = _method_to_rewrite(root, opened, inside, from_input=from_input)
-    with untouched(through), _new_attributes(root) as constants:
-        with contents_kept(through), mode(root, training=True):
-            training = _trace(root, opened, method)
-        with contents_kept(through), mode(root, training=False):
-            evaluation = _trace(root, opened, method)
-    if any(constant is tensor for constant in constants.values() for tensor in cached):
+    own = [p for module in through for p in module._parameters.values() if p is not None]
+    with written_back([*root.buffers(), *own]) as written:
+        if inside is not None:
+            with random_numbers_kept(), untouched(through):  # of a first pass that only looks
+                method = _method_to_rewrite(root, opened, inside, from_input=from_input, given=given)
+        traced, again = (_traced(root, through, opened, method, given, seed) for seed in (0, 1))
+    if written:
+        raise _untraceable(root, method, RuntimeError("it writes to a buffer, which a graph would not do again"))
+    if not _alike(traced, again):
+        raise _untraceable(
+            root, method, RuntimeError("it depends on random numbers that a graph would not draw again")
+        )
+    if any(constant is tensor for constant in traced.constants.values() for tensor in cached):
         stale = RuntimeError("it reads a tensor that the network computed in an earlier run, which would grow stale")
         raise _untraceable(root, method, stale)
+    for graph in (traced.training, traced.evaluation):
+        if name := _overwritten_constant(graph, root, traced.constants):
+            made_once = RuntimeError(f"it changes a tensor in place ({name}) that a graph would make only once")
+            raise _untraceable(root, method, made_once)
+    return traced
+
+
+def _traced(
+    root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], method: str, given: int, seed: int
+) -> Traced:
+    """One trace in each mode, the random numbers that the code draws on the way from one seed."""
+    with random_numbers_kept(seed), untouched(through), _new_attributes(root) as constants:
+        with contents_kept(through), mode(root, training=True):
+            training = _trace(root, opened, method, given)
+        with contents_kept(through), mode(root, training=False):
+            evaluation = _trace(root, opened, method, given)
     return Traced(root, method, training, evaluation, constants, tuple(sorted(opened)))
+
+
+def _alike(a: Traced, b: Traced) -> bool:
+    """Whether two traces are the same code with the same tensors."""
+    graphs = ((a.training, b.training), (a.evaluation, b.evaluation))
+    if any(one.python_code("self").src != two.python_code("self").src for one, two in graphs):
+        return False
+    return a.constants.keys() == b.constants.keys() and all(
+        not isinstance(x, Tensor) or torch.equal(x, b.constants[name]) for name, x in a.constants.items()
+    )
+
+
+def _overwritten_constant(graph: torch.fx.Graph, root: nn.Module, constants: Mapping[str, Any]) -> str | None:
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in constants:
+            for user in node.users:
+                if user.args[:1] == (node,) and (is_in_place(user, root) or user.target is operator.setitem):
+                    return str(user.name)
+    return None
 
 
 @contextmanager
@@ -142,9 +177,11 @@ def _new_attributes(root: nn.Module) -> Iterator[dict[str, Any]]:
         taken.update({name: root.__dict__.pop(name) for name in set(root.__dict__) - before})
 
 
-def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collection[str], *, from_input: bool) -> str:
+def _method_to_rewrite(
+    root: nn.Module, opened: Collection[str], inside: Collection[str], *, from_input: bool, given: int
+) -> str:
     """The innermost method of `root` that calls all modules in `inside`; `forward` itself if no other does."""
-    tracer = PathTracer(opened)
+    tracer = PathTracer(opened, given=given)
     failure: Exception | None = None
     with _recorded_methods(root) as recorded:
         try:
@@ -168,9 +205,9 @@ def _method_to_rewrite(root: nn.Module, opened: Collection[str], inside: Collect
     return "forward"
 
 
-def _trace(root: nn.Module, opened: Collection[str], method: str) -> torch.fx.Graph:
+def _trace(root: nn.Module, opened: Collection[str], method: str, given: int) -> torch.fx.Graph:
     try:
-        graph = PathTracer(opened, method).trace(root)
+        graph = PathTracer(opened, method, given=given if method == "forward" else 0).trace(root)
         graph.lint()
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, method, error) from error
@@ -241,6 +278,6 @@ def _only_inputs(bound: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         if default is inspect.Parameter.empty:
             if not isinstance(value, Proxy):
                 return False
-        elif not _same(value, default):
+        elif not same(value, default):
             return False
     return True

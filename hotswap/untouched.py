@@ -5,10 +5,13 @@ would leave those in the cache, for the next real run to trip over.
 """
 
 import copy
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
@@ -38,6 +41,39 @@ def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
         for held, before in contents:
             held.clear()
             (held.extend if isinstance(held, list) else held.update)(before)
+
+
+@contextmanager
+def random_numbers_kept(seed: int = 0) -> Iterator[None]:
+    """Draw from this seed, and leave the generators of Python, numpy and torch as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' code draws from)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def written_back(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Put back what is written to tensors; the list gets, in the end, those that were written to."""
+    lazy = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+    # Torch does not count writes to tensors made in inference mode.
+    counted = [x for x in tensors if not x.is_inference() and not isinstance(x, lazy)]
+    kept = [(x, x.detach().clone(), x._version) for x in counted]
+    written: list[Tensor] = []
+    try:
+        yield written
+    finally:
+        with torch.no_grad():
+            for x, before, version in kept:
+                if x._version != version:
+                    written.append(x)
+                    x.copy_(before)
 
 
 def cached_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:

@@ -24,6 +24,12 @@ class Record:
     drift: float | None = None  # as measured by `calibrate`
 
 
+def of(module: nn.Module) -> Record | None:
+    """What was left in a module."""
+    found: Record | None = module.__dict__.get(RECORD)
+    return found
+
+
 def joined(plan: Plan | None, model: nn.Module) -> Plan | None:
     """The plan of a network's convolutions with the enlargements it guides; None where neither is swapped.
 

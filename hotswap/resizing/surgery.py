@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from hotswap import surgery
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
+from hotswap.guide import require_input_only
 from hotswap.naming import INPUT, closest
 from hotswap.observe import Observation
 from hotswap.placing import all_paths, deepest_caller, parents
@@ -74,7 +75,7 @@ def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observatio
     for path in sorted(opened):
         surgery._check_openable(prefix + path, root.get_submodule(path))
     with _LineMarker():
-        traced = trace(root, opened, None)
+        traced = trace(root, opened, None, given=surgery.tensors_given(observation, root_path))
     lines = _sites_by_line(traced.evaluation)
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, prefix, resizes, modules, lines)
@@ -227,6 +228,7 @@ def _edit(
     for node, taps, resize in work:
         guides = tuple(read[tap] for tap in taps)
         if resize.call is None:
+            require_input_only(resize.name, node.args, node.kwargs)
             node.args, node.kwargs = (node.args[0] if node.args else node.kwargs["input"], guides), {}
             continue
         input, *further = bound(node.args, node.kwargs).values()

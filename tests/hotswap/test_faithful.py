@@ -1,0 +1,213 @@
+"""What a graph would do otherwise than the code it was made from is not made a graph of."""
+
+import random
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import conv
+from test_hazards import close
+from torch import nn
+
+import hotswap
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.target = conv(3), conv()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def features(self, x):
+        return F.relu(self.stem(x))
+
+    def forward(self, x):
+        return self.target(self.features(x))
+
+
+class Counts(Base):
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return super().forward(x)
+
+
+class Averages(Base):
+    def forward(self, x):
+        y = self.features(x)
+        self.calls.mul_(0.9).add_(y.detach().mean(), alpha=0.1)
+        return self.target(y)
+
+
+class CountsThenLooks(Base):
+    def forward(self, x):
+        self.calls += 1
+        y = self.features(x)
+        return self.target(y) if y.mean() > -1 else y
+
+
+class AddsUp(Base):
+    def forward(self, x):
+        y = self.features(x)
+        total = torch.zeros(())
+        total += y.mean()
+        return self.target(y) * total
+
+
+class SetsItem(Base):
+    def forward(self, x):
+        y = self.features(x)
+        total = torch.ones(2)
+        total[0] = y.mean()
+        return self.target(y) * total.sum()
+
+
+class DropsLayers(Base):
+    def forward(self, x):
+        y = self.features(x)
+        if not self.training or random.random() < 0.5:  # noqa: S311
+            y = y + 1
+        return self.target(y)
+
+
+class AddsNoise(Base):
+    def forward(self, x):
+        return self.target(self.features(x) + torch.randn(8, 1, 1))
+
+
+def state(net):
+    return {name: x.clone() for name, x in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", [Counts, Averages, CountsThenLooks, AddsUp, SetsItem, DropsLayers, AddsNoise])
+def test_not_traced(kind, image):
+    net = kind().train()
+    before, drawn = state(net), (random.getstate(), torch.get_rng_state())
+    with pytest.raises(hotswap.HotswapError, match="cannot be traced by torch.fx"):
+        hotswap.plan(net, "target", "stem", method="fx", example_inputs=image)
+    converted = hotswap.convert(net, "target", "stem", guide_scale=0, example_inputs=image)
+    assert hotswap.status(converted).plan.method == "hooks"
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    assert random.getstate() == drawn[0]
+    assert torch.equal(torch.get_rng_state(), drawn[1])
+    for _ in range(3):
+        random.seed(0)
+        torch.manual_seed(0)
+        expected = net(image)
+        random.seed(0)
+        torch.manual_seed(0)
+        close(converted(image), expected)
+    assert torch.equal(converted.calls, net.calls)
+
+
+class Defaults(Base):
+    def forward(self, pixels=None, mask=None, scale=1.0):
+        y = self.target(self.features(pixels))
+        y = F.interpolate(F.avg_pool2d(y, 2), scale_factor=2.0, mode="bilinear")
+        return y if mask is None else y * mask
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_an_input_with_a_default_can_guide_and_goes_by_its_name(method, image):
+    net = Defaults().eval()
+    options = {"guide_scale": 1.0, "example_inputs": image, "method": method}
+    converted = hotswap.convert(net, ["target", "resize"], "input", **options)
+    found = converted(image)
+    assert not torch.allclose(found, net(image))
+    close(converted(pixels=image), found)
+    with pytest.raises(hotswap.HotswapError, match=r"rewritten for (a tensor as pixels, got None|its default scale)"):
+        converted(image, scale=2.0)
+    by_hooks = hotswap.convert(net, "target", "input", **options | {"method": "hooks"})
+    mask = torch.rand(2, 1, 12, 10)
+    close(by_hooks(mask=mask, pixels=image), by_hooks(image) * mask)
+
+
+class Gain(nn.Conv2d):
+    def forward(self, x, gain=1.0):
+        return F.conv2d(x, self.weight * gain, self.bias, padding=1)
+
+
+class Gains(Base):
+    def __init__(self):
+        super().__init__()
+        self.target = Gain(8, 8, 3)
+
+    def forward(self, x):
+        return self.target(self.features(x), 2.0)
+
+
+class Sized(Base):
+    def __init__(self):
+        super().__init__()
+        self.target = nn.ConvTranspose2d(8, 8, 3, stride=2)
+
+    def forward(self, x):
+        return self.target(self.features(x), output_size=(25, 22))
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks", "auto"])
+@pytest.mark.parametrize("kind", [Gains, Sized])
+def test_a_target_called_with_more_than_its_input_is_refused(kind, method, image):
+    with pytest.raises(hotswap.HotswapError, match="target 'target' is called with 1 more than its input"):
+        hotswap.convert(kind().eval(), "target", "stem", method=method, example_inputs=image)
+
+
+class Two(networks.Plain):
+    def __init__(self):
+        super().__init__()
+        self.later = conv()
+
+    def forward(self, x):
+        g = F.relu(self.guide(F.relu(self.stem(x))))
+        return self.head(self.later(F.relu(self.target(g))))
+
+
+@pytest.mark.parametrize("later", ["fx", "auto"])
+def test_a_guide_caught_by_hooks_stays_where_it_was(later, image):
+    options = {"guide_scale": 0.5, "example_inputs": image}
+    once = hotswap.convert(Two().eval(), "target", "guide", method="hooks", **options)
+    twice = hotswap.convert(once, "later", "guide", method=later, **options | {"guide_scale": 0})
+    close(twice(image), once(image))
+
+
+def test_a_guide_after_a_function_is_not_moved_before_it(image):
+    options = {"guide_scale": 0.5, "example_inputs": image}
+    once = hotswap.convert(Two().eval(), "target", "guide", method="fx", **options)
+    with pytest.raises(hotswap.HotswapError, match="was swapped by fx, with guide 'guide' after a function"):
+        hotswap.convert(once, "later", "guide", method="hooks", **options)
+
+
+def test_the_input_of_an_inner_module_is_not_taken_for_the_networks(image, tmp_path):
+    inner = hotswap.convert(Base().eval(), "target", "input", guide_scale=0.5, example_inputs=image)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.tail = inner, conv()
+
+        def forward(self, x):
+            return self.tail(F.relu(self.inner(5 * x)))
+
+    net = Outer().eval()
+    for refused in (
+        lambda: hotswap.convert(net, "tail", "inner.stem", example_inputs=image),
+        lambda: hotswap.save(net, tmp_path / "a.safetensors"),
+    ):
+        with pytest.raises(hotswap.HotswapError, match="a guide is the input of module 'inner'"):
+            refused()
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_of_a_converted_network_are_known(image):
+    options = {"guide_scale": 0.5, "example_inputs": image}
+    net = Two().eval()
+    once = hotswap.convert(net, net.target, net.guide, **options)
+    twice = hotswap.convert(once, [once.later], {once.later: once.stem}, **options)
+    swaps = hotswap.status(twice).plan.swaps
+    assert [(swap.target, swap.guide) for swap in swaps] == [("target", ("guide",)), ("later", ("stem",))]

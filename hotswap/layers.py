@@ -218,8 +218,21 @@ def swap_out(module: SwappedLayer) -> None:
     del module.sliding, module._swap, module._function
     del module._parameters["guide_log_scale"], module._buffers["tap_factors"]
     module._non_persistent_buffers_set.discard("tap_factors")
-    plain: Any = type(module).__bases__[-1]
-    module.__class__ = plain
+    module.__class__ = plain_class(type(module), SwappedLayer)
+
+
+def plain_class(swapped: Any, mark: Any) -> Any:
+    """The class a module had before it was swapped into a subclass of it and of `mark`.
+
+    Where a parametrisation was registered since, which makes a subclass of the module's class, the same subclass of
+    the plain class.
+    """
+    plain = swapped.__bases__[-1]
+    if not issubclass(plain, mark):
+        return plain
+    namespace = {name: value for name, value in vars(swapped).items() if name not in ("__dict__", "__weakref__")}
+    plain = plain_class(plain, mark)
+    return type(swapped)(f"Parametrized{plain.__name__}", (plain,), namespace)
 
 
 def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:

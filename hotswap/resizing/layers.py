@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
+from hotswap.layers import plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
@@ -234,10 +235,7 @@ def swap_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, GuidedResize):
             del module._parameters["guide_log_scale"], module._swap
-            guided = type(module)
-            ours = (GuidedResize, GuidedUpsample, GuidedConvTranspose2d)
-            (plain,) = (base for base in guided.__bases__ if base not in ours)
-            module.__class__ = plain
+            module.__class__ = plain_class(type(module), GuidedResize)
 
 
 # --- what can be ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 import hotswap
 from hotswap import HotswapError, Plan
 from hotswap.measure import swapped_layers
-from hotswap.resizing.layers import is_bilinear
+from hotswap.resizing.layers import GuidedResize, is_bilinear
 
 
 def bilinear(channels, stride, size, **options):
@@ -257,6 +257,14 @@ def test_revert_leaves_nothing(net, options):
     assert [type(m) for m in plain.modules()] == [type(m) for m in net.modules()]
     assert [set(vars(m)) for m in plain.modules()] == [set(vars(m)) for m in net.modules()]
     assert_same(run(net), run(plain), rtol=0, atol=0)
+
+
+def test_a_parametrisation_put_on_a_guided_layer_outlives_the_swap(net):
+    converted = convert(net, "transposed")
+    torch.nn.utils.parametrizations.weight_norm(converted.transposed)
+    plain = hotswap.revert(converted)
+    assert not isinstance(plain.transposed, GuidedResize)
+    assert_same(run(plain), run(net))
 
 
 def test_calibrate_verify_and_status(net):

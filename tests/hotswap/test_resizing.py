@@ -356,6 +356,29 @@ def test_compile_export_deepcopy_and_wrapping(net):
     assert hotswap.status(wrapped).plan.resizes[0].guide == ("input",)
 
 
+class Sized(nn.Module):
+    """Enlarges to the image's size, or by a fixed factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.conv, self.factor = nn.Conv2d(3, 4, 3, 3, 1), factor
+
+    def forward(self, image):
+        x = self.conv(image)
+        if self.factor is None:
+            return F.interpolate(x, size=image.shape[-2:], mode="bilinear")
+        return F.interpolate(x, scale_factor=self.factor, mode="bilinear")
+
+
+@pytest.mark.parametrize("factor", [None, 2.5, (2, 2.5)])
+def test_export_with_dynamic_height_and_width(factor):
+    image, auto = torch.rand(2, 3, 28, 31), torch.export.Dim.AUTO
+    converted = convert(Sized(factor).eval(), "resize", example_inputs=image)
+    program = torch.export.export(converted, (image,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    other = torch.rand(3, 3, 40, 52)
+    torch.testing.assert_close(program.module()(other), run(converted, other))
+
+
 def test_half_precision_and_autocast(net):
     converted = convert(net)
     expected = run(converted)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -100,6 +101,21 @@ def test_inspect_lists_resizings_in_the_order_of_their_calls(net):
     text = str(found)
     assert "F.interpolate 1 in block" in text
     assert "6x10 -> 12x20" in text
+    json.dumps(found.to_dict())
+
+
+def test_inspect_shows_swapped_enlargements_by_the_names_they_had(net):
+    plain = hotswap.inspect(net, IMAGE).resizes
+    converted = convert(net, ["resize_1", "up"])
+    hotswap.calibrate(converted, IMAGE)
+    found = hotswap.inspect(converted, IMAGE)
+    assert [(r.alias, r.path, r.call) for r in found.resizes] == [(r.alias, r.path, r.call) for r in plain]
+    swaps = {r.alias: r.swap for r in found.resizes if r.swap is not None}
+    assert list(swaps.values()) == list(hotswap.status(converted).plan.resizes)
+    assert list(swaps) == ["resize_1", "resize_3"]
+    assert found.notes[0].startswith("2 are swapped")
+    assert re.search(r"swapped already: guide input, scale [\d.]+, deviation 0\.3", found.resizes[0].why_no_target)
+    assert [r.automatic for r in found.resizes] == [False, True, False, True, False]
     json.dumps(found.to_dict())
 
 

@@ -98,7 +98,7 @@ class SwappedLayer(nn.Module):
         return ", ".join([plain, *shown])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = super()._apply(keeping_exact(fn, self.guide_log_scale), recurse)  # type: ignore[no-untyped-call]
         self._set_tap_factors()  # from the numbers themselves, which a conversion to half precision would round
         return moved
 
@@ -110,6 +110,21 @@ class SwappedLayer(nn.Module):
             factors = torch.tensor(means, device=weight.device, dtype=accumulate_dtype(weight.dtype)).reciprocal()
             factors = factors.view(*self._swap.kernel_size, 1, 1)
         self.register_buffer("tap_factors", factors, persistent=False)
+
+
+def keeping_exact(fn: Any, log_scale: nn.Parameter | None) -> Any:
+    """`fn`, as `nn.Module._apply` calls it for each tensor, but a learned scale and its gradient are not rounded.
+
+    Half precision would change a scale of 1e-4 by half a percent; it is used in float32 or wider in any case.
+    """
+
+    def applied(x: Tensor) -> Any:
+        moved = fn(x)
+        if log_scale is None or not (x is log_scale or x is log_scale.grad):
+            return moved
+        return x.detach().to(moved.device) if moved.dtype.itemsize < x.dtype.itemsize else moved
+
+    return applied
 
 
 class SwappedConv2d(SwappedLayer, nn.Conv2d):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
-from hotswap.layers import plain_class
+from hotswap.layers import keeping_exact, plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
@@ -111,6 +111,9 @@ class GuidedResize(nn.Module):
         scale = f"guide_scale={self.guide_scale:.4g}" + ("" if self.guide_log_scale is None else " (learned)")
         footprint = "" if self._swap.footprint == 2 else f"footprint={self._swap.footprint}"
         return ", ".join(text for text in (plain, f"guide={self._swap.guide_name}", scale, footprint) if text)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_exact(fn, self.guide_log_scale), recurse)  # type: ignore[no-untyped-call]
 
     def _guide(self, input: Tensor, guides: Sequence[Any] | None, further: tuple[Any, ...]) -> Tensor | None:
         """All guides as one at the output's size; None where the output is not larger than the input."""

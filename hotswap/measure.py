@@ -70,10 +70,34 @@ def _counting_taps(layer: SwappedLayer, input: Tensor) -> Tensor:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """The network as it would be if nothing were swapped, with the very same weights."""
-    plain = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    """The network as it would be if nothing were swapped, with the very same weights.
+
+    Raises:
+        HotswapError: where the network cannot be copied, with the attribute that cannot.
+    """
+    shared: dict[int, Any] = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    try:
+        plain = copy.deepcopy(model, dict(shared))
+    except Exception as error:  # whatever a user's module does when copied
+        reason = str(error).partition("\n")[0]
+        raise HotswapError(
+            f"this needs a plain copy of the network, and {_uncopied(model, shared)} cannot be deep-copied "
+            f"({type(error).__name__}: {reason}); take it out meanwhile, or give its class a __deepcopy__"
+        ) from error
     surgery.remove(plain)
     return plain
+
+
+def _uncopied(model: nn.Module, shared: dict[int, Any]) -> str:
+    """What keeps a network from being copied: the first attribute that cannot be, or else the network."""
+    others = shared | {id(module): module for module in model.modules()}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, dict(others))
+            except Exception:  # noqa: BLE001 (the copy of the network has said why)
+                return f"its {'.'.join(part for part in (path, name) if part)!r}"
+    return "it"
 
 
 def run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:

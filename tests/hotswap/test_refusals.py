@@ -1,5 +1,7 @@
 """What cannot be swapped is refused before anything changes, with the reason and the nearest choice."""
 
+import threading
+
 import networks
 import pytest
 import torch
@@ -202,6 +204,24 @@ def test_a_network_that_cannot_be_copied_says_what_to_do():
     net = Uncopyable()
     with pytest.raises(hotswap.HotswapError, match="cannot be deep-copied .*pass inplace=True"):
         hotswap.convert(net, "target", "guide", example_inputs=torch.empty(1, 3, 8, 8))
+
+
+def converted_on(net, image):
+    return hotswap.convert(net, "target", "guide", calibrate_on=image, inplace=True)
+
+
+@pytest.mark.parametrize("verb", [converted_on, hotswap.verify, hotswap.calibrate])
+def test_a_network_that_no_plain_copy_can_be_made_of_says_what_is_in_the_way(verb):
+    net = Plain()
+    image = torch.rand(1, 3, 16, 16)
+    if verb is not converted_on:
+        hotswap.convert(net, "target", "guide", inplace=True)
+    net.head.lock = threading.Lock()
+    before = snapshot(net)
+    with pytest.raises(hotswap.HotswapError, match=r"its 'head.lock' cannot be deep-copied \(TypeError: ") as error:
+        verb(net, image)
+    assert "\n" not in str(error.value)
+    assert snapshot(net) == before
 
 
 @pytest.mark.parametrize(

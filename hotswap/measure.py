@@ -184,6 +184,10 @@ def as_batches(batches: Iterable[Inputs] | Tensor) -> Iterator[tuple[Any, ...]]:
     Raises:
         HotswapError: where there is none, or one is neither a tensor nor a tuple.
     """
+    if not isinstance(batches, Iterable):
+        raise HotswapError(
+            f"batches must be a tensor, or several tensors or tuples of arguments, got {type(batches).__name__}"
+        )
     empty = True
     for batch in [batches] if isinstance(batches, Tensor) else batches:
         empty = False

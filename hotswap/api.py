@@ -227,8 +227,9 @@ def _check_values(given: Mapping[str, Any]) -> None:
         if name == "kernel":
             parse(value)
         elif not any(isinstance(value, type(choice)) and value == choice for choice in _CHOICES[name]):
-            choices = ", ".join(map(str, _CHOICES[name]))
-            raise HotswapError(f"{name} must be one of {choices}, got {value!r}")
+            choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
+            or_none = " or None" if None in _CHOICES[name] else ""
+            raise HotswapError(f"{name} must be one of {choices}{or_none}, got {value!r}")
 
 
 def _require_kernel_used(model: nn.Module, made: Plan, kernel: str) -> None:

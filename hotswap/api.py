@@ -11,7 +11,8 @@ from hotswap import hooks, surgery
 from hotswap.calibrate import DEFAULT_DEVIATION, calibrate
 from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
 from hotswap.errors import HotswapError
-from hotswap.kernels import DEFAULT_KERNEL
+from hotswap.guide import RESIZE_MODES
+from hotswap.kernels import CONSERVE_MODES, DEFAULT_KERNEL, parse
 from hotswap.layers import shape_of
 from hotswap.measure import plain_copy
 from hotswap.naming import AUTO
@@ -20,6 +21,7 @@ from hotswap.plan import FX, HOOKS, Plan, Swap
 from hotswap.resizing import surgery as resizing
 from hotswap.resizing.choose import split
 from hotswap.resizing.plan import Resize
+from pac_ops.enlarging import FOOTPRINTS
 
 PAPER_SCALE = 1e-4
 METHODS = (AUTO, FX, HOOKS)
@@ -83,7 +85,10 @@ def plan(
         "resize": resize,
         "after_activation": after_activation,
     }
-    return _planned(model, targets, guide, guide_scale, method, example_inputs, swapping, footprint).plan
+    _check_values(swapping | {"footprint": footprint})
+    made = _planned(model, targets, guide, guide_scale, method, example_inputs, swapping, footprint).plan
+    _require_kernel_used(model, made, kernel)
+    return made
 
 
 def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False) -> Model:
@@ -155,6 +160,11 @@ def convert(
         conserve = None if calibrate_on is None else "mean"
     if calibrate_on is None:
         _require_nothing_measured(guide_scale, conserve)
+        if deviation != DEFAULT_DEVIATION:
+            raise HotswapError(
+                f"deviation is reached on data: give some as calibrate_on, or leave it out, got {deviation!r}"
+            )
+    _check_values({"conserve": conserve})
     swapping = {
         "learn_scale": learn_scale,
         "kernel": kernel,
@@ -167,7 +177,9 @@ def convert(
             "inplace must be False where a converted network is converted and calibrated once more: were the "
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
+    _check_values(swapping | {"footprint": footprint})
     prepared = _planned(model, targets, guide, scale, method, example_inputs, swapping, footprint)
+    _require_kernel_used(model, prepared.plan, kernel)
     converted = _carried_out(model, prepared, inplace)
     if calibrate_on is not None:
         try:
@@ -198,6 +210,37 @@ def _require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
                 f'{name}="{measured}" is measured on data: give convert some as calibrate_on, or convert without it '
                 "and hotswap.calibrate the result"
             )
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "conserve": (None, *CONSERVE_MODES),
+    "resize": RESIZE_MODES,
+    "footprint": FOOTPRINTS,
+    "learn_scale": (False, True),
+    "after_activation": (False, True),
+}
+
+
+def _check_values(given: Mapping[str, Any]) -> None:
+    """Refuse what no target can have, whether or not there is a target that it is for."""
+    for name, value in given.items():
+        if name == "kernel":
+            parse(value)
+        elif not any(isinstance(value, type(choice)) and value == choice for choice in _CHOICES[name]):
+            choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
+            or_none = " or None" if None in _CHOICES[name] else ""
+            raise HotswapError(f"{name} must be one of {choices}{or_none}, got {value!r}")
+
+
+def _require_kernel_used(model: nn.Module, made: Plan, kernel: str) -> None:
+    """Enlargements have one kernel; another that was asked for must be for a convolution."""
+    before = surgery.current_plan(model)
+    swapped = () if before is None else before.swaps
+    if kernel != DEFAULT_KERNEL and {swap.target for swap in made.swaps} == {swap.target for swap in swapped}:
+        raise HotswapError(
+            f"kernel must be {DEFAULT_KERNEL!r} where only enlargements are targets, which have no other, "
+            f"got {kernel!r}"
+        )
 
 
 def _planned(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hotswap import kernels, surgery
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
-from hotswap.measure import Gap, Swapped, as_batches, plain_copy, run, swapped_layers, visited
+from hotswap.measure import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.observe import Inputs
 from hotswap.plan import Swap
 from hotswap.tables import render
@@ -43,8 +43,11 @@ class Calibration:
 
     wanted: float | None  # the deviation; None where scales were left as they are
     conserve: str | None
-    drift: float  # ||swapped - plain|| / ||plain|| over all outputs, afterwards
+    drift: (
+        float | None
+    )  # ||swapped - plain|| / ||plain|| over all outputs, afterwards; None where it is not known ...
     targets: tuple[TargetCalibration, ...]
+    why_no_drift: str | None = None  # ... for this reason: outputs vary in size, as those of detectors, or hold none
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -54,7 +57,7 @@ class Calibration:
         """A table, one line a swapped layer, then the drift."""
         rows = [(t.path, t.scale_before, t.deviation_before, t.scale, t.deviation, t.conserve) for t in self.targets]
         columns = ("target", "scale before", "deviation before", "scale", "deviation (mean 1-K)", "conserve")
-        return f"{render(columns, rows)}\ndrift (relative RMS change of the outputs): {self.drift:.3g}"
+        return f"{render(columns, rows)}\n{drift_text(self.drift, self.why_no_drift)}"
 
 
 def calibrate(
@@ -119,7 +122,7 @@ def calibrate(
         results.append(
             TargetCalibration(path, old.guide_scale, deviations[0], new.guide_scale, deviations[1], *conserved)
         )
-    return Calibration(deviation, conserve, gap.relative, tuple(results))
+    return Calibration(deviation, conserve, gap.relative, tuple(results), gap.why_unknown)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from hotswap.api import _names
 from hotswap.choose import Names, automatic, why_not
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer, why_not_swappable
+from hotswap.measure import plain_copy
 from hotswap.observe import Call, Inputs
-from hotswap.plan import Swap
+from hotswap.plan import Plan, Swap
 from hotswap.resizing.choose import is_automatic
-from hotswap.resizing.plan import named, why_not_guided
+from hotswap.resizing.plan import Resize, named, why_not_guided
 from hotswap.resizing.sites import find
 from hotswap.sliding import own_weight, sliding_of
 from hotswap.status import status
@@ -55,6 +56,7 @@ class ResizeInfo:
     output_size: tuple[int, int]
     why_no_target: str | None  # None where it can be guided
     automatic: bool  # whether the target "resize" takes it
+    swap: Resize | None = None  # where it is swapped
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         convolutions = [asdict(c) | {"swap": c.swap and c.swap.to_dict()} for c in self.convolutions]
-        resizes = [asdict(resize) for resize in self.resizes]
+        resizes = [asdict(r) | {"swap": r.swap and r.swap.to_dict()} for r in self.resizes]
         return {"convolutions": convolutions, "resizes": resizes, "notes": list(self.notes)}
 
     def __str__(self) -> str:
@@ -160,11 +162,11 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
         )
     found.sort(key=lambda conv: order.get(conv.path, len(order) + len(calls)))
     if state.plan is not None:
-        notes.append(f"{len(swap_of)} are swapped; hotswap.status tells more")
+        notes.append(f"{len(swap_of) + len(state.plan.resizes)} are swapped; hotswap.status tells more")
         if state.plan.drift is not None:
             notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
     notes += [f"warning: {text}" for text in state.warnings]
-    return Inspection(tuple(found), _resizes(names, example_inputs), tuple(notes))
+    return Inspection(tuple(found), _resizes(names, state.plan, example_inputs), tuple(notes))
 
 
 class _Shape(NamedTuple):
@@ -205,10 +207,12 @@ def _multiply_adds(module: nn.Module, shape: _Shape, call: Call) -> int | None:
     return weights * seen[-2] * seen[-1]
 
 
-def _resizes(names: Names, example_inputs: Inputs | None) -> tuple[ResizeInfo, ...]:
+def _resizes(names: Names, plan: Plan | None, example_inputs: Inputs | None) -> tuple[ResizeInfo, ...]:
     if names.observation is None:
         return ()
-    sites = find(names.model, example_inputs)
+    # Once a call of F.interpolate is swapped it is no such call any more, and those after it would count anew.
+    sites = find(plain_copy(names.model) if plan is not None and plan.resizes else names.model, example_inputs)
+    swap_of = {} if plan is None else {resize.name: resize for resize in plan.resizes}
     return tuple(
         ResizeInfo(
             alias=alias,
@@ -217,20 +221,26 @@ def _resizes(names: Names, example_inputs: Inputs | None) -> tuple[ResizeInfo, .
             mode=site.mode,
             input_size=site.input_size,
             output_size=site.output_size,
-            why_no_target=site.why_not or why_not_guided(site.mode, footprint=2),
-            automatic=is_automatic(site, footprint=2),
+            why_no_target=_swapped_already(swap)
+            if (swap := swap_of.get(site.name))
+            else site.why_not or why_not_guided(site.mode, footprint=2),
+            automatic=swap is None and is_automatic(site, footprint=2),
+            swap=swap,
         )
         for alias, site in sites.by_alias.items()
     )
+
+
+def _swapped_already(swap: Swap | Resize) -> str:
+    measured = "" if swap.deviation is None else f", deviation {swap.deviation:.3g}"
+    return f"swapped already: guide {swap.guide_name}, scale {swap.guide_scale:.3g}{measured}"
 
 
 def _why_no_target(names: Names, path: str) -> str | None:
     """None where the convolution at `path` can be a target."""
     module = names.model.get_submodule(path)
     if isinstance(module, SwappedLayer):
-        swap = module.swap
-        measured = "" if swap.deviation is None else f", deviation {swap.deviation:.3g}"
-        return f"swapped already: guide {swap.guide_name}, scale {swap.guide_scale:.3g}{measured}"
+        return _swapped_already(module.swap)
     return why_not(names, path)
 
 

@@ -22,7 +22,7 @@ def parse(name: str) -> KernelType:
     """
     try:
         function = adapting.kernel_type(name)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the latter two where it is no string
         raise HotswapError(
             f'kernel must be "gaussian" or "inv_{{alpha}}_{{lambda}}[_asym]_fixed", got {name!r}'
         ) from error

@@ -98,7 +98,7 @@ class SwappedLayer(nn.Module):
         return ", ".join([plain, *shown])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = super()._apply(keeping_exact(fn, self.guide_log_scale), recurse)  # type: ignore[no-untyped-call]
         self._set_tap_factors()  # from the numbers themselves, which a conversion to half precision would round
         return moved
 
@@ -110,6 +110,21 @@ class SwappedLayer(nn.Module):
             factors = torch.tensor(means, device=weight.device, dtype=accumulate_dtype(weight.dtype)).reciprocal()
             factors = factors.view(*self._swap.kernel_size, 1, 1)
         self.register_buffer("tap_factors", factors, persistent=False)
+
+
+def keeping_exact(fn: Any, log_scale: nn.Parameter | None) -> Any:
+    """`fn`, as `nn.Module._apply` calls it for each tensor, but a learned scale and its gradient are not rounded.
+
+    Half precision would change a scale of 1e-4 by half a percent; it is used in float32 or wider in any case.
+    """
+
+    def applied(x: Tensor) -> Any:
+        moved = fn(x)
+        if log_scale is None or not (x is log_scale or x is log_scale.grad):
+            return moved
+        return x.detach().to(moved.device) if moved.dtype.itemsize < x.dtype.itemsize else moved
+
+    return applied
 
 
 class SwappedConv2d(SwappedLayer, nn.Conv2d):
@@ -218,8 +233,21 @@ def swap_out(module: SwappedLayer) -> None:
     del module.sliding, module._swap, module._function
     del module._parameters["guide_log_scale"], module._buffers["tap_factors"]
     module._non_persistent_buffers_set.discard("tap_factors")
-    plain: Any = type(module).__bases__[-1]
-    module.__class__ = plain
+    module.__class__ = plain_class(type(module), SwappedLayer)
+
+
+def plain_class(swapped: Any, mark: Any) -> Any:
+    """The class a module had before it was swapped into a subclass of it and of `mark`.
+
+    Where a parametrisation was registered since, which makes a subclass of the module's class, the same subclass of
+    the plain class.
+    """
+    plain = swapped.__bases__[-1]
+    if not issubclass(plain, mark):
+        return plain
+    namespace = {name: value for name, value in vars(swapped).items() if name not in ("__dict__", "__weakref__")}
+    plain = plain_class(plain, mark)
+    return type(swapped)(f"Parametrized{plain.__name__}", (plain,), namespace)
 
 
 def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:

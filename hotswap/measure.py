@@ -1,8 +1,9 @@
 """Running a swapped network beside its plain self, and taking the distances of swapped layers out of it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hotswap.observe import Inputs, as_arguments, mode
 from hotswap.resizing.layers import GuidedResize
 
 Swapped = SwappedLayer | GuidedResize
+_DRIFT = "drift (relative RMS change of the outputs)"
 Visitor = Callable[[str, Any, Tensor, Tensor], None]
 
 
@@ -68,10 +70,34 @@ def _counting_taps(layer: SwappedLayer, input: Tensor) -> Tensor:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """The network as it would be if nothing were swapped, with the very same weights."""
-    plain = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    """The network as it would be if nothing were swapped, with the very same weights.
+
+    Raises:
+        HotswapError: where the network cannot be copied, with the attribute that cannot.
+    """
+    shared: dict[int, Any] = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    try:
+        plain = copy.deepcopy(model, dict(shared))
+    except Exception as error:  # whatever a user's module does when copied
+        reason = str(error).partition("\n")[0]
+        raise HotswapError(
+            f"this needs a plain copy of the network, and {_uncopied(model, shared)} cannot be deep-copied "
+            f"({type(error).__name__}: {reason}); take it out meanwhile, or give its class a __deepcopy__"
+        ) from error
     surgery.remove(plain)
     return plain
+
+
+def _uncopied(model: nn.Module, shared: dict[int, Any]) -> str:
+    """What keeps a network from being copied: the first attribute that cannot be, or else the network."""
+    others = shared | {id(module): module for module in model.modules()}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, dict(others))
+            except Exception:  # noqa: BLE001 (the copy of the network has said why)
+                return f"its {'.'.join(part for part in (path, name) if part)!r}"
+    return "it"
 
 
 def run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
@@ -81,35 +107,75 @@ def run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
         return model(*copies)
 
 
+def drift_text(drift: float | None, why_unknown: str | None) -> str:
+    """The drift in a line, for people."""
+    return f"{_DRIFT}: {drift:.3g}" if drift is not None else f"{_DRIFT}: not known, as {why_unknown}"
+
+
 class Gap:
     """How far one network's outputs are from another's, over all runs added."""
 
     def __init__(self) -> None:
-        self.largest, self._difference, self._norm = 0.0, 0.0, 0.0
+        self._unlike: str | None = None  # why outputs cannot be compared, the first reason met
+        self._largest, self._difference, self._norm, self._compared = 0.0, 0.0, 0.0, False
 
     def add(self, before: Any, after: Any) -> None:
-        """Count in two outputs of the same structure."""
-        for old, new in zip(tensors(before), tensors(after), strict=True):
-            gap = (new - old).double()
-            self.largest = max(self.largest, gap.abs().max().item() if gap.numel() else 0.0)
-            self._difference += gap.square().sum().item()
-            self._norm += old.double().square().sum().item()
+        """Count in two outputs; where they do not match in structure, shape or finiteness, the gap is not known."""
+        self._unlike = self._unlike or self._added(tensors(before), tensors(after))
 
     @property
-    def relative(self) -> float:
-        """||after - before|| / ||before||."""
+    def why_unknown(self) -> str | None:
+        """None where the gap is known."""
+        if self._unlike is None and not self._compared:
+            return "no finite value was found in the outputs (tensors in sequences, mappings and dataclasses are)"
+        return self._unlike
+
+    @property
+    def largest(self) -> float | None:
+        """Largest |after - before|; None where it is not known."""
+        return self._largest if self.why_unknown is None else None
+
+    @property
+    def relative(self) -> float | None:
+        """||after - before|| / ||before||; None where it is not known."""
+        if self.why_unknown is not None:
+            return None
         return float((self._difference / self._norm if self._norm else self._difference) ** 0.5)
 
+    def _added(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+        """Count in two outputs' tensors; why that cannot be done, if it cannot."""
+        if different := sorted(before.keys() ^ after.keys()):
+            return f"only one of the plain and the swapped network gives output{different[0]}"
+        for where, old in before.items():
+            new = after[where]
+            if old.shape != new.shape:
+                return f"output{where} is {list(old.shape)} of the plain network and {list(new.shape)} of the swapped"
+            finite = old.isfinite()  # masks are often made with -inf
+            if not torch.equal(finite, new.isfinite()):
+                return f"output{where} is not finite in different places of the plain and the swapped network"
+            x, y = old[finite].double(), new[finite].double()
+            if x.numel() == 0:
+                continue
+            gap = y - x
+            self._compared = True
+            self._largest = max(self._largest, gap.abs().max().item())
+            self._difference += gap.square().sum().item()
+            self._norm += x.square().sum().item()
+        return None
 
-def tensors(output: Any) -> list[Tensor]:
-    """All floating tensors in a network's output, whatever nesting of sequences and mappings it comes in."""
+
+def tensors(output: Any) -> dict[str, Tensor]:
+    """All floating tensors in a network's output, each by where it is in the sequences, mappings and dataclasses."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
+        return {"": output} if output.is_floating_point() else {}
+    items: Iterable[tuple[str, Any]] = ()
     if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [x for item in output for x in tensors(item)]
-    return []
+        items = [(f"[{key!r}]", item) for key, item in output.items()]
+    elif isinstance(output, Sequence) and not isinstance(output, str | bytes):
+        items = [(f"[{index}]", item) for index, item in enumerate(output)]
+    elif is_dataclass(output) and not isinstance(output, type):
+        items = [(f".{field.name}", getattr(output, field.name, None)) for field in fields(output)]
+    return {where + rest: x for where, item in items for rest, x in tensors(item).items()}
 
 
 def as_batches(batches: Iterable[Inputs] | Tensor) -> Iterator[tuple[Any, ...]]:
@@ -118,6 +184,10 @@ def as_batches(batches: Iterable[Inputs] | Tensor) -> Iterator[tuple[Any, ...]]:
     Raises:
         HotswapError: where there is none, or one is neither a tensor nor a tuple.
     """
+    if not isinstance(batches, Iterable):
+        raise HotswapError(
+            f"batches must be a tensor, or several tensors or tuples of arguments, got {type(batches).__name__}"
+        )
     empty = True
     for batch in [batches] if isinstance(batches, Tensor) else batches:
         empty = False

@@ -243,7 +243,7 @@ def _current_swaps(model: nn.Module) -> Plan | None:
     return Plan(tuple(swaps), drift if measured else None, tuple(notes), HOOKS if HOOKS in methods else FX)
 
 
-def record_drift(model: nn.Module, drift: float) -> None:
+def record_drift(model: nn.Module, drift: float | None) -> None:
     """Keep how far a swapped network's outputs are from its plain self's, for `current_plan` to tell."""
     for module in model.modules():
         record: Record | None = module.__dict__.get(_RECORD)

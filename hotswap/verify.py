@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hotswap.kernels import INERT_DEVIATION, inert_warnings
-from hotswap.measure import Gap, Swapped, as_batches, plain_copy, run, swapped_layers, visited
+from hotswap.measure import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.observe import Inputs
 from hotswap.tables import render
 
@@ -27,10 +27,13 @@ class TargetCheck:
 class Verification:
     """Plain against swapped, in evaluation mode, over all batches."""
 
-    output_max_abs: float  # largest |swapped - plain| of any output value
-    output_relative: float  # ||swapped - plain|| / ||plain|| over all outputs: the drift
+    output_max_abs: float | None  # largest |swapped - plain| of any output value
+    output_relative: (
+        float | None
+    )  # ||swapped - plain|| / ||plain|| over all outputs: the drift; None if not known ...
     same_state: bool  # the state_dict keys and shapes are the plain network's, but for learned scales
     targets: tuple[TargetCheck, ...]
+    why_no_drift: str | None = None  # ... for this reason: outputs vary in size, as those of detectors, or hold none
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -45,8 +48,8 @@ class Verification:
         """A table, one line a swapped layer, then the outputs and the warnings."""
         rows = [(t.path, t.guide_scale, f"{t.deviation:.3g}", f"{t.max_deviation:.3g}") for t in self.targets]
         table = render(("target", "guide scale", "deviation (mean 1-K)", "max 1-K"), rows)
-        drift = f"drift (relative RMS change of the outputs): {self.output_relative:.3g}"
-        outputs = f"{drift}, largest change {self.output_max_abs:.3g}"
+        outputs = drift_text(self.output_relative, self.why_no_drift)
+        outputs += "" if self.output_max_abs is None else f", largest change {self.output_max_abs:.3g}"
         state = "state_dict: keys and shapes " + ("as the plain network's" if self.same_state else "DIFFER")
         return "\n".join([table, outputs, state, *(f"warning: {text}" for text in self.warnings)])
 
@@ -75,7 +78,7 @@ def verify(model: nn.Module, batches: Iterable[Inputs] | Tensor) -> Verification
         TargetCheck(path, layers[path].guide_scale, d.mean, d.largest, abs(d.mean) < INERT_DEVIATION)
         for path, d in seen.items()
     )
-    return Verification(gap.largest, gap.relative, _same_state(plain, model), checks)
+    return Verification(gap.largest, gap.relative, _same_state(plain, model), checks, gap.why_unknown)
 
 
 class _Deviation:

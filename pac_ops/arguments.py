@@ -56,8 +56,9 @@ def pair(name: str, value: IntOrPair, least: int) -> Pair:
         TypeError: where it is neither.
         ValueError: where one is smaller than `least`.
     """
-    both = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(both) != 2 or not all(isinstance(v, int) for v in both):
+    whole = (int, torch.SymInt)  # an image's size under torch.export, where it is dynamic
+    both = (value, value) if isinstance(value, whole) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(both) != 2 or not all(isinstance(v, whole) for v in both):
         raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
     if min(both) < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -240,10 +240,12 @@ def _factors(scale_factor: Factor | None) -> tuple[float, float] | None:
 
 
 def _pair_of_factors(scale_factor: Factor) -> tuple[float, float]:
-    both = (scale_factor, scale_factor) if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
-    if len(both) != 2 or not all(isinstance(x, (int, float)) for x in both):
+    number = (int, float, torch.SymInt, torch.SymFloat)  # under torch.export, a ratio of dynamic sizes
+    both = (scale_factor, scale_factor) if isinstance(scale_factor, number) else tuple(scale_factor)
+    if len(both) != 2 or not all(isinstance(x, number) for x in both):
         raise TypeError(f"scale_factor must be a number or a pair of numbers, got {scale_factor!r}")
-    return float(both[0]), float(both[1])
+    exact: Any = torch.sym_float  # what it makes of a torch.SymInt or SymFloat passes for a float
+    return exact(both[0]), exact(both[1])
 
 
 def _scale(scale: float | Tensor, distance: Tensor) -> float | Tensor:

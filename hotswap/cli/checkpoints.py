@@ -112,7 +112,9 @@ def revert(checkpoint: str, path: str, as_json: bool) -> None:
     if found.metadata is None or found.metadata.plan is None:
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
     write(found.state_dict, path, Metadata(found.metadata.architecture))
-    output.show(_Reverted(tuple(swap.target for swap in found.metadata.plan.swaps)), as_json=as_json, output=path)
+    plan = found.metadata.plan
+    targets = (*(swap.target for swap in plan.swaps), *(resize.name for resize in plan.resizes))
+    output.show(_Reverted(targets), as_json=as_json, output=path)
     output.wrote(path)
 
 

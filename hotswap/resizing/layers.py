@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
+from hotswap.layers import keeping_exact, plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
@@ -110,6 +111,9 @@ class GuidedResize(nn.Module):
         scale = f"guide_scale={self.guide_scale:.4g}" + ("" if self.guide_log_scale is None else " (learned)")
         footprint = "" if self._swap.footprint == 2 else f"footprint={self._swap.footprint}"
         return ", ".join(text for text in (plain, f"guide={self._swap.guide_name}", scale, footprint) if text)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_exact(fn, self.guide_log_scale), recurse)  # type: ignore[no-untyped-call]
 
     def _guide(self, input: Tensor, guides: Sequence[Any] | None, further: tuple[Any, ...]) -> Tensor | None:
         """All guides as one at the output's size; None where the output is not larger than the input."""
@@ -234,10 +238,7 @@ def swap_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, GuidedResize):
             del module._parameters["guide_log_scale"], module._swap
-            guided = type(module)
-            ours = (GuidedResize, GuidedUpsample, GuidedConvTranspose2d)
-            (plain,) = (base for base in guided.__bases__ if base not in ours)
-            module.__class__ = plain
+            module.__class__ = plain_class(type(module), GuidedResize)
 
 
 # --- what can be ----------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def joined(plan: Plan | None, model: nn.Module) -> Plan | None:
     return replace(made, drift=drift if measured else None, notes=(*notes, *others), resizes=tuple(resizes))
 
 
-def record_drift(model: nn.Module, drift: float) -> None:
+def record_drift(model: nn.Module, drift: float | None) -> None:
     """Keep how far the outputs are from the plain network's, for `joined` to tell."""
     for module in model.modules():
         record: Record | None = module.__dict__.get(RECORD)

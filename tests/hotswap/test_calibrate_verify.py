@@ -1,6 +1,10 @@
 """Scales from data, and how far a swap moved things."""
 
+import collections
+import dataclasses
 import json
+import re
+import types
 
 import networks
 import pytest
@@ -164,3 +168,68 @@ def test_nested_outputs_are_compared():
 
     converted = hotswap.convert(Nested(), "net.target", "net.guide", guide_scale=1.0)
     assert hotswap.verify(converted, torch.rand(1, 3, 8, 8)).output_max_abs > 1e-4
+
+
+class Detector(nn.Module):
+    """`scores` are as many as are found, and so differ between the plain and the swapped network."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.net, self.answer = networks.Plain(), answer
+
+    def forward(self, x):
+        return self.answer(self.net(x))
+
+
+@dataclasses.dataclass
+class Answer:
+    y: torch.Tensor
+
+
+def answered(answer):
+    torch.manual_seed(0)
+    converted = hotswap.convert(Detector(answer), "net.target", "net.guide", guide_scale=30.0)
+    return converted, torch.rand(1, 3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (
+            lambda y: {"scores": y[y > y.roll(1, -1)]},
+            r"output\['scores'\] is \[\d+\] of the plain network and \[\d+\] of",
+        ),
+        (lambda y: list(y[y > y.roll(1, -1)]), r"only one of .* gives output\[\d+\]"),
+        (lambda y: {"box": y.argmax()}, "no finite value was found in the outputs"),
+        (lambda y: y.where(y > y.roll(1, -1), -torch.inf), "output is not finite in different places"),
+    ],
+)
+def test_where_outputs_do_not_compare_the_drift_is_not_known(answer, reason, tmp_path):
+    converted, image = answered(answer)
+    calibration, verification = hotswap.calibrate(converted, image), hotswap.verify(converted, image)
+    assert calibration.drift is verification.output_relative is verification.output_max_abs is None
+    assert hotswap.status(converted).plan.drift is None
+    for result in (calibration, verification):
+        assert re.search(f"outputs\\): not known, as {reason}", str(result))
+        assert re.search(reason, json.loads(json.dumps(result.to_dict(), allow_nan=False))["why_no_drift"])
+    assert calibration.targets[0].deviation == pytest.approx(0.3, rel=1e-3)
+    hotswap.save(converted, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer, lambda y: types.MappingProxyType({"y": y}), lambda y: collections.deque([y])]
+)
+def test_outputs_are_found_wherever_they_are(answer):
+    expected = hotswap.verify(*answered(lambda y: y))
+    assert expected.output_relative > 1e-3
+    assert hotswap.verify(*answered(answer)) == expected
+
+
+def test_infinities_in_the_same_places_are_left_out(tmp_path):
+    def masked(y):
+        return torch.cat([y, torch.full_like(y, -torch.inf), torch.full_like(y, torch.nan)])
+
+    converted, image = answered(masked)
+    assert hotswap.verify(converted, image) == hotswap.verify(*answered(lambda y: y))
+    assert hotswap.calibrate(converted, image).drift > 1e-3
+    hotswap.save(converted, tmp_path / "x.safetensors")

@@ -94,6 +94,13 @@ def test_convert_verify_calibrate_revert(here, one, other):
     assert sorted(p.name for p in here.iterdir()) == sorted([f"s{one}", f"c{other}", f"p{one}", "w.pth", "photos"])
 
 
+def test_guided_enlargements_are_reverted_by_name(here):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Upsample(scale_factor=2, mode="bilinear"))
+    hotswap.save(hotswap.convert(net, "resize", "input"), "s.pt")
+    assert "reverted 1 swaps: 1" in run("revert", "s.pt", "-o", "p.pt").stdout
+    assert json.loads(run("revert", "s.pt", "-o", "q.pt", "--json").stdout)["targets"] == ["1"]
+
+
 @pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small?num_classes=3", "timm:test_resnet?num_classes=3"])
 def test_a_network_of_the_zoo_needs_no_model(here, spec):
     model = zoo.build(spec, trusted=True)

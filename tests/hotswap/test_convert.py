@@ -162,6 +162,28 @@ def test_autocast_and_half_precision(image):
     assert relative(converted.bfloat16()(image.bfloat16()).float(), expected) < 0.05
 
 
+@pytest.mark.parametrize("target", ["0", "resize"])
+def test_half_precision_does_not_round_a_learned_scale(target):
+    layers = (
+        torch.nn.Conv2d(3, 3, 3, padding=1),
+        torch.nn.AvgPool2d(2),
+        torch.nn.Upsample(scale_factor=2, mode="bilinear"),
+    )
+    converted = hotswap.convert(torch.nn.Sequential(*layers), target, "input", learn_scale=True)
+    image = torch.rand(1, 3, 16, 16)
+    converted(image).sum().backward()
+    layer = converted[0 if target == "0" else 2]
+    scale = layer.guide_scale
+    for dtype in (torch.float16, torch.bfloat16):
+        converted.to(dtype)
+        assert layer.guide_scale == scale
+        assert layer.guide_log_scale.dtype == layer.guide_log_scale.grad.dtype == torch.float32
+        assert converted[0].weight.dtype == dtype
+        assert converted(image.to(dtype)).dtype == dtype
+    assert converted.double()[0].weight.dtype == layer.guide_log_scale.dtype == torch.float64
+    assert converted.to("meta")[0].weight.device == layer.guide_log_scale.device == torch.device("meta")
+
+
 def test_a_swapped_network_trains_and_its_learned_scale_moves(image):
     torch.manual_seed(0)
     converted = hotswap.convert(torchvision.models.resnet18(**FEW_CLASSES), guide_scale=0.1, learn_scale=True)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import hotswap
+from hotswap.layers import SwappedLayer
 from pac_ops import PacConv2d
 
 SCALE = 0.8  # large: an error in the guide or in K must show
@@ -266,6 +267,21 @@ def test_parametrised_weights(wrap, image):
     assert list(converted.state_dict()) == list(net.state_dict())
     converted(image).sum().backward()
     assert all(p.grad is not None for p in converted.target.parametrizations.parameters())
+
+
+@pytest.mark.parametrize("target", [None, networks.NamedConv2d(8, 8, 3, padding=1)])
+def test_a_parametrisation_put_on_a_swapped_target_outlives_the_swap(target, image):
+    net = networks.Plain() if target is None else networks.with_target(target)
+    converted = swap(net)
+    parametrizations.weight_norm(converted.target)
+    hotswap.verify(converted, image)  # which makes a plain copy
+    plain = hotswap.revert(converted)
+    assert not isinstance(plain.target, SwappedLayer)
+    assert isinstance(plain.target, type(net.target))
+    close(plain(image), net(image))
+    assert len(list(plain.target.parametrizations.weight.parameters())) == 2
+    torch.nn.utils.parametrize.remove_parametrizations(plain.target, "weight")
+    assert type(plain.target) is type(net.target)
 
 
 def plain_expected_with_weight(net, x):

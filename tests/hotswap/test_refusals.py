@@ -1,5 +1,7 @@
 """What cannot be swapped is refused before anything changes, with the reason and the nearest choice."""
 
+import threading
+
 import networks
 import pytest
 import torch
@@ -202,6 +204,66 @@ def test_a_network_that_cannot_be_copied_says_what_to_do():
     net = Uncopyable()
     with pytest.raises(hotswap.HotswapError, match="cannot be deep-copied .*pass inplace=True"):
         hotswap.convert(net, "target", "guide", example_inputs=torch.empty(1, 3, 8, 8))
+
+
+def converted_on(net, image):
+    return hotswap.convert(net, "target", "guide", calibrate_on=image, inplace=True)
+
+
+@pytest.mark.parametrize("verb", [converted_on, hotswap.verify, hotswap.calibrate])
+def test_a_network_that_no_plain_copy_can_be_made_of_says_what_is_in_the_way(verb):
+    net = Plain()
+    image = torch.rand(1, 3, 16, 16)
+    if verb is not converted_on:
+        hotswap.convert(net, "target", "guide", inplace=True)
+    net.head.lock = threading.Lock()
+    before = snapshot(net)
+    with pytest.raises(hotswap.HotswapError, match=r"its 'head.lock' cannot be deep-copied \(TypeError: ") as error:
+        verb(net, image)
+    assert "\n" not in str(error.value)
+    assert snapshot(net) == before
+
+
+ENLARGING = nn.Sequential(conv(3, stride=2), nn.Upsample(scale_factor=2, mode="bilinear"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kernel": "nonsense"}, 'kernel must be "gaussian" or'),
+        ({"kernel": 5}, 'kernel must be "gaussian" or'),
+        ({"kernel": "inv_1_1_fixed"}, "kernel must be 'gaussian' where only enlargements are targets"),
+        ({"conserve": "bla"}, "conserve must be one of mean, window or None, got 'bla'"),
+        ({"resize": "foo"}, "resize must be one of .*, got 'foo'"),
+        ({"footprint": "2"}, "footprint must be one of 2, 4, got '2'"),
+        ({"learn_scale": "yes"}, "learn_scale must be one of False, True, got 'yes'"),
+        ({"after_activation": 1}, "after_activation must be one of False, True, got 1"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("verb", [hotswap.plan, hotswap.convert])
+def test_values_are_checked_whatever_the_targets(verb, values, message):
+    with pytest.raises(hotswap.HotswapError, match=message):
+        verb(ENLARGING, "resize", "input", **values)
+    if values != {"kernel": "inv_1_1_fixed"}:
+        with pytest.raises(hotswap.HotswapError, match=message):
+            verb(VGG, **values)
+    if verb is hotswap.convert and "conserve" in values:
+        with pytest.raises(hotswap.HotswapError, match=message):
+            verb(ENLARGING, "resize", "input", calibrate_on=torch.rand(1, 3, 16, 16), **values)
+
+
+def test_a_kernel_beside_enlargements_is_the_convolutions():
+    both = nn.Sequential(conv(3), conv(stride=2), conv(), *ENLARGING[1:])
+    made = hotswap.plan(both, ["2", "resize"], {"2": "0", "resize": "input"}, kernel="inv_1_1_fixed")
+    assert [swap.kernel for swap in made.swaps + made.resizes] == ["inv_1_1_fixed", "gaussian"]
+
+
+def test_data_that_is_none_and_a_deviation_without_data():
+    with pytest.raises(hotswap.HotswapError, match="batches must be a tensor, or several .* got int"):
+        hotswap.convert(Plain(), "target", "guide", calibrate_on=5)
+    with pytest.raises(hotswap.HotswapError, match="deviation is reached on data: give some as calibrate_on"):
+        hotswap.convert(Plain(), "target", "guide", deviation=0.5)
 
 
 @pytest.mark.parametrize(

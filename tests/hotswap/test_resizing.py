@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import hotswap
 from hotswap import HotswapError, Plan
 from hotswap.measure import swapped_layers
-from hotswap.resizing.layers import is_bilinear
+from hotswap.resizing.layers import GuidedResize, is_bilinear
 
 
 def bilinear(channels, stride, size, **options):
@@ -100,6 +101,21 @@ def test_inspect_lists_resizings_in_the_order_of_their_calls(net):
     text = str(found)
     assert "F.interpolate 1 in block" in text
     assert "6x10 -> 12x20" in text
+    json.dumps(found.to_dict())
+
+
+def test_inspect_shows_swapped_enlargements_by_the_names_they_had(net):
+    plain = hotswap.inspect(net, IMAGE).resizes
+    converted = convert(net, ["resize_1", "up"])
+    hotswap.calibrate(converted, IMAGE)
+    found = hotswap.inspect(converted, IMAGE)
+    assert [(r.alias, r.path, r.call) for r in found.resizes] == [(r.alias, r.path, r.call) for r in plain]
+    swaps = {r.alias: r.swap for r in found.resizes if r.swap is not None}
+    assert list(swaps.values()) == list(hotswap.status(converted).plan.resizes)
+    assert list(swaps) == ["resize_1", "resize_3"]
+    assert found.notes[0].startswith("2 are swapped")
+    assert re.search(r"swapped already: guide input, scale [\d.]+, deviation 0\.3", found.resizes[0].why_no_target)
+    assert [r.automatic for r in found.resizes] == [False, True, False, True, False]
     json.dumps(found.to_dict())
 
 
@@ -259,6 +275,14 @@ def test_revert_leaves_nothing(net, options):
     assert_same(run(net), run(plain), rtol=0, atol=0)
 
 
+def test_a_parametrisation_put_on_a_guided_layer_outlives_the_swap(net):
+    converted = convert(net, "transposed")
+    torch.nn.utils.parametrizations.weight_norm(converted.transposed)
+    plain = hotswap.revert(converted)
+    assert not isinstance(plain.transposed, GuidedResize)
+    assert_same(run(plain), run(net))
+
+
 def test_calibrate_verify_and_status(net):
     converted = convert(net, calibrate_on=IMAGE, guide_scale="auto", deviation=0.25, learn_scale=True)
     plan = hotswap.status(converted).plan
@@ -346,6 +370,29 @@ def test_compile_export_deepcopy_and_wrapping(net):
     wrapped = nn.ModuleDict({"inner": converted})
     assert hotswap.status(wrapped).plan.resizes[0].target == "inner.block"
     assert hotswap.status(wrapped).plan.resizes[0].guide == ("input",)
+
+
+class Sized(nn.Module):
+    """Enlarges to the image's size, or by a fixed factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.conv, self.factor = nn.Conv2d(3, 4, 3, 3, 1), factor
+
+    def forward(self, image):
+        x = self.conv(image)
+        if self.factor is None:
+            return F.interpolate(x, size=image.shape[-2:], mode="bilinear")
+        return F.interpolate(x, scale_factor=self.factor, mode="bilinear")
+
+
+@pytest.mark.parametrize("factor", [None, 2.5, (2, 2.5)])
+def test_export_with_dynamic_height_and_width(factor):
+    image, auto = torch.rand(2, 3, 28, 31), torch.export.Dim.AUTO
+    converted = convert(Sized(factor).eval(), "resize", example_inputs=image)
+    program = torch.export.export(converted, (image,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    other = torch.rand(3, 3, 40, 52)
+    torch.testing.assert_close(program.module()(other), run(converted, other))
 
 
 def test_half_precision_and_autocast(net):

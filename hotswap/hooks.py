@@ -235,9 +235,8 @@ class _Open(_Hook):
         if slot not in self.relay.readers:
             return
         if not args and self.first not in kwargs:
-            raise HotswapError(
-                f"guide {INPUT!r} is the network's first argument, and this call of {type(module).__name__} has none"
-            )
+            has_none = f"{type(module).__name__} takes none" if self.first is None else "this call has none"
+            raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {has_none}")
         self.relay.catch(slot, args[0] if args else kwargs[self.first])
 
 

@@ -1,7 +1,6 @@
 """What a target becomes: a subclass of its own class whose forward is pixel-adaptive."""
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +9,14 @@ from torch import Tensor, nn
 import pac_ops
 from hotswap import kernels
 from hotswap.errors import HotswapError
+from hotswap.guided import GuidedLayer
 from hotswap.plan import Swap
 from hotswap.sliding import Sliding, has_own_forward, own_weight, sliding_of, steered_forward
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype
 
 
-class SwappedLayer(nn.Module):
+class SwappedLayer(GuidedLayer[Swap]):
     """A layer steered by a guide: `forward(input, distance)`, weights and names unchanged.
 
     `distance` is ||f_i - f_j||^2 of the unscaled guide, [B, 1, kh, kw, Ho, Wo]; the adapting kernel is
@@ -25,36 +25,12 @@ class SwappedLayer(nn.Module):
     """
 
     sliding: Sliding
-    guide_log_scale: nn.Parameter | None  # log s where the scale is learned
     tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
-    _swap: Swap
     _function: KernelType
 
-    @property
-    def swap(self) -> Swap:
-        """What was asked for, and measured, with the scale as it is now."""
-        return replace(self._swap, guide_scale=self.guide_scale)
-
-    @property
-    def guide_scale(self) -> float:
-        """The scale s of the guide, now."""
-        log_scale = self.guide_log_scale
-        return self._swap.guide_scale if log_scale is None else log_scale.exp().item()
-
-    @guide_scale.setter
-    def guide_scale(self, scale: float) -> None:
-        self.reset(guide_scale=scale)
-
     def reset(self, **changes: Any) -> None:
-        """Change entries of `swap`; a deviation measured before no longer holds, unless given.
-
-        Raises:
-            HotswapError: where the values do not fit; nothing has changed then.
-        """
-        self._swap = replace(self.swap, **{"deviation": None} | changes)
-        if self.guide_log_scale is not None:
-            with torch.no_grad():
-                self.guide_log_scale.fill_(self._swap.guide_scale).log_()
+        """Also take over the means to conserve; see the base class."""
+        super().reset(**changes)
         self._set_tap_factors()
 
     def adapting_kernel(self, distance: Tensor) -> Tensor:
@@ -91,14 +67,13 @@ class SwappedLayer(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         plain: str = super().extra_repr()
-        scale = f"guide_scale={self.guide_scale:.4g}" + ("" if self.guide_log_scale is None else " (learned)")
-        shown = [f"guide={self._swap.guide_name}", scale]
+        shown = self.shown()
         shown += [f"kernel={self._swap.kernel}"] if self._swap.kernel != kernels.DEFAULT_KERNEL else []
         shown += [f"conserve={self._swap.conserve}"] if self._swap.conserve is not None else []
         return ", ".join([plain, *shown])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        moved = super()._apply(keeping_exact(fn, self.guide_log_scale), recurse)  # type: ignore[no-untyped-call]
+        moved = super()._apply(fn, recurse)
         self._set_tap_factors()  # from the numbers themselves, which a conversion to half precision would round
         return moved
 
@@ -110,21 +85,6 @@ class SwappedLayer(nn.Module):
             factors = torch.tensor(means, device=weight.device, dtype=accumulate_dtype(weight.dtype)).reciprocal()
             factors = factors.view(*self._swap.kernel_size, 1, 1)
         self.register_buffer("tap_factors", factors, persistent=False)
-
-
-def keeping_exact(fn: Any, log_scale: nn.Parameter | None) -> Any:
-    """`fn`, as `nn.Module._apply` calls it for each tensor, but a learned scale and its gradient are not rounded.
-
-    Half precision would change a scale of 1e-4 by half a percent; it is used in float32 or wider in any case.
-    """
-
-    def applied(x: Tensor) -> Any:
-        moved = fn(x)
-        if log_scale is None or not (x is log_scale or x is log_scale.grad):
-            return moved
-        return x.detach().to(moved.device) if moved.dtype.itemsize < x.dtype.itemsize else moved
-
-    return applied
 
 
 class SwappedConv2d(SwappedLayer, nn.Conv2d):

@@ -8,6 +8,7 @@ from typing import Any
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
+from hotswap.guided import NamedGuide
 from hotswap.resizing.plan import Resize
 from hotswap.tables import render
 
@@ -18,7 +19,7 @@ Tap = tuple[
 
 
 @dataclass(frozen=True)
-class Swap:
+class Swap(NamedGuide):
     """One convolution to be made pixel-adaptive."""
 
     target: str  # module path
@@ -37,16 +38,6 @@ class Swap:
     target_alias: str | None = None  # conv{stage}_{index}, for people
     guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
     taps: tuple[Tap | None, ...] = ()  # with hooks, one for each of `guide`: None where its own output is taken
-
-    @property
-    def guide_names(self) -> tuple[tuple[str, str | None], ...]:
-        """Path (or INPUT) and alias of each source of the guide."""
-        return tuple(zip(self.guide, self.guide_alias or (None,) * len(self.guide), strict=True))
-
-    @property
-    def guide_name(self) -> str:
-        """The guide in a few words: aliases where there are any, else paths."""
-        return " + ".join(alias or path for path, alias in self.guide_names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -141,6 +141,18 @@ def own_weight(module: nn.Module) -> Tensor | None:
 # --- a forward of its own -------------------------------------------------------------------------------
 
 
+class _Conv2d(NamedTuple):
+    """The arguments of `F.conv2d`."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+
+
 class _Seen(NamedTuple):
     window: Window
     steps: tuple[tuple[Pads, str], ...]  # what F.pad was asked for on the way
@@ -166,7 +178,7 @@ class _Probe(TorchFunctionMode):
         if func is F.pad:
             return self._pad(func(*args, **kwargs), *args, **kwargs)
         if func is torch.conv2d:
-            self._convolve(*args, **kwargs)
+            self._convolve(_Conv2d(*args, **kwargs))
         return func(*args, **kwargs)
 
     def _steps(self, x: Tensor) -> tuple[tuple[Pads, str], ...]:
@@ -179,20 +191,11 @@ class _Probe(TorchFunctionMode):
         self.padded.append((output, (*self._steps(input), ((left, right, top, bottom), mode))))
         return output
 
-    def _convolve(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> None:
-        if tuple(weight.shape[2:]) == self.kernel_size:
-            window = make_window(self.kernel_size, stride, padding, dilation)
-            added = (input.shape[2] - self.size[0], input.shape[3] - self.size[1])
-            raise _Reached(_Seen(window, self._steps(input), added))
+    def _convolve(self, call: _Conv2d) -> None:
+        if tuple(call.weight.shape[2:]) == self.kernel_size:
+            window = make_window(self.kernel_size, call.stride, call.padding, call.dilation)
+            added = (call.input.shape[2] - self.size[0], call.input.shape[3] - self.size[1])
+            raise _Reached(_Seen(window, self._steps(call.input), added))
 
 
 class _Steer(TorchFunctionMode):
@@ -204,21 +207,12 @@ class _Steer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        return self._steered(*args, **kwargs) if func is torch.conv2d else func(*args, **kwargs)
+        return self._steered(_Conv2d(*args, **kwargs)) if func is torch.conv2d else func(*args, **kwargs)
 
-    def _steered(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        window = self.sliding.window
-        if tuple(weight.shape[2:]) != window.kernel_size:
-            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    def _steered(self, call: _Conv2d) -> Tensor:
+        window, input = self.sliding.window, call.input
+        if tuple(call.weight.shape[2:]) != window.kernel_size:
+            return torch.conv2d(*call)
         self.done.append(True)
         if window.output_size(input.shape[2], input.shape[3]) != tuple(self.kernel.shape[4:]):
             raise HotswapError(
@@ -226,7 +220,7 @@ class _Steer(TorchFunctionMode):
                 "hotswap.register_padding"
             )
         return pac_ops.pacconv2d(
-            input, self.kernel, weight, bias, window.stride, window.padding, window.dilation, groups
+            input, self.kernel, call.weight, call.bias, window.stride, window.padding, window.dilation, call.groups
         )
 
 

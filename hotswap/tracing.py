@@ -26,7 +26,14 @@ from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, require_default, require_given, same
 from hotswap.leaves import leaf_functions
 from hotswap.observe import mode
-from hotswap.untouched import cached_tensors, contents_kept, random_numbers_kept, untouched, written_back
+from hotswap.untouched import (
+    cached_tensors,
+    contents_kept,
+    random_numbers_kept,
+    random_state,
+    untouched,
+    written_back,
+)
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,18 @@ def trace(
         if inside is not None:
             with random_numbers_kept(), untouched(through):  # of a first pass that only looks
                 method = _method_to_rewrite(root, opened, inside, from_input=from_input, given=given)
-        traced, again = (_traced(root, through, opened, method, given, seed) for seed in (0, 1))
+        with random_numbers_kept():
+            before = random_state()
+            traced = _traced(root, through, opened, method, given)
+            drew = random_state() != before
+        if drew:
+            with random_numbers_kept(seed=1):
+                again = _traced(root, through, opened, method, given)
+            if not _alike(traced, again):
+                frozen = RuntimeError("it depends on random numbers that a graph would not draw again")
+                raise _untraceable(root, method, frozen)
     if written:
         raise _untraceable(root, method, RuntimeError("it writes to a buffer, which a graph would not do again"))
-    if not _alike(traced, again):
-        raise _untraceable(
-            root, method, RuntimeError("it depends on random numbers that a graph would not draw again")
-        )
     if any(constant is tensor for constant in traced.constants.values() for tensor in cached):
         stale = RuntimeError("it reads a tensor that the network computed in an earlier run, which would grow stale")
         raise _untraceable(root, method, stale)
@@ -136,10 +148,10 @@ def trace(
 
 
 def _traced(
-    root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], method: str, given: int, seed: int
+    root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], method: str, given: int
 ) -> Traced:
-    """One trace in each mode, the random numbers that the code draws on the way from one seed."""
-    with random_numbers_kept(seed), untouched(through), _new_attributes(root) as constants:
+    """One trace in each mode."""
+    with untouched(through), _new_attributes(root) as constants:
         with contents_kept(through), mode(root, training=True):
             training = _trace(root, opened, method, given)
         with contents_kept(through), mode(root, training=False):

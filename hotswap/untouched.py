@@ -5,6 +5,7 @@ would leave those in the cache, for the next real run to trip over.
 """
 
 import copy
+import pickle
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,10 +44,16 @@ def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             (held.extend if isinstance(held, list) else held.update)(before)
 
 
+def random_state() -> bytes:
+    """Where the generators of Python, numpy and torch are: it changes when one is drawn from. Not on fake tensors."""
+    return pickle.dumps([random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()])  # noqa: NPY002
+
+
 @contextmanager
 def random_numbers_kept(seed: int = 0) -> Iterator[None]:
     """Draw from this seed, and leave the generators of Python, numpy and torch as they were."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' code draws from)
+
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
-from hotswap.layers import keeping_exact, plain_class
+from hotswap.guided import GuidedLayer
+from hotswap.layers import plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
@@ -29,41 +29,12 @@ class _Options(NamedTuple):
     antialias: bool = False
 
 
-class GuidedResize(nn.Module):
+class GuidedResize(GuidedLayer[Resize]):
     """A guided enlargement, called with (input, guides, *the further arguments of what it took the place of).
 
     Each guide is [B, G, H, W], of any size; its area average is taken at the output's size, and several count as one
     with all their channels. What is no enlargement, because another image came, stays as it was.
     """
-
-    guide_log_scale: nn.Parameter | None  # log s where the scale is learned
-    _swap: Resize
-
-    @property
-    def swap(self) -> Resize:
-        """What was asked for, and measured, with the scale as it is now."""
-        return replace(self._swap, guide_scale=self.guide_scale)
-
-    @property
-    def guide_scale(self) -> float:
-        """The scale s of the guide, now."""
-        log_scale = self.guide_log_scale
-        return self._swap.guide_scale if log_scale is None else log_scale.exp().item()
-
-    @guide_scale.setter
-    def guide_scale(self, scale: float) -> None:
-        self.reset(guide_scale=scale)
-
-    def reset(self, **changes: Any) -> None:
-        """Change entries of `swap`; a deviation measured before no longer holds, unless given.
-
-        Raises:
-            HotswapError: where the values do not fit; nothing has changed then.
-        """
-        self._swap = replace(self.swap, **{"deviation": None} | changes)
-        if self.guide_log_scale is not None:
-            with torch.no_grad():
-                self.guide_log_scale.fill_(self._swap.guide_scale).log_()
 
     def deviation(self, distance: Tensor) -> Tensor:
         """1 - K in float64, also where K itself would round to 1 in float32."""
@@ -108,12 +79,8 @@ class GuidedResize(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         plain = super().extra_repr()
-        scale = f"guide_scale={self.guide_scale:.4g}" + ("" if self.guide_log_scale is None else " (learned)")
         footprint = "" if self._swap.footprint == 2 else f"footprint={self._swap.footprint}"
-        return ", ".join(text for text in (plain, f"guide={self._swap.guide_name}", scale, footprint) if text)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return super()._apply(keeping_exact(fn, self.guide_log_scale), recurse)  # type: ignore[no-untyped-call]
+        return ", ".join(text for text in (plain, *self.shown(), footprint) if text)
 
     def _guide(self, input: Tensor, guides: Sequence[Any] | None, further: tuple[Any, ...]) -> Tensor | None:
         """All guides as one at the output's size; None where the output is not larger than the input."""

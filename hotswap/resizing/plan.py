@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from hotswap.errors import HotswapError
+from hotswap.guided import NamedGuide
 from pac_ops.enlarging import FOOTPRINTS
 
 TRANSPOSED = "transposed"  # a transposed convolution whose weights are a bilinear interpolation's
@@ -13,7 +14,7 @@ MODES = ("bilinear", *NEAREST, TRANSPOSED)
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(NamedGuide):
     """One enlargement to be guided."""
 
     kernel: ClassVar[str] = "gaussian"
@@ -69,16 +70,6 @@ class Resize:
             return self.target
         own = f"_hotswap_resize_{self.call}"
         return f"{self.target}.{own}" if self.target else own
-
-    @property
-    def guide_names(self) -> tuple[tuple[str, str | None], ...]:
-        """Path (or "input") and alias of each source of the guide."""
-        return tuple(zip(self.guide, self.guide_alias or (None,) * len(self.guide), strict=True))
-
-    @property
-    def guide_name(self) -> str:
-        """The guide in a few words: aliases where there are any, else paths."""
-        return " + ".join(alias or path for path, alias in self.guide_names)
 
 
 def named(path: str, call: int | None) -> str:

@@ -39,7 +39,7 @@ def joined(plan: Plan | None, model: nn.Module) -> Plan | None:
     notes: list[str] = []
     drift = None if plan is None else plan.drift
     for path, module in model.named_modules():
-        record: Record | None = module.__dict__.get(RECORD)
+        record = of(module)
         if record is None:
             continue
         # The rewritten module may have moved since: into a wrapper, or out of the network.
@@ -63,7 +63,7 @@ def joined(plan: Plan | None, model: nn.Module) -> Plan | None:
 def record_drift(model: nn.Module, drift: float | None) -> None:
     """Keep how far the outputs are from the plain network's, for `joined` to tell."""
     for module in model.modules():
-        record: Record | None = module.__dict__.get(RECORD)
+        record = of(module)
         if record is not None:
             module.__dict__[RECORD] = replace(record, drift=drift)
 

@@ -1,0 +1,77 @@
+"""What swapped convolutions and guided enlargements have in common: a guide with a name, and its scale."""
+
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class NamedGuide:
+    """The guide of an entry of a plan."""
+
+    guide: tuple[str, ...]
+    guide_alias: tuple[str | None, ...]
+
+    @property
+    def guide_names(self) -> tuple[tuple[str, str | None], ...]:
+        """Path (or "input") and alias of each source of the guide."""
+        return tuple(zip(self.guide, self.guide_alias or (None,) * len(self.guide), strict=True))
+
+    @property
+    def guide_name(self) -> str:
+        """The guide in a few words: aliases where there are any, else paths."""
+        return " + ".join(alias or path for path, alias in self.guide_names)
+
+
+Entry = TypeVar("Entry", bound=Any)  # of a plan: a Swap or a Resize
+
+
+class GuidedLayer(nn.Module, Generic[Entry]):
+    """A layer that carries out one entry of a plan, with the scale s of its guide, learned or not."""
+
+    guide_log_scale: nn.Parameter | None  # log s where the scale is learned
+    _swap: Entry
+
+    @property
+    def swap(self) -> Entry:
+        """What was asked for, and measured, with the scale as it is now."""
+        return replace(self._swap, guide_scale=self.guide_scale)
+
+    @property
+    def guide_scale(self) -> float:
+        """The scale s of the guide, now."""
+        log_scale = self.guide_log_scale
+        return float(self._swap.guide_scale) if log_scale is None else log_scale.exp().item()
+
+    @guide_scale.setter
+    def guide_scale(self, scale: float) -> None:
+        self.reset(guide_scale=scale)
+
+    def reset(self, **changes: Any) -> None:
+        """Change entries of `swap`; a deviation measured before no longer holds, unless given.
+
+        Raises:
+            HotswapError: where the values do not fit; nothing has changed then.
+        """
+        self._swap = replace(self.swap, **{"deviation": None} | changes)
+        if self.guide_log_scale is not None:
+            with torch.no_grad():
+                self.guide_log_scale.fill_(self._swap.guide_scale).log_()
+
+    def shown(self) -> list[str]:
+        """What print(model) shows of the guide and its scale."""
+        learned = "" if self.guide_log_scale is None else " (learned)"
+        return [f"guide={self._swap.guide_name}", f"guide_scale={self.guide_scale:.4g}{learned}"]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        log_scale = self.guide_log_scale
+
+        def applied(x: Tensor) -> Any:
+            moved = fn(x)
+            if log_scale is None or not (x is log_scale or x is log_scale.grad):
+                return moved
+            # Half precision would change a scale of 1e-4 by half a percent; it is used in float32 or wider anyway.
+            return x.detach().to(moved.device) if moved.dtype.itemsize < x.dtype.itemsize else moved
+
+        return super()._apply(applied, recurse)  # type: ignore[no-untyped-call]

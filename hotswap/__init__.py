@@ -8,7 +8,7 @@ from hotswap.calibrate import Calibration, calibrate
 from hotswap.checkpoint import load, save
 from hotswap.errors import HotswapError
 from hotswap.inspect import Inspection, inspect
-from hotswap.leaves import register_leaf
+from hotswap.leaves import register_concrete_args, register_leaf
 from hotswap.plan import Plan, Swap
 from hotswap.sliding import register_padding
 from hotswap.status import Status, status
@@ -29,6 +29,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "register_concrete_args",
     "register_leaf",
     "register_padding",
     "revert",

@@ -105,7 +105,7 @@ def per_target(names: Names, what: str, values: Mapping[Name, Value], paths: Ite
     Args:
         names: of the network.
         what: the argument that the mapping is, for messages.
-        values: by a target's path, alias or module, or by a pattern that several match.
+        values: by a target's path, alias or module, or by a pattern that several match, or "auto".
         paths: of the targets.
 
     Raises:
@@ -115,8 +115,9 @@ def per_target(names: Names, what: str, values: Mapping[Name, Value], paths: Ite
     exact: dict[str, Value] = {}
     by_pattern: dict[str, Value] = {}
     for key, value in values.items():
-        if isinstance(key, str) and naming.is_pattern(key):
-            matched = naming.match(key, targets, names.alias_of)
+        if isinstance(key, str) and (key == AUTO or naming.is_pattern(key)):
+            taken = automatic(names)[0] if key == AUTO else naming.match(key, targets, names.alias_of)
+            matched = [path for path in targets if path in taken]
             by_pattern = dict.fromkeys(matched, value) | by_pattern
         else:
             path = _exact(names, key, f"key of {what}:")

@@ -18,16 +18,16 @@ RESIZE_MODES = ("bilinear", "area", "nearest")
 Size = tuple[int, int, int]
 
 
-def require_default(method: str, name: str, value: Any, default: Any) -> None:
+def require_value(method: str, name: str, value: Any, traced: Any) -> None:
     """Refuse a call whose argument differs from the value the graph was traced with.
 
     Raises:
         HotswapError: where it differs.
     """
-    if not same(value, default):
+    if not same(value, traced):
         raise HotswapError(
-            f"{method} was rewritten for its default {name}={default!r}, got {value!r}; "
-            "call it with the default, or hotswap.revert the network"
+            f"{method} was rewritten for {name}={traced!r} alone, got {value!r}; call it with that, or revert the "
+            'network and convert it with hotswap.register_concrete_args for another value, or with method="hooks"'
         )
 
 

@@ -1,8 +1,9 @@
 """A `torch.fx` tracer that opens only the modules an edit has to touch.
 
 Every other module stays a single node, so control flow inside it does not matter. Three more things keep the
-graph true to the code it replaces. Arguments with a default are taken at that default, and a call that
-passes anything else is refused at run time instead of being answered wrongly. Where the traced code differs
+graph true to the code it replaces. Arguments with a default are taken at that default, or at a value
+that was registered for them, and a call that passes anything else is refused at run time instead of being answered
+wrongly. Where the traced code differs
 between training and evaluation, both are kept. And where a method called by `forward` holds the whole edit
 (timm's `forward_features`, say), that method is traced instead, so it stays usable by itself.
 """
@@ -23,8 +24,8 @@ from torch.fx.proxy import Proxy
 
 from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
-from hotswap.guide import guide_copy, require_default, require_given, same
-from hotswap.leaves import leaf_functions
+from hotswap.guide import guide_copy, require_given, require_value, same
+from hotswap.leaves import fixed_arguments, leaf_functions
 from hotswap.observe import mode
 from hotswap.untouched import (
     cached_tensors,
@@ -71,7 +72,11 @@ class PathTracer(torch.fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make the graph's inputs: one a parameter, those with a default fixed at it but for the given ones."""
+        """Make the graph's inputs: one a parameter, those with a default fixed at it but for the given ones.
+
+        Those registered as concrete are fixed at that value.
+        """
+        fixed = fixed_arguments(self.root) if self.traced_func_name == "forward" else {}
         positional: list[Any] = [self.root]
         keywords: dict[str, Any] = {}
         for position, parameter in enumerate(list(inspect.signature(root_fn).parameters.values())[1:]):
@@ -82,12 +87,13 @@ class PathTracer(torch.fx.Tracer):
             has_default = parameter.default is not parameter.empty
             default = (parameter.default,) if has_default else ()
             value = self.create_proxy("placeholder", parameter.name, default, {})
-            if has_default and position < self.given:
-                self.create_proxy("call_function", require_given, (self.traced_func_name, parameter.name, value), {})
+            if parameter.name in fixed or (has_default and position >= self.given):
+                only = fixed.get(parameter.name, parameter.default)
+                checked = (self.traced_func_name, parameter.name, value, only)
+                self.create_proxy("call_function", require_value, checked, {})
+                value = only
             elif has_default:
-                checked = (self.traced_func_name, parameter.name, value, parameter.default)
-                self.create_proxy("call_function", require_default, checked, {})
-                value = parameter.default
+                self.create_proxy("call_function", require_given, (self.traced_func_name, parameter.name, value), {})
             if parameter.kind is parameter.KEYWORD_ONLY:
                 keywords[parameter.name] = value
             else:

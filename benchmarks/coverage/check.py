@@ -318,7 +318,13 @@ def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: 
     sources: list[Any] = [*weights.values(), *guides]
     for x in sources:
         x.requires_grad_(True)
-    output, found = _gradients(swapped, inputs, sources)
+    output = run(swapped, inputs, gradients=True)
+    if not _has_gradient(output):
+        if _has_gradient(run(hotswap.revert(swapped), inputs, gradients=True)):
+            raise BrokenPromise("no output has a gradient")
+        report.notes.append("no output has a gradient, and none has in the plain network")
+        return difference(output, plain)
+    found = _gradients(output, sources)
     for path, gradient in zip([*weights, *["the guide"] * len(guides)], found, strict=True):
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise BrokenPromise(f"the gradient of {path} is not finite")
@@ -326,7 +332,8 @@ def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: 
     missed = [path for path, arrived in zip(weights, reached, strict=False) if not arrived]
     if missed:
         twin = hotswap.revert(swapped)
-        _, plainly = _gradients(twin, inputs, [twin.get_submodule(path).weight for path in missed])
+        unswapped = run(twin, inputs, gradients=True)
+        plainly = _gradients(unswapped, [twin.get_submodule(path).weight for path in missed])
         if len(missed) == len(weights) or any(gradient is not None and bool(gradient.any()) for gradient in plainly):
             raise BrokenPromise(f"no gradient reaches {', '.join(missed)}")
         report.notes.append(f"no gradient reaches {', '.join(missed)}, and none does in the plain network")
@@ -335,12 +342,14 @@ def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: 
     return difference(output, plain)
 
 
-def _gradients(model: nn.Module, inputs: Inputs, sources: Sequence[Any]) -> tuple[Any, Sequence[Tensor | None]]:
-    output = run(model, inputs, gradients=True)
+def _has_gradient(output: Any) -> bool:
+    return any(x.requires_grad for x in tensors(output))
+
+
+def _gradients(output: Any, sources: Sequence[Any]) -> Sequence[Tensor | None]:
     loss = sum(_weighted_sum(x) for x in tensors(output) if x.requires_grad)
-    if not isinstance(loss, Tensor):
-        raise BrokenPromise("no output has a gradient")
-    return output, torch.autograd.grad(loss, sources, allow_unused=True)
+    assert isinstance(loss, Tensor)
+    return torch.autograd.grad(loss, sources, allow_unused=True)
 
 
 def _weighted_sum(x: Tensor) -> Tensor:

@@ -83,6 +83,14 @@ def test_a_mapping_takes_every_name_of_a_target_and_exact_names_win():
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
+def test_auto_is_a_name_for_targets_in_mappings_too():
+    vgg = torchvision.models.vgg11().features
+    plan = hotswap.plan(vgg, ["auto", "conv3_1"], {"auto": "conv1_1", "*": "input"}, guide_scale={"auto": 2, "*": 3})
+    assert {s.target_alias: (s.guide_name, s.guide_scale) for s in plan.swaps} == {
+        "conv3_2": ("conv1_1", 2), "conv4_2": ("conv1_1", 2), "conv5_2": ("conv1_1", 2), "conv3_1": ("input", 3),
+    }  # fmt: skip
+
+
 def test_the_image_is_what_the_network_received():
     """Not what its backbone did: the network around it normalises the image, in place."""
 

@@ -15,6 +15,7 @@ from hotswap import leaves
 def _nothing_registered(monkeypatch):
     monkeypatch.setattr(leaves, "_MODULES", [])
     monkeypatch.setattr(leaves, "_FUNCTIONS", [])
+    monkeypatch.setattr(leaves, "_ARGUMENTS", {})
 
 
 @pytest.fixture
@@ -56,3 +57,47 @@ def test_timms_functions_are_known():
 def test_what_is_neither_is_refused(leaf):
     with pytest.raises(hotswap.HotswapError, match="leaf must be a subclass of torch.nn.Module or a function, got"):
         hotswap.register_leaf(leaf)
+
+
+class Modal(networks.Plain):
+    def forward(self, x, mode, times=1):
+        if mode == "twice":
+            x = 2 * x
+        return super().forward(x) * times
+
+
+def test_registered_arguments_are_fixed_at_their_values(image):
+    net = Modal().eval()
+    with pytest.raises(hotswap.HotswapError, match="cannot be traced by torch.fx"):
+        swap(net, method="fx", example_inputs=(image, "twice", 3))
+    hotswap.register_concrete_args(networks.Plain)  # of a base: nothing
+    hotswap.register_concrete_args(Modal, mode="twice", times=3)
+    converted = swap(net, method="fx", example_inputs=(image, "twice", 3))
+    close(converted(image, "twice", 3), 3 * plain_expected(net, 2 * image))
+    close(converted(image, mode="twice", times=3), 3 * plain_expected(net, 2 * image))
+    with pytest.raises(hotswap.HotswapError, match="mode='twice' alone, got 'once'"):
+        converted(image, "once", 3)
+
+
+def test_registered_arguments_of_a_base_hold_for_its_subclasses(image):
+    class Derived(Modal):
+        pass
+
+    hotswap.register_concrete_args(Modal, mode="once", times=2)
+    hotswap.register_concrete_args(Derived, times=5)
+    converted = swap(Derived().eval(), method="fx", example_inputs=(image, "once", 5))
+    assert converted(image, "once", 5).shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Modal(), {"mode": "x"}, "kind must be a subclass of torch.nn.Module, got Modal"),
+        (Modal, {"mod": "x"}, "Modal.forward has no argument 'mod'; closest: mode; it has x, mode, times"),
+        (Modal, {"mode": [1]}, "mode must be None, a bool, a number or a string, got a list"),
+    ],
+)
+def test_what_cannot_be_fixed_is_refused(kind, values, message):
+    with pytest.raises(hotswap.HotswapError, match=message):
+        hotswap.register_concrete_args(kind, **values)
+    assert not leaves._ARGUMENTS

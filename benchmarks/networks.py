@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import hotswap
 from benchmarks.harness import Candidate, Case
-from recipes.fcn8s import FCN8s
+from recipes.networks.fcn8s import FCN8s
 
 TARGETS, GUIDE = ["conv3_3", "conv4_3", "conv5_3"], "conv2_2"
 PLAIN, SWAPPED = "plain", "swapped"

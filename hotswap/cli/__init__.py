@@ -3,6 +3,7 @@
 Nothing here imports torch until a command runs, so that help and completion come at once.
 """
 
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
@@ -13,15 +14,31 @@ from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
 
+COMMANDS_OF_OTHERS = "hotswap.commands"  # the entry points by which packages above this one add commands
+
 
 class _Group(click.Group):
-    """Turns the library's one error for users into one line on stderr and exit code 1."""
+    """Turns the library's one error for users into one line on stderr and exit code 1, and finds others' commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_others()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in (others := _others()):
+            return own
+        found: click.Command = others[cmd_name].load()
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except HotswapError as error:
             raise click.ClickException(printable(" ".join(str(error).split()))) from error
+
+
+def _others() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=COMMANDS_OF_OTHERS)}
 
 
 @click.group(

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import vgg16
 
 import hotswap
-from recipes.fcn8s import FCN8s
+from recipes.networks.fcn8s import FCN8s
 
 
 @pytest.fixture(scope="module")

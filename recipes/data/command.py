@@ -1,0 +1,29 @@
+"""`hotswap data`: commands about data sets. Nothing here imports torch until a command runs."""
+
+import click
+
+from hotswap.cli import options, output
+
+NAMES = ("voc", "nyu", "sintel")
+
+
+@click.group()
+def data() -> None:
+    """Data sets of the recipes."""
+
+
+@data.command(epilog=options.examples("hotswap data check voc /data/voc", "hotswap data check nyu /data/nyu --json"))
+@click.argument("name", type=click.Choice(NAMES))
+@click.argument("root", type=click.Path())
+@options.as_json
+@click.pass_context
+def check(context: click.Context, name: str, root: str, as_json: bool) -> None:
+    """Read every file of a data set, and tell what is missing or damaged.
+
+    Exit code: 0 everything is there, 1 something is not.
+    """
+    from recipes.data.check import check as look_over
+
+    report = look_over(name, root, output.with_progress)
+    output.show(report, as_json=as_json)
+    context.exit(1 if report.problems else 0)

@@ -1,0 +1,159 @@
+"""Semantic segmentation: PASCAL VOC 2012 with the labels of SBD (Hariharan et al., ICCV 2011).
+
+Layout of the root, which is torchvision's:
+
+    VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}
+    TrainVal/VOCdevkit/VOC2011/ImageSets/Segmentation/{train,val}.txt
+    sbd/{img,cls,train.txt}
+
+Of VOC 2011 only the two lists are needed; its pictures are among those of VOC 2012.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import SBDataset, VOCSegmentation
+
+from hotswap.errors import HotswapError
+from recipes.data.cropping import IGNORED, Cropping
+from recipes.data.files import PathLike, Source, as_image
+
+Split = Literal["train11", "val11_sbd"]
+
+SIZES = {"train11": 8825, "val11_sbd": 736}  # of the whole data sets
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+VOC = Source(
+    "VOC 2012",
+    "get VOCtrainval_11-May-2012.tar from the PASCAL VOC 2012 page, or torchvision.datasets.VOCSegmentation(root, "
+    'year="2012", download=True)',
+)
+VOC_2011 = Source(
+    "VOC 2011 lists",
+    "get VOCtrainval_25-May-2011.tar from the PASCAL VOC 2011 page; of it TrainVal/VOCdevkit/VOC2011/ImageSets is "
+    "needed",
+)
+SBD = Source(
+    "SBD",
+    "get benchmark.tgz from the page of the Semantic Boundaries Dataset and put its folder benchmark_RELEASE/dataset "
+    "into the root as sbd",
+)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A picture and its labels, and who reads them."""
+
+    image: str
+    labels: str
+    source: Source
+    read: Callable[[], tuple[Image.Image, Image.Image]]
+
+
+class VocSbd(Dataset[tuple[Tensor, Tensor]]):
+    """Images [3, H, W] in 0..1 and labels [H, W], int64: 0 background, 1 to 20 classes, 255 to be ignored.
+
+    `val11_sbd` is VOC 2011's validation set without what SBD trains on, 736 images; `train11` is VOC 2011's training
+    set and SBD's without `val11_sbd`, 8,825 images. Both are computed from the data sets' own lists. An image that
+    both label has VOC's labels, which are finer.
+
+    Args:
+        root: the folder described above this class's module.
+        split: "train11" or "val11_sbd".
+        crop: height and width of random crops; whole images without it.
+        flip: mirror half of the images; only with `crop`.
+
+    Raises:
+        HotswapError: where an argument is out of range; later, where a file is missing or damaged.
+    """
+
+    def __init__(self, root: PathLike, split: Split, *, crop: int | None = None, flip: bool = False) -> None:
+        if split not in get_args(Split):
+            raise HotswapError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        if flip and crop is None:
+            raise HotswapError("flip needs crop, such as 449: images of a batch must be of one size")
+        self.root, self.split = Path(root), split
+        self.cropping = None if crop is None else Cropping(crop, flip=flip)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What the images of this split are called, such as 2007_000032, in order."""
+        sbd = set(map(_stem, self._sbd.images))
+        validation = set(self._voc_2011("val")) - sbd
+        if self.split == "val11_sbd":
+            return sorted(validation)
+        return sorted((set(self._voc_2011("train")) | sbd) - validation)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        item = self._item(self.names[index])
+        with item.source.reading(item.image), item.source.reading(item.labels):
+            picture, palette = item.read()
+            image = as_image(np.array(picture))
+            labels = torch.from_numpy(np.array(palette)).long()
+        if labels.shape != image.shape[1:]:
+            raise item.source.error(item.labels, f"must be of its image's size, {list(image.shape[1:])}")
+        wrong = labels[(labels >= len(CLASSES)) & (labels != IGNORED)]
+        if wrong.numel():
+            raise item.source.error(item.labels, f"must hold labels from 0 to 20 and {IGNORED}, got {int(wrong[0])}")
+        return (image, labels) if self.cropping is None else self.cropping(image, labels)
+
+    def files(self, index: int) -> Sequence[tuple[str, Source]]:
+        """The files of an image."""
+        item = self._item(self.names[index])
+        return ((item.image, item.source), (item.labels, item.source))
+
+    def _item(self, name: str) -> _Item:
+        if (index := self._voc_indices.get(name)) is not None:
+            voc = self._voc
+            return _Item(voc.images[index], voc.masks[index], VOC, lambda: voc[index])
+        if (index := self._sbd_indices.get(name)) is not None:
+            sbd = self._sbd
+            return _Item(sbd.images[index], sbd.masks[index], SBD, lambda: sbd[index])
+        listed = _list(self.root / "VOCdevkit" / "VOC2012", "trainval")
+        raise VOC.error(listed, f"does not list {name}, which VOC 2011 does")
+
+    # The data sets read their lists when they are made, so they are made when they are needed.
+
+    @cached_property
+    def _voc(self) -> VOCSegmentation:
+        with VOC.reading(_list(self.root / "VOCdevkit" / "VOC2012", "trainval")):
+            return VOCSegmentation(self.root, year="2012", image_set="trainval")
+
+    @cached_property
+    def _sbd(self) -> SBDataset:
+        with SBD.reading(self.root / "sbd" / "train.txt"):
+            return SBDataset(self.root / "sbd", image_set="train", mode="segmentation")
+
+    def _voc_2011(self, image_set: str) -> list[str]:
+        with VOC_2011.reading(_list(self.root / "TrainVal" / "VOCdevkit" / "VOC2011", image_set)):
+            return [_stem(path) for path in VOCSegmentation(self.root, year="2011", image_set=image_set).images]
+
+    @cached_property
+    def _voc_indices(self) -> dict[str, int]:
+        return {_stem(path): index for index, path in enumerate(self._voc.images)}
+
+    @cached_property
+    def _sbd_indices(self) -> dict[str, int]:
+        return {_stem(path): index for index, path in enumerate(self._sbd.images)}
+
+
+def _list(devkit: Path, image_set: str) -> Path:
+    return devkit / "ImageSets" / "Segmentation" / f"{image_set}.txt"
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem

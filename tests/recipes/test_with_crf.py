@@ -1,0 +1,82 @@
+"""A segmentation network with a PAC-CRF: names, starting values, gradients, and what the image does."""
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.networks.with_crf import WithCRF
+
+SIZE = 40
+
+
+@pytest.fixture
+def network() -> WithCRF:
+    torch.manual_seed(0)
+    return WithCRF(nn.Conv2d(3, 4, 3, padding=1), num_classes=4, dilations=(2, 8))
+
+
+def test_names_are_the_published_ones(network):
+    expected = {"backbone.weight", "backbone.bias", "crf.unary_weight", "feat_scales.0", "feat_scales.1"}
+    expected |= {
+        f"crf.{name}.{i}{part}"
+        for i in (0, 1)
+        for name, part in (("messengers", ".weight"), ("pairwise_weights", ""))
+    }
+    assert set(network.state_dict()) == expected
+    one = WithCRF(nn.Identity(), num_classes=4, dilations=(32,))
+    assert {name for name in one.state_dict() if name.startswith("feat")} == {"feat_scales.0"}
+
+
+def test_is_the_published_crf():
+    crf = WithCRF(nn.Identity()).crf
+    assert (crf.channels, crf.num_steps) == (21, 5)
+    assert [(m.kernel_size, m.dilation, m.padding) for m in crf.messengers] == [
+        ((5, 5), (16, 16), (32, 32)),
+        ((5, 5), (64, 64), (128, 128)),
+    ]
+
+
+def test_scales_start_at_30_and_divide_the_image(network):
+    assert [scale.item() for scale in network.feat_scales] == [30.0, 30.0]
+    image = 255 * torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = network.crf(network.backbone(image), [image / 30, image / 30])
+        assert torch.equal(network(image), expected)
+        assert expected.shape == (2, 4, SIZE, SIZE)
+        network.feat_scales[1].fill_(15.0)
+        assert not torch.allclose(network(image), expected)
+
+
+def test_backbone_crf_and_scales_learn(network):
+    labels = torch.randint(4, (1, SIZE, SIZE))
+    nn.functional.cross_entropy(network(60 * torch.rand(1, 3, SIZE, SIZE)), labels).backward()
+    for name in (
+        "backbone.weight",
+        "crf.messengers.0.weight",
+        "crf.messengers.1.weight",
+        "feat_scales.0",
+        "feat_scales.1",
+    ):
+        assert network.get_parameter(name).grad.abs().sum() > 0, name
+
+
+def test_the_crf_learns_with_a_frozen_backbone(network):
+    network.backbone.requires_grad_(False)
+    image, labels = 60 * torch.rand(1, 3, SIZE, SIZE), torch.randint(4, (1, SIZE, SIZE))
+    before = network.backbone.weight.clone()
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    nn.functional.cross_entropy(network(image), labels).backward()
+    optimizer.step()
+    assert torch.equal(network.backbone.weight, before)
+    assert all(scale.item() != 30.0 for scale in network.feat_scales)
+
+
+def test_scales_of_another_shape_load(network):
+    state = network.state_dict() | {"feat_scales.0": torch.tensor([7.0])}
+    network.load_state_dict(state)
+    assert network.feat_scales[0].item() == 7.0
+
+
+def test_no_kernel_is_refused():
+    with pytest.raises(ValueError, match="dilations must hold one number a pairwise kernel"):
+        WithCRF(nn.Identity(), dilations=())

@@ -20,6 +20,10 @@ SAMPLE = {
     "timm:starnet_s050": "fx",
     "timm:efficientformerv2_s0": "fx",  # caches what it computed
     "timm:tf_mobilenetv3_small_minimal_100": "fx",  # Conv2dSame among its convolutions
+    "timm:test_nfnet": "fx",  # weights standardised in their own forward
+    "timm:test_byobnet": "fx",
+    "timm:test_resnet": "fx",
+    "timm:test_mambaout": "fx",  # channels last, gated
     "timm:test_convnext": "fx",
     "timm:test_efficientnet": "fx",
     "timm:selecsls42": "hooks",  # appends to lists
@@ -27,6 +31,7 @@ SAMPLE = {
     "torchvision:squeezenet1_1": "fx",
     "torchvision:quantized_mobilenet_v2": "fx",
     "torchvision:lraspp_mobilenet_v3_large": "fx",  # an ordered dictionary of activations
+    "smp:unet/resnet18": "fx",
     "smp:linknet/resnet18": "fx",
     "smp:deeplabv3plus/resnet18": "hooks",
     "smp:segformer/mit_b0": "fx",

@@ -52,7 +52,7 @@ class Report:
         return "\n".join([*lines, f"{len(self.problems)} problems" if self.problems else "everything is there"])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kind:
     make: Callable[[PathLike, Any], Checkable]
     sizes: dict[str, int]

@@ -37,7 +37,7 @@ class Source:
         Raises:
             HotswapError: where the file is missing, empty, or the block raises.
         """
-        if not os.path.exists(path):  # noqa: PTH110 (a Path would be made of every name of a large data set)
+        if not Path(path).exists():
             raise self.error(path, "is missing")
         try:
             yield

@@ -4,7 +4,6 @@ The file is MATLAB's version 7.3, which is HDF5 with the axes the other way roun
 and `depths` (N, W, H) of float32, in metres.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -80,7 +79,3 @@ class NyuDepth(Dataset[tuple[Tensor, Tensor]]):
         # Opened for every image: an open HDF5 file does not survive the fork of a loader's workers.
         with h5py.File(self.path) as file:
             return file["images"][at], file["depths"][at]
-
-    def files(self, index: int) -> Sequence[tuple[str, Source]]:
-        """The file of an image: one for all."""
-        return ((str(self.path), NYU),)

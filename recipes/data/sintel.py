@@ -6,7 +6,6 @@ Layout of the root, as the archive unpacks:
     training/flow/<scene>/frame_0001.flo ...    from frame 1 to frame 2, and so on: one less than pictures
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -69,18 +68,13 @@ class SintelFlow(Dataset[tuple[Tensor, Tensor]]):
         return pairs
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        (image_path, _), (flow_path, _) = self.files(index)
-        image, flow = read_image(image_path, SINTEL), read_flo(flow_path, SINTEL)
+        scene, frame = self.pairs[index]
+        flow_path = self.root / "training" / "flow" / scene / f"{frame}.flo"
+        image = read_image(self.root / "training" / "clean" / scene / f"{frame}.png", SINTEL)
+        flow = read_flo(flow_path, SINTEL)
         if flow.shape[1:] != image.shape[1:]:
             raise SINTEL.error(flow_path, f"must be of its frame's size, {list(image.shape[1:])}")
         return (image, flow) if self.cropping is None else self.cropping(image, flow)
-
-    def files(self, index: int) -> Sequence[tuple[str, Source]]:
-        """The files of a pair."""
-        scene, frame = self.pairs[index]
-        training = self.root / "training"
-        paths = (training / "clean" / scene / f"{frame}.png", training / "flow" / scene / f"{frame}.flo")
-        return tuple((str(path), SINTEL) for path in paths)
 
 
 def _frames(scene: Path) -> list[str]:

@@ -9,13 +9,15 @@ Layout of the root, which is torchvision's:
 Of VOC 2011 only the two lists are needed; its pictures are among those of VOC 2012.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
+import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +26,7 @@ from torchvision.datasets import SBDataset, VOCSegmentation
 
 from hotswap.errors import HotswapError
 from recipes.data.cropping import IGNORED, Cropping
-from recipes.data.files import PathLike, Source, as_image
+from recipes.data.files import PathLike, Source, read_image
 
 Split = Literal["train11", "val11_sbd"]
 
@@ -58,7 +60,7 @@ class _Item:
     image: str
     labels: str
     source: Source
-    read: Callable[[], tuple[Image.Image, Image.Image]]
+    read_labels: Callable[[str], npt.NDArray[np.uint8]]
 
 
 class VocSbd(Dataset[tuple[Tensor, Tensor]]):
@@ -100,10 +102,9 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         item = self._item(self.names[index])
-        with item.source.reading(item.image), item.source.reading(item.labels):
-            picture, palette = item.read()
-            image = as_image(np.array(picture))
-            labels = torch.from_numpy(np.array(palette)).long()
+        image = read_image(item.image, item.source)
+        with item.source.reading(item.labels):
+            labels = torch.from_numpy(item.read_labels(item.labels)).long()
         if labels.shape != image.shape[1:]:
             raise item.source.error(item.labels, f"must be of its image's size, {list(image.shape[1:])}")
         wrong = labels[(labels >= len(CLASSES)) & (labels != IGNORED)]
@@ -111,22 +112,16 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
             raise item.source.error(item.labels, f"must hold labels from 0 to 20 and {IGNORED}, got {int(wrong[0])}")
         return (image, labels) if self.cropping is None else self.cropping(image, labels)
 
-    def files(self, index: int) -> Sequence[tuple[str, Source]]:
-        """The files of an image."""
-        item = self._item(self.names[index])
-        return ((item.image, item.source), (item.labels, item.source))
-
     def _item(self, name: str) -> _Item:
         if (index := self._voc_indices.get(name)) is not None:
-            voc = self._voc
-            return _Item(voc.images[index], voc.masks[index], VOC, lambda: voc[index])
+            return _Item(self._voc.images[index], self._voc.masks[index], VOC, _voc_labels)
         if (index := self._sbd_indices.get(name)) is not None:
-            sbd = self._sbd
-            return _Item(sbd.images[index], sbd.masks[index], SBD, lambda: sbd[index])
+            return _Item(self._sbd.images[index], self._sbd.masks[index], SBD, _sbd_labels)
         listed = _list(self.root / "VOCdevkit" / "VOC2012", "trainval")
         raise VOC.error(listed, f"does not list {name}, which VOC 2011 does")
 
-    # The data sets read their lists when they are made, so they are made when they are needed.
+    # torchvision's data sets know the layouts. They read their lists when they are made, so they are made when they
+    # are needed. They are not asked for items: their errors do not say which of two files was damaged.
 
     @cached_property
     def _voc(self) -> VOCSegmentation:
@@ -149,6 +144,16 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
     @cached_property
     def _sbd_indices(self) -> dict[str, int]:
         return {_stem(path): index for index, path in enumerate(self._sbd.images)}
+
+
+def _voc_labels(path: str) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as palette:
+        return np.array(palette)
+
+
+def _sbd_labels(path: str) -> npt.NDArray[np.uint8]:
+    found: npt.NDArray[np.uint8] = scipy.io.loadmat(path)["GTcls"][0]["Segmentation"][0]
+    return found
 
 
 def _list(devkit: Path, image_set: str) -> Path:

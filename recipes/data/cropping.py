@@ -1,6 +1,7 @@
-"""Random crops and flips that move an image and its target together."""
+"""Random crops and flips, and padding, that move an image and its target together."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -35,3 +36,11 @@ class Cropping:
         """[3, H, W] and [..., H, W] -> the same of height and width `size`."""
         image, target = self.transform(tv_tensors.Image(image), tv_tensors.Mask(target))
         return image.as_subclass(Tensor).contiguous(), target.as_subclass(Tensor).contiguous()
+
+
+def padded(image: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """[3, H, W] and [H, W], their right and lower edge filled up to multiples, with the mean colour and `IGNORED`."""
+    rows, columns = (-size % multiple for size in labels.shape)
+    canvas = torch.tensor(IMAGENET_MEAN)[:, None, None].repeat(1, image.shape[1] + rows, image.shape[2] + columns)
+    canvas[:, : image.shape[1], : image.shape[2]] = image
+    return canvas, F.pad(labels, (0, columns, 0, rows), value=IGNORED)

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from hotswap.errors import HotswapError
-from recipes.data.cropping import IGNORED, Cropping
+from recipes.data.cropping import IGNORED, Cropping, padded
 from recipes.data.files import PathLike, Source, read_image
 
 Split = Literal["train11", "val11_sbd"]
@@ -75,17 +75,22 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
         split: "train11" or "val11_sbd".
         crop: height and width of random crops; whole images without it.
         flip: mirror half of the images; only with `crop`.
+        multiple: fill images up to multiples of it, below and to the right, for networks that need that.
 
     Raises:
         HotswapError: where an argument is out of range; later, where a file is missing or damaged.
     """
 
-    def __init__(self, root: PathLike, split: Split, *, crop: int | None = None, flip: bool = False) -> None:
+    def __init__(
+        self, root: PathLike, split: Split, *, crop: int | None = None, flip: bool = False, multiple: int = 1
+    ) -> None:
         if split not in get_args(Split):
             raise HotswapError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
         if flip and crop is None:
             raise HotswapError("flip needs crop, such as 449: images of a batch must be of one size")
-        self.root, self.split = Path(root), split
+        if multiple < 1:
+            raise HotswapError(f"multiple must be at least 1 pixel, got {multiple}")
+        self.root, self.split, self.multiple = Path(root), split, multiple
         self.cropping = None if crop is None else Cropping(crop, flip=flip)
 
     def __len__(self) -> int:
@@ -110,7 +115,9 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
         wrong = labels[(labels >= len(CLASSES)) & (labels != IGNORED)]
         if wrong.numel():
             raise item.source.error(item.labels, f"must hold labels from 0 to 20 and {IGNORED}, got {int(wrong[0])}")
-        return (image, labels) if self.cropping is None else self.cropping(image, labels)
+        if self.cropping is not None:
+            image, labels = self.cropping(image, labels)
+        return (image, labels) if self.multiple == 1 else padded(image, labels, self.multiple)
 
     def _item(self, name: str) -> _Item:
         if (index := self._voc_indices.get(name)) is not None:

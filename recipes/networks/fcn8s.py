@@ -17,9 +17,10 @@ class FCN8s(nn.Module):
         num_classes: channels of the output.
         padding: of conv1_1. 1 keeps every size (fc6 is padded by 3 instead, and enlargements are cropped to the map
             they meet); 100 is the published network, whose weights fit either.
+        hidden: channels of fc6 and fc7; nearly all parameters are theirs, and published weights have 4096.
     """
 
-    def __init__(self, num_classes: int = 21, padding: int = 1):
+    def __init__(self, num_classes: int = 21, padding: int = 1, hidden: int = 4096):
         super().__init__()
         if padding not in (1, _ORIGINAL_PADDING):
             raise ValueError(f"padding must be 1 or {_ORIGINAL_PADDING}, got {padding!r}")
@@ -31,11 +32,11 @@ class FCN8s(nn.Module):
                 self.add_module(name, nn.Conv2d(channels if index == 1 else outputs, outputs, 3, padding=pad))
                 self.add_module(f"relu{stage}_{index}", nn.ReLU(inplace=True))
             self.add_module(f"pool{stage}", nn.MaxPool2d(2, ceil_mode=True))
-        self.fc6 = nn.Conv2d(512, 4096, 7, padding=3 if padding == 1 else 0)
+        self.fc6 = nn.Conv2d(512, hidden, 7, padding=3 if padding == 1 else 0)
         self.relu6, self.drop6 = nn.ReLU(inplace=True), nn.Dropout2d()
-        self.fc7 = nn.Conv2d(4096, 4096, 1)
+        self.fc7 = nn.Conv2d(hidden, hidden, 1)
         self.relu7, self.drop7 = nn.ReLU(inplace=True), nn.Dropout2d()
-        self.score_fr = nn.Conv2d(4096, num_classes, 1)
+        self.score_fr = nn.Conv2d(hidden, num_classes, 1)
         self.score_pool3 = nn.Conv2d(256, num_classes, 1)
         self.score_pool4 = nn.Conv2d(512, num_classes, 1)
         self.upscore2 = _enlargement(num_classes, 2, padding)

@@ -76,6 +76,16 @@ def test_a_crop_larger_than_the_image_ignores_what_is_beyond_it(root):
     assert (classes == 255).sum() == 32 * 32 - 20 * 24 + 5
 
 
+def test_images_are_filled_up_to_multiples(root):
+    plain, filled = VocSbd(root, "val11_sbd")[0], VocSbd(root, "val11_sbd", multiple=16)[0]
+    assert (filled[0].shape, filled[1].shape) == ((3, 32, 32), (32, 32))
+    for before, after in zip(plain, filled, strict=True):
+        assert torch.equal(after[..., :20, :24], before)
+    assert (filled[1][20:] == 255).all()
+    assert (filled[1][:, 24:] == 255).all()
+    torch.testing.assert_close(filled[0][:, 31, 31], torch.tensor([0.485, 0.456, 0.406]))
+
+
 def test_the_seed_fixes_the_crop():
     image, classes = torch.rand(3, 40, 40), torch.arange(1600).view(40, 40)
     cropping = Cropping(9, flip=True)
@@ -152,6 +162,7 @@ def test_an_image_no_list_of_2012_has_is_named(tmp_path):
         ({"split": "val"}, "split must be one of train11, val11_sbd, got 'val'"),
         ({"split": "train11", "flip": True}, "flip needs crop, such as 449"),
         ({"split": "train11", "crop": 0}, "crop must be at least 1 pixel, got 0"),
+        ({"split": "val11_sbd", "multiple": 0}, "multiple must be at least 1 pixel, got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

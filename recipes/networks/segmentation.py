@@ -1,0 +1,122 @@
+"""Segmentation networks for recipes, by functions whose options a recipe can state.
+
+FCN-8s is built for images in RGB and in the unit of 0..255, less a mean: (image - mean) / std of an image in 0..1,
+with 1/255 for std. Weights of others are brought to that, so that the guides of a PAC-CRF have the unit of the paper.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hotswap import checkpoint as checkpoints
+from hotswap.errors import HotswapError
+from hotswap.zoo import IMAGENET_STD
+from recipes.networks.fcn8s import FCN8s
+from recipes.networks.with_crf import WithCRF
+
+TORCHVISION = "torchvision"
+
+
+def fcn8s(
+    num_classes: int = 21,
+    padding: int = 1,
+    hidden: int = 4096,
+    vgg16: str | None = None,
+    caffe: str | None = None,
+) -> FCN8s:
+    """FCN-8s, with random weights or those of a file.
+
+    Args:
+        num_classes: channels of the output.
+        padding: 1, or 100 as published; see `FCN8s`.
+        hidden: channels of fc6 and fc7.
+        vgg16: a file with the weights of torchvision's VGG16, or "torchvision", which fetches them. Images then want
+            ImageNet's mean.
+        caffe: a file with the weights of a FCN-8s of Caffe, under the published names. The order of colours is turned
+            round; images want the mean (122.679, 116.669, 104.007) / 255.
+
+    Raises:
+        HotswapError: where both files are given, or one cannot be read or does not fit.
+    """
+    if vgg16 is not None and caffe is not None:
+        raise HotswapError("vgg16 and caffe are both given; leave one out")
+    network = FCN8s(num_classes, padding, hidden)
+    if vgg16 is not None:
+        _load_vgg16(network, vgg16)
+    if caffe is not None:
+        _load(network, caffe)
+        with torch.no_grad():
+            network.conv1_1.weight.copy_(network.conv1_1.weight.flip(1))  # BGR
+    return network
+
+
+def fcn8s_paccrf(
+    num_classes: int = 21,
+    padding: int = 1,
+    hidden: int = 4096,
+    dilations: Sequence[int] = (16, 64),
+    vgg16: str | None = None,
+    caffe: str | None = None,
+    backbone: str | None = None,
+) -> WithCRF:
+    """FCN-8s with a PAC-CRF behind it.
+
+    Args:
+        num_classes: channels of the output.
+        padding: see `fcn8s`.
+        hidden: see `fcn8s`.
+        dilations: of the CRF's pairwise kernels; see `WithCRF`.
+        vgg16: see `fcn8s`.
+        caffe: see `fcn8s`.
+        backbone: a file that a run of the recipe fcn8s or pacfcn left. Swaps in it are not carried out.
+
+    Raises:
+        HotswapError: where more than one file is given, or one cannot be read or does not fit.
+    """
+    if backbone is not None and (vgg16 is not None or caffe is not None):
+        raise HotswapError("backbone is given together with vgg16 or caffe; leave one out")
+    network = fcn8s(num_classes, padding, hidden, vgg16, caffe)
+    if backbone is not None:
+        _load(network, backbone)
+    return WithCRF(network, num_classes, dilations)
+
+
+def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module:
+    """SegFormer-B0 of transformers, which gives logits at a quarter of the image's size.
+
+    Args:
+        num_classes: channels of the logits.
+        pretrained: a name of the model hub, such as nvidia/mit-b0, or a folder; random weights without it.
+
+    Raises:
+        OSError: where the hub cannot be reached or knows no such name.
+    """
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    if pretrained is None:
+        made: nn.Module = SegformerForSemanticSegmentation(SegformerConfig(num_labels=num_classes))
+        return made
+    loaded: nn.Module = SegformerForSemanticSegmentation.from_pretrained(pretrained, num_labels=num_classes)
+    return loaded
+
+
+def _load(network: nn.Module, path: str) -> None:
+    checkpoints.load_weights(network, checkpoints.read(path))
+
+
+def _load_vgg16(network: FCN8s, path: str) -> None:
+    if path == TORCHVISION:
+        from torchvision.models import VGG16_Weights
+
+        weights: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    else:
+        weights = checkpoints.read(path).state_dict
+    try:
+        network.load_vgg16(weights)
+    except (KeyError, RuntimeError) as error:
+        raise HotswapError(
+            f"vgg16 must be a checkpoint of torchvision's VGG16, and {path!r} does not fit ({error})"
+        ) from error
+    with torch.no_grad():  # it was trained on (image - mean) / std of an image in 0..1
+        network.conv1_1.weight.div_(255 * torch.tensor(IMAGENET_STD)[:, None, None])

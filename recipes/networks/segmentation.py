@@ -47,7 +47,8 @@ def fcn8s(
     if caffe is not None:
         _load(network, caffe)
         with torch.no_grad():
-            network.conv1_1.weight.copy_(network.conv1_1.weight.flip(1))  # BGR
+            first = network.get_parameter("conv1_1.weight")
+            first.copy_(first.flip(1))  # BGR
     return network
 
 
@@ -95,7 +96,9 @@ def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     if pretrained is None:
-        made: nn.Module = SegformerForSemanticSegmentation(SegformerConfig(num_labels=num_classes))
+        made: nn.Module = SegformerForSemanticSegmentation(
+            SegformerConfig(num_labels=num_classes)  # type: ignore[call-arg]  # of its base class, which takes anything
+        )
         return made
     loaded: nn.Module = SegformerForSemanticSegmentation.from_pretrained(pretrained, num_labels=num_classes)
     return loaded
@@ -119,4 +122,4 @@ def _load_vgg16(network: FCN8s, path: str) -> None:
             f"vgg16 must be a checkpoint of torchvision's VGG16, and {path!r} does not fit ({error})"
         ) from error
     with torch.no_grad():  # it was trained on (image - mean) / std of an image in 0..1
-        network.conv1_1.weight.div_(255 * torch.tensor(IMAGENET_STD)[:, None, None])
+        network.get_parameter("conv1_1.weight").div_(255 * torch.tensor(IMAGENET_STD)[:, None, None])

@@ -1,24 +1,19 @@
-"""Pictures of what a swap does: outputs side by side, their difference, and which neighbours count."""
+"""Pictures of what a swap does: differences of outputs, and which neighbours count."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from recipes.installed import installed_file
+from recipes.pictures import CAPTION, INK, MARGIN, TITLE, WHITE, Pixels, font, page, pixels, resize
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
-Panel = tuple[str, Pixels]  # a caption and what stands under it
 Place = tuple[int, int]  # row and column of a pixel
 
-MARGIN = 16
-CAPTION = 15  # height of the letters in pixels; titles are larger
-TITLE = 20
-WHITE, INK, RED, BLUE = (255, 255, 255), (25, 25, 25), (200, 30, 30), (30, 70, 200)
+RED, BLUE = (200, 30, 30), (30, 70, 200)
 MARKS = ((255, 40, 40), (40, 200, 60), (40, 140, 255), (255, 170, 0), (220, 60, 220))
 
 _NOTES = """\
@@ -41,12 +36,6 @@ def photograph(name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def pixels(image: Tensor) -> Pixels:
-    """[3, H, W] or [1, H, W] in 0..1 (clipped) as RGB pixels."""
-    bytes_ = (image.detach().cpu().clamp(0, 1) * 255).round().byte().expand(3, -1, -1)
-    return np.ascontiguousarray(bytes_.permute(1, 2, 0).numpy())
-
-
 def difference(plain: Tensor, swapped: Tensor) -> tuple[Pixels, int]:
     """Where two maps in 0..1 differ: white where equal, red where `swapped` is larger, blue where it is smaller.
 
@@ -64,22 +53,6 @@ def difference(plain: Tensor, swapped: Tensor) -> tuple[Pixels, int]:
     full = torch.where(strength > 0, torch.tensor(RED), torch.tensor(BLUE))
     mixed = 255 + (full - 255) * strength.abs()
     return mixed.round().byte().numpy(), gain
-
-
-def sheet(title: str, rows: Sequence[Sequence[Panel]], width: int = 420) -> Image.Image:
-    """Panels in rows under a title, each under its caption and `width` pixels wide, in its own proportions."""
-    scaled = [[(caption, _resize(Image.fromarray(p), width)) for caption, p in row] for row in rows]
-    heights = [max(image.height for _, image in row) + CAPTION + 10 for row in scaled]
-    columns = max(len(row) for row in scaled)
-    page, top = _page(title, columns * (width + MARGIN) + MARGIN, sum(heights) + MARGIN * len(heights))
-    draw = ImageDraw.Draw(page)
-    for row, height in zip(scaled, heights, strict=True):
-        for i, (caption, image) in enumerate(row):
-            left = MARGIN + i * (width + MARGIN)
-            draw.text((left, top), caption, fill=INK, font=_font(CAPTION))
-            page.paste(image, (left, top + CAPTION + 10))
-        top += height + MARGIN
-    return page
 
 
 def capture_kernel(model: nn.Module, target: str, image: Tensor) -> Tensor:
@@ -150,17 +123,17 @@ def kernel_sheet(title: str, photo: Tensor, kernel: Tensor, places: Sequence[Pla
     if len(places) > len(MARKS):
         raise ValueError(f"at most {len(MARKS)} places can be marked, got {len(places)}")
     cell, gap, left_width = 210, MARGIN, 640
-    whole = _resize(Image.fromarray(pixels(photo)), left_width)
+    whole = resize(Image.fromarray(pixels(photo)), left_width)
     row_height = cell + CAPTION + 10 + gap
     notes = _NOTES.format(step=round(photo.shape[2] / kernel.shape[-1]), steps=steps)
     notes_height = (CAPTION + 6) * (notes.count("\n") + 1) + gap
     content = max(whole.height + CAPTION + 10 + notes_height, len(places) * row_height)
-    page, top = _page(title, left_width + 3 * (cell + gap) + 2 * gap, content)
-    draw = ImageDraw.Draw(page)
+    canvas, top = page(title, left_width + 3 * (cell + gap) + 2 * gap, content)
+    draw = ImageDraw.Draw(canvas)
     below = (gap, top + CAPTION + 10 + whole.height + gap)
-    draw.multiline_text(below, notes, fill=INK, font=_font(CAPTION), spacing=6)
-    draw.text((gap, top), "the photograph, with the pixels looked at", fill=INK, font=_font(CAPTION))
-    page.paste(whole, (gap, top + CAPTION + 10))
+    draw.multiline_text(below, notes, fill=INK, font=font(CAPTION), spacing=6)
+    draw.text((gap, top), "the photograph, with the pixels looked at", fill=INK, font=font(CAPTION))
+    canvas.paste(whole, (gap, top + CAPTION + 10))
     zoom = left_width / photo.shape[2]
     for index, (place, colour) in enumerate(zip(places, MARKS, strict=False)):
         x, y = gap + place[1] * zoom, top + CAPTION + 10 + place[0] * zoom
@@ -174,11 +147,11 @@ def kernel_sheet(title: str, photo: Tensor, kernel: Tensor, places: Sequence[Pla
         )
         for column, (caption, image) in enumerate(shown):
             left = 2 * gap + left_width + column * (cell + gap)
-            draw.text((left, line), f"{index + 1}: {caption}", fill=INK, font=_font(CAPTION))
-            page.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (left, line + CAPTION + 10))
+            draw.text((left, line), f"{index + 1}: {caption}", fill=INK, font=font(CAPTION))
+            canvas.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (left, line + CAPTION + 10))
             outline = (left - 2, line + CAPTION + 8, left + cell + 1, line + CAPTION + 10 + cell + 1)
             draw.rectangle(outline, outline=colour, width=2)
-    return page
+    return canvas
 
 
 def _round_gain(change: float) -> int:
@@ -241,7 +214,7 @@ def _grid(weights: Tensor, size: int) -> Image.Image:
             draw.rectangle(box, fill=(shade, shade, shade), outline=(128, 128, 128))
             middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
             ink = INK if shade > 127 else WHITE
-            draw.text(middle, f"{value:.2f}", fill=ink, font=_font(size // (kw * 4)), anchor="mm")
+            draw.text(middle, f"{value:.2f}", fill=ink, font=font(size // (kw * 4)), anchor="mm")
     return image
 
 
@@ -249,20 +222,4 @@ def _mark(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: tupl
     """A ring around a place, with a number beside it."""
     draw.ellipse((x - 7, y - 7, x + 7, y + 7), outline=WHITE, width=5)
     draw.ellipse((x - 6, y - 6, x + 6, y + 6), outline=colour, width=3)
-    draw.text((x + 11, y - 9), text, fill=colour, font=_font(TITLE), stroke_width=3, stroke_fill=WHITE)
-
-
-def _page(title: str, width: int, height: int) -> tuple[Image.Image, int]:
-    """A white page with a title, for content of the given size, and the row where the content starts."""
-    top = MARGIN + TITLE + MARGIN
-    page = Image.new("RGB", (width, top + height + MARGIN), WHITE)
-    ImageDraw.Draw(page).text((MARGIN, MARGIN - 2), title, fill=INK, font=_font(TITLE))
-    return page, top
-
-
-def _resize(image: Image.Image, width: int) -> Image.Image:
-    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    draw.text((x + 11, y - 9), text, fill=colour, font=font(TITLE), stroke_width=3, stroke_fill=WHITE)

@@ -70,7 +70,7 @@ def batches(
     if not bool((scale[1] > 0).all()):
         raise HotswapError(f"std must be greater than 0, got {list(std)}")
     for start in range(0, len(files), batch_size):
-        batch = torch.stack([_read(file, shape) for file in files[start : start + batch_size]])
+        batch = torch.stack([read(file, channels, shape[1:]) for file in files[start : start + batch_size]])
         yield ((batch - scale[0]) / scale[1]).to(dtype)
 
 
@@ -80,18 +80,28 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
-def _read(file: Path, shape: tuple[int, int, int]) -> Tensor:
-    channels, height, width = shape
+def read(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+    """One image, upright: [channels, H, W] in 0..1, of its own height and width or resized to `size`.
+
+    Args:
+        file: the image.
+        channels: 1 (grey) or 3 (RGB).
+        size: height and width.
+
+    Raises:
+        HotswapError: where it cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 mode = image.mode
                 upright = ImageOps.exif_transpose(image).convert(_MODES[channels])
-                resized = upright.resize((width, height), Image.Resampling.BILINEAR)
+                if size is not None:
+                    upright = upright.resize(size[::-1], Image.Resampling.BILINEAR)
     except Exception as error:  # a damaged image can make a decoder raise anything
         raise HotswapError(f"cannot read image {str(file)!r} ({type(error).__name__}: {error})") from error
     if mode.startswith(("I", "F")):  # which convert() cuts off at 255
         raise HotswapError(f"image {str(file)!r} has more than 8 bits a channel; convert it to 8 bits")
-    pixels = torch.from_numpy(np.array(resized, dtype=np.float32) / 255)
-    return pixels.view(height, width, channels).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(upright, dtype=np.float32) / 255)
+    return pixels.view(upright.height, upright.width, channels).permute(2, 0, 1)

@@ -1,17 +1,18 @@
-"""A short fine-tuning loop and its score: small, seeded, and the same for every network it is given."""
+"""A short fine-tuning and its score, in a call each, by the loop that carries out recipes."""
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchmetrics.classification import MulticlassJaccardIndex
+from torch.utils.data import Dataset
 
-from hotswap.observe import mode
+from recipes import config
+from recipes.building import example
+from recipes.datasets import length
+from recipes.tasks import Segmentation
+from recipes.training import Trainer, measure, progress, start
 
 Pairs = Dataset[tuple[Tensor, Tensor]]
+_IGNORE = 255  # the label of pixels that count nowhere
 
 
 def finetune(
@@ -32,7 +33,7 @@ def finetune(
 
     Args:
         model: image [B, 3, H, W] -> class logits [B, classes, H, W].
-        dataset: pairs of image [3, H, W] and labels [H, W], int64.
+        dataset: pairs of image [3, H, W] and labels [H, W], int64; label 255 counts nowhere.
         steps: number of batches to train on, at least 1.
         batch_size: images a step; the data set must hold that many.
         lr: learning rate.
@@ -47,56 +48,24 @@ def finetune(
     Raises:
         ValueError: where steps or batch_size is out of range, or nothing in the network can be trained.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(
-            "model must have a parameter that requires a gradient, got none; unfreeze what is to be tuned"
-        )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 1 <= batch_size <= _length(dataset):
-        raise ValueError(
-            f"batch_size must be from 1 to {_length(dataset)}, the size of the data set, got {batch_size}"
-        )
-    order = data_order(_length(dataset), steps * batch_size, seed)
-    device = parameters[0].device
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-    )
+    for name, number in (("steps", steps), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    settings = config.Training(steps=steps, batch_size=batch_size, optimiser=config.Optimiser(lr=lr), seed=seed)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     losses: list[float] = []
-    accelerator = Accelerator()
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(Subset(dataset, order), batch_size)
     try:
-        with mode(model, training=True), torch.random.fork_rng(), progress:
-            torch.manual_seed(seed)
-            task = progress.add_task(label, total=steps, loss=float("nan"))
-            network, optimizer, batches = accelerator.prepare(model, torch.optim.AdamW(parameters, lr=lr), loader)
-            for image, labels in batches:
-                loss = F.cross_entropy(network(image), labels)
-                optimizer.zero_grad()
-                accelerator.backward(loss)
-                optimizer.step()
-                losses.append(loss.item())
-                progress.update(task, advance=1, loss=losses[-1])
+        trainer = Trainer(model, dataset, Segmentation(_IGNORE), settings, start(), example(dataset, seed))
+        with progress(label, 0, steps, console) as bar:
+            for loss in trainer.run(steps):
+                losses.append(loss)
+                bar(loss)
+        trainer.finish()
     finally:
         model.to(device)
     return losses
 
 
-def data_order(length: int, count: int, seed: int) -> list[int]:
-    """Indices of `count` draws from `length` items: one shuffled pass after another, fixed by the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    passes = -(-count // length)
-    order: list[int] = torch.cat([torch.randperm(length, generator=generator) for _ in range(passes)]).tolist()
-    return order[:count]
-
-
-@torch.no_grad()
 def evaluate(model: nn.Module, dataset: Pairs, *, batch_size: int = 8) -> float:
     """The mean over classes of intersection over union, 0..1, of all pixels of a data set taken together.
 
@@ -104,27 +73,12 @@ def evaluate(model: nn.Module, dataset: Pairs, *, batch_size: int = 8) -> float:
 
     Args:
         model: image [B, 3, H, W] -> class logits [B, classes, H, W].
-        dataset: pairs of image [3, H, W] and labels [H, W], int64, at least one.
+        dataset: pairs of image [3, H, W] and labels [H, W], int64, at least one; label 255 counts nowhere.
         batch_size: images at a time; no effect on the result but rounding.
 
     Raises:
         ValueError: where the data set is empty.
     """
-    if _length(dataset) < 1:
+    if length(dataset) < 1:
         raise ValueError("dataset must hold at least one image, got none")
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(dataset, batch_size)
-    metric: MulticlassJaccardIndex | None = None
-    with mode(model, training=False):
-        for image, labels in loader:
-            logits = model(image.to(device))
-            if metric is None:
-                metric = MulticlassJaccardIndex(num_classes=logits.shape[1]).to(device)
-            metric.update(logits.argmax(dim=1), labels.to(device))
-    assert metric is not None  # noqa: S101 (the data set is not empty)
-    return float(metric.compute())
-
-
-def _length(dataset: Pairs) -> int:
-    return len(dataset)  # type: ignore[arg-type]  # torch's map-style data sets have one, but do not say so
+    return measure(model, dataset, Segmentation(_IGNORE).measure(), batch_size=batch_size)["miou"]

@@ -6,8 +6,8 @@ from PIL import Image
 import hotswap
 from examples import demo
 from examples.hed import load_segmenter
-from examples.pictures import pixels
 from recipes.finetune import evaluate
+from recipes.pictures import pixels
 
 
 def test_help_names_the_options():

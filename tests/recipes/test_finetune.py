@@ -6,7 +6,8 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 
-from recipes.finetune import data_order, evaluate, finetune
+from recipes.datasets import data_order
+from recipes.finetune import evaluate, finetune
 
 QUIET = Console(quiet=True)
 

@@ -1,0 +1,128 @@
+"""From a recipe to its data and its network: built, loaded, swapped, calibrated, frozen."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import hotswap
+from hotswap import zoo
+from hotswap.errors import HotswapError
+from hotswap.observe import Inputs
+from hotswap.plan import Plan
+from recipes import datasets
+from recipes.config import EARLIER, DataSet, Recipe, Swap
+from recipes.datasets import Item
+from recipes.parts import freeze
+
+
+def dataset(named: DataSet) -> Dataset[Item]:
+    """A data set of a recipe; images are as in the files, in 0..1.
+
+    Raises:
+        HotswapError: where it cannot be made.
+    """
+    _here_too()
+    return datasets.build(named.name, named.options)
+
+
+def as_seen(recipe: Recipe, data: Dataset[Item]) -> Dataset[Item]:
+    """A data set's images as the recipe's network sees them."""
+    if recipe.model.mean is None or recipe.model.std is None:
+        return data
+    return datasets.Normalised(data, recipe.model.mean, recipe.model.std)
+
+
+def normalised(recipe: Recipe, image: Tensor) -> Tensor:
+    """An image in 0..1, as the recipe's network sees it."""
+    mean, std = recipe.model.mean, recipe.model.std
+    return image if mean is None or std is None else datasets.normalised(image, mean, std)
+
+
+def example(data: Dataset[Item], seed: int) -> Inputs:
+    """What a network takes for the first item of a data set, as a batch of one."""
+    with datasets.seeded(seed):
+        return datasets.collate([data[0]])[0]
+
+
+def plain(recipe: Recipe) -> nn.Module:
+    """The recipe's network as its constructor leaves it; random weights are those of the seed.
+
+    Raises:
+        HotswapError: where it cannot be built.
+    """
+    _here_too()
+    with datasets.seeded(recipe.seed):
+        return zoo.build(_spec(recipe), trusted=True)
+
+
+def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: Mapping[str, Path]) -> nn.Module:
+    """The network a run starts with: with its checkpoint, its swaps, and what is frozen.
+
+    Args:
+        recipe: what it is like.
+        data: what it is trained on, as it sees it, to calibrate on.
+        device: where it is calibrated, and left.
+        earlier: the checkpoints that arms run before this one ended with.
+
+    Raises:
+        HotswapError: where any of it cannot be done.
+    """
+    model, first = plain(recipe), example(data, recipe.seed)
+    if (checkpoint := recipe.model.checkpoint) is not None:
+        name = checkpoint.removeprefix(EARLIER)
+        model = hotswap.load(earlier[name] if checkpoint.startswith(EARLIER) else checkpoint, model=model)
+    for swap in recipe.swaps:
+        model = _swapped(model, swap, first)
+    model.to(device)
+    if recipe.calibration is not None and hotswap.status(model).plan is not None:
+        settings, size = recipe.calibration, recipe.batch_size
+        wanted = min(settings.batches * size, datasets.length(data))
+        with datasets.seeded(recipe.seed):
+            groups = datasets.chunks(range(wanted), size)
+            inputs = [datasets.moved(x, device) for x, _ in datasets.batches(data, groups)]
+        hotswap.calibrate(model, inputs, deviation=settings.deviation, conserve=settings.conserve)
+    freeze(model, recipe.freeze, first)
+    return model
+
+
+def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, plan: Plan | None) -> nn.Module:
+    """The network of a run that goes on: the same swaps, weights of no meaning.
+
+    Raises:
+        HotswapError: where it cannot be built.
+    """
+    model, first = plain(recipe), example(data, recipe.seed)
+    if plan is not None:
+        model = hotswap.apply(model, plan, example_inputs=first, inplace=True)
+    freeze(model, recipe.freeze, first)
+    return model.to(device)
+
+
+def recordable(recipe: Recipe) -> str | None:
+    """The network's name to write into its checkpoints; None where a file may not ask for it."""
+    try:
+        return zoo.architecture(_spec(recipe))
+    except HotswapError:
+        return None
+
+
+def _swapped(model: nn.Module, swap: Swap, first: Inputs) -> nn.Module:
+    options = {name: getattr(swap, name) for name in Swap.model_fields}
+    return hotswap.convert(model, **options, example_inputs=first)
+
+
+def _spec(recipe: Recipe) -> str:
+    parsed = zoo.parse(recipe.model.name)
+    return str(replace(parsed, options={**parsed.options, **recipe.model.options}))
+
+
+def _here_too() -> None:
+    """Let modules of the current folder be named, as with `python -m`."""
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
+        sys.path.insert(0, here)

@@ -1,0 +1,124 @@
+"""Commands about recipes: finetune, evaluate, predict. Nothing here imports torch until a command runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from hotswap.cli import options, output
+
+_recipe = click.argument("recipe")
+_overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change the recipe, e.g. optimiser.lr=1e-4 or swaps.0.guide=input. Repeat for more.",
+)
+_INTERRUPTED = 130  # the exit code a shell gives what Ctrl-C ended
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap finetune quickstart --output-dir out/quickstart",
+        "hotswap finetune my.yaml --set optimiser.lr=1e-4 --set steps=2000 --output-dir runs/my",
+        "hotswap finetune my.yaml --output-dir runs/my --resume",
+        "accelerate launch -m recipes finetune my.yaml --output-dir runs/my",
+    )
+)
+@_recipe
+@_overrides
+@click.option("--output-dir", "folder", metavar="DIR", help="Where to. Default: runs/ and the recipe's name.")
+@click.option("--resume", is_flag=True, help="Go on with what is in the folder.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps in all; --resume goes on.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@options.as_json
+def finetune(
+    recipe: str,
+    overrides: tuple[str, ...],
+    folder: str | None,
+    resume: bool,
+    max_steps: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Carry out a recipe: swap, train, measure, save.
+
+    RECIPE is a YAML file, or the name of one that comes along, such as quickstart. The folder then holds, for each
+    arm, last.safetensors, best.safetensors, result.json and state.pt, from which --resume goes on exactly.
+    """
+    from rich.console import Console
+
+    from recipes import engine, reading, results
+    from recipes.checkpointing import RESULT
+    from recipes.comparison import draw_comparison
+
+    arms = reading.read(recipe, overrides)
+    out = Path(folder or Path("runs") / Path(recipe).stem)
+    console = None if quiet else Console(stderr=True)
+    try:
+        found = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
+    except KeyboardInterrupt:
+        output.note(f"stopped; what was saved is in {out}, and --resume goes on with it")
+        sys.exit(_INTERRUPTED)
+    if not engine.is_main_process():
+        return
+    picture = draw_comparison(arms, out)
+    click.echo(json.dumps(found, indent=2) if as_json else output.printable(results.table(found)))
+    output.wrote(str(picture))
+    for arm in arms:
+        output.wrote(str(out / arm / RESULT))
+
+
+@click.command(epilog=options.examples("hotswap evaluate my.yaml --checkpoint runs/my/best.safetensors"))
+@_recipe
+@_overrides
+@click.option("--checkpoint", metavar="FILE", help="Of the recipe's network. Default: what a run would start with.")
+@click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
+@options.as_json
+def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, arm: str | None, as_json: bool) -> None:
+    """Measure a network on the validation data of a recipe."""
+    from recipes import engine, reading
+
+    chosen = reading.arm(reading.read(recipe, overrides), arm)
+    metrics = engine.evaluate(chosen, checkpoint)
+    if engine.is_main_process():
+        text = json.dumps(metrics, indent=2) if as_json else "\n".join(f"{k} {v:.4f}" for k, v in metrics.items())
+        click.echo(text)
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap predict my.yaml --checkpoint runs/my/best.safetensors --images photos --output-dir out",
+    )
+)
+@_recipe
+@_overrides
+@click.option("--checkpoint", metavar="FILE", required=True, help="Of the recipe's network.")
+@click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
+@click.option("--images", metavar="DIR", help="Folder of images. Default: the recipe's validation data, with truth.")
+@click.option("--output-dir", "folder", metavar="DIR", required=True, help="Where to.")
+@options.limit
+def predict(
+    recipe: str,
+    overrides: tuple[str, ...],
+    checkpoint: str,
+    arm: str | None,
+    images: str | None,
+    folder: str,
+    limit: int,
+) -> None:
+    """Draw what a network makes of images: side by side with the input, and for a swapped one with its plain self.
+
+    For each image, NAME.png is the page and NAME_prediction.png the map alone, labels with the VOC palette.
+    """
+    from recipes import reading
+    from recipes.comparison import draw_predictions
+
+    chosen = reading.arm(reading.read(recipe, overrides), arm)
+    for path in draw_predictions(chosen, checkpoint, images, Path(folder), limit):
+        output.wrote(str(path))
+
+
+COMMANDS: tuple[click.Command, ...] = (finetune, evaluate, predict)

@@ -1,0 +1,118 @@
+"""Pages of predictions: of the arms of a recipe beside each other, and of one network over images."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+import hotswap
+from hotswap import images as folders
+from hotswap.errors import HotswapError
+from hotswap.files import PathLike
+from recipes import building, engine
+from recipes.checkpointing import LAST
+from recipes.config import Recipe
+from recipes.datasets import Item, Tensors, length, seeded
+from recipes.drawing import draw
+from recipes.pictures import sheet
+
+PAGE = "predictions.png"
+_ROWS = 4  # images on the page of a comparison
+_WIDTH = 220  # of a panel there, in pixels
+
+
+def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
+    """A page of a few validation images, and what the arms make of them as they ended.
+
+    Arms whose task, data or normalisation is not the last one's are left out.
+    """
+    *_, last = arms.values()
+    networks = {
+        name or "prediction": engine.load(recipe, folder / name / LAST, torch.device("cpu"))
+        for name, recipe in arms.items()
+        if _shown_alike(recipe, last)
+    }
+    data = building.dataset(last.data.validation)
+    rows = []
+    for index in range(min(_ROWS, length(data))):
+        shown, truth = _item(data, index)
+        seen, _ = _item(building.as_seen(last, data), index)
+        rows.append(draw(networks, seen, shown, truth, last.task).panels)
+    path = folder / PAGE
+    sheet(f"{folder.name}: the first images of the validation data", rows, width=_WIDTH).save(path)
+    return path
+
+
+def draw_predictions(
+    recipe: Recipe, checkpoint: PathLike, images: PathLike | None, folder: Path, limit: int
+) -> Iterator[Path]:
+    """Draw what a checkpoint's network makes of images, one page each; a swapped one beside its plain self.
+
+    Args:
+        recipe: whose network it is.
+        checkpoint: its weights and swaps.
+        images: a folder of them; None takes the recipe's validation data, with truth.
+        folder: where to; made if need be.
+        limit: at most so many images, evenly spread over the folder, or the data set's first.
+
+    Yields:
+        The files written: NAME.png, the page, and NAME_prediction.png, the map of the checkpoint's network.
+
+    Raises:
+        HotswapError: where the network, an image or the folder is not to be had.
+    """
+    network = engine.load(recipe, checkpoint, torch.device("cpu"))
+    networks = {"prediction": network}
+    if hotswap.status(network).plan is not None:
+        networks = {"plain, the same weights": hotswap.revert(network), "swapped": network}
+    *_, main = networks
+    named = _validation(recipe, limit) if images is None else _photographs(recipe, images, limit)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HotswapError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+    for name, seen, shown, truth in named:
+        drawn = draw(networks, seen, shown, truth, recipe.task)
+        pages = {f"{name}.png": sheet(name, [drawn.panels]), f"{name}_prediction.png": drawn.predictions[main]}
+        for file, page in pages.items():
+            page.save(folder / file)
+            yield folder / file
+
+
+Named = tuple[str, Tensors, Tensors, Tensors | None]  # name, what the network sees, what is shown, truth
+
+
+def _validation(recipe: Recipe, limit: int) -> Iterator[Named]:
+    data = building.dataset(recipe.data.validation)
+    for index in range(min(limit, length(data))):
+        shown, truth = _item(data, index)
+        seen, _ = _item(building.as_seen(recipe, data), index)
+        yield f"{index:05}", seen, shown, truth
+
+
+def _photographs(recipe: Recipe, folder: PathLike, limit: int) -> Iterator[Named]:
+    seen, _ = _item(building.dataset(recipe.data.validation), 0)
+    if not isinstance(seen, torch.Tensor):
+        raise HotswapError("the network of this recipe takes more than an image; leave out --images")
+    for file in folders.find(folder, limit):
+        image = folders.read(file)
+        yield file.stem, building.normalised(recipe, image), image, None
+
+
+def _item(data: Dataset[Item], index: int) -> Item:
+    """An item, whose random crop is the same each time."""
+    with seeded(0, index):
+        return data[index]
+
+
+def _shown_alike(one: Recipe, other: Recipe) -> bool:
+    return all(
+        a == b
+        for a, b in (
+            (one.task, other.task),
+            (one.data.validation, other.data.validation),
+            (one.model.mean, other.model.mean),
+            (one.model.std, other.model.std),
+        )
+    )

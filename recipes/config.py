@@ -1,0 +1,175 @@
+"""What a recipe may say: frozen models, so that a file is checked to the end before anything is loaded."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Options = dict[str, Any]
+Three = tuple[float, float, float]
+EARLIER = "arm:"  # what a checkpoint's name starts with where it is that of an earlier arm
+
+
+class Part(BaseModel):
+    """A part of a recipe: keys that are not known are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Model(Part):
+    """Which network, and its weights."""
+
+    name: str  # for hotswap.zoo: torchvision:NAME, timm:NAME or package.module:factory
+    options: Options = {}  # the constructor's
+    checkpoint: str | None = None  # its weights, and its swaps if it has any; arm:NAME: where that arm ended
+    mean: Three | None = None  # (image - mean) / std is what the network is given
+    std: tuple[Positive, Positive, Positive] | None = None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std must be given together")
+        return self
+
+
+class Swap(Part):
+    """What one call of `hotswap.convert` takes."""
+
+    targets: str | tuple[str, ...] = "auto"
+    guide: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "auto"
+    guide_scale: NotNegative | dict[str, NotNegative] = 1e-4
+    learn_scale: bool = False
+    kernel: str = "gaussian"
+    conserve: Literal["window"] | None = None
+    method: Literal["auto", "fx", "hooks"] = "auto"
+    resize: Literal["bilinear", "area", "nearest"] = "bilinear"
+    footprint: Literal[2, 4] = 2
+    after_activation: bool = True
+
+
+class Calibration(Part):
+    """What `hotswap.calibrate` takes; it sees all swaps of the network together."""
+
+    deviation: Fraction | None = 0.3  # None: scales stay as they are
+    conserve: Literal["mean", "window"] | None = "mean"
+    batches: Count = 4  # of the training data's first
+
+
+class DataSet(Part):
+    """A data set by name."""
+
+    name: str  # see recipes.datasets
+    options: Options = {}  # the constructor's; crops and flips are among them
+
+
+class Data(Part):
+    """What to train on and what to measure on."""
+
+    train: DataSet
+    validation: DataSet
+
+
+class Segmentation(Part):
+    """A class a pixel: cross-entropy; mIoU, and mIoU near edges."""
+
+    name: Literal["segmentation"]
+    ignore: int = 255  # the label of pixels that count nowhere
+
+
+class Depth(Part):
+    """A number a pixel: root mean square error of each image, their mean."""
+
+    name: Literal["depth"]
+    loss: Literal["l1", "l2"] = "l2"
+    border: Annotated[int, Field(ge=0)] = 0  # pixels at the rim that are not measured
+
+
+class Flow(Part):
+    """A vector a pixel: its end-point error."""
+
+    name: Literal["flow"]
+    loss: Literal["epe", "l1", "l2"] = "epe"
+
+
+Task = Annotated[Segmentation | Depth | Flow, Field(discriminator="name")]
+
+
+class Optimiser(Part):
+    """How weights are changed."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: NotNegative = 1e-4
+    weight_decay: NotNegative | None = None  # None: the optimiser's own, 0.01 of adamw and 0 of the others
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of sgd alone, 0.9 there
+    factors: dict[str, NotNegative] = {}  # part of the network: what its rate is multiplied by; the first counts
+    clip: Positive | None = None  # the gradient's largest norm
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Self:
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError(f"momentum is of sgd alone, and the name is {self.name}; leave it out")
+        return self
+
+
+class Schedule(Part):
+    """How the learning rate goes over time. Times are in the recipe's unit: steps, or epochs where it has those."""
+
+    name: Literal["constant", "step", "cosine", "poly"] = "constant"
+    at: tuple[Positive, ...] | None = None  # of step: when the rate is multiplied by `factor`
+    factor: Fraction | None = None  # of step: 0.1 there
+    power: Positive | None = None  # of poly: 0.9 there
+    warmup: NotNegative = 0  # time over which the rate rises from 0 in a line
+
+    @model_validator(mode="after")
+    def _keys_of_the_name(self) -> Self:
+        for key, name in (("at", "step"), ("factor", "step"), ("power", "poly")):
+            if getattr(self, key) is not None and self.name != name:
+                raise ValueError(f"{key} is of schedule {name} alone, and the name is {self.name}; leave it out")
+        if self.name == "step" and not self.at:
+            raise ValueError("at must say when the rate drops")
+        return self
+
+
+class Evaluation(Part):
+    """When and how the network is measured, and saved."""
+
+    every: Count | None = None  # steps; None: at the end alone
+    at_start: bool = True
+    batch_size: Count = 1  # more than 1 needs images of one size
+
+
+class Training(Part):
+    """How weights are changed, whatever the network and the data."""
+
+    steps: Count | None = None  # changes of the weights; or
+    epochs: Count | None = None  # passes over the training data
+    batch_size: Count = 4  # images at a time, over all processes together
+    accumulation: Count = 1  # batches that make one step
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    ema: Fraction | None = None  # decay of a moving average of the weights, which is then measured and saved
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that load data, for each that trains
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give steps or epochs, one of the two")
+        return self
+
+
+class Recipe(Training):
+    """One run."""
+
+    model: Model
+    swaps: tuple[Swap, ...] = ()  # none: the plain network, which is every recipe's control
+    calibration: Calibration | None = None  # of the swaps; without any there is nothing to calibrate
+    data: Data
+    task: Task
+    freeze: tuple[str, ...] = ()  # parts of the network that stay as they are
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None  # None: what `accelerate launch` says
+    evaluation: Evaluation = Evaluation()
+    save_every: Count | None = None  # steps between states to resume from; None: with each evaluation

@@ -1,0 +1,279 @@
+"""Carries out a recipe: builds, trains, measures, saves, and goes on where it was stopped.
+
+A run's folder holds `state.pt`, from which it goes on, the networks `best.safetensors` and `last.safetensors`, and at
+the end `result.json`. Each is written in one step, so that a killed run leaves the old file or the new one.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset
+
+import hotswap
+from hotswap.errors import HotswapError
+from hotswap.files import PathLike
+from recipes import building, checkpointing, results, tensorboard
+from recipes.checkpointing import BEST, LAST, RESULT, STATE, Record, State
+from recipes.config import Recipe
+from recipes.datasets import Item
+from recipes.reading import ALONE
+from recipes.tasks import task
+from recipes.training import NotFiniteError, Trainer, measure, progress, start
+
+Result = dict[str, Any]
+
+
+def finetune(
+    recipes: Mapping[str, Recipe],
+    folder: PathLike,
+    *,
+    resume: bool = False,
+    max_steps: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Result]:
+    """Carry out the arms of a recipe one after another, each in a folder of its own name.
+
+    Args:
+        recipes: see `recipes.reading.read`.
+        folder: where to; made if need be.
+        resume: go on with what is there.
+        max_steps: stop each arm after so many steps in all; it can be resumed.
+        console: where progress is drawn; None is quiet.
+
+    Returns:
+        What `result.json` holds, by arm.
+
+    Raises:
+        HotswapError: where it cannot be done, or a loss is no number; what was saved stays.
+    """
+    found: dict[str, Result] = {}
+    earlier: dict[str, Path] = {}
+    for arm, recipe in recipes.items():
+        own = Path(folder) / arm
+        found[arm] = run(recipe, own, label=arm, resume=resume, max_steps=max_steps, console=console, earlier=earlier)
+        earlier[arm] = own / LAST
+    return found
+
+
+def run(
+    recipe: Recipe,
+    folder: PathLike,
+    *,
+    label: str = ALONE,
+    resume: bool = False,
+    max_steps: int | None = None,
+    console: Console | None = None,
+    earlier: Mapping[str, Path] | None = None,
+) -> Result:
+    """Carry out one recipe; see `finetune`. `earlier`: the checkpoints of the arms before it."""
+    folder = Path(folder)
+    state = _state(recipe, folder, resume)
+    if state is not None and (folder / RESULT).exists():
+        before: Result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if before["steps"] == before["steps_planned"]:
+            return before
+    accelerator = start(recipe.mixed_precision)
+    seen = building.as_seen(recipe, building.dataset(recipe.data.train))
+    validation = building.as_seen(recipe, building.dataset(recipe.data.validation))
+    if state is None:
+        network = building.network(recipe, seen, accelerator.device, earlier or {})
+    else:
+        network = building.network_again(recipe, seen, accelerator.device, state.plan)
+    trainer = Trainer(network, seen, task(recipe.task), recipe, accelerator, building.example(seen, recipe.seed))
+    if state is not None:
+        trainer.load_state(state.trainer)
+    try:
+        record = state.record if state else Record()
+        return _Run(recipe, trainer, validation, folder, record, label, console).carry_out(max_steps)
+    finally:
+        trainer.finish()
+
+
+def evaluate(recipe: Recipe, checkpoint: PathLike | None = None) -> dict[str, float]:
+    """Metrics of a recipe's network on its validation data: of a checkpoint, or as a run would start with it.
+
+    Raises:
+        HotswapError: where it cannot be built or loaded.
+    """
+    accelerator = start(recipe.mixed_precision)
+    network = load(recipe, checkpoint, accelerator.device)
+    validation = building.as_seen(recipe, building.dataset(recipe.data.validation))
+    return _measured(network, validation, recipe, accelerator)
+
+
+def load(recipe: Recipe, checkpoint: PathLike | None, device: torch.device) -> nn.Module:
+    """A recipe's network with the weights and swaps of a checkpoint, or without one as a run would start with it.
+
+    Raises:
+        HotswapError: where it cannot be built or loaded.
+    """
+    if checkpoint is not None:
+        return hotswap.load(checkpoint, model=building.plain(recipe)).to(device)
+    seen = building.as_seen(recipe, building.dataset(recipe.data.train))
+    return building.network(recipe, seen, device, {})
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that `accelerate launch` started, is the one that writes and prints."""
+    return bool(PartialState().is_main_process)
+
+
+def _state(recipe: Recipe, folder: Path, resume: bool) -> State | None:
+    """What to go on with, and the folder made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HotswapError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+    if not (folder / STATE).exists():
+        return None
+    if not resume:
+        raise HotswapError(f"{str(folder)!r} already holds a run: --resume goes on with it, or name another folder")
+    state = checkpointing.read(folder / STATE)
+    checkpointing.check_same(state.recipe, recipe, folder)
+    return state
+
+
+def _measured(
+    network: nn.Module, validation: Dataset[Item], recipe: Recipe, accelerator: Accelerator
+) -> dict[str, float]:
+    return measure(
+        network,
+        validation,
+        task(recipe.task).measure(),
+        batch_size=recipe.evaluation.batch_size,
+        accelerator=accelerator,
+        workers=recipe.workers,
+    )
+
+
+class _Run:
+    """One run, from wherever it is to its end."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        trainer: Trainer,
+        validation: Dataset[Item],
+        folder: Path,
+        record: Record,
+        label: str,
+        console: Console | None,
+    ) -> None:
+        self.trainer, self.validation, self.folder, self.record = trainer, validation, folder, record
+        self.recipe, self.accelerator, self.label = recipe, trainer.accelerator, label
+        self.main = self.accelerator.is_main_process
+        self.console = console if console is not None and self.main else Console(quiet=True)
+        self.losses: list[float] = []  # since the last measurement
+
+    def carry_out(self, max_steps: int | None) -> Result:
+        trainer, settings = self.trainer, self.recipe.evaluation
+        until = trainer.steps if max_steps is None else min(max_steps, trainer.steps)
+        save_every = self.recipe.save_every or settings.every
+        log = tensorboard.writer(self.folder, trainer.step) if self.main else nullcontext()
+        with log as board, progress(self.label or "training", trainer.step, until, self.console) as bar:
+            self.board = board
+            if settings.at_start and not self.record.history:
+                self._measure()
+            steps = trainer.run(until)
+            while (loss := self._next(steps)) is not None:
+                bar(loss)
+                due = [every is not None and trainer.step % every == 0 for every in (settings.every, save_every)]
+                last = trainer.step == until
+                if due[0] or last:
+                    self._measure()
+                if any(due) or last:
+                    self._save()
+        return self._result()
+
+    def _next(self, steps: Iterator[float]) -> float | None:
+        with self._timed("training_seconds"):
+            try:
+                loss = next(steps, None)
+            except NotFiniteError as error:
+                raise HotswapError(f"{error}; {self._kept()}") from error
+        if loss is not None:
+            self.losses.append(loss)
+            if self.board is not None:
+                self.board.add_scalar("loss", loss, self.trainer.step)
+                self.board.add_scalar("lr", self.trainer.optimizer.param_groups[0]["lr"], self.trainer.step)
+        return loss
+
+    def _kept(self) -> str:
+        if not (self.folder / LAST).exists():
+            return "nothing was saved before it"
+        return f"the last good checkpoint is {str(self.folder / LAST)!r}"
+
+    def _measure(self) -> None:
+        """Measure, and save the network if it is the best so far."""
+        with self._timed("measuring_seconds"):
+            metrics = _measured(self.trainer.averaged, self.validation, self.recipe, self.accelerator)
+        loss = sum(self.losses) / len(self.losses) if self.losses else None
+        entry = {"step": self.trainer.step, "loss": loss, "metrics": metrics}
+        self.losses.clear()
+        self.record.history.append(entry)
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(f"validation/{name}", value, self.trainer.step)
+        judged = self.trainer.task
+        sign = 1 if judged.higher_is_better else -1
+        best = self.record.best
+        if best is None or sign * metrics[judged.best] > sign * best["metrics"][judged.best]:
+            self.record.best = entry
+            self._save_network(BEST)
+
+    def _save(self) -> None:
+        """The network, then the state: a run killed in between goes on from the state before, to the same end."""
+        self._save_network(LAST)
+        if self.main:
+            plan = hotswap.status(self.trainer.model).plan
+            checkpointing.write(self.folder / STATE, State(self.recipe, plan, self.trainer.state(), self.record))
+        self.accelerator.wait_for_everyone()
+
+    def _save_network(self, name: str) -> None:
+        if self.main:
+            hotswap.save(self.trainer.averaged, self.folder / name, building.recordable(self.recipe))
+        self.accelerator.wait_for_everyone()
+
+    def _result(self) -> Result:
+        trainer, record = self.trainer, self.record
+        counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+        result = {
+            "arm": self.label,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+            "steps": trainer.step,
+            "steps_planned": trainer.steps,
+            "metrics": record.history[-1]["metrics"],
+            "best": record.best,
+            "history": record.history,
+            "parameters": {"all": sum(n for n, _ in counts), "trained": sum(n for n, trained in counts if trained)},
+            "swaps": hotswap.status(trainer.averaged).to_dict(),
+            "timings": {
+                "training_seconds": record.training_seconds,
+                "measuring_seconds": record.measuring_seconds,
+                "ms_per_step": 1000 * record.training_seconds / max(trainer.step, 1),
+            },
+            "machine": results.machine(self.accelerator.device, self.accelerator.num_processes),
+            "versions": results.versions(),
+            "git": results.git_state(),
+        }
+        if self.main:
+            results.write(self.folder / RESULT, result)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self.record, name, getattr(self.record, name) + time.perf_counter() - began)

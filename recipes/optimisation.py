@@ -1,0 +1,64 @@
+"""Optimisers with a learning rate of its own for each part, and rates over time."""
+
+import math
+
+import torch
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.observe import Inputs
+from recipes.config import Optimiser, Schedule
+from recipes.parts import parameters_of
+
+_KINDS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+_WEIGHT_DECAY = {"adamw": 0.01, "adam": 0.0, "sgd": 0.0}
+_MOMENTUM = 0.9  # of sgd
+_DROP, _POWER = 0.1, 0.9  # of schedules step and poly
+
+
+def optimiser(model: nn.Module, settings: Optimiser, example: Inputs) -> torch.optim.Optimizer:
+    """An optimiser of all that requires a gradient, in one group a factor; `example` is for `parameters_of`.
+
+    Raises:
+        HotswapError: where a part is not there, or nothing is left to be trained.
+    """
+    factor_of: dict[str, float] = {}
+    for part, factor in settings.factors.items():
+        for name in parameters_of(model, part, example):
+            factor_of.setdefault(name, factor)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factor_of.get(name, 1.0), []).append(parameter)
+    if not groups:
+        raise HotswapError(
+            "model must have a parameter that requires a gradient, got none; unfreeze what is to be tuned"
+        )
+    options = (
+        {} if settings.name != "sgd" else {"momentum": _MOMENTUM if settings.momentum is None else settings.momentum}
+    )
+    decay = settings.weight_decay
+    made: torch.optim.Optimizer = _KINDS[settings.name](
+        [{"params": group, "lr": settings.lr * factor} for factor, group in groups.items()],
+        weight_decay=_WEIGHT_DECAY[settings.name] if decay is None else decay,
+        **options,
+    )
+    return made
+
+
+def rate(settings: Schedule, step: int, steps: int, unit: int) -> float:
+    """What learning rates are multiplied by at a step, from 0, of `steps`; a unit of time has `unit` steps."""
+    warmup = settings.warmup * unit
+    if step < warmup:
+        return (step + 1) / (math.floor(warmup) + 1)
+    gone = (step - warmup) / max(1.0, steps - warmup)
+    match settings.name:
+        case "constant":
+            return 1.0
+        case "step":
+            drops = sum(step >= at * unit for at in settings.at or ())
+            return float((settings.factor or _DROP) ** drops)
+        case "cosine":
+            return (1 + math.cos(math.pi * gone)) / 2
+        case "poly":
+            return float((1 - gone) ** (settings.power or _POWER))

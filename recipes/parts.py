@@ -1,0 +1,87 @@
+"""Parts of a network by name, for learning rates and freezing."""
+
+from collections.abc import Callable, Collection, Iterable
+
+from torch import nn
+
+from hotswap import surgery
+from hotswap.errors import HotswapError
+from hotswap.measure import plain_copy
+from hotswap.naming import closest, is_pattern, match
+from hotswap.observe import Inputs, observe
+from hotswap.plan import Plan
+
+SWAPPED, GUIDE, SCALES = "swapped", "guide", "scales"
+_SCALE = ".guide_log_scale"
+
+
+def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
+    """The names of the parameters in a part of a network.
+
+    Args:
+        model: the network.
+        part: "swapped", the convolutions that are; "scales", learned guide scales; "guide", all that is computed
+            before the last guide is; the path of a module or a parameter; or a pattern of them, see `hotswap.naming`.
+            A module stands for all inside it.
+        example: what the network takes, for "guide".
+
+    Raises:
+        HotswapError: where there is none, with the closest names.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    kinds: dict[str, Callable[[], Collection[str]]] = {
+        SWAPPED: lambda: _under(names, [s.target for s in _plan(model).swaps]) - _scales(names),
+        SCALES: lambda: _scales(names),
+        GUIDE: lambda: _under(names, _until_guide(model, example)) - _scales(names),
+    }
+    if part in kinds:
+        found = kinds[part]()
+        if not found:
+            raise HotswapError(f"there are no parameters of the part {part!r} in this network; leave it out")
+    else:
+        modules = [path for path, _ in model.named_modules() if path]
+        places = [*modules, *names]
+        found = _under(names, match(part, places, {}) if is_pattern(part) else [p for p in places if p == part])
+        if not found:
+            raise HotswapError(
+                f"no parameter is in {part!r}{closest(part, [*kinds, *places])}; "
+                f"a part is a path, a pattern, {SWAPPED}, {GUIDE} or {SCALES}"
+            )
+    return [name for name in names if name in found]
+
+
+def freeze(model: nn.Module, parts: Iterable[str], example: Inputs) -> None:
+    """Let some parts of a network stay as they are; their norms keep learning statistics, as in any training.
+
+    Raises:
+        HotswapError: where a part is not there; nothing is frozen then.
+    """
+    frozen = {name for part in parts for name in parameters_of(model, part, example)}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
+def _plan(model: nn.Module) -> Plan:
+    plan = surgery.current_plan(model)
+    return Plan(()) if plan is None else plan
+
+
+def _scales(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.endswith(_SCALE)}
+
+
+def _under(names: Iterable[str], places: Collection[str]) -> set[str]:
+    """The parameters that are one of these places or lie in one."""
+    return {name for name in names if any(f"{name}.".startswith(f"{place}.") for place in places)}
+
+
+def _until_guide(model: nn.Module, example: Inputs) -> list[str]:
+    """Modules without modules inside that have been called when the last guide is there."""
+    plan = _plan(model)
+    guides = {source for swap in (*plan.swaps, *plan.resizes) for source in swap.guide}
+    plain = plain_copy(model)
+    leaves = {path for path, module in plain.named_modules() if path and not any(module.children())}
+    called = [call.path for call in observe(plain, example).calls]
+    last = max((index for index, path in enumerate(called) if path in guides), default=-1)
+    return [path for path in called[: last + 1] if path in leaves]

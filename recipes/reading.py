@@ -1,0 +1,245 @@
+"""From a recipe's file to checked recipes, or one line that says which key is wrong."""
+
+import copy
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hotswap.errors import HotswapError
+from hotswap.files import PathLike, check_readable
+from hotswap.naming import closest
+from recipes.config import EARLIER, Recipe
+
+ALONE = ""  # the name of the one arm of a recipe without arms
+_ARMS = "arms"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # an arm's name is that of a folder
+_MUST_BE = {
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+}
+
+
+def find(path: PathLike) -> Path:
+    """The file of a recipe: `path`, or where that is a bare name such as `quickstart`, the one that comes along.
+
+    Raises:
+        HotswapError: where there is none.
+    """
+    given = Path(path)
+    if given.suffix or given.exists() or len(given.parts) != 1:
+        return check_readable(given)
+    own = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
+    if given.name not in own:
+        raise HotswapError(f"there is no recipe {given.name!r}{closest(given.name, own)}; name one of them or a file")
+    return own[given.name]
+
+
+def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
+    """The arms of a recipe, checked to the end; a recipe without arms is the one arm `ALONE`.
+
+    Args:
+        path: see `find`.
+        overrides: `key.key=value`, of the file, with the value in YAML; a number is a place in a list.
+
+    Raises:
+        HotswapError: where it cannot be read, or says what a recipe cannot say.
+    """
+    file = find(path)
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (it is a SafeLoader)
+    except UnicodeDecodeError as error:
+        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML, and is no text") from error
+    except yaml.YAMLError as error:
+        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise HotswapError(f"{str(path)!r} must hold a recipe, that is keys and values, got {_shown(content)}")
+    for override in overrides:
+        _override(content, override)
+    arms = content.pop(_ARMS, None)
+    if arms is None:
+        return {ALONE: check(content, str(path))}
+    if not isinstance(arms, dict) or not arms:
+        raise HotswapError(f"{path}: {_ARMS} must be a mapping from names to what they change, got {_shown(arms)}")
+    recipes: dict[str, Recipe] = {}
+    for name, changes in arms.items():
+        where = f"{path}: {_ARMS}.{name}"
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise HotswapError(f"{where}: an arm's name is that of a folder: letters, digits, '_', '-' and '.'")
+        if not isinstance(changes, dict | None):
+            raise HotswapError(f"{where} must be a mapping of what it changes, got {_shown(changes)}")
+        recipes[name] = check(_merged(content, changes or {}), f"{path} (arm {name})")
+        _check_earlier(recipes[name], [*recipes][:-1], where)
+    return recipes
+
+
+def arm(recipes: Mapping[str, Recipe], name: str | None) -> Recipe:
+    """One arm by its name, or the last.
+
+    Raises:
+        HotswapError: where there is none of that name.
+    """
+    if name is None:
+        return list(recipes.values())[-1]
+    if name not in recipes:
+        raise HotswapError(
+            f"there is no arm {name!r}{closest(name, recipes)}; there are: {', '.join(recipes) or 'none'}"
+        )
+    return recipes[name]
+
+
+def check(content: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        HotswapError: naming `where`, the first key that is wrong, and what it must be.
+    """
+    try:
+        # As JSON, because that is strict about types, yet takes a list for a tuple.
+        return Recipe.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise HotswapError(f"{where}: {_explained(error, content)}") from None
+
+
+def _check_earlier(recipe: Recipe, earlier: Sequence[str], where: str) -> None:
+    checkpoint = recipe.model.checkpoint or ""
+    if checkpoint.startswith(EARLIER) and (name := checkpoint.removeprefix(EARLIER)) not in earlier:
+        raise HotswapError(
+            f"{where}: model.checkpoint must name an earlier arm ({', '.join(earlier) or 'there is none'}), "
+            f"got {name!r}"
+        )
+
+
+# --- YAML -------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads 1e-4 as the number it is, as YAML 1.2 does, and refuses a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is there twice", problem_mark=node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise HotswapError(f"--set must be key=value, such as optimiser.lr=1e-4, got {override!r}")
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
+    except yaml.YAMLError as error:
+        raise HotswapError(f"--set {override!r}: the value must be YAML ({' '.join(str(error).split())})") from error
+    *path, last = key.split(".")
+    place: Any = content
+    for part in path:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[_index(place, part, override)]
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        place[_index(place, last, override)] = value
+
+
+def _index(place: Any, part: str, override: str) -> int:
+    if not isinstance(place, list):
+        raise HotswapError(f"--set {override!r}: there is no key {part!r} in {_shown(place)}")
+    if not part.isdecimal() or int(part) >= len(place):
+        raise HotswapError(f"--set {override!r}: {part!r} must be a place in a list of {len(place)}, from 0")
+    return int(part)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings go into each other; everything else is replaced."""
+    result = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------
+
+
+def _explained(error: ValidationError, content: Any) -> str:
+    found = error.errors()
+    first = min(found, key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key also leaves one missing
+    path = _path(first["loc"], content, first["type"])
+    key = ".".join(map(str, path))
+    if first["type"] == "extra_forbidden":
+        known = list(_model_of(first["loc"]).model_fields)
+        return f"there is no key {key!r}{closest(str(path[-1]), known)}; known: {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "union_tag_not_found":
+        return f"{key}.name is missing"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    wanted = []
+    for other in found:
+        if _path(other["loc"], content, other["type"]) == path:
+            text = _MUST_BE.get(other["type"], other["msg"].removeprefix("Input should be "))
+            if other["type"] == "union_tag_invalid":
+                text, key = f"one of {other['ctx']['expected_tags']}", f"{key}.name"
+            wanted.append(text)
+    value = first["ctx"]["tag"] if first["type"] == "union_tag_invalid" else first["input"]
+    near = closest(str(value), re.findall(r"'(\w+)'", " ".join(wanted)))
+    return f"{key or 'it'} must be {' or '.join(dict.fromkeys(wanted))}, got {_shown(value)}{near}"
+
+
+def _path(loc: Sequence[str | int], content: Any, kind: str) -> tuple[str | int, ...]:
+    """The keys on the way to a value, without the names pydantic adds for the branches of a union."""
+    path: list[str | int] = []
+    for index, part in enumerate(loc):
+        known = isinstance(content, Mapping) and part in content
+        if known or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
+            path.append(part)
+            content = content[part]
+        elif kind == "missing" and index == len(loc) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def _model_of(loc: Sequence[str | int]) -> type[BaseModel]:
+    """The part of a recipe that a location lies in."""
+    choices: list[type[BaseModel]] = [Recipe]
+    for part in loc[:-1]:
+        named = [
+            c for c in choices if part in typing.get_args(getattr(c.model_fields.get("name"), "annotation", None))
+        ]
+        if len(choices) > 1:
+            choices = named
+        elif isinstance(part, str):
+            choices = _models_in(choices[0].model_fields[part].annotation)
+    return choices[0]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

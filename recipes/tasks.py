@@ -1,0 +1,274 @@
+"""What a network is trained and judged by, for each kind of truth."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from hotswap.errors import HotswapError
+from recipes import config
+from recipes.datasets import Tensors
+
+EDGE_DISTANCES = (3, 5)  # pixels from an edge, within which boundary quality is measured
+
+
+class Task(Protocol):
+    """What the engine asks of a kind of truth."""
+
+    best: str  # the metric that says which checkpoint is the best
+    higher_is_better: bool
+
+    def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
+        """The loss, summed over what counts."""
+        ...
+
+    def count(self, truth: Tensors) -> int:
+        """How many numbers or pixels of truth count."""
+        ...
+
+    def measure(self) -> "Measure":
+        """Something to measure a data set with."""
+        ...
+
+
+class Measure(Protocol):
+    """Metrics over a data set, of all processes together."""
+
+    def update(self, prediction: Tensor, truth: Tensors) -> None:
+        """Take in a batch."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """The metrics by name."""
+        ...
+
+
+def task(settings: config.Task) -> Task:
+    """The task of a recipe."""
+    match settings:
+        case config.Segmentation():
+            return Segmentation(settings.ignore)
+        case config.Depth():
+            return Depth(settings)
+        case config.Flow():
+            return Flow(settings.loss)
+
+
+def target(truth: Tensors) -> Tensor:
+    """The map in a truth, without its unit."""
+    return truth if isinstance(truth, Tensor) else truth[0]
+
+
+def predict(model: nn.Module, inputs: Tensors, size: torch.Size | None = None) -> Tensor:
+    """A network's map [B, C, H, W], whatever it wraps it in, enlarged bilinearly to `size` where it is smaller.
+
+    Networks of torchvision give a mapping with `out`, those of transformers an object with `logits`.
+
+    Raises:
+        HotswapError: where it gives no map.
+    """
+    output: Any = model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+    if isinstance(output, Mapping):
+        output = next((output[key] for key in ("out", "logits", "predicted_depth") if key in output), output)
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise HotswapError(f"the network must give a map [B, C, H, W], alone, as 'out' or as 'logits', got {found}")
+    if size is not None and output.shape[-2:] != size:
+        output = F.interpolate(output, size, mode="bilinear", align_corners=False)
+    floats: Tensor = output.float()
+    return floats
+
+
+# --- segmentation -----------------------------------------------------------------------------------------
+
+
+class Segmentation:
+    """Class logits [B, classes, H, W] against labels [B, H, W]; the mean over pixels of their cross-entropy."""
+
+    best, higher_is_better = "miou", True
+
+    def __init__(self, ignore: int) -> None:
+        self.ignore = ignore
+
+    def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
+        """Summed over pixels that count.
+
+        Raises:
+            HotswapError: where a label is no class of the network.
+        """
+        truth = target(truth)
+        _check_labels(truth, prediction.shape[1], self.ignore)
+        return F.cross_entropy(prediction, truth, ignore_index=self.ignore, reduction="sum")
+
+    def count(self, truth: Tensors) -> int:
+        """Pixels that are not ignored."""
+        return int((target(truth) != self.ignore).sum())
+
+    def measure(self) -> "SegmentationMeasure":
+        """Intersection over union."""
+        return SegmentationMeasure(self.ignore)
+
+
+class SegmentationMeasure:
+    """Mean IoU of all pixels of a data set taken together, of all and of those near an edge of the truth."""
+
+    def __init__(self, ignore: int) -> None:
+        self.ignore = ignore
+        self.metrics: dict[str, MulticlassJaccardIndex] = {}
+
+    def update(self, prediction: Tensor, truth: Tensors) -> None:
+        """Logits [B, classes, H, W] and labels [B, H, W]."""
+        classes, truth = prediction.shape[1], target(truth)
+        _check_labels(truth, classes, self.ignore)
+        found = prediction.argmax(dim=1)
+        truths = {"miou": truth} | {
+            f"boundary_iou_{d}": torch.where(near_edges(truth, d), truth, self.ignore) for d in EDGE_DISTANCES
+        }
+        for name, labels in truths.items():
+            if name not in self.metrics:
+                self.metrics[name] = MulticlassJaccardIndex(classes, ignore_index=self.ignore).to(truth.device)
+            self.metrics[name].update(found, labels)
+
+    def compute(self) -> dict[str, float]:
+        """`miou`, `boundary_iou_3`, `boundary_iou_5`, each 0..1."""
+        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+
+
+def near_edges(labels: Tensor, distance: int) -> Tensor:
+    """Which pixels lie within so many of a change of label: [B, H, W] bool. Those beside a change are at distance 1.
+
+    Distances are the larger of those along the two axes. What is ignored counts as a label, because data sets mark
+    edges by it.
+    """
+    edges = torch.zeros_like(labels, dtype=torch.bool)
+    across, down = labels[..., 1:] != labels[..., :-1], labels[..., 1:, :] != labels[..., :-1, :]
+    edges[..., 1:] |= across
+    edges[..., :-1] |= across
+    edges[..., 1:, :] |= down
+    edges[..., :-1, :] |= down
+    window = 2 * distance - 1
+    return F.max_pool2d(edges[:, None].float(), window, stride=1, padding=distance - 1)[:, 0] > 0
+
+
+def _check_labels(truth: Tensor, classes: int, ignore: int) -> None:
+    counted = truth[truth != ignore]
+    if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
+        raise HotswapError(
+            f"labels must be from 0 to {classes - 1}, the network's classes, or {ignore} where nothing counts, "
+            f"got {int(counted.min())} to {int(counted.max())}"
+        )
+
+
+# --- depth and flow ---------------------------------------------------------------------------------------
+
+
+class _Regression:
+    """Maps against maps of the same shape."""
+
+    higher_is_better = False
+    _LOSSES: ClassVar = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
+
+    def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
+        """Summed over numbers."""
+        _check_same_shape(prediction, target(truth))
+        total: Tensor = self._LOSSES[self.loss](prediction, target(truth), reduction="sum")
+        return total
+
+    def count(self, truth: Tensors) -> int:
+        """Numbers."""
+        return target(truth).numel()
+
+
+class Depth(_Regression):
+    """A number a pixel, [B, 1, H, W]."""
+
+    best = "rmse"
+
+    def __init__(self, settings: config.Depth) -> None:
+        super().__init__(settings.loss)
+        self.border = settings.border
+
+    def measure(self) -> "DepthMeasure":
+        """Root mean square error."""
+        return DepthMeasure(self.border)
+
+
+class DepthMeasure:
+    """Root mean square error of each image without its rim, in the truth's unit, and their mean."""
+
+    def __init__(self, border: int) -> None:
+        self.border = border
+        self.metric = MeanMetric()
+
+    def update(self, prediction: Tensor, truth: Tensors) -> None:
+        """[B, 1, H, W] twice."""
+        found = target(truth)
+        _check_same_shape(prediction, found)
+        rim = slice(self.border, -self.border or None)
+        error = (prediction - found)[..., rim, rim].double()
+        if error.numel() == 0:
+            raise HotswapError(f"task.border must leave something of an image, got {self.border}")
+        self.metric.to(found.device).update(error.square().mean((1, 2, 3)).sqrt() * _unit(truth))
+
+    def compute(self) -> dict[str, float]:
+        """`rmse`."""
+        return {"rmse": float(self.metric.compute())}
+
+
+class Flow(_Regression):
+    """A vector a pixel, [B, 2, H, W]."""
+
+    best = "epe"
+
+    def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
+        """Summed over pixels, or over numbers where it is not the end-point error."""
+        if self.loss != "epe":
+            return super().total(prediction, truth)
+        _check_same_shape(prediction, target(truth))
+        # The square root has no slope at 0, where a tiny one keeps it finite.
+        return ((prediction - target(truth)).square().sum(dim=1) + 1e-12).sqrt().sum()
+
+    def count(self, truth: Tensors) -> int:
+        """Pixels, or numbers where the loss is not the end-point error."""
+        return super().count(truth) // (2 if self.loss == "epe" else 1)
+
+    def measure(self) -> "FlowMeasure":
+        """End-point error."""
+        return FlowMeasure()
+
+
+class FlowMeasure:
+    """The distance between found and true vector, in the truth's unit: its mean over the pixels of all images."""
+
+    def __init__(self) -> None:
+        self.metric = MeanMetric()
+
+    def update(self, prediction: Tensor, truth: Tensors) -> None:
+        """[B, 2, H, W] twice."""
+        found = target(truth)
+        _check_same_shape(prediction, found)
+        distance = (prediction - found).double().norm(dim=1)
+        self.metric.to(found.device).update(distance * _unit(truth)[..., None, None])
+
+    def compute(self) -> dict[str, float]:
+        """`epe`."""
+        return {"epe": float(self.metric.compute())}
+
+
+def _unit(truth: Tensors) -> Tensor:
+    """[B], or [] where the truth states none."""
+    return torch.ones((), device=truth.device) if isinstance(truth, Tensor) else truth[1]
+
+
+def _check_same_shape(prediction: Tensor, truth: Tensor) -> None:
+    if prediction.shape != truth.shape:
+        raise HotswapError(
+            f"the network must give maps of the truth's shape {list(truth.shape)}, got {list(prediction.shape)}"
+        )

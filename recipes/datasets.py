@@ -87,10 +87,12 @@ def seeded(*numbers: int) -> Iterator[None]:
     """Fix all randomness, Python's, numpy's and torch's, by some numbers, and put it back as it was afterwards."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 (data sets may use it)
-    with torch.random.fork_rng(devices=[]):  # a GPU's generator is only ever seeded, in training
+    with torch.random.fork_rng(devices=[]):  # a GPU's generator is seeded, and not put back
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # before that, torch.manual_seed would remember each call for later
+            torch.cuda.manual_seed(seed)
         try:
             yield
         finally:

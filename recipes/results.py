@@ -14,7 +14,7 @@ import hotswap
 from hotswap.files import atomic_write
 from hotswap.tables import render
 
-_PACKAGES = ("accelerate", "numpy", "pydantic", "torch", "torchmetrics", "torchvision")
+_PACKAGES = ("accelerate", "numpy", "pydantic", "torchmetrics", "torchvision")
 
 
 def versions() -> dict[str, str]:
@@ -22,6 +22,7 @@ def versions() -> dict[str, str]:
     return {
         "hotswap": hotswap.__version__,
         "python": platform.python_version(),
+        "torch": torch.__version__,  # which says what it was built for, too
         **{name: version(name) for name in _PACKAGES},
     }
 

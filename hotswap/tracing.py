@@ -129,7 +129,7 @@ def trace(
     own = [p for module in through for p in module._parameters.values() if p is not None]
     with written_back([*root.buffers(), *own]) as written:
         if inside is not None:
-            with random_numbers_kept(), untouched(through):  # of a first pass that only looks
+            with random_numbers_kept(), untouched(root.modules()):  # of a first pass that only looks
                 method = _method_to_rewrite(root, opened, inside, from_input=from_input, given=given)
         with random_numbers_kept():
             before = random_state()
@@ -157,7 +157,7 @@ def _traced(
     root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], method: str, given: int
 ) -> Traced:
     """One trace in each mode."""
-    with untouched(through), _new_attributes(root) as constants:
+    with untouched(root.modules()), _new_attributes(root) as constants:
         with contents_kept(through), mode(root, training=True):
             training = _trace(root, opened, method, given)
         with contents_kept(through), mode(root, training=False):

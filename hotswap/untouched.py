@@ -16,11 +16,16 @@ import torch
 from torch import Tensor, nn
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_HOOKS = sorted(name for name in _OF_EVERY_MODULE if name.endswith(("_hooks", "_kwargs", "_called")))
 
 
 @contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put modules' own attributes and buffers back, and what is in their dicts, lists and sets."""
+    """Put modules' own attributes, buffers and hooks back, and what is in their dicts, lists and sets.
+
+    Hooks too: a network that gives itself hooks when it is first called notes that in an attribute, and would give
+    itself the same again.
+    """
     kept = [(module, _attributes(module)) for module in modules]
     with contents_kept(module for module, _ in kept):
         try:
@@ -34,7 +39,7 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back what is in modules' dicts (that of buffers is one), lists and sets."""
+    """Put back what is in modules' dicts (those of buffers and hooks are some), lists and sets."""
     contents = [(held, copy.copy(held)) for held in _containers(modules)]
     try:
         yield
@@ -84,10 +89,10 @@ def written_back(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def cached_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Tensors in dicts and lists that modules hold beside their parameters and buffers."""
+    """Tensors in dicts and lists that modules hold beside their parameters, buffers and hooks."""
     modules = list(modules)
-    buffers = {id(module._buffers) for module in modules}
-    held = [container for container in _containers(modules) if id(container) not in buffers]
+    other = {id(module.__dict__[name]) for module in modules for name in ("_buffers", *_HOOKS)}
+    held = [container for container in _containers(modules) if id(container) not in other]
     values = [value for x in held for value in (x.values() if isinstance(x, dict) else x)]
     return [value for value in values if isinstance(value, Tensor)]
 
@@ -101,5 +106,5 @@ def _containers(modules: Iterable[nn.Module]) -> list[Any]:
     for module in modules:
         found += [value for value in _attributes(module).values() if isinstance(value, dict | list | set)]
         if isinstance(module._buffers, dict):  # that of a ScriptModule is a view of what it keeps elsewhere
-            found.append(module._buffers)
+            found += [module._buffers, *(module.__dict__[name] for name in _HOOKS)]
     return found

@@ -75,3 +75,32 @@ class TwoFrames(nn.Module):
 def test_automatic_targets_have_the_batch_size_of_their_guide(image):
     plan = hotswap.plan(TwoFrames(), example_inputs=(image, image))
     assert [(swap.target, swap.guide) for swap in plan.swaps] == [("both.2", ("both.1",))]
+
+
+class GivesItselfHooks(nn.Module):
+    """Does so when it is first called, and notes that it did, as networks of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = conv(3), conv()
+        self.hooked, self.guide.caught = False, []
+
+    def forward(self, x):
+        if not self.hooked:
+            self.guide.register_forward_hook(lambda module, args, output: module.caught.append(output))
+            self.hooked = True
+        self.guide.caught.clear()
+        self.guide(x)
+        (found,) = self.guide.caught
+        return self.target(F.relu(found))
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+@torch.no_grad()
+def test_hooks_a_network_gives_itself_are_there_once(called_before, image):
+    model = GivesItselfHooks().eval()
+    if called_before:
+        model(image)
+    swapped = hotswap.convert(model, "target", "guide", guide_scale=0, example_inputs=image)
+    assert len(model.guide._forward_hooks) == called_before
+    assert torch.allclose(swapped(image), model(image))

@@ -28,12 +28,12 @@ def text(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def voc(root: Path, listed: dict[str, list[str]]) -> Path:
+def voc(root: Path, listed: dict[str, list[str]], size: tuple[int, int] = SIZE) -> Path:
     """`listed`: the lists by name: train11, val11, trainval12 and sbd."""
     devkit = root / "VOCdevkit" / "VOC2012"
     for name in listed["trainval12"]:
-        picture(devkit / "JPEGImages" / f"{name}.jpg")
-        values = labels()
+        picture(devkit / "JPEGImages" / f"{name}.jpg", size)
+        values = labels(size)
         values[0, :5] = 255
         mask = Image.fromarray(values)
         mask.putpalette([i for c in range(256) for i in (c, 255 - c, c // 2)])
@@ -45,8 +45,8 @@ def voc(root: Path, listed: dict[str, list[str]]) -> Path:
         folder = root / "TrainVal" / "VOCdevkit" / "VOC2011" / "ImageSets" / "Segmentation"
         text(folder / f"{part}.txt", listed[f"{part}11"])
     for name in listed["sbd"]:
-        picture(root / "sbd" / "img" / f"{name}.jpg")
-        sbd_labels(root / "sbd" / "cls" / f"{name}.mat", labels())
+        picture(root / "sbd" / "img" / f"{name}.jpg", size)
+        sbd_labels(root / "sbd" / "cls" / f"{name}.mat", labels(size))
     text(root / "sbd" / "train.txt", listed["sbd"])
     return root
 

@@ -189,9 +189,9 @@ def test_arguments_are_kept_at_their_defaults(image):
     expected = pac(net.target, g, g)
     for output in (converted(image), converted(image, None), converted(x=image, scale=1.0)):
         close(output, expected)
-    with pytest.raises(hotswap.HotswapError, match="default mask=None"):
+    with pytest.raises(hotswap.HotswapError, match="mask=None alone"):
         converted(image, torch.ones(()))
-    with pytest.raises(hotswap.HotswapError, match=r"default scale=1.0, got 2.0"):
+    with pytest.raises(hotswap.HotswapError, match=r"scale=1.0 alone, got 2.0"):
         converted(image, scale=2.0)
 
 

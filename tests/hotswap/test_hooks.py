@@ -142,7 +142,7 @@ def test_auto_takes_hooks_where_the_network_calls_its_parts_with_other_arguments
 
     converted = swap(Masked(), "part.target", "part.guide")
     assert hotswap.status(converted).plan.method == "hooks"
-    with pytest.raises(hotswap.HotswapError, match="default scale=1.0"):
+    with pytest.raises(hotswap.HotswapError, match="scale=1.0 alone"):
         swap(Masked(), "part.target", "part.guide", method="fx")
     raw = converted.part.guide(image)
     close(converted(image), 2 * pac(converted.part.target, F.relu(raw), raw))

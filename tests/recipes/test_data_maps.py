@@ -1,5 +1,7 @@
 """NYU depth, Sintel flow, and what joint upsampling makes of them."""
 
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -217,6 +219,15 @@ def test_flow_keeps_its_unit(sintel_root):
     (low, guide), (target, unit) = data[0]
     assert (low.shape, guide.shape, target.shape, unit) == ((2, 4, 4), (3, 16, 16), (2, 16, 16), 1)
     torch.testing.assert_close(low, F.interpolate(target[None], size=(4, 4), mode="bilinear")[0])
+
+
+def test_loaders_in_other_processes_get_the_same(nyu_root, sintel_root):
+    for data in (upsampling.nyu(nyu_root, "test"), upsampling.sintel(sintel_root, "validation")):
+        (low, guide), (target, _) = data[3]
+        (other_low, other_guide), (other_target, _) = pickle.loads(pickle.dumps(data))[3]
+        assert torch.equal(low, other_low)
+        assert torch.equal(guide, other_guide)
+        assert torch.equal(target, other_target)
 
 
 @pytest.mark.parametrize(

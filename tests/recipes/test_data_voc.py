@@ -1,5 +1,7 @@
 """VOC 2012 with SBD: the splits, what an item holds, crops, and what is said of missing and damaged files."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,19 @@ def test_images_are_filled_up_to_multiples(root):
     assert (filled[1][20:] == 255).all()
     assert (filled[1][:, 24:] == 255).all()
     torch.testing.assert_close(filled[0][:, 31, 31], torch.tensor([0.485, 0.456, 0.406]))
+
+
+def test_loaders_in_other_processes_get_the_same(root):
+    data = VocSbd(root, "train11", crop=16, flip=True)
+    len(data)  # with its lists read
+    again = pickle.loads(pickle.dumps(data))
+    for index in (0, 5):
+        items = []
+        for either in (data, again):
+            torch.manual_seed(0)
+            items.append(either[index])
+        assert torch.equal(items[0][0], items[1][0])
+        assert torch.equal(items[0][1], items[1][1])
 
 
 def test_the_seed_fixes_the_crop():

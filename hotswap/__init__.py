@@ -7,6 +7,7 @@ from hotswap.api import apply, convert, plan, revert
 from hotswap.calibrate import Calibration, calibrate
 from hotswap.checkpoint import load, save
 from hotswap.errors import HotswapError
+from hotswap.export import Exported, export
 from hotswap.inspect import Inspection, inspect
 from hotswap.leaves import register_concrete_args, register_leaf
 from hotswap.plan import Plan, Swap
@@ -17,6 +18,7 @@ from hotswap.verify import Verification, verify
 __version__ = "0.1.0"
 __all__ = [
     "Calibration",
+    "Exported",
     "HotswapError",
     "Inspection",
     "Plan",
@@ -26,6 +28,7 @@ __all__ = [
     "apply",
     "calibrate",
     "convert",
+    "export",
     "inspect",
     "load",
     "plan",

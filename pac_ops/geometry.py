@@ -83,8 +83,8 @@ def spread(x: Tensor, window: Window, ho: int, wo: int) -> Tensor:
     """
     (kh, kw), (sy, sx), (py, px), (dy, dx) = window
     b, c, height, width = x.shape
-    inserted = x.new_zeros(b, c, max(0, (height - 1) * sy + 1), max(0, (width - 1) * sx + 1))
-    inserted[:, :, ::sy, ::sx] = x
+    # Also stride - 1 after the last pixel, which the padding takes off again; nothing in place, for exporters.
+    inserted = F.pad(x.view(b, c, height, 1, width, 1), (0, sx - 1, 0, 0, 0, sy - 1)).flatten(4).flatten(2, 3)
     top, left = dy * (kh - 1) - py, dx * (kw - 1) - px  # negative where the output is cropped
     bottom = ho + dy * (kh - 1) - top - inserted.shape[2]
     right = wo + dx * (kw - 1) - left - inserted.shape[3]

@@ -88,7 +88,8 @@ pacresize2d = _caller("pacresize2d")
 pacresize2d_backward = _caller("pacresize2d_backward")
 
 
-def _window(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Window:
+def window_of(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Window:
+    """The window of an operator's arguments, in the order of its schema."""
     (kh, kw), (sy, sx), (py, px), (dy, dx) = kernel_size, stride, padding, dilation
     return Window((kh, kw), (sy, sx), (py, px), (dy, dx))
 
@@ -106,24 +107,24 @@ def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @_kernel("squared_distance2d")
 def _squared_distance2d(guide: Tensor, *window: Ints) -> Any:
-    return _backend(guide).squared_distance2d(guide, _window(*window))
+    return _backend(guide).squared_distance2d(guide, window_of(*window))
 
 
 @_kernel("squared_distance2d_backward")
 def _squared_distance2d_backward(grad: Tensor, guide: Tensor, *window: Ints) -> Any:
-    return _backend(guide).squared_distance2d_backward(grad, guide, _window(*window))
+    return _backend(guide).squared_distance2d_backward(grad, guide, window_of(*window))
 
 
 @_kernel("centred_distance2d")
 def _centred_distance2d(centre: Tensor, guide: Tensor, *window: Any) -> Any:
     *sizes, asymmetric = window
-    return _backend(guide).centred_distance2d(centre, guide, _window(*sizes), asymmetric)
+    return _backend(guide).centred_distance2d(centre, guide, window_of(*sizes), asymmetric)
 
 
 @_kernel("centred_distance2d_backward")
 def _centred_distance2d_backward(grad: Tensor, centre: Tensor, guide: Tensor, *window: Any) -> Any:
     *sizes, asymmetric = window
-    return _backend(guide).centred_distance2d_backward(grad, centre, guide, _window(*sizes), asymmetric)
+    return _backend(guide).centred_distance2d_backward(grad, centre, guide, window_of(*sizes), asymmetric)
 
 
 def _register_conv(name: str) -> None:
@@ -133,13 +134,13 @@ def _register_conv(name: str) -> None:
     def forward(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Any:
         *sliding, groups = window
         run = getattr(_backend(input), name)
-        return run(input, kernel, weight, bias, _window(weight.shape[2:], *sliding), groups)
+        return run(input, kernel, weight, bias, window_of(weight.shape[2:], *sliding), groups)
 
     @_kernel(f"{name}_backward")
     def backward(grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, *window: Any) -> Any:
         *sliding, groups, needs = window
         run = getattr(_backend(input), f"{name}_backward")
-        gradients = run(grad, input, kernel, weight, _window(weight.shape[2:], *sliding), groups, tuple(needs))
+        gradients = run(grad, input, kernel, weight, window_of(weight.shape[2:], *sliding), groups, tuple(needs))
         return _filled(gradients, (input, kernel, weight))
 
 
@@ -149,13 +150,13 @@ _register_conv("pacconv_transpose2d")
 
 @_kernel("pacpool2d")
 def _pacpool2d(input: Tensor, kernel: Tensor, *sliding: Ints) -> Any:
-    return _backend(input).pacpool2d(input, kernel, _window(kernel.shape[2:4], *sliding))
+    return _backend(input).pacpool2d(input, kernel, window_of(kernel.shape[2:4], *sliding))
 
 
 @_kernel("pacpool2d_backward")
 def _pacpool2d_backward(grad: Tensor, input: Tensor, kernel: Tensor, *window: Any) -> Any:
     *sliding, needs = window
-    sizes = _window(kernel.shape[2:4], *sliding)
+    sizes = window_of(kernel.shape[2:4], *sliding)
     gradients = _backend(input).pacpool2d_backward(grad, input, kernel, sizes, tuple(needs))
     return _filled(gradients, (input, kernel))
 
@@ -197,7 +198,7 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @_fake("squared_distance2d")
 def _squared_distance2d_fake(guide: Tensor, *window: Ints) -> Tensor:
-    w = _window(*window)
+    w = window_of(*window)
     b, _, height, width = guide.shape
     size = (b, 1, *w.kernel_size, *w.output_size(height, width))
     return guide.new_empty(size, dtype=accumulate_dtype(guide.dtype))
@@ -357,7 +358,7 @@ def _centred_jvp(ctx: Any, centre_tangent: Tensor | None, guide_tangent: Tensor 
     centre, guide = ctx.saved_tensors
     *sizes, asymmetric = ctx.window
     c, f = _or_zeros((centre_tangent, guide_tangent), (centre, guide))
-    return second_order.centred_tangent(centre, guide, c, f, _window(*sizes), asymmetric)
+    return second_order.centred_tangent(centre, guide, c, f, window_of(*sizes), asymmetric)
 
 
 def _or_zeros(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -372,7 +373,7 @@ def _centred_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _centred_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     grad, centre, guide, *window = inputs
     *sizes, ctx.asymmetric = ctx.arguments = window
-    ctx.window = _window(*sizes)
+    ctx.window = window_of(*sizes)
     _save(ctx, grad, centre, guide)
 
 

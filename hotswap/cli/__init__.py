@@ -50,6 +50,7 @@ def _others() -> dict[str, EntryPoint]:
         "hotswap calibrate swapped.safetensors --images photos -o calibrated.safetensors",
         "hotswap verify calibrated.safetensors --images photos",
         "hotswap revert calibrated.safetensors -o plain.safetensors",
+        "hotswap export calibrated.safetensors -o network.onnx",
     ),
 )
 @click.version_option(hotswap.__version__, prog_name="hotswap")

@@ -1,4 +1,4 @@
-"""Commands about a checkpoint of a swapped network: verify, calibrate, revert."""
+"""Commands about a checkpoint of a swapped network: verify, calibrate, revert, export."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -129,4 +129,44 @@ class _Reverted:
         return f"reverted {len(self.targets)} swaps: {', '.join(self.targets)}"
 
 
-COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert)
+@click.command(
+    epilog=options.examples(
+        "hotswap export swapped.safetensors -o swapped.onnx",
+        "hotswap export swapped.safetensors --input-size 512x512 --static -o swapped.pt2",
+    )
+)
+@options.checkpoint_argument
+@click.option("-o", "--output", "path", required=True, metavar="FILE", help="What to write: .onnx or .pt2.")
+@click.option(
+    "--format",
+    "kind",
+    metavar="NAME",
+    help="onnx, or exported-program (for torch.export.load). Default: by the file's name.",
+)
+@click.option("--static", is_flag=True, help="Fix batch and image size, where a network cannot leave them open.")
+@options.own_model
+@options.input_size
+@options.as_json
+def export(
+    checkpoint: str,
+    path: str,
+    kind: str | None,
+    static: bool,
+    model: str | None,
+    input_size: options.Size | None,
+    as_json: bool,
+) -> None:
+    """Write the network for inference without hotswap, and check the file against PyTorch."""
+    from hotswap.cli import inputs
+    from hotswap.export import export as export_network
+
+    inputs.check_other_file(path, checkpoint)
+    network = inputs.load(checkpoint, model).network
+    example = inputs.example(network, input_size)
+    with output.busy("exporting"):
+        result = export_network(network, path, format=kind, example_inputs=example, dynamic=not static)
+    output.show(result, as_json=as_json)
+    output.wrote(path)
+
+
+COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert, export)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -47,3 +48,16 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
 
     console = Console(stderr=True)
     yield from track(items, what, total=total, console=console, disable=not console.is_terminal, transient=True)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Around work of unknown length: show on stderr that it goes on, where that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

@@ -1,0 +1,115 @@
+"""The operators' forwards in PyTorch's own operations, for exporters: what they write runs where pac_ops is not.
+
+Any size may be unknown when they are traced. Taps are strided views of one padded image, gathered in one tensor and
+multiplied by the weight as a 1 x 1 convolution: kh * kw copies, and one product that every runtime does well.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlarging import Enlargement
+from pac_ops.geometry import Window, pad, spread, taps
+from pac_ops.library import window_of
+
+Ints = Sequence[int]
+
+
+def decompositions() -> dict[Any, Callable[..., Tensor]]:
+    """A decomposition table for `torch.export.ExportedProgram.run_decompositions`: no operator of pac_ops is left.
+
+    Results agree with the operators' up to rounding. There are no gradients: it is for inference.
+    """
+    names = (
+        "squared_distance2d",
+        "centred_distance2d",
+        "pacconv2d",
+        "pacconv_transpose2d",
+        "pacpool2d",
+        "resize_distance2d",
+        "pacresize2d",
+    )
+    return {getattr(torch.ops.pac_ops, name).default: globals()[f"_{name}"] for name in names}
+
+
+def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:
+    sliding = window_of(*window)
+    f_j = _seen(guide.to(accumulate_dtype(guide.dtype)), sliding)
+    kh, kw = sliding.kernel_size
+    f_i = f_j[kh // 2 * kw + kw // 2]
+    return _as_kernel([(f_i - f).square().sum(dim=1) for f in f_j], sliding.kernel_size)
+
+
+def _centred_distance2d(centre: Tensor, guide: Tensor, *window: Any) -> Tensor:
+    *sizes, asymmetric = window
+    sliding, wide = window_of(*sizes), accumulate_dtype(guide.dtype)
+    away = [f - centre.to(wide) for f in _seen(guide.to(wide), sliding)]
+    return _as_kernel([(x.clamp_min(0) if asymmetric else x).square().sum(dim=1) for x in away], sliding.kernel_size)
+
+
+def _pacconv2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    *sliding, groups = window
+    return _convolved(input, kernel, weight, bias, window_of(weight.shape[2:], *sliding), groups)
+
+
+def _pacconv_transpose2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    *sliding, groups = window
+    spaced = window_of(weight.shape[2:], *sliding)
+    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3)
+    stepping = Window(spaced.kernel_size, dilation=spaced.dilation)
+    return _convolved(spread(input, spaced, kernel.shape[4], kernel.shape[5]), kernel, turned, bias, stepping, groups)
+
+
+def _pacpool2d(input: Tensor, kernel: Tensor, *sliding: Ints) -> Tensor:
+    window = window_of(kernel.shape[2:4], *sliding)
+    adapted: Tensor = torch.stack(_seen(input, window), dim=2) * kernel.flatten(2, 3)
+    return adapted.sum(dim=2).to(input.dtype)
+
+
+def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
+    wide, n = accumulate_dtype(guide.dtype), where[-1]
+    f_i = guide.to(wide)
+    held = _neighbours(coarse.to(wide), Enlargement(*where), guide.shape[2], guide.shape[3])
+    distances = [(f_i - g_j).square().sum(dim=1) for g_j in held]
+    return _as_kernel(distances, (n, n))
+
+
+def _pacresize2d(input: Tensor, kernel: Tensor, *where: Any) -> Tensor:
+    wide = accumulate_dtype(input.dtype)
+    held = _neighbours(input.to(wide), Enlargement(*where), kernel.shape[4], kernel.shape[5])
+    weights = kernel.to(wide).flatten(2, 3).unbind(dim=2)
+    total = held[0] * weights[0]
+    for v_j, k in zip(held[1:], weights[1:], strict=True):
+        total = total + v_j * k
+    return total.to(input.dtype)
+
+
+def _convolved(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+) -> Tensor:
+    adapted = torch.stack(_seen(input, window), dim=2) * kernel.flatten(2, 3)  # [B, C, taps, Ho, Wo]
+    filters = weight.flatten(1)[:, :, None, None]  # [O, C/groups * taps, 1, 1]
+    return F.conv2d(adapted.flatten(1, 2).to(weight.dtype), filters, bias, groups=groups).to(input.dtype)
+
+
+def _seen(x: Tensor, window: Window) -> list[Tensor]:
+    """What each tap sees, [B, C, Ho, Wo], zero outside the image."""
+    size = window.output_size(x.shape[2], x.shape[3])
+    return [view for _, _, view in taps(pad(x, window), window, *size)]
+
+
+def _as_kernel(per_tap: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """One [B, H, W] a tap -> [B, 1, kh, kw, H, W]."""
+    together: Tensor = torch.stack(per_tap, dim=1).unflatten(1, size)
+    return together[:, None]
+
+
+def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> list[Tensor]:
+    """What each neighbour of a footprint holds, seen from every fine pixel: [B, C, Ho, Wo]."""
+    rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
+    down = [x.index_select(2, rows[:, a]) for a in range(where.footprint)]
+    return [y.index_select(3, columns[:, b]) for y in down for b in range(where.footprint)]

@@ -1,0 +1,167 @@
+"""Files that run without hotswap: ONNX by onnxruntime, exported programs by torch alone."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import networks
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from torch import nn
+
+import hotswap
+from hotswap.cli import main
+
+SIZE = (1, 3, 32, 48)
+SCALE = 0.5
+exporting = importlib.import_module("hotswap.export")  # whose name in hotswap is the function's
+
+
+class Segmenter(nn.Module):
+    """Convolutions to swap, and enlargements to guide; two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = networks.Plain()
+        self.score = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x):
+        y = self.body(x)
+        scores = F.interpolate(self.score(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return {"scores": scores, "coarse": y}
+
+
+class Fixed(networks.Plain):
+    """Its code takes the image's size for granted."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.zeros(2, SIZE[2] // 2, SIZE[3] // 2)
+
+
+def swapped(net=None, targets=("body.target", "resize"), guide=None):
+    guide = {"body.target": "body.guide", "resize": "input"} if guide is None else guide
+    torch.manual_seed(0)
+    net = Segmenter() if net is None else net
+    return hotswap.convert(net.eval(), list(targets), guide, guide_scale=SCALE, example_inputs=torch.rand(SIZE))
+
+
+def test_onnx_of_open_sizes(tmp_path):
+    net, path = swapped(), tmp_path / "net.onnx"
+    result = hotswap.export(net, path, example_inputs=torch.rand(SIZE))
+    assert result.inputs == (("batch", 3, "height", "width"),)
+    assert result.tried == ((2, 3, 32, 48), (3, 3, 64, 112))
+    assert result.largest_difference < exporting.TOLERANCE
+    assert result.bytes == path.stat().st_size
+    assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
+    session = onnxruntime.InferenceSession(path)
+    image = torch.rand(3, 3, 40, 56)
+    found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    for array, expected in zip(found, net(image).values(), strict=True):
+        np.testing.assert_allclose(array, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+LOAD = """
+import sys
+class Away:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("hotswap", "pac_ops"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Away())
+import torch
+image, expected = torch.load(sys.argv[2])
+found = torch.export.load(sys.argv[1]).module()(image)
+torch.testing.assert_close(found["scores"], expected)
+"""
+
+
+def test_an_exported_program_runs_without_us(tmp_path):
+    net = swapped()
+    result = hotswap.export(net, tmp_path / "net.pt2", example_inputs=torch.rand(SIZE))
+    assert result.inputs == (("batch", 3, "height", "width"),)
+    image = torch.rand(3, 3, 40, 56)
+    torch.save((image, net(image)["scores"].detach()), tmp_path / "data.pt")
+    subprocess.run([sys.executable, "-c", LOAD, tmp_path / "net.pt2", tmp_path / "data.pt"], check=True)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_fixed_sizes_on_demand_and_where_the_code_has_them(tmp_path, suffix):
+    net = swapped(targets=["body.target"], guide="body.guide")
+    wanted = hotswap.export(net, tmp_path / f"a{suffix}", example_inputs=torch.rand(SIZE), dynamic=False)
+    assert wanted.inputs == (SIZE,)
+    assert wanted.tried == (SIZE,)
+    fixed = swapped(Fixed(), ["target"], "guide")
+    found = hotswap.export(fixed, tmp_path / f"b{suffix}", example_inputs=torch.rand(SIZE))
+    assert found.inputs == (("batch", *SIZE[1:]),)  # said, not hidden
+    assert "input batch x 3 x 32 x 48" in str(found)
+
+
+def test_the_network_stays_as_it_was(tmp_path):
+    net = swapped().train()
+    state = {name: x.clone() for name, x in net.state_dict().items()}
+    hotswap.export(net, tmp_path / "net.pt2", example_inputs=torch.rand(SIZE))
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(x, state[name]) for name, x in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("net.txt", {}, "must end in .onnx or .pt2, got .*net.txt'; or give a format"),
+        ("net.onnx", {"format": "torchscript"}, "format must be onnx or exported-program, got 'torchscript'"),
+        ("no/net.onnx", {}, "there is no folder"),
+    ],
+)
+def test_refusals(tmp_path, name, options, message):
+    with pytest.raises(hotswap.HotswapError, match=message):
+        hotswap.export(swapped(), tmp_path / name, example_inputs=torch.rand(SIZE), **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_exporter_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(hotswap.HotswapError, match=r"writing ONNX needs onnx: pip install 'hotswap\[export\]'"):
+        hotswap.export(swapped(), tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
+
+
+class Choosing(networks.Plain):
+    """What it computes depends on what it sees."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_what_cannot_be_exported_says_why(tmp_path):
+    net = hotswap.convert(Choosing().eval(), "target", "guide", example_inputs=torch.rand(SIZE))
+    with pytest.raises(hotswap.HotswapError, match=r"torch.export cannot export this network: .* \(--static\) asks"):
+        hotswap.export(net, tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    (tmp_path / "net.pt2").write_text("old")
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(hotswap.HotswapError, match="differs from PyTorch's by .* nothing was written"):
+        hotswap.export(swapped(), tmp_path / "net.pt2", example_inputs=torch.rand(SIZE))
+    assert (tmp_path / "net.pt2").read_text() == "old"
+
+
+def test_the_command(tmp_path):
+    checkpoint, path = tmp_path / "swapped.safetensors", tmp_path / "swapped.onnx"
+    net = hotswap.convert(hotswap.zoo.build("timm:test_resnet", trusted=True), guide_scale=SCALE)
+    hotswap.save(net, checkpoint, "timm:test_resnet")
+    arguments = ["export", str(checkpoint), "-o", str(path), "--input-size", "64", "--static", "--json"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    written = json.loads(result.stdout)
+    assert written["format"] == "onnx"
+    assert written["inputs"] == [[1, 3, 64, 64]]
+    assert path.exists()
+    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(checkpoint)])
+    assert result.exit_code == 1
+    assert "is also an input" in result.stderr

@@ -1,7 +1,7 @@
 """Segmentation networks for recipes, by functions whose options a recipe can state.
 
-FCN-8s is built for images in RGB and in the unit of 0..255, less a mean: (image - mean) / std of an image in 0..1,
-with 1/255 for std. Weights of others are brought to that, so that the guides of a PAC-CRF have the unit of the paper.
+They take images in RGB, (image - mean) / std of an image in 0..1. Which mean and std depends on where the weights of
+a FCN-8s came from: ImageNet's, or for those of Caffe (122.679, 116.669, 104.007) / 255 and 1 / 255.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,9 @@ def fcn8s(
         num_classes: channels of the output.
         padding: 1, or 100 as published; see `FCN8s`.
         hidden: channels of fc6 and fc7.
-        vgg16: a file with the weights of torchvision's VGG16, or "torchvision", which fetches them. Images then want
-            ImageNet's mean.
-        caffe: a file with the weights of a FCN-8s of Caffe, under the published names. The order of colours is turned
-            round; images want the mean (122.679, 116.669, 104.007) / 255.
+        vgg16: a file with the weights of torchvision's VGG16, or "torchvision", which fetches them.
+        caffe: a file with the weights of a FCN-8s of Caffe, under the published names, which wants images in BGR; so
+            the colours of conv1_1 are turned round.
 
     Raises:
         HotswapError: where both files are given, or one cannot be read or does not fit.
@@ -57,6 +56,7 @@ def fcn8s_paccrf(
     padding: int = 1,
     hidden: int = 4096,
     dilations: Sequence[int] = (16, 64),
+    std: Sequence[float] = IMAGENET_STD,
     vgg16: str | None = None,
     caffe: str | None = None,
     backbone: str | None = None,
@@ -68,6 +68,7 @@ def fcn8s_paccrf(
         padding: see `fcn8s`.
         hidden: see `fcn8s`.
         dilations: of the CRF's pairwise kernels; see `WithCRF`.
+        std: of the images; see `WithCRF`.
         vgg16: see `fcn8s`.
         caffe: see `fcn8s`.
         backbone: a file that a run of the recipe fcn8s or pacfcn left. Swaps in it are not carried out.
@@ -80,7 +81,7 @@ def fcn8s_paccrf(
     network = fcn8s(num_classes, padding, hidden, vgg16, caffe)
     if backbone is not None:
         _load(network, backbone)
-    return WithCRF(network, num_classes, dilations)
+    return WithCRF(network, num_classes, dilations, std)
 
 
 def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module:
@@ -121,5 +122,3 @@ def _load_vgg16(network: FCN8s, path: str) -> None:
         raise HotswapError(
             f"vgg16 must be a checkpoint of torchvision's VGG16, and {path!r} does not fit ({error})"
         ) from error
-    with torch.no_grad():  # it was trained on (image - mean) / std of an image in 0..1
-        network.get_parameter("conv1_1.weight").div_(255 * torch.tensor(IMAGENET_STD)[:, None, None])

@@ -51,6 +51,7 @@ def test_crfs_train_in_the_papers_two_stages(arms, name):
     assert (alone.freeze, alone.epochs, alone.optimiser.name, alone.optimiser.lr) == (("backbone",), 40, "adam", 1e-3)
     assert (alone.schedule.name, alone.schedule.at) == ("step", (20,))
     assert (joint.freeze, joint.optimiser.lr, joint.model.checkpoint) == ((), 1e-7, "arm:crf")
+    assert tuple(alone.model.options["std"]) == alone.model.std
     assert alone.model.options["dilations"] == ([32] if name == "fcn8s_paccrf32" else [16, 64])
     swapped = {target for swap in alone.swaps for target in swap.targets}
     assert swapped == ({f"backbone.{x}" for x in PAPERS} if name == "pacfcn_paccrf" else set())

@@ -77,6 +77,36 @@ def test_scales_of_another_shape_load(network):
     assert network.feat_scales[0].item() == 7.0
 
 
+def test_the_guide_is_in_the_unit_of_0_to_255():
+    torch.manual_seed(0)
+    std = torch.tensor([0.2, 0.25, 0.5])
+    image, mean = torch.rand(1, 3, SIZE, SIZE), torch.rand(3, 1, 1)
+    logits = torch.randn(1, 4, SIZE, SIZE)
+    pixels = WithCRF(nn.Identity(), num_classes=4, dilations=(2,))
+    others = WithCRF(nn.Identity(), num_classes=4, dilations=(2,), std=std.tolist())
+    others.load_state_dict(pixels.state_dict())
+    pixels.backbone = others.backbone = Constant(logits)
+    with torch.no_grad():
+        expected = pixels(255 * image)
+        torch.testing.assert_close(others((image - mean) / std[:, None, None]), expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(others(image), expected, atol=1e-2)
+
+
+class Constant(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.value
+
+
+@pytest.mark.parametrize("std", [(0.2, 0.2), (0.2, 0.0, 0.2)])
+def test_std_out_of_range_is_refused(std):
+    with pytest.raises(ValueError, match="std must be three positive numbers"):
+        WithCRF(nn.Identity(), std=std)
+
+
 def test_no_kernel_is_refused():
     with pytest.raises(ValueError, match="dilations must hold one number a pairwise kernel"):
         WithCRF(nn.Identity(), dilations=())

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
 from hotswap.receptive import ReceptiveFields
@@ -161,7 +163,7 @@ def run_once(
     try:
         # Real parameters and buffers are read as fake ones; most writes to them (a batch norm's counts) are lost.
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with written_back(model.buffers()), mode(model, training=False), fake, torch.no_grad(), _quiet():
+        with written_back(model.buffers()), mode(model, training=False), fake, torch.no_grad(), _quiet(), _Short():
             attempt([_empty_like(x, device) for x in arguments])
     except HotswapError:
         raise
@@ -184,6 +186,16 @@ def _runs_on_numbers(model: nn.Module, inputs: Sequence[Any], attempt: Callable[
     except Exception:  # noqa: BLE001 (the run on fake tensors has said why)
         return False
     return True
+
+
+class _Short(TorchFunctionMode):
+    """Batch norm of fake tensors without its decomposition, which takes most of the time that a network takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm and kwargs.get("training") is False:  # F.batch_norm itself hands it over like this
+            return torch.empty_like(args[0])
+        return func(*args, **kwargs)
 
 
 @contextmanager

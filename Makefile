@@ -17,6 +17,8 @@ $(VENV)/.installed: pyproject.toml Makefile
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo
+	rm -rf out/quickstart
+	$(BIN)/hotswap finetune quickstart --output-dir out/quickstart
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto

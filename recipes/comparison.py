@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 import hotswap
 from hotswap import images as folders
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike
+from hotswap.files import PathLike, atomic_write
 from recipes import building, engine
 from recipes.checkpointing import LAST
 from recipes.config import Recipe
@@ -40,7 +40,9 @@ def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
         seen, _ = _item(building.as_seen(last, data), index)
         rows.append(draw(networks, seen, shown, truth, last.task).panels)
     path = folder / PAGE
-    sheet(f"{folder.name}: the first images of the validation data", rows, width=_WIDTH).save(path)
+    page = sheet(f"{folder.name}: the first images of the validation data", rows, width=_WIDTH)
+    with atomic_write(path) as temporary:
+        page.save(temporary, format="PNG")
     return path
 
 

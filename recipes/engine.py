@@ -5,6 +5,7 @@ the end `result.json`. Each is written in one step, so that a killed run leaves 
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -222,12 +223,16 @@ class _Run:
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(f"validation/{name}", value, self.trainer.step)
-        judged = self.trainer.task
-        sign = 1 if judged.higher_is_better else -1
         best = self.record.best
-        if best is None or sign * metrics[judged.best] > sign * best["metrics"][judged.best]:
+        if best is None or self._score(metrics) > self._score(best["metrics"]):
             self.record.best = entry
             self._save_network(BEST)
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """The larger the better, and no number the worst."""
+        judged = self.trainer.task
+        value = metrics[judged.best] if judged.higher_is_better else -metrics[judged.best]
+        return -math.inf if math.isnan(value) else value
 
     def _save(self) -> None:
         """The network, then the state: a run killed in between goes on from the state before, to the same end."""

@@ -2,8 +2,10 @@
 
 import json
 import math
+import random
 import re
 
+import numpy as np
 import pytest
 import runs
 import torch
@@ -222,6 +224,32 @@ def test_what_is_frozen_stays_and_the_average_lags_behind(tmp_path):
     assert not torch.equal(last["second.weight"], found["second.weight"])
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["parameters"]["all"] - result["parameters"]["trained"] == 4 + 8 + 2
+
+
+def test_processes_that_load_data_change_nothing(tmp_path):
+    path = written(tmp_path)
+    finetune(path, tmp_path / "none")
+    finetune(path, tmp_path / "two", "workers=2")
+    assert same(weights(tmp_path / "none"), weights(tmp_path / "two"))
+
+
+class Shaky(Noise):
+    """Random in every way a data set can be."""
+
+    def __getitem__(self, index):
+        image, labels = super().__getitem__(index)
+        return image + torch.rand(()) + random.random() + float(np.random.rand()), labels
+
+
+def test_what_data_sets_draw_is_fixed_by_seed_and_step_too(tmp_path):
+    data = {"train": {"name": "test_engine:Shaky"}, "validation": {"name": "test_engine:Shaky"}}
+    path = written(tmp_path, data=data)
+    finetune(path, tmp_path / "whole")
+    finetune(path, tmp_path / "stopped", max_steps=3)
+    finetune(path, tmp_path / "stopped", resume=True)
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    finetune(path, tmp_path / "loaded", "workers=2")
+    assert same(weights(tmp_path / "loaded"), weights(tmp_path / "whole"))
 
 
 def test_epochs_are_passes_over_the_data(tmp_path):

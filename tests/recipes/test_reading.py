@@ -1,12 +1,13 @@
 """Recipe files are checked to the end before anything is loaded, and a mistake is one clear line."""
 
+import re
 from pathlib import Path
 
 import pytest
 from runs import invoke, written
 
 from hotswap.errors import HotswapError
-from recipes import reading
+from recipes import config, reading
 from recipes.reading import ALONE, read
 
 OWN = sorted((Path(reading.__file__).parent).glob("*.yaml"))
@@ -139,3 +140,31 @@ def test_an_arm_that_is_not_there_is_refused(tmp_path):
     assert reading.arm(arms, "plain") is arms["plain"]
     with pytest.raises(HotswapError, match="there is no arm 'plane'; closest: plain"):
         reading.arm(arms, "plane")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+def test_recipes_in_the_docs_are_valid(text, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    assert set(read(path)) == {"plain", "guided"}
+
+
+def parts(model=config.Recipe):
+    """A recipe's model and those in it."""
+    inner = {part for field in model.model_fields.values() for part in reading._models_in(field.annotation)}
+    return {model}.union(*map(parts, inner))
+
+
+@pytest.mark.parametrize("part", sorted(parts(), key=str), ids=lambda part: part.__name__)
+def test_every_key_is_in_the_docs(part):
+    for key in part.model_fields:
+        assert re.search(rf"`[\w.]*\b{key}\b", PAGE), key
+
+
+def test_the_refusal_in_the_docs_is_the_one_given(tmp_path):
+    said = re.search(r"Error: my.yaml: (.*)", PAGE)[1]
+    with pytest.raises(HotswapError, match=re.escape(said)):
+        read(written(tmp_path), ["optimiser.learning_rate=0.1"])

@@ -41,12 +41,13 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         size: height and width in pixels, at least 16.
         truth: "labels" or "depth".
         seed: scenes of different seeds have nothing in common.
+        keep: hold in memory what has been drawn once; drawing takes about as long as a small network's step.
 
     Raises:
         ValueError: where an argument is out of range.
     """
 
-    def __init__(self, count: int, *, size: int = 128, truth: str = "labels", seed: int = 0) -> None:
+    def __init__(self, count: int, *, size: int = 128, truth: str = "labels", seed: int = 0, keep: bool = False) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if size < 16:
@@ -54,6 +55,7 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         if truth not in ("labels", "depth"):
             raise ValueError(f'truth must be "labels" or "depth", got {truth!r}')
         self.count, self.size, self.truth, self.seed = count, size, truth, seed
+        self.kept: dict[int, Scene] | None = {} if keep else None
 
     def __len__(self) -> int:
         return self.count
@@ -62,7 +64,12 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         """Everything about one scene."""
         if not 0 <= index < self.count:
             raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
-        return draw(self.size, np.random.default_rng([self.seed, index]))
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        drawn = draw(self.size, np.random.default_rng([self.seed, index]))
+        if self.kept is not None:
+            self.kept[index] = drawn
+        return drawn
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         scene = self.scene(index)

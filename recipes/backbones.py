@@ -14,11 +14,11 @@ class SmallSegmenter(nn.Module):
         width: channels of the first stage; each of the two others has twice those of the one before.
     """
 
-    def __init__(self, classes: int, width: int = 24) -> None:
+    def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()
-        self.stage1 = _stage(3, width, stride=2)
+        self.stage1 = _stage(3, width, stride=1)
         self.stage2 = _stage(width, 2 * width, stride=2)
-        self.stage3 = nn.Sequential(_stage(2 * width, 4 * width, stride=1), _stage(4 * width, 4 * width, stride=1))
+        self.stage3 = nn.Sequential(_stage(2 * width, 4 * width, stride=2), _stage(4 * width, 4 * width, stride=1))
         self.head = nn.Conv2d(4 * width, classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -74,9 +74,8 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
         HotswapError: where any of it cannot be done.
     """
     model, first = plain(recipe), example(data, recipe.seed)
-    if (checkpoint := recipe.model.checkpoint) is not None:
-        name = checkpoint.removeprefix(EARLIER)
-        model = hotswap.load(earlier[name] if checkpoint.startswith(EARLIER) else checkpoint, model=model)
+    if recipe.model.checkpoint is not None:
+        model = hotswap.load(_file(recipe.model.checkpoint, earlier), model=model)
     for swap in recipe.swaps:
         model = _swapped(model, swap, first)
     model.to(device)
@@ -110,6 +109,17 @@ def recordable(recipe: Recipe) -> str | None:
         return zoo.architecture(_spec(recipe))
     except HotswapError:
         return None
+
+
+def _file(checkpoint: str, earlier: Mapping[str, Path]) -> str | Path:
+    if not checkpoint.startswith(EARLIER):
+        return checkpoint
+    name = checkpoint.removeprefix(EARLIER)
+    if name not in earlier:
+        raise HotswapError(
+            f"model.checkpoint is where arm {name!r} ended, which has not been run here; pass --checkpoint"
+        )
+    return earlier[name]
 
 
 def _swapped(model: nn.Module, swap: Swap, first: Inputs) -> nn.Module:

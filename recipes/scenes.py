@@ -47,7 +47,9 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         ValueError: where an argument is out of range.
     """
 
-    def __init__(self, count: int, *, size: int = 128, truth: str = "labels", seed: int = 0, keep: bool = False) -> None:
+    def __init__(
+        self, count: int, *, size: int = 128, truth: str = "labels", seed: int = 0, keep: bool = False
+    ) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if size < 16:

@@ -86,6 +86,9 @@ def test_an_arm_can_start_where_another_ended(tmp_path):
     finetune(written(tmp_path, arms=arms), tmp_path / "out")
     first, second = (json.loads((tmp_path / "out" / arm / "result.json").read_text()) for arm in arms)
     assert second["history"][0]["metrics"] == first["metrics"]
+    done = invoke("evaluate", tmp_path / "recipe.yaml", "--arm", "more")
+    assert done.exit_code == 1
+    assert "where arm 'start' ended, which has not been run here; pass --checkpoint" in done.stderr
 
 
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(tmp_path):
@@ -238,7 +241,7 @@ class Shaky(Noise):
 
     def __getitem__(self, index):
         image, labels = super().__getitem__(index)
-        return image + torch.rand(()) + random.random() + float(np.random.rand()), labels
+        return image + torch.rand(()) + random.random() + float(np.random.rand()), labels  # noqa: NPY002, S311
 
 
 def test_what_data_sets_draw_is_fixed_by_seed_and_step_too(tmp_path):

@@ -73,3 +73,9 @@ def test_refusals(arguments, message):
         Scenes(**arguments)
     with pytest.raises(IndexError):
         Scenes(2)[2]
+
+
+def test_scenes_that_are_kept_are_drawn_once():
+    kept, drawn = Scenes(3, size=16, keep=True), Scenes(3, size=16)
+    assert kept.scene(1) is kept.scene(1)
+    assert torch.equal(kept[1][0], drawn[1][0])

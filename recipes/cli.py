@@ -50,11 +50,14 @@ def finetune(
     """
     from rich.console import Console
 
-    from recipes import engine, reading, results
+    from recipes import reading
+
+    arms = reading.read(recipe, overrides)  # before the imports that take seconds
+
+    from recipes import engine, results
     from recipes.checkpointing import RESULT
     from recipes.comparison import draw_comparison
 
-    arms = reading.read(recipe, overrides)
     out = Path(folder or Path("runs") / Path(recipe).stem)
     console = None if quiet else Console(stderr=True)
     try:
@@ -79,9 +82,12 @@ def finetune(
 @options.as_json
 def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, arm: str | None, as_json: bool) -> None:
     """Measure a network on the validation data of a recipe."""
-    from recipes import engine, reading
+    from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
+
+    from recipes import engine
+
     metrics = engine.evaluate(chosen, checkpoint)
     if engine.is_main_process():
         text = json.dumps(metrics, indent=2) if as_json else "\n".join(f"{k} {v:.4f}" for k, v in metrics.items())
@@ -114,9 +120,11 @@ def predict(
     For each image, NAME.png is the page and NAME_prediction.png the map alone, labels with the VOC palette.
     """
     from recipes import reading
-    from recipes.comparison import draw_predictions
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
+
+    from recipes.comparison import draw_predictions
+
     for path in draw_predictions(chosen, checkpoint, images, Path(folder), limit):
         output.wrote(str(path))
 

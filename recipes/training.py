@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -34,6 +35,9 @@ def start(mixed_precision: str | None = None) -> Accelerator:
 
     Args:
         mixed_precision: "no", "fp16", "bf16"; None takes what `accelerate launch` says.
+
+    Raises:
+        HotswapError: where the device cannot do it, or networks are to be split over processes.
     """
     # It keeps the precision of the first one made in a process, and refuses another.
     AcceleratorState._reset_state()
@@ -41,6 +45,11 @@ def start(mixed_precision: str | None = None) -> Accelerator:
         accelerator = Accelerator(mixed_precision=mixed_precision)
     except ValueError as error:
         raise HotswapError(f"mixed_precision {mixed_precision!r}: {error}") from error
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise HotswapError(
+            f"recipes train whole networks on every process, and not with {accelerator.distributed_type.value}; "
+            "launch them without it"
+        )
     accelerator.gradient_accumulation_steps = 1  # the loop weighs each batch itself
     return accelerator
 

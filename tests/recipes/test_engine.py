@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import runs
 import torch
+from accelerate.utils import DistributedType
 from runs import Noise, finetune, invoke, same, weights, written
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import hotswap
-from recipes import checkpointing, engine
+from hotswap.errors import HotswapError
+from recipes import checkpointing, engine, training
 from recipes.reading import ALONE, read
 from recipes.training import Trainer
 
@@ -271,6 +273,12 @@ def test_mixed_precision_trains_and_saves_full_precision_weights(tmp_path):
     assert not same(half, full)
     for key, x in full.items():
         torch.testing.assert_close(half[key], x, rtol=0, atol=0.05)
+
+
+def test_networks_split_over_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(training.Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(HotswapError, match="train whole networks on every process, and not with FSDP"):
+        training.start()
 
 
 def test_a_folder_with_a_run_is_not_written_over(tmp_path):

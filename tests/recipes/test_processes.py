@@ -1,6 +1,7 @@
 """Runs in processes of their own: killed outright, and two that train one network."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -21,7 +22,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("ended_by", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["killed", "ctrl-c"]
+)
+def test_a_run_that_was_ended_goes_on_to_the_same_weights(ended_by, exit_code, tmp_path):
     path, out = written(tmp_path, **SAVED_OFTEN), tmp_path / "killed"
     running = process(arguments(path, out))
     deadline = time.monotonic() + 120
@@ -30,9 +34,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(0.05)
-    running.kill()
+    os.kill(running.pid, ended_by)
     running.join()
-    assert running.exitcode == -signal.SIGKILL
+    assert running.exitcode == exit_code
     assert not (out / "result.json").exists()
     finetune(path, out, resume=True)
     finetune(path, tmp_path / "whole")

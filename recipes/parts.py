@@ -26,7 +26,7 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
         example: what the network takes, for "guide".
 
     Raises:
-        HotswapError: where there is none, with the closest names.
+        HotswapError: where a path or a pattern means nothing, with the closest names.
     """
     names = [name for name, _ in model.named_parameters()]
     kinds: dict[str, Callable[[], Collection[str]]] = {
@@ -35,9 +35,7 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
         GUIDE: lambda: _under(names, _until_guide(model, example)) - _scales(names),
     }
     if part in kinds:
-        found = kinds[part]()
-        if not found:
-            raise HotswapError(f"there are no parameters of the part {part!r} in this network; leave it out")
+        found = kinds[part]()  # which may be nothing: a plain control has the recipe of its swapped twin
     else:
         modules = [path for path, _ in model.named_modules() if path]
         places = [*modules, *names]

@@ -350,7 +350,7 @@ class Bare(nn.Module):
         ({"batch_size": 9}, "batch_size must be from 1 to 8"),
         ({"freeze": ["secnd"]}, "no parameter is in 'secnd'; closest: second"),
         ({"freeze": ["*"]}, "must have a parameter that requires a gradient, got none"),
-        ({"optimiser": {"factors": {"scales": 2}}}, "there are no parameters of the part 'scales'"),
+        ({"optimiser": {"factors": {"hed": 2}}}, "no parameter is in 'hed'; closest: head"),
         ({"swaps": [{"targets": "thrid"}]}, "thrid"),
     ],
     ids=str,

@@ -58,8 +58,11 @@ def test_parts_of_a_network(swapped, part, names):
 def test_a_part_that_is_not_there_is_refused(swapped, part):
     with pytest.raises(HotswapError, match="no parameter is in"):
         parameters_of(swapped, part, IMAGE)
-    with pytest.raises(HotswapError, match="there are no parameters of the part 'swapped'"):
-        parameters_of(Small(), "swapped", IMAGE)
+
+
+@pytest.mark.parametrize("part", ["swapped", "guide", "scales"])
+def test_a_plain_network_has_no_parts_of_a_swap(part):
+    assert parameters_of(Small(), part, IMAGE) == []
 
 
 def test_nothing_is_frozen_where_a_part_is_not_there():

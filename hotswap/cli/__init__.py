@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, networks
+from hotswap.cli import checkpoints, installation, networks
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -65,5 +65,5 @@ def main() -> None:
     """
 
 
-for command in (*networks.COMMANDS, *checkpoints.COMMANDS):
+for command in (*networks.COMMANDS, *checkpoints.COMMANDS, *installation.COMMANDS):
     main.add_command(command)

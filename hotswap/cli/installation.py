@@ -1,0 +1,22 @@
+"""Commands about the installation: doctor."""
+
+import click
+
+from hotswap.cli import options, output
+from hotswap.errors import HotswapError
+
+
+@click.command(epilog=options.examples("hotswap doctor", "hotswap doctor --json"))
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Show versions, which backends can run and why not, and test every operator, in seconds."""
+    from hotswap.doctor import doctor as look_over
+
+    with output.busy("testing the operators"):
+        found = look_over()
+    output.show(found, as_json=as_json)
+    if not found.healthy:
+        raise HotswapError("some operators fail here, or compute something else than they should")
+
+
+COMMANDS: tuple[click.Command, ...] = (doctor,)

@@ -1,4 +1,4 @@
-"""Commands about a checkpoint of a swapped network: verify, calibrate, revert, export."""
+"""Commands about a checkpoint of a swapped network: verify, calibrate, revert, export, diff."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -169,4 +169,25 @@ def export(
     output.wrote(path)
 
 
-COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert, export)
+@click.command(
+    epilog=options.examples(
+        "hotswap diff swapped.safetensors finetuned.safetensors",
+        "hotswap diff best.pt last.pt --json",
+    )
+)
+@click.argument("first")
+@click.argument("second")
+@options.as_json
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Compare two checkpoints: the architectures they name, their plans, their weights."""
+    from hotswap.checkpoint import read
+    from hotswap.diff import diff as compare
+
+    found = [read(path) for path in (first, second)]
+    for name, read_file in zip((first, second), found, strict=True):
+        for text in read_file.notes:
+            output.note(f"{name}: {text}")
+    output.show(compare(*found), as_json=as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert, export, diff)

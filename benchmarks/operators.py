@@ -123,6 +123,8 @@ def adapting_kernel(w: Workload, device: torch.device, *, backward: bool) -> Map
     """K from a guide of 128 channels, and the convolution of 256 channels of that size that it might serve."""
     torch.manual_seed(0)
     guide = _leaf(device, w.dtype, w.batch, GUIDE_CHANNELS, w.size, w.size, needs=backward)
+    with torch.no_grad():
+        guide /= GUIDE_CHANNELS**0.5  # so that K is neither 0 nor 1
     x = _leaf(device, w.dtype, w.batch, 256, w.size, w.size, needs=backward)
     weight = _leaf(device, w.dtype, 256, 256, w.window, w.window, needs=backward)
 

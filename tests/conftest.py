@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ for folder in ("hotswap", "pac_ops", "recipes"):
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread a worker: two that each spread every operator over all cores wait for each other at every barrier.
     torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and so would the processes they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -173,3 +173,8 @@ class Recipe(Training):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None  # None: what `accelerate launch` says
     evaluation: Evaluation = Evaluation()
     save_every: Count | None = None  # steps between states to resume from; None: with each evaluation
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        return "no" if value is False else value  # which is what YAML makes of a bare no

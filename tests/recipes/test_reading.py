@@ -104,6 +104,7 @@ def test_a_recipe_that_is_not_there_is_told_by_the_nearest_name(tmp_path):
         ("swaps.1.footprint=4", lambda r: r.swaps[1].footprint, 4),
         ("swaps.0.targets=[a, b]", lambda r: r.swaps[0].targets, ("a", "b")),
         ("ema=0.9", lambda r: r.ema, 0.9),
+        ("mixed_precision=no", lambda r: r.mixed_precision, "no"),
         ("data.train.options.root=/there", lambda r: r.data.train.options["root"], "/there"),
     ],
 )

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import crf, limits, networks, operators, resizing
+from benchmarks import crf, exported, limits, networks, operators, resizing
 from benchmarks.harness import RESULTS, Case, Machine, Row, geometric_mean, save
 
 FASTER_CONV = "faster conv"
-SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth")
+SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth", "exported")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,6 +77,7 @@ def _cases(suite: str, device: torch.device, dtype: torch.dtype, quick: bool) ->
         "networks": lambda: networks.cases(device, dtype),
         "crf": lambda: crf.cases(device),
         "growth": lambda: operators.growth_cases(device),
+        "exported": lambda: exported.cases() if device.type == "cpu" else iter(()),  # by onnxruntime's CPU build
     }
     return of[suite]()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from benchmarks import crf, limits, networks, operators, resizing
+from benchmarks import crf, exported, limits, networks, operators, resizing
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
 
 mpl.use("svg")
@@ -210,6 +210,16 @@ def _save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def in_onnxruntime(results: Results) -> str:
+    """Networks exported to ONNX: the swapped one's time in onnxruntime over the plain one's, and PyTorch's."""
+    table = []
+    for workload, rows in results.of(exported.OP, FORWARD):
+        swapped, plain = (_ms(rows[name + exported.IN_ORT]) for name in (networks.SWAPPED, networks.PLAIN))
+        own = _ms(rows[networks.SWAPPED])
+        table.append([workload, f"{swapped:.1f}", f"{plain:.1f}", f"{swapped / plain:.2f}", f"{own:.1f}"])
+    return _markdown(["network", "swapped, ms", "plain, ms", "ratio", "swapped in PyTorch, ms"], table)
+
+
 def _with_table(page: str, name: str, table: str) -> str:
     before, start, rest = page.partition(f"<!-- table: {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")
@@ -234,6 +244,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
         "transposed": transposed(results),
         "enlargements": enlargements(results),
         "whole": whole(results),
+        "onnx": in_onnxruntime(results),
     }
     page = PAGE.read_text()
     for name, table in tables.items():

@@ -1,5 +1,6 @@
 """What is installed, which backends the operators have here, and whether these compute what they should."""
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import pac_ops
+from hotswap.errors import one_line
 from hotswap.tables import render
 from pac_ops import backends
 
@@ -165,12 +167,12 @@ def _check(device: str, backend: str, operator: str) -> Check:
         with pac_ops.use_backend(backend):
             found = _with_gradients(run, [x.to(device, torch.float32) for x in numbers])
     except Exception as error:  # noqa: BLE001 (whatever a broken installation raises is what is looked for)
-        lines = str(error).strip().splitlines() or [""]
         seconds = time.perf_counter() - started
-        return Check(device, backend, operator, float("inf"), seconds, f"{type(error).__name__}: {lines[0][:200]}")
+        return Check(device, backend, operator, float("inf"), seconds, one_line(error))
     seconds = time.perf_counter() - started
-    errors = [float((a.double().cpu() - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True)]
-    return Check(device, backend, operator, max(errors), seconds, None)
+    errors = [(a.double().cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
+    largest = float(torch.stack(errors).max())  # not Python's max, which passes over NaN
+    return Check(device, backend, operator, largest, seconds, None)
 
 
 def _with_gradients(run: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: list[Tensor]) -> list[Tensor]:
@@ -184,4 +186,4 @@ def _verdict(check: Check) -> str:
 
 
 def _finite(x: float) -> float | None:
-    return x if x < float("inf") else None
+    return x if math.isfinite(x) else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, one_line
 from hotswap.receptive import ReceptiveFields
 from hotswap.untouched import random_numbers_kept, untouched, written_back
 
@@ -172,7 +172,7 @@ def run_once(
             return
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
         raise HotswapError(
-            f"the network could not be run on fake inputs {shapes} ({_one_line(error)}); "
+            f"the network could not be run on fake inputs {shapes} ({one_line(error, 160)}); "
             "pass example_inputs that its forward takes"
         ) from error
 
@@ -224,8 +224,3 @@ def _numbers_like(x: Any, device: torch.device) -> Any:
 
 def _shape(x: Any) -> tuple[int, ...] | None:
     return tuple(int(n) for n in x.shape) if isinstance(x, Tensor) else None
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160] if text else ''}".rstrip(": ")

@@ -58,7 +58,6 @@ def random_state() -> bytes:
 def random_numbers_kept(seed: int = 0) -> Iterator[None]:
     """Draw from this seed, and leave the generators of Python, numpy and torch as they were."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' code draws from)
-
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)

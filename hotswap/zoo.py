@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, one_line
 from hotswap.naming import closest
 
 TORCHVISION, TIMM = "torchvision", "timm"
@@ -229,9 +229,9 @@ def _factory(spec: Spec) -> Callable[..., Any]:
             raise HotswapError(
                 f"network {str(spec)!r}: there is no module {error.name!r}; a network must be {FORMS}"
             ) from error
-        raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({_reason(error)})") from error
+        raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({one_line(error)})") from error
     except (Exception, SystemExit) as error:  # whatever a user's module does when imported
-        raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({_reason(error)})") from error
+        raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({one_line(error)})") from error
     found: Any = module
     for part in spec.name.split("."):
         if not hasattr(found, part):
@@ -256,15 +256,10 @@ def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContext
     except HotswapError:
         raise
     except (Exception, SystemExit) as error:  # whatever a network's constructor raises for options it does not like
-        raise HotswapError(f"network {str(spec)!r} could not be built ({_reason(error)})") from error
+        raise HotswapError(f"network {str(spec)!r} could not be built ({one_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise HotswapError(f"network {str(spec)!r} must be a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 class _SkipRandomInit(TorchFunctionMode):

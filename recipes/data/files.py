@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, one_line
 
 PathLike = str | os.PathLike[str]
 _FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float32
@@ -44,9 +44,7 @@ class Source:
         except HotswapError:
             raise
         except Exception as error:  # whatever a decoder makes of damaged bytes
-            lines = str(error).strip().splitlines()
-            reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-            raise self.error(path, f"cannot be read ({reason})") from error
+            raise self.error(path, f"cannot be read ({one_line(error)})") from error
 
 
 def read_image(path: PathLike, source: Source) -> Tensor:

@@ -30,6 +30,8 @@ def test_this_installation_is_healthy():
 def wrong(monkeypatch):
     right = cpu.pacpool2d
     monkeypatch.setattr(cpu, "pacpool2d", lambda *arguments: right(*arguments) * 1.01)
+    nothing = cpu.pacconv2d
+    monkeypatch.setattr(cpu, "pacconv2d", lambda *arguments: nothing(*arguments) * float("nan"))
 
     def broken(*arguments):
         raise RuntimeError("no such instruction\nmore")
@@ -41,7 +43,8 @@ def test_wrong_and_failing_operators_are_named(wrong):
     found = doctor.doctor()
     assert not found.healthy
     bad = {c.operator: c for c in found.checks if c.backend == "cpu" and not c.passed}
-    assert bad.keys() == {"PacPool2d", "PacResize2d"}
+    # The transposed convolution is made of the convolution, which gives NaN.
+    assert bad.keys() == {"PacConv2d", "PacConvTranspose2d", "PacPool2d", "PacResize2d"}
     assert 0.005 < bad["PacPool2d"].largest_error < 0.02
     assert bad["PacResize2d"].failure == "RuntimeError: no such instruction"
     assert "wrong: more than 1e-04" in str(found)

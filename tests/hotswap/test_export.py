@@ -101,6 +101,19 @@ def test_fixed_sizes_on_demand_and_where_the_code_has_them(tmp_path, suffix):
     assert "input batch x 3 x 32 x 48" in str(found)
 
 
+class Pooled(networks.Plain):
+    """Any size runs; the ONNX exporter takes the traced one for granted in an adaptive pool."""
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(super().forward(x), 4).flatten(1)
+
+
+def test_onnx_keeps_open_only_what_its_file_runs_at(tmp_path):
+    net = swapped(Pooled(), ["target"], "guide")
+    found = hotswap.export(net, tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
+    assert found.inputs == (("batch", *SIZE[1:]),)
+
+
 def test_the_network_stays_as_it_was(tmp_path):
     net = swapped().train()
     state = {name: x.clone() for name, x in net.state_dict().items()}

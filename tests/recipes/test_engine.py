@@ -33,13 +33,8 @@ EVERYTHING = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two threads that share out networks this small mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Two threads that share out networks this small mostly wait for each other.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_recipe_with_arms_leaves_networks_results_a_table_and_a_picture(tmp_path):

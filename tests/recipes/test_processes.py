@@ -13,13 +13,8 @@ from runs import arguments, finetune, process, same, weights, written
 SAVED_OFTEN = {"save_every": 1, "steps": 40, "evaluation": {"every": 7}, "ema": 0.9, "optimiser": {"lr": 1e-3}}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As in the processes, or sums are in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# As in the processes, or sums are in another order.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

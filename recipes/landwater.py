@@ -18,14 +18,15 @@ from torch.utils.data import Dataset
 
 from recipes.installed import installed_file
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 CLASSES = ("water", "land")
 PIXELS_PER_DEGREE = 15
 HEIGHT, WIDTH = 180 * PIXELS_PER_DEGREE, 360 * PIXELS_PER_DEGREE
-# The globe is cut along meridians into twelve sectors of 30 degrees, three of which are kept for the test.
+# The globe is cut along meridians into twelve sectors of 30 degrees; those not named here are for training.
 SECTOR = 30 * PIXELS_PER_DEGREE
 TEST_SECTORS = (2, 6, 10)  # 120-90 W (western North America), 0-30 E (Europe, Africa), 120-150 E (Japan, Australia)
+VALIDATION_SECTORS = (9,)  # 90-120 E (Indochina, Sumatra), to choose learning rates and the like on
 # Beyond these, sea ice and ice shelves make the truth a matter of opinion.
 NORTH, SOUTH = 75.0, -60.0
 # A crop counts as coast where its share of land lies in this range.
@@ -79,12 +80,12 @@ def land() -> npt.NDArray[np.uint8]:
 
 
 class LandWater(Dataset[tuple[Tensor, Tensor]]):
-    """Crops of coast. Train and test lie in different sectors of longitude and share no pixel.
+    """Crops of coast. The splits lie in different sectors of longitude and share no pixel.
 
     Items: image [3, size, size], RGB in 0..1, and labels [size, size], int64, 0 water and 1 land.
 
     Args:
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         count: how many crops, drawn without replacement; all there are by default.
         size: height and width of a crop in pixels, at most 450 (30 degrees).
         stride: distance between neighbouring crops in pixels; those nearer than `size` overlap.
@@ -131,7 +132,7 @@ def _coast_corners(split: Split, size: int, stride: int) -> list[tuple[int, int]
     rows = np.arange(pixel(NORTH, 0)[0], pixel(SOUTH, 0)[0] - size + 1, stride)
     corners: list[tuple[int, int]] = []
     for sector in range(WIDTH // SECTOR):
-        if (sector in TEST_SECTORS) != (split == "test"):
+        if _split_of(sector) != split:
             continue
         columns = np.arange(sector * SECTOR, (sector + 1) * SECTOR - size + 1, stride)
         r, c = (x.ravel() for x in np.meshgrid(rows, columns, indexing="ij"))
@@ -140,3 +141,9 @@ def _coast_corners(split: Split, size: int, stride: int) -> list[tuple[int, int]
         coast = (share >= LAND_SHARE[0]) & (share <= LAND_SHARE[1])
         corners += zip(r[coast].tolist(), c[coast].tolist(), strict=True)
     return corners
+
+
+def _split_of(sector: int) -> Split:
+    if sector in TEST_SECTORS:
+        return "test"
+    return "validation" if sector in VALIDATION_SECTORS else "train"

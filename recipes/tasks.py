@@ -187,7 +187,7 @@ class _Regression:
 
 
 class Depth(_Regression):
-    """A number a pixel, [B, 1, H, W]."""
+    """A number a pixel, [B, 1, H, W]; where the truth is nan or infinite, nothing is known and nothing counts."""
 
     best = "rmse"
 
@@ -195,13 +195,23 @@ class Depth(_Regression):
         super().__init__(settings.loss)
         self.border = settings.border
 
+    def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
+        """Summed over pixels whose truth is known."""
+        _check_same_shape(prediction, target(truth))
+        known = target(truth).isfinite()
+        return super().total(prediction[known], target(truth)[known])
+
+    def count(self, truth: Tensors) -> int:
+        """Pixels whose truth is known."""
+        return int(target(truth).isfinite().sum())
+
     def measure(self) -> "DepthMeasure":
         """Root mean square error."""
         return DepthMeasure(self.border)
 
 
 class DepthMeasure:
-    """Root mean square error of each image without its rim, in the truth's unit, and their mean."""
+    """Root mean square error of each image without its rim, where the truth is known, in its unit, and their mean."""
 
     def __init__(self, border: int) -> None:
         self.border = border
@@ -212,10 +222,13 @@ class DepthMeasure:
         found = target(truth)
         _check_same_shape(prediction, found)
         rim = slice(self.border, -self.border or None)
-        error = (prediction - found)[..., rim, rim].double()
-        if error.numel() == 0:
+        squares = (prediction - found)[..., rim, rim].double().square()
+        if squares.numel() == 0:
             raise HotswapError(f"task.border must leave something of an image, got {self.border}")
-        self.metric.to(found.device).update(error.square().mean((1, 2, 3)).sqrt() * _unit(truth))
+        known = found[..., rim, rim].isfinite()
+        of_image = torch.where(known, squares, 0).sum((1, 2, 3)) / known.sum((1, 2, 3))
+        judged = known.any(-1).any(-1).any(-1)  # an image of which nothing is known says nothing
+        self.metric.to(found.device).update((of_image.sqrt() * _unit(truth))[judged])
 
     def compute(self) -> dict[str, float]:
         """`rmse`."""

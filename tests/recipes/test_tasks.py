@@ -1,5 +1,7 @@
 """Losses and metrics against what they are by definition."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,24 @@ def test_depth(loss):
     measure = depth.measure()
     measure.update(found, (truth, unit))
     assert measure.compute() == pytest.approx({"rmse": (inside * unit).mean().item()}, rel=1e-5)
+
+
+def test_depth_that_is_not_known_counts_nowhere():
+    depth = task(config.Depth(name="depth"))
+    found, truth = random(3, 1, 10, 12).requires_grad_(), random(3, 1, 10, 12, seed=1)
+    truth[0, :, :, 6:], truth[2] = math.nan, math.inf  # half of the first, all of the last
+    known = F.mse_loss(found[0, :, :, :6], truth[0, :, :, :6], reduction="sum") + F.mse_loss(
+        found[1], truth[1], reduction="sum"
+    )
+    assert depth.count(truth) == 60 + 120
+    torch.testing.assert_close(depth.total(found, truth), known)
+    depth.total(found, truth).backward()
+    assert found.grad.isfinite().all()
+    assert not found.grad[2].any()
+    measure = depth.measure()
+    measure.update(found.detach(), truth)
+    of_images = [F.mse_loss(found[0, :, :, :6], truth[0, :, :, :6]).sqrt(), F.mse_loss(found[1], truth[1]).sqrt()]
+    assert measure.compute() == pytest.approx({"rmse": torch.stack(of_images).mean().item()}, rel=1e-5)
 
 
 def test_a_rim_that_leaves_nothing_is_refused():

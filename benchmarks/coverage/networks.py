@@ -65,8 +65,19 @@ def _timm() -> Iterator[Network]:
         config = timm.get_pretrained_cfg(name)
         channels, own = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
         fixed = bool(config and config.fixed_input_size)
-        sizes = (own,) if fixed else (*(size for size in SIZES if size < own), own)
-        yield Network("timm", name, family, partial(timm.create_model, name), partial(_one_image, channels), sizes)
+        sizes = ((own // 2,) * (own >= _LARGE) + (own,)) if fixed else (*(size for size in SIZES if size < own), own)
+        build = partial(_built_for, name, own // 2) if fixed and own >= _LARGE else partial(timm.create_model, name)
+        yield Network("timm", name, family, build, partial(_one_image, channels), sizes)
+
+
+_LARGE = 384  # networks made for one size are made for half of it from here on, where they let themselves be
+
+
+def _built_for(name: str, size: int) -> nn.Module:
+    try:
+        return timm.create_model(name, img_size=size)
+    except TypeError:  # it takes no such argument
+        return timm.create_model(name)
 
 
 _SMALL = ("atto", "femto", "pico", "nano", "tiny", "small", "_xx", "_s", "_b0", "_t", "18", "26", "test", "002")
@@ -84,7 +95,8 @@ def _one_image(channels: int, _model: nn.Module, size: int) -> Inputs:
 # --- torchvision --------------------------------------------------------------------------------------
 
 # By default these drop the detections that random weights are not sure of, and so whole branches' gradients.
-_KEEP_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 10_000}
+_KEEP_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 20}
+_SIDES = {"min_size": 160, "max_size": 256}  # which they resize images to, from 800 by default; SSDs have one size
 
 
 def _torchvision() -> Iterator[Network]:
@@ -101,6 +113,8 @@ def _torchvision() -> Iterator[Network]:
             options |= {prefix + key: value for key, value in _KEEP_ALL.items()}
             if one_stage:
                 options["topk_candidates"] = 10_000
+            if "ssd" not in name:
+                options |= _SIDES
             inputs = _detection_inputs
         elif module.startswith("optical_flow"):
             inputs = _two_images

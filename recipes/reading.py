@@ -56,15 +56,7 @@ def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
     Raises:
         HotswapError: where it cannot be read, or says what a recipe cannot say.
     """
-    file = find(path)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (it is a SafeLoader)
-    except UnicodeDecodeError as error:
-        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML, and is no text") from error
-    except yaml.YAMLError as error:
-        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise HotswapError(f"{str(path)!r} must hold a recipe, that is keys and values, got {_shown(content)}")
+    content = contents(find(path))
     for override in overrides:
         _override(content, override)
     arms = content.pop(_ARMS, None)
@@ -79,9 +71,27 @@ def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
             raise HotswapError(f"{where}: an arm's name is that of a folder: letters, digits, '_', '-' and '.'")
         if not isinstance(changes, dict | None):
             raise HotswapError(f"{where} must be a mapping of what it changes, got {_shown(changes)}")
-        recipes[name] = check(_merged(content, changes or {}), f"{path} (arm {name})")
+        recipes[name] = check(merged(content, changes or {}), f"{path} (arm {name})")
         _check_earlier(recipes[name], [*recipes][:-1], where)
     return recipes
+
+
+def contents(path: PathLike) -> dict[str, Any]:
+    """What a YAML file of keys and values says; no code can be named in it.
+
+    Raises:
+        HotswapError: where it cannot be read, or holds something else.
+    """
+    file = check_readable(path)
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (it is a SafeLoader)
+    except UnicodeDecodeError as error:
+        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML, and is no text") from error
+    except yaml.YAMLError as error:
+        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise HotswapError(f"{str(path)!r} must hold a recipe, that is keys and values, got {_shown(content)}")
+    return content
 
 
 def arm(recipes: Mapping[str, Recipe], name: str | None) -> Recipe:
@@ -167,12 +177,12 @@ def _index(place: Any, part: str, override: str) -> int:
     return int(part)
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings go into each other; everything else is replaced."""
     result = copy.deepcopy(dict(base))
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = _merged(result[key], value)
+            result[key] = merged(result[key], value)
         else:
             result[key] = value
     return result

@@ -1,0 +1,1 @@
+"""What does swapping buy? Experiments with a plain control, each a config in and a result out."""

@@ -1,0 +1,116 @@
+"""Networks that have something of a swapped one, to tell which part of it helps."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hotswap
+from benchmarks.evidence.config import Control
+from hotswap.layers import SwappedLayer
+from hotswap.observe import Inputs
+from hotswap.resizing.layers import GuidedResize
+
+INPUT, OUTPUT = "input", "output"
+
+
+def apply(model: nn.Module, control: Control | None, example: Inputs) -> nn.Module:
+    """The network of an arm, in place.
+
+    Args:
+        model: as its recipe builds it, swapped and calibrated.
+        control: None leaves it as it is.
+        example: what it takes.
+    """
+    if control is None:
+        return model
+    if control.kind == "shuffled_guide":
+        return shuffle_guides(model)
+    if control.kind == "frozen_kernel":
+        return freeze_kernels(model)
+    assert control.source is not None
+    assert control.target is not None
+    return add_skip(model, control.source, control.target, example)
+
+
+def shuffle_guides(model: nn.Module) -> nn.Module:
+    """Let every swapped layer be guided by the next image of the batch, which has nothing to do with its input.
+
+    Batches must hold two images or more.
+    """
+    for module in model.modules():
+        if isinstance(module, SwappedLayer):  # (input, distances within each guide)
+            module.register_forward_pre_hook(lambda _, args: (args[0], _next_image(args[1])))
+        elif isinstance(module, GuidedResize):  # (input, guides, what else F.interpolate takes)
+            module.register_forward_pre_hook(lambda _, args: (args[0], [*map(_next_image, args[1])], *args[2:]))
+    return model
+
+
+def _next_image(x: Tensor) -> Tensor:
+    if x.shape[0] < 2:
+        raise ValueError("shuffled_guide needs batches of two images or more, also to measure")
+    return x.roll(1, 0)
+
+
+def freeze_kernels(model: nn.Module) -> nn.Module:
+    """The plain network, its filters multiplied by the mean K at each tap: as strong as the swapped one, and blind.
+
+    The network must have been calibrated to conserve the mean, which is how the means are known.
+    """
+    means = {
+        name: torch.tensor(module.swap.tap_means).view(module.swap.kernel_size)
+        for name, module in model.named_modules()
+        if isinstance(module, SwappedLayer)
+    }
+    plain = hotswap.revert(model)
+    with torch.no_grad():
+        for name, mean in means.items():
+            plain.get_parameter(f"{name}.weight").mul_(mean)
+    return plain
+
+
+class Skip(nn.Module):
+    """A 3 x 3 convolution from a guide to a target's output, 0 at first: what a plain network can do with a guide."""
+
+    def __init__(self, guide: int, target: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(guide, target, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # it has one
+
+    def forward(self, guide: Tensor, target: Tensor) -> Tensor:
+        """What the guide says, at the target's size, added to the target."""
+        size = (target.shape[2], target.shape[3])
+        seen = F.interpolate(guide, size, mode="bilinear", align_corners=False, antialias=True)
+        added: Tensor = target + self.conv(seen)
+        return added
+
+
+def add_skip(model: nn.Module, source: str, target: str, example: Inputs) -> nn.Module:
+    """Add a `Skip` from a module's output, after a ReLU, or the network's input to a module's or its output."""
+    seen: dict[str, Tensor] = {}
+    from_input = source == INPUT
+    origin = model if from_input else model.get_submodule(source)
+    end = model if target == OUTPUT else model.get_submodule(target)
+
+    def keep(_: nn.Module, args: Any, output: Any) -> None:
+        seen["guide"] = F.relu(output)
+
+    def keep_input(_: nn.Module, args: Any) -> None:
+        seen["guide"] = args[0]
+
+    def probe(_: nn.Module, args: Any, output: Any) -> None:
+        seen["target"] = output
+
+    handles = [
+        origin.register_forward_pre_hook(keep_input) if from_input else origin.register_forward_hook(keep),
+        end.register_forward_hook(probe),
+    ]
+    with torch.no_grad():
+        model(example)
+    handles[1].remove()
+    skip = Skip(seen["guide"].shape[1], seen.pop("target").shape[1])
+    model.add_module("skip", skip)
+    end.register_forward_hook(lambda _, __, output: skip(seen["guide"], output))
+    return model

@@ -1,0 +1,167 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hotswap
+from benchmarks.evidence import config, controls, depth, page, results, runs
+from benchmarks.evidence.config import Control, Experiment
+from benchmarks.evidence.runs import Row, Run
+from benchmarks.evidence.statistics import difference
+from hotswap.errors import HotswapError
+from recipes.backbones import SmallSegmenter
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+ALIKE = IMAGES[:1].repeat(2, 1, 1, 1)
+
+
+def network():
+    torch.manual_seed(0)
+    return SmallSegmenter(3, width=4).eval()
+
+
+def swapped(targets, guide="auto", **options):
+    return hotswap.convert(network(), targets, guide, calibrate_on=[IMAGES], deviation=0.4, **options)
+
+
+@pytest.mark.parametrize("targets", ["auto", "resize"])
+def test_shuffled_guides_are_those_of_another_image(targets):
+    model = swapped(targets, "input")
+    plain, own, own_alike = network()(IMAGES), model(IMAGES), model(ALIKE)
+    controls.shuffle_guides(model)
+    assert torch.equal(model(ALIKE), own_alike)
+    assert not torch.allclose(model(IMAGES), own, atol=1e-6)
+    assert not torch.allclose(model(IMAGES), plain, atol=1e-6)
+    with pytest.raises(ValueError, match="two images or more"):
+        model(IMAGES[:1])
+
+
+def test_frozen_kernels_leave_a_plain_network_as_strong_as_the_swapped_one():
+    model = swapped("auto")
+    (name,) = (swap.target for swap in hotswap.status(model).plan.swaps)
+    means = torch.tensor(hotswap.status(model).plan.swaps[0].tap_means).view(3, 3)
+    frozen = controls.freeze_kernels(model)
+    assert type(frozen.get_submodule(name)) is nn.Conv2d
+    torch.testing.assert_close(
+        frozen.get_parameter(f"{name}.weight"), network().get_parameter(f"{name}.weight") * means
+    )
+    assert means.min() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("input", "output"), ("stage1", "output"), ("stage2.3", "stage3.1.3")]
+)
+def test_a_skip_starts_as_nothing_and_learns(source, target):
+    model = controls.apply(network(), Control(kind="skip", source=source, target=target), IMAGES)
+    assert torch.equal(model(IMAGES), network()(IMAGES))
+    model(IMAGES).square().sum().backward()
+    assert model.skip.conv.weight.grad.any()
+    with torch.no_grad():
+        model.skip.conv.weight.fill_(0.1)
+    assert not torch.allclose(model(IMAGES), network()(IMAGES), atol=1e-3)
+
+
+def test_differences_are_paired_and_have_students_interval():
+    found = difference([1.0, 2.0, 4.0], [0.0, 2.0, 1.0])  # 1, 0, 3: deviation sqrt(7 / 3), t(2) = 4.3027
+    assert found.mean == pytest.approx(4 / 3)
+    assert found.margin == pytest.approx(4.30265 * math.sqrt(7 / 3) / math.sqrt(3), rel=1e-5)
+    assert (found.pairs, found.positive, found.negative) == (3, 2, 0)
+    assert not found.is_clear
+    assert difference([1.0, 1.1], [0.0, 0.1]).is_clear
+    assert math.isnan(difference([1.0], [0.0]).margin)
+    assert not difference([1.0], [0.0]).is_clear
+
+
+# --- which runs, and a run --------------------------------------------------------------------------------
+
+SCENES = {"name": "scenes", "options": {"count": 4, "size": 16, "seed": 0, "keep": True}}
+TINY = {
+    "question": "?",
+    "setting": "tiny",
+    "recipe": {
+        "model": {"name": "recipes.backbones:SmallSegmenter", "options": {"classes": 6, "width": 4}},
+        "data": {"train": SCENES, "validation": SCENES},
+        "task": {"name": "segmentation"},
+        "batch_size": 2,
+        "steps": 2,
+        "evaluation": {"batch_size": 2},
+    },
+    "start": {"steps": 1},
+    "searched": SCENES,
+    "rates": [1e-4, 1e-2],
+    "seeds": 2,
+    "metrics": {"miou": "mIoU"},
+    "higher_is_better": True,
+    "arms": {
+        "plain": {"about": "no swap", "changes": {"model": {"checkpoint": "arm:start"}}},
+        "as-it-is": {
+            "about": "guided",
+            "changes": {
+                "model": {"checkpoint": "arm:start"},
+                "swaps": [{"targets": "resize", "guide": "input"}],
+                "calibration": {"deviation": 0.4},
+            },
+            "trained": False,
+        },
+    },
+}
+
+
+def row(experiment, arm, seed, rate, miou):
+    return Row(arm, seed, rate, runs.digest(experiment, arm), {"miou": 0.1}, {"miou": miou}, 1.0)
+
+
+def test_rates_are_searched_before_arms_are_compared():
+    experiment = Experiment.model_validate(TINY)
+    first = runs.due("tiny", experiment, [])
+    assert first == [Run("tiny", "plain", 0, 1e-4), Run("tiny", "plain", 0, 1e-2), Run("tiny", "as-it-is", 1, 0.0)]
+    rows = [row(experiment, "plain", 0, 1e-4, 0.2), row(experiment, "plain", 0, 1e-2, 0.3)]
+    rows.append(row(experiment, "as-it-is", 1, 0.0, 0.3))
+    assert runs.due("tiny", experiment, rows) == [Run("tiny", "plain", 1, 1e-2), Run("tiny", "plain", 2, 1e-2)]
+    other = Experiment.model_validate({**TINY, "recipe": {**TINY["recipe"], "steps": 3}})
+    assert runs.due("tiny", other, rows) == first  # rows of another recipe do not count
+
+
+def test_a_run_trains_from_the_start_and_can_be_repeated(tmp_path, monkeypatch):
+    experiment = Experiment.model_validate(TINY)
+    monkeypatch.setattr(runs, "read", lambda _: experiment)
+    one = runs.one(Run("tiny", "plain", 1, 1e-2), tmp_path)
+    again = runs.one(Run("tiny", "plain", 1, 1e-2), tmp_path)
+    assert (one.before, one.after) == (again.before, again.after)
+    untrained = runs.one(Run("tiny", "as-it-is", 1, 0.0), tmp_path)
+    assert untrained.before == untrained.after
+    assert [path.name[:7] for path in (tmp_path / "tiny").iterdir()] == ["start-1"]
+    rows = [one, untrained, *(row(experiment, "plain", 0, rate, rate) for rate in (1e-4, 1e-2))]
+    assert "| `as-it-is` | guided |" in page.block("tiny", experiment, rows)
+    assert "Not finished: 4 of 5 runs are there." in page.block("tiny", experiment, rows)
+
+
+def test_unknown_disparities_are_in_the_truth_and_not_in_the_coarse_map():
+    data = depth.Motorcycle(factor=4)
+    assert len(data) == 6
+    unknown = 0
+    for (low, guide), (target, unit) in data:
+        assert low.shape == (1, 60, 60)
+        assert guide.shape == (3, 240, 240)
+        assert target.shape == (1, 240, 240)
+        assert (low.min(), low.max()) == (0, 1)
+        unknown += int(target.isnan().sum())
+        coarse = target[:, 2::4, 2::4]
+        torch.testing.assert_close(low[coarse.isfinite()], coarse[coarse.isfinite()])
+        assert 1 < unit < 100
+    assert 0.03 < unknown / (6 * 240**2) < 0.12
+
+
+# --- what is committed ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_the_page_says_what_the_results_say(name):
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text, name, page.block(name, config.read(name), results.read(name))) == text
+
+
+def test_an_unknown_experiment_is_named_with_those_there_are():
+    with pytest.raises(HotswapError, match=r"there is no experiment 'x'; there are: .*scenes"):
+        config.read("x")

@@ -11,6 +11,7 @@ from hotswap.export import Exported, export
 from hotswap.inspect import Inspection, inspect
 from hotswap.leaves import register_concrete_args, register_leaf
 from hotswap.plan import Plan, Swap
+from hotswap.report import Report, report
 from hotswap.sliding import register_padding
 from hotswap.status import Status, status
 from hotswap.verify import Verification, verify
@@ -22,6 +23,7 @@ __all__ = [
     "HotswapError",
     "Inspection",
     "Plan",
+    "Report",
     "Status",
     "Swap",
     "Verification",
@@ -35,6 +37,7 @@ __all__ = [
     "register_concrete_args",
     "register_leaf",
     "register_padding",
+    "report",
     "revert",
     "save",
     "status",

@@ -2,18 +2,58 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
+from hotswap import zoo
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike
+from hotswap.observe import default_inputs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _MODES = {1: "L", 3: "RGB"}  # how an image is read for so many input channels
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network takes images."""
+
+    shape: tuple[int, int, int]  # channels, height, width
+    mean: tuple[float, ...]  # of images in 0..1; one number, or one for each channel
+    std: tuple[float, ...]
+    dtype: torch.dtype
+
+
+def form_for(
+    network: nn.Module,
+    size: tuple[int | None, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Form:
+    """How to give images to a network: what is None is the network's own, or 224 x 224 and ImageNet's mean and std.
+
+    Args:
+        network: says its number of channels, and may state its size, mean and standard deviation.
+        size: channels, height and width.
+        mean: one number, or one for each channel.
+        std: the same.
+    """
+    channels, height, width = default_inputs(network)[0].shape[1:]
+    if size is not None:
+        channels, height, width = size[0] or channels, size[1], size[2]
+    own_mean, own_std = (_for_channels(values, channels) for values in zoo.normalisation(network))
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return Form((channels, height, width), tuple(mean or own_mean), tuple(std or own_std), dtype)
+
+
+def _for_channels(values: Sequence[float], channels: int) -> Sequence[float]:
+    """What is known of RGB images, for a network that takes grey ones."""
+    return values if len(values) == channels else (sum(values) / len(values),)
 
 
 def find(folder: PathLike, limit: int) -> list[Path]:
@@ -32,9 +72,12 @@ def find(folder: PathLike, limit: int) -> list[Path]:
         raise HotswapError(f"cannot read images from {str(folder)!r}: {error.strerror}") from error
     if not found:
         raise HotswapError(f"there is no image in {str(folder)!r}; its files must end in {', '.join(SUFFIXES)}")
-    if len(found) <= limit:
-        return found
-    return [found[index * len(found) // limit] for index in range(limit)]
+    return spread(found, limit)
+
+
+def spread(files: Sequence[Path], limit: int) -> list[Path]:
+    """At most `limit` of some files, evenly spread over all."""
+    return [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else list(files)
 
 
 def batches(

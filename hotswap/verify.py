@@ -64,21 +64,44 @@ def verify(model: nn.Module, batches: Iterable[Inputs] | Tensor) -> Verification
     Raises:
         HotswapError: where nothing is swapped or there is no data.
     """
-    plain, gap = plain_copy(model), Gap()
-    layers = swapped_layers(model)
-    seen = {path: _Deviation() for path in layers}
+    comparison = Comparison(model)
+    for arguments in as_batches(batches):
+        comparison.add(arguments)
+    return comparison.result()
 
-    def visit(path: str, layer: Swapped, distance: Tensor, counts: Tensor) -> None:
-        seen[path].add(layer.deviation(distance), counts)
 
-    with visited(model, visit):
-        for arguments in as_batches(batches):
-            gap.add(run(plain, arguments), run(model, arguments))
-    checks = tuple(
-        TargetCheck(path, layers[path].guide_scale, d.mean, d.largest, abs(d.mean) < INERT_DEVIATION)
-        for path, d in seen.items()
-    )
-    return Verification(gap.largest, gap.relative, _same_state(plain, model), checks, gap.why_unknown)
+class Comparison:
+    """A swapped network beside its plain self, on one batch after another; `verify` in steps.
+
+    Raises:
+        HotswapError: where nothing is swapped.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.plain, self.layers = model, plain_copy(model), swapped_layers(model)
+        self._gap = Gap()
+        self._seen = {path: _Deviation() for path in self.layers}
+
+    def add(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Run both on one batch, and count it in: the outputs of the plain network and of the swapped one."""
+
+        def visit(path: str, layer: Swapped, distance: Tensor, counts: Tensor) -> None:
+            self._seen[path].add(layer.deviation(distance), counts)
+
+        before = run(self.plain, arguments)
+        with visited(self.model, visit):
+            after = run(self.model, arguments)
+        self._gap.add(before, after)
+        return before, after
+
+    def result(self) -> Verification:
+        """What all batches so far showed."""
+        checks = tuple(
+            TargetCheck(path, self.layers[path].guide_scale, d.mean, d.largest, abs(d.mean) < INERT_DEVIATION)
+            for path, d in self._seen.items()
+        )
+        gap = self._gap
+        return Verification(gap.largest, gap.relative, _same_state(self.plain, self.model), checks, gap.why_unknown)
 
 
 class _Deviation:

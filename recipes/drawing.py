@@ -4,20 +4,18 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import flow_to_image
 
 from hotswap.observe import mode
+from hotswap.report import colours
+from hotswap.report.colours import labels_palette
 from recipes import config
 from recipes.datasets import Tensors, collate, moved
 from recipes.pictures import Panel, Pixels, pixels
 from recipes.tasks import predict, target
-
-# Ten colours from matplotlib's viridis, from the smallest number to the largest.
-_RAMP = ("440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")
 
 
 class Drawn(NamedTuple):
@@ -27,22 +25,9 @@ class Drawn(NamedTuple):
     predictions: dict[str, Image.Image]  # by network
 
 
-def palette() -> npt.NDArray[np.uint8]:
-    """The colours of PASCAL VOC's labels, [256, 3]: a label's bits, three by three, are the highest bits of RGB."""
-    label = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((label >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
-
-
 def ramp(depth: Tensor, low: float, high: float) -> Pixels:
     """[1, H, W] from `low` to `high`, as colours from dark blue to yellow."""
-    anchors = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in _RAMP])
-    place = ((depth[0].double().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1)
-    at = np.linspace(0, 1, len(anchors))
-    return np.stack([np.interp(place, at, anchors[:, i]).round() for i in range(3)], axis=-1).astype(np.uint8)
+    return colours.ramp(((depth[0].double().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1))
 
 
 @torch.no_grad()
@@ -72,23 +57,23 @@ def draw(
     ranged = list(found.values()) if truth is None else [target(truth)]
     low, high = min(float(x.min()) for x in ranged), max(float(x.max()) for x in ranged)
 
-    def colours(x: Tensor) -> Image.Image:
+    def coloured(x: Tensor) -> Image.Image:
         if isinstance(task, config.Segmentation):
             image = Image.fromarray((x if x.dim() == 2 else x.argmax(dim=0)).byte().numpy(), mode="P")
-            image.putpalette(palette().tobytes())
+            image.putpalette(labels_palette().tobytes())
             return image
         if isinstance(task, config.Depth):
             return Image.fromarray(ramp(x, low, high))
         return Image.fromarray(flow_to_image(x).permute(1, 2, 0).numpy())
 
     def panel(caption: str, x: Tensor) -> Panel:
-        return caption, np.asarray(colours(x).convert("RGB"))
+        return caption, np.asarray(coloured(x).convert("RGB"))
 
     panels = [("input", _as_picture(x)) for x in ([shown] if isinstance(shown, Tensor) else shown)]
     if truth is not None:
         panels.append(panel("truth", target(truth)))
     panels += [panel(name, x) for name, x in found.items()]
-    return Drawn(panels, {name: colours(x) for name, x in found.items()})
+    return Drawn(panels, {name: coloured(x) for name, x in found.items()})
 
 
 def _as_picture(x: Tensor) -> Pixels:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, installation, networks
+from hotswap.cli import checkpoints, installation, networks, reports
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -49,6 +49,7 @@ def _others() -> dict[str, EntryPoint]:
         "hotswap convert torchvision:vgg16 --weights vgg16.pth -o swapped.safetensors",
         "hotswap calibrate swapped.safetensors --images photos -o calibrated.safetensors",
         "hotswap verify calibrated.safetensors --images photos",
+        "hotswap report calibrated.safetensors --images photos -o report.html",
         "hotswap revert calibrated.safetensors -o plain.safetensors",
         "hotswap export calibrated.safetensors -o network.onnx",
     ),
@@ -65,5 +66,5 @@ def main() -> None:
     """
 
 
-for command in (*networks.COMMANDS, *checkpoints.COMMANDS, *installation.COMMANDS):
+for command in (*networks.COMMANDS, *checkpoints.COMMANDS, *reports.COMMANDS, *installation.COMMANDS):
     main.add_command(command)

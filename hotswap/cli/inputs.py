@@ -15,7 +15,7 @@ from hotswap.cli import output
 from hotswap.cli.options import Size
 from hotswap.errors import HotswapError
 from hotswap.files import is_same_file
-from hotswap.observe import default_inputs, observe
+from hotswap.observe import observe
 
 _BATCH_SIZE = 4
 _NOISE_BATCHES = 2
@@ -70,7 +70,7 @@ def check_other_file(path: str, *inputs: str | None) -> None:
 
 def example(network: nn.Module, size: Size | None) -> Tensor | None:
     """What to observe a network with: None where the user names no size and the library is to choose."""
-    return None if size is None else torch.empty(1, *_shape(network, size), dtype=_dtype(network), device="meta")
+    return None if size is None else _empty(network, size)
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,13 @@ def data(
     what: str,
 ) -> Data:
     """The images in a folder, or where there is none noise, always the same."""
-    shape, dtype = _shape(network, size), _dtype(network)
+    form = images.form_for(network, size, mean, std)
     if folder is None:
         generator = torch.Generator().manual_seed(0)
-        noise = (torch.randn(2, *shape, generator=generator).to(dtype) for _ in range(_NOISE_BATCHES))
+        noise = (torch.randn(2, *form.shape, generator=generator).to(form.dtype) for _ in range(_NOISE_BATCHES))
         return Data(output.with_progress(noise, _NOISE_BATCHES, what), "random noise (seed 0)")
     files = images.find(folder, limit)
-    own_mean, own_std = (_as_channels(values, shape[0]) for values in zoo.normalisation(network))
-    read = images.batches(files, shape, mean or own_mean, std or own_std, _BATCH_SIZE, dtype)
+    read = images.batches(files, form.shape, form.mean, form.std, _BATCH_SIZE, form.dtype)
     total = -(-len(files) // _BATCH_SIZE)
     return Data(output.with_progress(read, total, what), f"{len(files)} images from {folder}")
 
@@ -117,21 +116,12 @@ def explained(network: nn.Module, size: Size | None) -> Iterator[None]:
     except Exception:
         try:
             plain = network if surgery.current_plan(network) is None else revert(network)
-            observe(plain, torch.empty(1, *_shape(network, size), dtype=_dtype(network), device="meta"))
+            observe(plain, _empty(network, size))
         except HotswapError as why:
             raise HotswapError(f"{why} (on the command line: --input-size)") from why
         raise
 
 
-def _shape(network: nn.Module, size: Size | None) -> tuple[int, int, int]:
-    channels, height, width = default_inputs(network)[0].shape[1:]
-    return (channels, height, width) if size is None else (size[0] or channels, size[1], size[2])
-
-
-def _as_channels(values: Sequence[float], channels: int) -> Sequence[float]:
-    """What is known of RGB images, for a network that takes grey ones."""
-    return values if len(values) == channels else (sum(values) / len(values),)
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+def _empty(network: nn.Module, size: Size | None) -> Tensor:
+    form = images.form_for(network, size)
+    return torch.empty(1, *form.shape, dtype=form.dtype, device="meta")

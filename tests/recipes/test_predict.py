@@ -9,14 +9,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import hotswap
+from hotswap.report.colours import labels_palette
 from recipes import config
-from recipes.drawing import draw, palette, ramp
+from recipes.drawing import draw, ramp
 from recipes.pictures import pixels
 
 
 def test_labels_have_the_colours_of_voc():
     # The first ones, and the rim, as published with the data set.
-    assert palette()[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
+    assert labels_palette()[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
         [0, 128, 0],

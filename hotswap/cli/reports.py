@@ -1,0 +1,76 @@
+"""Commands that show a network to others: report."""
+
+import click
+
+from hotswap.cli import options, output
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap report swapped.safetensors --images photos -o report.html",
+        "hotswap report swapped.pt --model mypackage.nets:segmenter --images photos --input-size 320x480 \\",
+        "    --limit 4 -o report.html",
+    )
+)
+@options.checkpoint_argument
+@click.option("--images", metavar="DIR", required=True, help="Folder of images to show the network on.")
+@click.option("-o", "--output", "path", required=True, metavar="FILE", help="What to write: .html.")
+@options.own_model
+@options.input_size
+@options.mean
+@options.std
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=6,
+    show_default=True,
+    help="Show at most so many images, evenly spread over the folder.",
+)
+@click.option(
+    "--outputs",
+    type=click.Choice(["auto", "labels", "maps"]),
+    default="auto",
+    show_default=True,
+    help="How output maps are drawn: the label that is highest, or numbers. auto: one channel as numbers, three as a "
+    "picture, any other number as labels.",
+)
+@options.as_json
+def report(
+    checkpoint: str,
+    images: str,
+    path: str,
+    model: str | None,
+    input_size: options.Size | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    limit: int,
+    outputs: str,
+    as_json: bool,
+) -> None:
+    """Write one HTML file about a swapped network: what is swapped, what it changes, what it costs."""
+    from hotswap.cli import inputs
+    from hotswap.files import check_writable
+    from hotswap.report import report as write_report
+
+    check_writable(path)
+    inputs.check_other_file(path, checkpoint)
+    network = inputs.load(checkpoint, model).network
+    with inputs.explained(network, input_size):
+        result = write_report(
+            network,
+            images,
+            path,
+            limit=limit,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+            outputs=outputs,
+            checkpoint=checkpoint,
+            architecture=model,
+            progress=output.with_progress,
+        )
+    output.show(result, as_json=as_json)
+    output.wrote(path)
+
+
+COMMANDS: tuple[click.Command, ...] = (report,)

@@ -1,0 +1,137 @@
+"""`hotswap.report`: from a swapped network and images to a file and its figures."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from hotswap import surgery
+from hotswap.errors import HotswapError
+from hotswap.files import PathLike, atomic_write, check_writable
+from hotswap.observe import Inputs, observe
+from hotswap.tables import render
+
+if TYPE_CHECKING:
+    from hotswap.report.content import Content
+    from hotswap.report.samples import Progress
+
+DEFAULT_LIMIT = 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and the figures in it."""
+
+    path: str
+    bytes: int
+    content: "Content"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"path": self.path, "bytes": self.bytes} | self.content.to_dict()
+
+    def __str__(self) -> str:
+        """A line a target, then the outputs and the file."""
+        rows = [
+            (t.name, t.guide, t.scale, f"{t.deviation:.3g}", t.cost and f"{t.cost.time_ratio:.2f}")
+            for t in self.content.targets
+        ]
+        table = render(("target", "guide", "scale", "deviation (mean 1-K)", "time, of plain"), rows)
+        return "\n".join([table, *self.content.lines, f"{self.path}: {self.bytes / 1e6:.1f} MB, one file"])
+
+
+def report(
+    model: nn.Module,
+    images: PathLike | Iterable[Inputs] | Tensor,
+    path: PathLike,
+    *,
+    limit: int = DEFAULT_LIMIT,
+    input_size: tuple[int | None, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    outputs: str = "auto",
+    checkpoint: PathLike | None = None,
+    architecture: str | None = None,
+    progress: "Progress | None" = None,
+) -> Report:
+    """Write one HTML file about a swapped network, to be sent to a colleague: it needs nothing else, and no network.
+
+    It shows the network with what is swapped and where each guide comes from; of each target the adapting kernel on
+    each image, the histogram of K, deviation, scale, time and memory against the plain layer; outputs plain, swapped
+    and their difference; the plan, and how to reproduce it all.
+
+    Args:
+        model: a converted network; left as it is.
+        images: a folder, whose images are resized and normalised; or inputs as for `verify`, shown from their
+            smallest value, black, to their largest, white.
+        path: an existing file is replaced.
+        limit: of images: evenly spread over a folder, or the first of those given. The file says what was left out.
+        input_size: for a folder: channels (or None), height and width. By default the network's own, or 224.
+        mean: for a folder: of images in 0..1, one number or one for each channel. By default the network's own, or
+            ImageNet's.
+        std: for a folder: as mean.
+        outputs: how output maps are drawn: "labels", of the channel that is highest; "maps", numbers; or "auto": one
+            channel as numbers, three as a picture, any other number as labels.
+        checkpoint: the file that the network was loaded from, for the page to say how it is made again.
+        architecture: the plain network's name, such as "torchvision:vgg16" or "package.module:factory", where the
+            checkpoint does not say it.
+        progress: wraps what takes long: called with an iterable, its length and what is done, gives the same items.
+
+    Raises:
+        HotswapError: where nothing is swapped, there are no images or one cannot be read, or `path` cannot be
+            written; what was there is then still there.
+    """
+    from hotswap import images as folders
+    from hotswap.report import content, cost, figures, page, reproduce, samples
+    from hotswap.report.outputs import KINDS
+
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise HotswapError(f"limit must be a whole number of at least 1, got {limit!r}")
+    if outputs not in KINDS:
+        raise HotswapError(f"outputs must be one of {', '.join(KINDS)}, got {outputs!r}")
+    if os.path.splitext(path)[1].lower() not in (".html", ".htm"):  # noqa: PTH122 (of any kind of path)
+        raise HotswapError(f"a report's name must end in .html, got {os.fspath(path)!r}")
+    check_writable(path)
+    recorded = None if checkpoint is None else _architecture(checkpoint)
+    plan = surgery.current_plan(model)
+    if plan is None:
+        raise HotswapError("nothing in this network is swapped; hotswap.convert it first")
+    folder = images if isinstance(images, str | os.PathLike) else None
+    if folder is None:
+        if not (input_size is None and mean is None and std is None):
+            raise HotswapError("input_size, mean and std are for a folder of images; leave them out with inputs")
+        chosen = samples.from_batches(images, limit)  # type: ignore[arg-type]
+    else:
+        chosen = samples.from_folder(model, folder, folders.form_for(model, input_size, mean, std), limit)
+    track = progress or (lambda items, *_: items)
+    found = figures.collect(model, track(chosen.items, chosen.count, "running images"))
+    comparison, first = found.comparison, found.shown[0].sample
+    try:
+        observation = observe(model, first.arguments)
+    except HotswapError:  # then the drawing has no sizes, and distances no cost; the network did run
+        observation = None
+    costs = cost.measure(model, comparison.plain, comparison.layers, plan, observation, first, track)
+    origin = reproduce.Origin(
+        network=type(comparison.plain).__name__,
+        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        architecture=architecture or recorded,
+        typed=architecture is not None,
+        folder=None if folder is None else os.fspath(folder),
+        output=os.fspath(path),
+        options=reproduce.options(limit, input_size, mean, std, outputs, DEFAULT_LIMIT),
+    )
+    made = content.make(model, plan, found, costs, observation, chosen.description, outputs, origin)
+    text = page.render(made)
+    with atomic_write(path) as temporary:
+        size = temporary.write_bytes(text)
+    return Report(os.fspath(path), size, made)
+
+
+def _architecture(path: PathLike) -> str | None:
+    """What a checkpoint says of its plain network."""
+    from hotswap.checkpoint import read
+
+    metadata = read(path).metadata
+    return None if metadata is None else metadata.architecture

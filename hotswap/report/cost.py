@@ -1,0 +1,277 @@
+"""What swaps cost: time and memory of each target, and of the whole network, against the plain ones."""
+
+import platform
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hotswap import kernels
+from hotswap.guide import window_distance
+from hotswap.layers import SwappedLayer
+from hotswap.measure import Swapped
+from hotswap.naming import INPUT
+from hotswap.observe import Observation, mode
+from hotswap.plan import FX, Plan
+from hotswap.report.samples import Progress, Sample
+from hotswap.resizing.layers import GuidedInterpolate
+
+ROUNDS, _MOST_ROUNDS = 5, 25  # of runs; more than the former where they are short ...
+_ENOUGH = 0.05  # ... until they took so many seconds
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of one thing that was run."""
+
+    milliseconds: float  # the median
+    bytes: int  # of the tensors that it made, at most at one time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one target, or of the network."""
+
+    plain: Use
+    swapped: Use
+    guide: Use | None = None  # what it takes to get distances from the guide, where that is not part of `swapped`
+    kept: int = 0  # bytes of these distances, which are there while the layer runs
+    shared: int = 1  # how many targets they serve
+
+    @property
+    def total(self) -> float:
+        """Milliseconds, swapped, with this target's share of the distances."""
+        return self.swapped.milliseconds + (0.0 if self.guide is None else self.guide.milliseconds / self.shared)
+
+    @property
+    def most(self) -> int:
+        """Bytes, swapped, at most at one time: for the distances, or with them for the layer."""
+        return max(0 if self.guide is None else self.guide.bytes, self.kept + self.swapped.bytes)
+
+    @property
+    def time_ratio(self) -> float:
+        """Swapped over plain."""
+        return self.total / max(self.plain.milliseconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All of one network, on one image."""
+
+    network: Cost
+    targets: Mapping[str, Cost]  # those that the image reached
+    conditions: str  # how this was measured
+
+
+def measure(
+    model: nn.Module,
+    plain: nn.Module,
+    layers: Mapping[str, Swapped],
+    plan: Plan,
+    observation: Observation | None,
+    sample: Sample,
+    progress: Progress,
+) -> Costs:
+    """Time the network and each target on one image, beside their plain selves.
+
+    Args:
+        model: the swapped network.
+        plain: the same, with nothing swapped.
+        layers: the swapped layers, by target.
+        plan: of the swaps.
+        observation: one run of the swapped network on such an image, which tells the sizes of guides.
+        sample: the image.
+        progress: told of each target.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    sizes = _guide_sizes(plan, observation, sample)
+    steps = iter(progress(range(len(layers)), len(layers), "timing targets"))
+    found: dict[str, Cost] = {}
+    keys: dict[str, object] = {}
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
+            if name not in found:
+                next(steps, None)
+                found[name] = _of_target(name, layer, arguments, plain, sizes, device)
+                keys[name] = _distances_of(layer, arguments)
+
+        return hook
+
+    with mode(model, training=False), mode(plain, training=False), torch.no_grad():
+        network = _side_by_side(
+            lambda: plain(*_copied(sample.arguments)), lambda: model(*_copied(sample.arguments)), device
+        )
+        # Each target is timed when the network has come to it, so that nothing has to be kept.
+        handles = [layer.register_forward_pre_hook(hook_for(name)) for name, layer in layers.items()]
+        try:
+            model(*_copied(sample.arguments))
+        finally:
+            for handle in handles:
+                handle.remove()
+    next(steps, None)  # the bar is full
+    if plan.method == FX:  # where targets with the same distances get them from one another
+        found = {n: replace(c, shared=sum(keys[n] == key for key in keys.values())) for n, c in found.items()}
+    return Costs(network, found, _conditions(device, sample))
+
+
+def _distances_of(layer: Swapped, arguments: tuple[Any, ...]) -> object:
+    """Equal for two layers that are given the same distances."""
+    if not isinstance(layer, SwappedLayer):
+        return layer
+    swap = layer.swap
+    return swap.guide, layer.sliding, swap.resize, arguments[0].shape[2:], kernels.parse(swap.kernel).asymmetric
+
+
+def _of_target(
+    name: str,
+    layer: Swapped,
+    arguments: tuple[Any, ...],
+    plain: nn.Module,
+    sizes: Mapping[str, tuple[int, ...]],
+    device: torch.device,
+) -> Cost:
+    input = arguments[0]
+    own_forward: Callable[..., Any] = layer.forward  # without hooks, which would be timed too
+    if isinstance(layer, GuidedInterpolate):
+        further = arguments[2:]
+        cost = _side_by_side(lambda: layer._plain(input, *further), lambda: own_forward(*arguments), device)
+    else:
+        stock: Callable[..., Any] = plain.get_submodule(name).forward
+        cost = _side_by_side(lambda: stock(input), lambda: own_forward(*arguments), device)
+    if not isinstance(layer, SwappedLayer) or not all(source in sizes for source in layer.swap.guide):
+        return cost
+    swap = layer.swap
+    guides = tuple(torch.randn(sizes[source], device=input.device, dtype=input.dtype) for source in swap.guide)
+    size = (input.shape[0], input.shape[2], input.shape[3])
+    asymmetric = kernels.parse(swap.kernel).asymmetric
+
+    def distances() -> object:
+        return window_distance(swap.guide, guides, size, layer.sliding, swap.resize, asymmetric)
+
+    return replace(cost, guide=_alone(distances, device), kept=arguments[1].nbytes)
+
+
+def _guide_sizes(plan: Plan, observation: Observation | None, sample: Sample) -> dict[str, tuple[int, ...]]:
+    """Shapes of the guides that are known: an activation has the shape of its module's output."""
+    found: dict[str, tuple[int, ...]] = {}
+    for source in {source for swap in plan.swaps for source in swap.guide}:
+        if source == INPUT:
+            shape: tuple[int, ...] | None = tuple(sample.arguments[0].shape)
+        else:
+            call = None if observation is None else observation.first(source)
+            shape = None if call is None else call.output_shape
+        if shape is not None and len(shape) == 4:
+            found[source] = shape
+    return found
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+def _side_by_side(plain: Run, swapped: Run, device: torch.device) -> Cost:
+    runs = (plain, swapped)
+    bytes_ = [_peak(run) for run in runs]  # and so everything is warm
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(_MOST_ROUNDS):
+        if number >= ROUNDS and sum(map(sum, times)) > _ENOUGH:
+            break
+        for which in (0, 1) if number % 2 else (1, 0):
+            times[which].append(_seconds(runs[which], device))
+    uses = [Use(statistics.median(t) * 1e3, b) for t, b in zip(times, bytes_, strict=True)]
+    return Cost(uses[0], uses[1])
+
+
+def _alone(run: Run, device: torch.device) -> Use:
+    peak = _peak(run)
+    return Use(statistics.median(_seconds(run, device) for _ in range(ROUNDS)) * 1e3, peak)
+
+
+def _seconds(run: Run, device: torch.device) -> float:
+    _finish(device)
+    began = time.perf_counter()
+    run()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _peak(run: Run) -> int:
+    with _Alive() as alive:
+        run()
+    return int(alive.most)
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the memory of tensors made under it for as long as they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {x.untyped_storage()._cdata for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        output = func(*args, **kwargs)
+        for x in pytree.tree_leaves(output):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata not in given | self._known:
+                    self._add(storage)
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self._now += size
+        self.most = max(self.most, self._now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._now -= size
+
+
+def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    copies: tuple[Any, ...] = pytree.tree_map_only(Tensor, torch.clone, arguments)
+    return copies
+
+
+def _conditions(device: torch.device, sample: Sample) -> str:
+    shapes = " and ".join(" x ".join(map(str, x.shape)) for x in sample.arguments if isinstance(x, Tensor))
+    where = (
+        f"{_processor()}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else device.type
+    )
+    return (
+        f"Median of {ROUNDS} alternating runs or, where they are short, up to {_MOST_ROUNDS}, of plain and swapped, "
+        "after one to warm up, forward only, on the first "
+        f"image ({shapes}); {where}. Memory: tensors made during a call, at most at one time; scratch space inside "
+        "an operation is not counted."
+    )
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    for line in information.read_text().splitlines() if information.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

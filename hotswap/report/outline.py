@@ -1,0 +1,153 @@
+"""A network as rows to be drawn: guides and targets by themselves, all else folded into the modules it belongs to."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from hotswap.naming import INPUT
+from hotswap.observe import Observation
+from hotswap.plan import Plan, Swap
+from hotswap.report.samples import Sample
+from hotswap.resizing.plan import Resize
+
+OUTPUT = "output"
+GROUP, FOLDED, GUIDE, TARGET, END = "group", "folded", "guide", "target", "end"
+_KINDS = 3  # classes named of what is folded
+_MANY = 45  # rows, above which the network is drawn densely
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the drawing."""
+
+    key: str  # what is named by it: a module's path, INPUT or OUTPUT
+    label: str
+    note: str  # its class, or what is folded
+    size: str  # of its output, for one image
+    depth: int
+    kind: str  # GROUP, FOLDED, GUIDE, TARGET or END, the network's input and output
+    guides: tuple[str, ...] = ()  # keys of the rows that a target's guide comes from
+
+
+def outline(model: nn.Module, plan: Plan, observation: Observation | None, sample: Sample) -> list[Row]:
+    """The rows of a network, in the order in which its parts are first called.
+
+    Args:
+        model: the swapped network.
+        plan: of its swaps.
+        observation: one run of it; without, parts stand as they are registered and sizes are left out.
+        sample: an image, for the size of the input.
+    """
+    targets: dict[str, Swap | Resize] = {swap.target: swap for swap in plan.swaps}
+    targets |= {resize.layer_path: resize for resize in plan.resizes}
+    guides = {source: alias for swap in targets.values() for source, alias in swap.guide_names if source != INPUT}
+    tree = _Tree(targets, guides, _first_calls(observation))
+    inside = list(tree.rows(model, "", 0))
+    if len(inside) > _MANY:
+        inside = list(replace(tree, dense=True).rows(model, "", 0))
+    given = next((_by(tuple(x.shape)[1:]) for x in sample.arguments[:1] if hasattr(x, "shape")), "")
+    last = observation.calls[-1].output_shape if observation is not None else None
+    return [
+        Row(INPUT, "input", "", given, 0, END),
+        *inside,
+        Row(OUTPUT, "output", "", _by(last[1:]) if last else "", 0, END),
+    ]
+
+
+@dataclass(frozen=True)
+class _Called:
+    order: int
+    shape: tuple[int, ...] | None
+
+
+def _first_calls(observation: Observation | None) -> dict[str, _Called]:
+    """The first call of each module, and of a module that was opened, the first inside of it."""
+    found: dict[str, _Called] = {}
+    for order, call in enumerate(() if observation is None else observation.calls):
+        found.setdefault(call.path, _Called(order, call.output_shape))
+    return found
+
+
+@dataclass(frozen=True)
+class _Tree:
+    targets: Mapping[str, Swap | Resize]
+    guides: Mapping[str, str | None]  # with their aliases
+    called: Mapping[str, _Called]
+    dense: bool = False  # a lone guide or target stands for the modules around it
+
+    def rows(self, module: nn.Module, path: str, depth: int) -> Iterator[Row]:
+        """The rows of a module's children."""
+        folded: list[tuple[str, nn.Module]] = []
+        children = [(f"{path}.{name}" if path else name, child) for name, child in module.named_children()]
+        for name, child in sorted(children, key=lambda item: self._order(item[0])):
+            inside = self._held(name)
+            if not inside and name not in self.targets and name not in self.guides:
+                folded.append((name, child))
+                continue
+            if folded:
+                yield self._folded(folded, depth)
+                folded = []
+            if self.dense and len(inside) == 1 and name not in self.targets and name not in self.guides:
+                yield self._own(inside[0], child.get_submodule(inside[0].removeprefix(f"{name}.")), depth, path)
+                continue
+            yield self._own(name, child, depth, path)
+            if inside:
+                yield from self.rows(child, name, depth + 1)
+        if folded:
+            yield self._folded(folded, depth)
+
+    def _held(self, path: str) -> list[str]:
+        """The guides and targets inside."""
+        return [name for name in {**self.targets, **self.guides} if name.startswith(f"{path}.")]
+
+    def _order(self, path: str) -> float:
+        inside = [call.order for name, call in self.called.items() if name == path or name.startswith(f"{path}.")]
+        return min(inside, default=float("inf"))
+
+    def _size(self, path: str) -> str:
+        call = self.called.get(path)
+        return "" if call is None or call.shape is None else _by(call.shape[1:])
+
+    def _own(self, path: str, module: nn.Module, depth: int, parent: str) -> Row:
+        """The row of a module; its parent's path is not repeated."""
+        swap = self.targets.get(path)
+        kind = TARGET if swap is not None else GUIDE if path in self.guides else GROUP
+        if isinstance(swap, Resize) and swap.call is not None:  # a call, which is no module of the plain network
+            label, note = f"F.interpolate {swap.call}", f"enlargement, {swap.mode}"
+        else:
+            label, note = path.removeprefix(f"{parent}."), plain_name(module)
+        alias = swap.target_alias if swap is not None else self.guides.get(path)
+        label += f" ({alias})" if alias not in (None, label) else ""
+        return Row(path, label, note, self._size(path), depth, kind, () if swap is None else swap.guide)
+
+    def _folded(self, modules: Sequence[tuple[str, nn.Module]], depth: int) -> Row:
+        kinds = Counter(plain_name(module) for _, module in modules)
+        shown = [f"{count} {kind}" if count > 1 else kind for kind, count in kinds.most_common(_KINDS)]
+        note = ", ".join([*shown, *(["..."] if len(kinds) > _KINDS else [])])
+        convolutions = sum(
+            isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for _, module in modules for m in module.modules()
+        )
+        if convolutions and any(True for _, module in modules for _ in module.children()):
+            note += f" ({convolutions} convolution{'s' if convolutions > 1 else ''})"
+        first, last = modules[0][0], modules[-1][0]
+        label = _last(first) if len(modules) == 1 else f"{_last(first)} to {_last(last)}"
+        size = next((text for path, _ in reversed(modules) if (text := self._size(path))), "")
+        return Row(first, label, note, size, depth, FOLDED)
+
+
+def plain_name(module: nn.Module) -> str:
+    """A module's class, or the one it had before it was swapped."""
+    plain: type = type(module)
+    while "hotswap." in plain.__module__ and plain.__bases__[-1] is not nn.Module:
+        plain = plain.__bases__[-1]
+    return plain.__name__
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))

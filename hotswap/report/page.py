@@ -1,0 +1,72 @@
+"""The file: everything that a report says, laid out as HTML that needs nothing else."""
+
+import base64
+from collections.abc import Callable
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hotswap.report import colours
+from hotswap.report.content import Content, plan_json
+from hotswap.report.figures import BARS
+
+_OPEN = 4  # targets whose pictures are shown at once; the others open when they are clicked
+
+
+def render(content: Content) -> bytes:
+    """The page, in UTF-8. All text in it is escaped by the template engine, whatever it holds."""
+    environment = Environment(
+        loader=PackageLoader("hotswap.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= _FILTERS
+    plan = plan_json(content.plan)
+    text = environment.get_template("report.html").render(
+        c=content,
+        bars=BARS,
+        open_targets=_OPEN,
+        plan_json=plan,
+        plan_uri="data:application/json;base64," + base64.b64encode(plan.encode("utf-8", "replace")).decode("ascii"),
+        ramp=[f"#{bytes(colour).hex()}" for colour in colours.ramp_palette()[::51]],
+    )
+    # Names of files can hold bytes that are no text, which UTF-8 cannot hold.
+    return text.encode("utf-8", "replace")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not known" if value is None else f"{value:.{digits}g}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _memory(value: int) -> str:
+    return f"{value / 2**20:.1f} MiB" if value >= 2**20 / 10 else f"{value / 2**10:.0f} KiB"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if value < 0.995 else f"{value:.0%}"
+
+
+def _weight(value: float) -> str:
+    """K in a small field: two digits, without the 0 before the point."""
+    text = f"{value:.2f}"
+    return "1" if text == "1.00" else text.replace("0.", ".", 1)
+
+
+def _shade(value: float) -> int:
+    """How bright the field is: 0 to 10."""
+    return round(10 * min(max(value, 0.0), 1.0)) if value == value else 0
+
+
+_FILTERS: dict[str, Callable[..., object]] = {
+    "number": _number,
+    "milliseconds": _milliseconds,
+    "memory": _memory,
+    "percent": _percent,
+    "weight": _weight,
+    "shade": _shade,
+}

@@ -1,0 +1,115 @@
+"""The commands and the Python that make a report, and its network, again."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hotswap.plan import Plan
+
+_LINE = 80  # letters of Python
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the network of a report is from, and what was asked for."""
+
+    network: str  # its class
+    checkpoint: str | None
+    architecture: str | None  # of the plain network
+    typed: bool  # whether a person gave that, as the checkpoint does not
+    folder: str | None  # of images
+    output: str
+    options: Mapping[str, Any]  # those that are not as they are by default, by their names in Python
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What to type."""
+
+    report: str | None  # the command; None where there is no file, or no folder
+    convert: str | None  # the command that makes the network from its plain weights and the plan
+    python: str
+
+
+def options(
+    limit: int,
+    input_size: tuple[int | None, int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    outputs: str,
+    default_limit: int,
+) -> dict[str, Any]:
+    """What of the options has to be said."""
+    given = {
+        "limit": None if limit == default_limit else limit,
+        "input_size": input_size,
+        "mean": None if mean is None else tuple(mean),
+        "std": None if std is None else tuple(std),
+        "outputs": None if outputs == "auto" else outputs,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def steps(plan: Plan, origin: Origin) -> Steps:
+    """How to make the report, and the network, again."""
+    return Steps(_report(origin), _convert(origin), _python(origin))
+
+
+def _report(origin: Origin) -> str | None:
+    if origin.checkpoint is None or origin.folder is None:
+        return None
+    words = ["hotswap", "report", origin.checkpoint, "--images", origin.folder]
+    for name, value in origin.options.items():
+        words += [f"--{name.replace('_', '-')}", _word(name, value)]
+    if origin.typed:
+        words += ["--model", str(origin.architecture)]
+    return shlex.join([*words, "-o", origin.output])
+
+
+def _word(name: str, value: Any) -> str:
+    if name == "input_size":
+        return "x".join(str(n) for n in value if n is not None)
+    return ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else str(value)
+
+
+def _convert(origin: Origin) -> str | None:
+    if origin.architecture is None:
+        return None
+    words = ["hotswap", "convert", origin.architecture, "--weights", "WEIGHTS", "--plan", "plan.json"]
+    return shlex.join([*words, "-o", origin.checkpoint or "swapped.safetensors"])
+
+
+def _python(origin: Origin) -> str:
+    options = dict(origin.options) | ({} if origin.checkpoint is None else {"checkpoint": origin.checkpoint})
+    options |= {"architecture": origin.architecture} if origin.typed else {}
+    given = [f"{name}={value!r}" for name, value in options.items()]
+    images = "images" if origin.folder is None else repr(origin.folder)
+    if origin.checkpoint is None:
+        made = [
+            "import json",
+            "",
+            "import hotswap",
+            "",
+            f"plain = ...  # the plain {origin.network}, with its weights",
+            'plan = hotswap.Plan.from_dict(json.load(open("plan.json")))',
+            "model = hotswap.apply(plain, plan)",
+        ]
+    elif origin.typed or origin.architecture is None:
+        made = [
+            "import hotswap",
+            "",
+            f"plain = ...  # a {origin.network}" + (f": {origin.architecture}" if origin.architecture else ""),
+            f"model = hotswap.load({origin.checkpoint!r}, model=plain)",
+        ]
+    else:
+        made = ["import hotswap", "", f"model = hotswap.load({origin.checkpoint!r})"]
+    if origin.folder is None:
+        made.append("images = ...  # the same inputs")
+    return "\n".join([*made, _call("hotswap.report", ["model", images, repr(origin.output), *given])])
+
+
+def _call(function: str, arguments: list[str]) -> str:
+    """A call, on several lines where it is long."""
+    line = f"{function}({', '.join(arguments)})"
+    return line if len(line) <= _LINE else "\n".join([f"{function}(", *(f"    {x}," for x in arguments), ")"])

@@ -1,0 +1,113 @@
+"""What a report shows a network on: images of a folder, or inputs at hand, one by one."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotswap import images
+from hotswap.errors import HotswapError
+from hotswap.measure import as_batches
+from hotswap.observe import Inputs
+from hotswap.report.colours import Pixels, from_tensor
+
+Source = str | os.PathLike[str] | Iterable[Inputs] | Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, as the network gets it and as a person does."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    picture: Pixels | None  # None where the network's first argument is no image
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a report, in order."""
+
+    items: Iterator[Sample]  # read one by one
+    count: int
+    description: str  # where they are from, and how many were left out
+
+
+def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images.Form, limit: int) -> Samples:
+    """At most `limit` images of a folder, evenly spread over it.
+
+    Raises:
+        HotswapError: where there is none; later, where one cannot be read.
+    """
+    found = images.find(folder, sys.maxsize)
+    chosen = images.spread(found, limit)
+    device = _device(network)
+
+    def read(file: Path) -> Sample:
+        (batch,) = images.batches([file], form.shape, form.mean, form.std, 1, form.dtype)
+        scale = [torch.tensor(values).view(-1, 1, 1) for values in (form.std, form.mean)]
+        picture = from_tensor(batch[0].float() * scale[0] + scale[1], 0.0, 1.0)
+        return Sample(file.name, (batch.to(device),), picture)
+
+    of = "" if len(chosen) == len(found) else f" of {len(found)}, evenly spread"
+    text = f"{_images(len(chosen))}{of}, from {os.fspath(folder)}"
+    return Samples(map(read, chosen), len(chosen), text)
+
+
+def from_batches(batches: Iterable[Inputs] | Tensor, limit: int) -> Samples:
+    """The first `limit` images of some batches. A picture shows its smallest value black and its largest white.
+
+    Raises:
+        HotswapError: where there is none.
+    """
+    single = chain.from_iterable(map(_one_by_one, as_batches(batches)))
+    first = [next(single)]  # as_batches refuses to give none
+    for arguments in single:
+        first.append(arguments)
+        if len(first) > limit:
+            break
+    more = len(first) > limit
+    chosen = first[:limit]
+    items = (Sample(f"image {i}", x, _stretched(x)) for i, x in enumerate(chosen, start=1))
+    return Samples(items, len(chosen), _images(len(chosen)) + (", the first of those given" if more else ""))
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _one_by_one(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Each image of a batch alone: every tensor with the batch size of the first argument is taken apart."""
+    first = arguments[0] if arguments else None
+    if not isinstance(first, Tensor) or first.dim() != 4:
+        yield arguments
+        return
+    if not len(first):
+        raise HotswapError("batches must hold images, got a batch of size 0")
+    for index in range(len(first)):
+        yield tuple(_part(x, index, len(first)) for x in arguments)
+
+
+def _part(x: Any, index: int, batch: int) -> Any:
+    return x[index : index + 1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x
+
+
+def _stretched(arguments: tuple[Any, ...]) -> Pixels | None:
+    first = arguments[0] if arguments else None
+    if not isinstance(first, Tensor) or first.dim() != 4 or first.shape[1] not in (1, 3):
+        return None
+    image = first[0].float()
+    finite = image[image.isfinite()]
+    return from_tensor(image, float(finite.min()), float(finite.max())) if finite.numel() else None
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what is done with them)

@@ -95,8 +95,8 @@ def _one_image(channels: int, _model: nn.Module, size: int) -> Inputs:
 # --- torchvision --------------------------------------------------------------------------------------
 
 # By default these drop the detections that random weights are not sure of, and so whole branches' gradients.
-_KEEP_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 20}
-_SIDES = {"min_size": 160, "max_size": 256}  # which they resize images to, from 800 by default; SSDs have one size
+_KEEP_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 100}
+_SIDES = {"min_size": 400, "max_size": 512}  # what they resize images to, from 800: enough for boxes of every level
 
 
 def _torchvision() -> Iterator[Network]:

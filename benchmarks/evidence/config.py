@@ -16,18 +16,40 @@ SEARCH_SEED = 0  # of the runs that choose a learning rate; the compared runs ha
 START = "start"  # what arms call the network they begin with: "arm:start"
 
 
-class Control(Part):
-    """What is done to an arm's network, after its swaps, to tell what helps."""
+class ShuffledGuide(Part):
+    """Swapped layers are guided by another image of the batch."""
 
-    kind: Literal["shuffled_guide", "frozen_kernel", "skip"]  # see benchmarks.evidence.controls
-    source: str | None = None  # of skip: a module, or "input"
-    target: str | None = None  # of skip: a module, or "output"
+    kind: Literal["shuffled_guide"]
 
-    @model_validator(mode="after")
-    def _both_of_skip(self) -> Self:
-        if (self.kind == "skip") != (self.source is not None and self.target is not None):
-            raise ValueError("source and target are of skip, which needs both")
-        return self
+
+class FrozenKernel(Part):
+    """Plain again, its filters multiplied by the mean of K at each tap."""
+
+    kind: Literal["frozen_kernel"]
+
+
+class Skip(Part):
+    """A convolution from one place of the plain network to another."""
+
+    kind: Literal["skip"]
+    source: str  # a module, or "input"
+    target: str  # a module, or "output"
+
+
+class PacCrf(Part):
+    """A PAC-CRF behind the network, which stays as it is; the CRF is trained."""
+
+    kind: Literal["pac_crf"]
+    dilations: Annotated[tuple[Count, ...], Field(min_length=1)]  # one a kernel of 5 x 5
+
+
+class DenseCrf(Part):
+    """A CRF with nothing to train behind the network: pydensecrf's, or ours with its parameters."""
+
+    kind: Literal["dense_crf", "refine"]
+
+
+Changed = Annotated[ShuffledGuide | FrozenKernel | Skip | PacCrf | DenseCrf, Field(discriminator="kind")]
 
 
 class Arm(Part):
@@ -35,7 +57,7 @@ class Arm(Part):
 
     about: str  # in a few words, for the table
     changes: Changes = Field(default_factory=dict)
-    control: Control | None = None
+    control: Changed | None = None  # what is done to its network after its swaps, to tell what helps
     trained: bool = True  # false: measured as it is, once
 
 

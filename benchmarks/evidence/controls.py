@@ -1,4 +1,4 @@
-"""Networks that have something of a swapped one, to tell which part of it helps."""
+"""What an arm does to its network after its swaps: controls that tell which part of a swap helps, and CRFs."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hotswap
-from benchmarks.evidence.config import Control
+from benchmarks.evidence import config
+from benchmarks.evidence.crf import with_dense_crf, with_pac_crf
 from hotswap.layers import SwappedLayer
 from hotswap.observe import Inputs
 from hotswap.resizing.layers import GuidedResize
@@ -15,23 +16,27 @@ from hotswap.resizing.layers import GuidedResize
 INPUT, OUTPUT = "input", "output"
 
 
-def apply(model: nn.Module, control: Control | None, example: Inputs) -> nn.Module:
-    """The network of an arm, in place.
+def apply(model: nn.Module, control: config.Changed | None, example: Inputs) -> nn.Module:
+    """The network of an arm; the one given may be changed.
 
     Args:
         model: as its recipe builds it, swapped and calibrated.
         control: None leaves it as it is.
         example: what it takes.
     """
-    if control is None:
-        return model
-    if control.kind == "shuffled_guide":
-        return shuffle_guides(model)
-    if control.kind == "frozen_kernel":
-        return freeze_kernels(model)
-    assert control.source is not None
-    assert control.target is not None
-    return add_skip(model, control.source, control.target, example)
+    match control:
+        case None:
+            return model
+        case config.ShuffledGuide():
+            return shuffle_guides(model)
+        case config.FrozenKernel():
+            return freeze_kernels(model)
+        case config.Skip():
+            return add_skip(model, control.source, control.target, example)
+        case config.PacCrf():
+            return with_pac_crf(model, control.dilations, example)
+        case config.DenseCrf():
+            return with_dense_crf(model, control.kind)
 
 
 def shuffle_guides(model: nn.Module) -> nn.Module:

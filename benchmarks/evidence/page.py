@@ -39,12 +39,12 @@ def compared(experiment: Experiment, rows: Sequence[Row]) -> list[Compared]:
     control = own[experiment.against]
     found = []
     for arm, runs in own.items():
-        trained = experiment.arms[arm].trained
-        seeds = sorted(runs.keys() & control.keys()) if trained else sorted(control)
-        if not seeds or not runs:
+        seeds = sorted(runs.keys() & control.keys())
+        if not seeds:
             continue
-        ours = [runs[seed] if trained else next(iter(runs.values())) for seed in seeds]
-        theirs = [control[seed] for seed in seeds]
+        if not (experiment.arms[arm].trained or experiment.arms[experiment.against].trained):
+            seeds = seeds[:1]  # seeds make no difference, which is no certainty
+        ours, theirs = [runs[seed] for seed in seeds], [control[seed] for seed in seeds]
         names = [metric for metric in ours[0].after if metric in theirs[0].after]
         first = next(iter(experiment.metrics))
         swapped = experiment.start is not None
@@ -135,10 +135,13 @@ def filled(text: str, name: str, content: str) -> str:
 
 
 def _by_seed(experiment: Experiment, arm: str, rows: Sequence[Row]) -> dict[int, Row]:
-    """The compared runs of an arm, at its best rate."""
+    """The compared runs of an arm, at its best rate; what is not trained is the same for all seeds."""
     rate = best_rate(experiment, arm, rows)
-    found = known(experiment, rows).values()
-    return {row.seed: row for row in found if row.arm == arm and row.rate == rate and row.seed != SEARCH_SEED}
+    known_rows = known(experiment, rows).values()
+    found = {row.seed: row for row in known_rows if row.arm == arm and row.rate == rate and row.seed != SEARCH_SEED}
+    if found and not experiment.arms[arm].trained:
+        return dict.fromkeys(experiment.compared_seeds, next(iter(found.values())))
+    return found
 
 
 def _signed(experiment: Experiment, found: Difference, *, bold: bool = True) -> str:

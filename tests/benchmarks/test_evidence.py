@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import hotswap
+import pac_ops
 from benchmarks.evidence import config, controls, depth, page, results, runs
-from benchmarks.evidence.config import Control, Experiment
+from benchmarks.evidence.config import DenseCrf, Experiment, PacCrf, Skip
 from benchmarks.evidence.runs import Row, Run
 from benchmarks.evidence.statistics import difference
 from hotswap.errors import HotswapError
@@ -53,13 +54,32 @@ def test_frozen_kernels_leave_a_plain_network_as_strong_as_the_swapped_one():
     ("source", "target"), [("input", "output"), ("stage1", "output"), ("stage2.3", "stage3.1.3")]
 )
 def test_a_skip_starts_as_nothing_and_learns(source, target):
-    model = controls.apply(network(), Control(kind="skip", source=source, target=target), IMAGES)
+    model = controls.apply(network(), Skip(kind="skip", source=source, target=target), IMAGES)
     assert torch.equal(model(IMAGES), network()(IMAGES))
     model(IMAGES).square().sum().backward()
     assert model.skip.conv.weight.grad.any()
     with torch.no_grad():
         model.skip.conv.weight.fill_(0.1)
     assert not torch.allclose(model(IMAGES), network()(IMAGES), atol=1e-3)
+
+
+def test_a_pac_crf_is_trained_behind_a_network_that_stays_as_it_is():
+    model = controls.apply(network(), PacCrf(kind="pac_crf", dilations=(1, 2)), IMAGES)
+    refined = model(IMAGES)
+    refined.square().sum().backward()
+    assert refined.shape == (2, 3, 32, 32)
+    assert {name.split(".")[0] for name, x in model.named_parameters() if x.grad is not None} == {
+        "crf",
+        "feat_scales",
+    }
+    before = [x.clone() for x in model.backbone.buffers()]
+    model.train()(IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.buffers(), before, strict=True))  # norms too
+
+
+def test_a_dense_crf_of_ours_refines_what_the_network_gives():
+    model = controls.apply(network(), DenseCrf(kind="refine"), IMAGES)
+    torch.testing.assert_close(model(IMAGES), pac_ops.refine(network()(IMAGES), 255 * IMAGES))
 
 
 def test_differences_are_paired_and_have_students_interval():

@@ -1,21 +1,23 @@
 """Checkpoints: read without running anything they contain, written in one step.
 
-Written are `.safetensors`, with a JSON entry `hotswap` in the metadata, and `.pt`/`.pth`, which hold
-`{"state_dict": tensors, "hotswap": the same JSON}`. The tensors are the plain network's, under its names: learned
-scales go into the JSON, so that a loader that knows nothing of hotswap reads the original network's weights.
+Written are `.safetensors`, with a JSON entry `hotswap` in the metadata (in parts, with an index, where that is asked
+for), and `.pt`/`.pth`, which hold `{"state_dict": tensors, "hotswap": the same JSON}`. The tensors are the plain
+network's, under its names: learned scales go into the JSON, so that a loader that knows nothing of hotswap reads the
+original network's weights.
 """
 
 import copy
 import json
 import logging
 import math
+import os
 import pickle
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hotswap
-from hotswap import surgery, zoo
+from hotswap import hf, hub, sharded, surgery, zoo
 from hotswap.api import apply
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable
+from hotswap.matching import clipped, listed, matched
 from hotswap.plan import Plan
 
-FORMAT_VERSION = 3  # 1: guides were lone strings; 2: plans had no enlargements. Plan.from_dict still reads both
+# 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config.
+FORMAT_VERSION = 4
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth")
 
@@ -51,10 +55,11 @@ _NESTINGS = (
     "params",
 )
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DataParallel, torch.compile, Lightning, ...
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 _MAX_NESTING = 4
-_SHOWN = 3  # names listed of many
+_ROOM = (
+    1 << 29
+)  # bytes that a network may take beside its weights, in float32 where the file has them in half precision
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +72,7 @@ class Metadata:
     plan: Plan | None = None  # None where nothing is swapped
     learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
     version: str = ""  # of hotswap, that wrote it
+    config: Mapping[str, Any] | None = None  # of a network of transformers
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,22 @@ def read(path: PathLike) -> Checkpoint:
     the weights where there is nothing else). Tensors come to the CPU, in the file's dtypes, and are mapped from the
     file rather than read where its format allows it.
 
+    Args:
+        path: a file; the index of one in parts, `NAME.safetensors.index.json`, or the name without its end; or
+            `hf-hub:owner/name[@revision]`, which is fetched.
+
     Raises:
-        HotswapError: where the file is missing, damaged, no checkpoint, or would need code to be read.
+        HotswapError: where the file is missing, damaged, no checkpoint, or would need code to be read, or the hub
+            does not give it.
     """
+    if isinstance(path, str) and hub.is_address(path):
+        fetched = hub.weights(hub.parse(path))
+        found = read(fetched.path)
+        note = () if hub.parse(path).is_pinned else (f"{path} is at commit {fetched.address.revision}",)
+        return replace(found, notes=(*note, *found.notes))
+    index = sharded.index_of(Path(path))
+    if str(path).endswith(sharded.INDEX) or (index.is_file() and not Path(path).exists()):
+        return _read_sharded(Path(path) if str(path).endswith(sharded.INDEX) else index)
     file = check_readable(path)
     try:
         with file.open("rb") as stream:
@@ -127,35 +146,55 @@ def read_plan(path: PathLike) -> Plan:
     return _plan(_from_json(text, str(path)), str(path))
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Copy a checkpoint's weights into a network: all of them, by name, each of the right shape.
+def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = False) -> tuple[str, ...]:
+    """Put a checkpoint's weights into a network: all of them, by name, each of the right shape.
 
-    Prefixes that wrappers leave on every name (`module.`, `_orig_mod.`, `model.`, ...) are taken off where the
-    network has no such names. Floating-point weights take the dtype they have in the file.
+    Names are brought to the network's: see `matching.matched`, and `hf.renamed` for networks of transformers.
+    Floating-point weights take the dtype they have in the file.
+
+    Args:
+        model: the network.
+        checkpoint: what `read` read.
+        mapped: leave the weights mapped from the file rather than copy them, so that they take memory once, and only
+            as far as they are used. Who writes into the file, rather than replace it, then changes the network.
 
     Returns:
-        Notes on prefixes taken off.
+        Notes on what was done to names.
 
     Raises:
         HotswapError: where names or shapes differ; the network is then as it was.
     """
     metadata = checkpoint.metadata
-    weights, versions, notes = _without_prefixes(checkpoint, model.state_dict().keys())
-    state = OrderedDict(weights)
+    own = model.state_dict(keep_vars=True)
+    scales = {} if metadata is None else metadata.learned_scales
+    try:
+        weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, _without(own, scales))
+    except HotswapError as error:
+        raise HotswapError(f"cannot take the weights of {str(checkpoint.path)!r}: {error}") from error
+    if weights.keys() | scales.keys() != own.keys() and (renamed := hf.renamed(model, weights)) is not None:
+        weights = renamed.weights
+        notes += ("the weights have the names that transformers gives them in files",)
+        if renamed.unexpected:
+            notes += (f"left aside {len(renamed.unexpected)} that the network has not: {listed(renamed.unexpected)}",)
+    state = OrderedDict({**weights, **scales})
     if metadata is not None:
-        state |= metadata.learned_scales
         versions = getattr(model.state_dict(), "_metadata", {})  # it was saved from the modules of today
     if versions:
         state._metadata = versions  # type: ignore[attr-defined]  # where load_state_dict looks for them
     _check_fits(model, state, checkpoint.path)
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    if mapped:
+        _assign(model, state)
+        return notes
+    for name, tensor in own.items():
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
     return notes
 
 
-def save(model: nn.Module, path: PathLike, architecture: str | None = None) -> None:
+def save(
+    model: nn.Module, path: PathLike, architecture: str | None = None, *, max_shard_size: int | str | None = None
+) -> None:
     """Write a network, swapped or plain, to `.safetensors`, `.pt` or `.pth`, in one step.
 
     Args:
@@ -163,42 +202,54 @@ def save(model: nn.Module, path: PathLike, architecture: str | None = None) -> N
         path: where to; an existing file is replaced.
         architecture: the network's name for `zoo.build`, so that `load` can build it. Options that fetch weights are
             left out of it. A `package.module:factory` is recorded for people to read, but `load` will not call it.
+            Networks of transformers need no name: their class and configuration are recorded.
+        max_shard_size: where the weights are larger, `NAME.safetensors` is written in parts of at most so much, a
+            number of bytes or text such as "5GB", with an index `NAME.safetensors.index.json`. The name without
+            `.index.json` reads them again.
 
     Raises:
         HotswapError: where the network holds something other than plain tensors, the name is not one that a file may
             hold, or `path` cannot be written; what was there is then still there.
     """
-    check_destination(path)
+    check_destination(path, max_shard_size)
     model = _unwrapped(model)
     surgery.require_own_input(model)
     plan = surgery.current_plan(model)
     state = model.state_dict()
     scales = {} if plan is None else {name: x for name, x in state.items() if name.endswith(_SCALE)}
-    write({name: x for name, x in state.items() if name not in scales}, path, Metadata(architecture, plan, scales))
+    architecture, config = _recorded(model, architecture)
+    metadata = Metadata(architecture, plan, scales, config=config)
+    write({name: x for name, x in state.items() if name not in scales}, path, metadata, max_shard_size)
 
 
-def write(tensors: Mapping[str, Any], path: PathLike, metadata: Metadata) -> None:
+def write(
+    tensors: Mapping[str, Any], path: PathLike, metadata: Metadata, max_shard_size: int | str | None = None
+) -> None:
     """Write a state_dict, and what hotswap keeps beside it, in one step; see `save`.
 
     Raises:
         HotswapError: as `save`.
     """
-    check_destination(path)
+    check_destination(path, max_shard_size)
     plain = _separate(tensors)
     entry = _to_json(metadata)
-    with atomic_write(path) as temporary:
-        try:
+    shards = [plain] if max_shard_size is None else sharded.split(plain, sharded.parse_size(max_shard_size))
+    try:
+        if len(shards) > 1:
+            sharded.write(shards, Path(os.path.realpath(path)), entry)
+            return
+        with atomic_write(path) as temporary:
             if _suffix(path) in SAFETENSORS:
                 save_file(plain, temporary, {"format": "pt", _ENTRY: entry})
             else:
                 with temporary.open("wb") as stream:  # a stream, because torch writes a file's name into the file
                     torch.save({"state_dict": plain, _ENTRY: entry}, stream)
-        except KeyError as error:
-            raise HotswapError(f"a safetensors file cannot hold {error.args[0]}; write a .pt file") from error
-        except SafetensorError as error:  # a full disk
-            raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error)}") from error
-        except RuntimeError as error:  # torch's, raised while it handles the error of a full disk
-            raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error.__context__ or error)}") from error
+    except KeyError as error:
+        raise HotswapError(f"a safetensors file cannot hold {error.args[0]}; write a .pt file") from error
+    except SafetensorError as error:  # a full disk
+        raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error)}") from error
+    except RuntimeError as error:  # torch's, raised while it handles the error of a full disk
+        raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error.__context__ or error)}") from error
 
 
 def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
@@ -220,17 +271,28 @@ def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
     return loaded
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: nn.Module | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+def load_checkpoint(
+    checkpoint: Checkpoint, model: nn.Module | None = None, *, inplace: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
     """`load`, of a file that was read already, with the notes of `load_weights`.
+
+    With `inplace`, `model` itself is changed, and the weights stay mapped from the file.
 
     Raises:
         HotswapError: as `load`.
     """
     metadata = checkpoint.metadata
     if model is not None:
-        loaded = _deep_copy(model)
+        loaded = model if inplace else _deep_copy(model)
     elif metadata is not None and metadata.architecture is not None:
-        loaded = zoo.build(metadata.architecture, trusted=False, initialise=False)
+        size = sum(x.nbytes for x in checkpoint.state_dict.values())
+        loaded = zoo.build(
+            metadata.architecture,
+            trusted=False,
+            initialise=False,
+            config=metadata.config,
+            most=2 * size + _ROOM,
+        )
     else:
         raise HotswapError(
             f"{str(checkpoint.path)!r} does not say which network its weights belong to; build the plain network and "
@@ -238,15 +300,26 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module | None = None) -> t
         )
     if metadata is not None and metadata.plan is not None:
         apply(loaded, metadata.plan, inplace=True)
-    return loaded, load_weights(loaded, checkpoint)
+    return loaded, load_weights(loaded, checkpoint, mapped=inplace)
 
 
-def check_destination(path: PathLike) -> None:
+def check_destination(path: PathLike, max_shard_size: int | str | None = None) -> None:
     """Find out early that a checkpoint cannot be written to `path`.
 
     Raises:
-        HotswapError: where its name does not end in one of the suffixes written, or see `files.check_writable`.
+        HotswapError: where its name does not end in one of the suffixes written, or see `files.check_writable`; or
+            parts are asked for where there cannot be any.
     """
+    if max_shard_size is not None:
+        sharded.parse_size(max_shard_size)
+        if _suffix(path) not in SAFETENSORS:
+            raise HotswapError(
+                f"only a .safetensors file can be written in parts (max_shard_size), got {str(path)!r}"
+            )
+        if Path(path).exists():  # it would be read, and not the parts
+            raise HotswapError(
+                f"{str(path)!r} is there already, in one file; remove it, or name another for the parts"
+            )
     if _suffix(path) not in SAFETENSORS + TORCH:
         raise HotswapError(f"a checkpoint's name must end in .safetensors or .pt (or .pth), got {str(path)!r}")
     check_writable(path)
@@ -255,16 +328,32 @@ def check_destination(path: PathLike) -> None:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
+def _read_sharded(index: Path) -> Checkpoint:
+    names, entry = sharded.read_index(index)
+    tensors: dict[str, Tensor] = {}
+    for shard, wanted in names.items():
+        _, found = _tensors(index.with_name(shard))
+        if missing := [name for name in wanted if name not in found]:
+            raise HotswapError(f"{shard!r} must hold {missing[0]!r}, as {str(index)!r} says, and does not")
+        tensors |= {name: found[name] for name in wanted}
+    return Checkpoint(index, tensors, _metadata(entry, index))
+
+
 def _read_safetensors(file: Path) -> Checkpoint:
+    metadata, tensors = _tensors(file)
+    return Checkpoint(file, tensors, _metadata(metadata.get(_ENTRY), file))
+
+
+def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata of a safetensors file, and its tensors, mapped."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+            return metadata, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise HotswapError(
             f"cannot read {str(file)!r}: it is damaged or cut short ({_one_line(error)}); copy or download it again"
         ) from error
-    return Checkpoint(file, tensors, _metadata(metadata.get(_ENTRY), file))
 
 
 def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
@@ -302,7 +391,7 @@ def _torch_reason(error: Exception) -> str:
     needed = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and needed:
         return (
-            f"reading it would run code ({_clipped(needed[1], 80)}), and hotswap runs none from a file; "
+            f"reading it would run code ({clipped(needed[1], 80)}), and hotswap runs none from a file; "
             "where you trust it, save its tensors alone: torch.save(model.state_dict(), 'weights.pth')"
         )
     return (
@@ -326,12 +415,12 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
         content = content[inner]
     state = {key: x.detach() for key, x in content.items() if isinstance(key, str) and _is_tensor(x)}
     if not state:
-        found = _listed(map(repr, content)) if content else "nothing"
+        found = listed(map(repr, content)) if content else "nothing"
         raise HotswapError(f"{str(file)!r} must hold a state_dict, that is tensors by name, got only {found}")
     if all(name.startswith("module.") or name == "n_averaged" for name in state):
         state.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
     if left := [key for key in content if key not in state]:
-        notes.append(f"left aside {len(left)} entries that are no weights: {_listed(map(repr, left))}")
+        notes.append(f"left aside {len(left)} entries that are no weights: {listed(map(repr, left))}")
     if unusual := [name for name, x in state.items() if _why_unusual(x)]:
         raise HotswapError(
             f"{str(file)!r}: weight {unusual[0]!r} is {_why_unusual(state[unusual[0]])}; save plain tensors"
@@ -354,7 +443,7 @@ def _nesting(content: Mapping[Any, Any], file: Path) -> str | None:
     ]
     if len(others) > 1:
         raise HotswapError(
-            f"{str(file)!r} holds several sets of weights ({_listed(map(repr, others))}); save the one you want alone"
+            f"{str(file)!r} holds several sets of weights ({listed(map(repr, others))}); save the one you want alone"
         )
     return others[0] if others else None
 
@@ -381,9 +470,10 @@ def _to_json(metadata: Metadata) -> str:
     entry = {
         "format_version": FORMAT_VERSION,
         "hotswap": hotswap.__version__,
-        "architecture": None if metadata.architecture is None else zoo.architecture(metadata.architecture),
+        "architecture": None if metadata.architecture is None else zoo.recordable(metadata.architecture),
         "plan": None if metadata.plan is None else metadata.plan.to_dict(),
         "learned_scales": {name: [x.item(), _DTYPES[x.dtype]] for name, x in metadata.learned_scales.items()},
+        "config": metadata.config,
     }
     return json.dumps(entry, allow_nan=False)
 
@@ -402,6 +492,8 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
             f"{FORMAT_VERSION}); pip install --upgrade hotswap"
         )
     kinds = {"hotswap": str, "architecture": str | None, "plan": Mapping | None, "learned_scales": Mapping}
+    if isinstance(version, int) and version >= 4:
+        kinds["config"] = Mapping | None
     if not isinstance(version, int) or version < 1 or set(found) != {"format_version", *kinds}:
         raise HotswapError(f"{where} is malformed; it was not written by hotswap, or damaged")
     for name, kind in kinds.items():
@@ -410,16 +502,19 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
     scales = {name: _scale(name, x, where) for name, x in found["learned_scales"].items()}
     architecture = found["architecture"]
     if architecture is not None:
-        zoo.parse(architecture)
+        zoo.parse(architecture, typed=False)
+    config = found.get("config")
+    if config is not None:
+        hf.checked(config, f"{where}: config")
     plan = None if found["plan"] is None else _plan(found["plan"], where)
-    return Metadata(architecture, plan, scales, found["hotswap"])
+    return Metadata(architecture, plan, scales, found["hotswap"], config)
 
 
 def _scale(name: str, data: Any, where: str) -> Tensor:
     value, kind = data if isinstance(data, list) and len(data) == 2 else (None, None)
     dtype = next((dtype for dtype, text in _DTYPES.items() if text == kind), None)
     if not (name.endswith(_SCALE) and isinstance(value, float) and math.isfinite(value)) or dtype is None:
-        raise HotswapError(f"{where}: learned_scales must hold [number, dtype] by name, got {_clipped(repr(data))}")
+        raise HotswapError(f"{where}: learned_scales must hold [number, dtype] by name, got {clipped(repr(data))}")
     return torch.tensor(value, dtype=dtype)
 
 
@@ -427,7 +522,7 @@ def _plan(data: Any, where: str) -> Plan:
     try:
         return Plan.from_dict(data)
     except HotswapError as error:
-        raise HotswapError(f"{where}: {_clipped(str(error))}") from error
+        raise HotswapError(f"{where}: {clipped(str(error))}") from error
 
 
 def _from_json(text: str, where: str) -> Any:
@@ -446,19 +541,23 @@ def _small_int(digits: str) -> int:
 # --- into a network ---------------------------------------------------------------------------------------
 
 
-def _without_prefixes(
-    checkpoint: Checkpoint, expected: Collection[str]
-) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    state, versions = checkpoint.state_dict, dict(checkpoint.versions)
-    notes: list[str] = []
-    while True:
-        prefix = next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None)
-        if prefix is None or any(name.startswith(prefix) for name in expected):
-            return state, versions, tuple(notes)
-        state = {name.removeprefix(prefix): x for name, x in state.items()}
-        inside = {path: version for path, version in versions.items() if f"{path}.".startswith(prefix)}
-        versions = {f"{path}.".removeprefix(prefix).removesuffix("."): x for path, x in inside.items()}
-        notes.append(f"took the prefix {prefix!r} off all names")
+def _without(own: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in own.items() if name not in scales}
+
+
+def _assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load by taking the tensors as they are. Parameters stay the same objects, so that tied ones stay tied."""
+    held = [
+        (module, name, x)
+        for module in model.modules()
+        for name, x in (*module._parameters.items(), *module._buffers.items())
+        if x is not None
+    ]
+    model.load_state_dict(state, assign=True)
+    for module, name, x in held:
+        if (now := getattr(module, name)) is not x:
+            x.data = now.data.to(x.device)
+            setattr(module, name, x)
 
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -489,7 +588,7 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         ("of another shape", shapes),
         ("of another kind", kinds),
     )
-    told = [f"{len(names)} {what} ({_listed(names)})" for what, names in problems if names]
+    told = [f"{len(names)} {what} ({listed(names)})" for what, names in problems if names]
     if told:
         raise HotswapError(
             f"the weights in {str(path)!r} do not fit the network: {', '.join(told)}; is this the right architecture?"
@@ -509,6 +608,22 @@ def _deep_copy(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.M
 
 
 # --- writing ----------------------------------------------------------------------------------------------
+
+
+def _recorded(model: nn.Module, architecture: str | None) -> tuple[str | None, Mapping[str, Any] | None]:
+    """The name to write for a network, and what transformers needs to build it."""
+    named = None if architecture is None else zoo.architecture(architecture)
+    if named is not None and not named.startswith(f"{zoo.TRANSFORMERS}:"):
+        return named, None
+    found = hf.recorded(model)
+    if found is None:
+        if named is not None:
+            raise HotswapError(
+                f"architecture {architecture!r} is of transformers, and the network is none of its classes"
+            )
+        return None, None
+    name, config = found
+    return f"{zoo.TRANSFORMERS}:{name}", config
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -545,16 +660,6 @@ def _suffix(path: PathLike) -> str:
     return Path(path).suffix.lower()
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    shown = ", ".join(_clipped(name, 120) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _clipped(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
 def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return _clipped(lines[0], 200) if lines else type(error).__name__
+    return clipped(lines[0], 200) if lines else type(error).__name__

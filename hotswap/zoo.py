@@ -1,7 +1,9 @@
-"""Networks by name: `torchvision:NAME`, `timm:NAME` and `package.module:factory`, with `?key=value&key=value`.
+"""Networks by name, with `?key=value&key=value`: see `FORMS`.
 
-Networks are built without pretrained weights, and nothing is downloaded, unless an option asks for it. An
-architecture named inside a file is not trusted: it may only name a network of the two providers.
+Networks are built without pretrained weights, and nothing is downloaded, unless an option asks for it. Only of a
+saved model (`hf:owner/name`, `timm:hf-hub:owner/name`, a folder) its config.json is read, from the hub where that is
+where it lies. An architecture named inside a file is not trusted: it may only name a network of the providers, and
+nothing is read or fetched for it.
 """
 
 import functools
@@ -9,28 +11,44 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
+from hotswap import hf, hub
 from hotswap.errors import HotswapError, one_line
 from hotswap.naming import closest
 
-TORCHVISION, TIMM = "torchvision", "timm"
-FORMS = "torchvision:NAME, timm:NAME or package.module:factory, with ?key=value&key=value after it"
+TORCHVISION, TIMM, SMP, HF = "torchvision", "timm", "smp", "hf"
+TRANSFORMERS = "transformers"  # in files only: a class of transformers, whose configuration lies beside the name
+FORMS = (
+    "torchvision:NAME, timm:NAME, smp:NAME, hf:OWNER/NAME, a folder of a saved transformers model or "
+    "package.module:factory, with ?key=value&key=value after it"
+)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MAX_LENGTH = 1000  # of a spec; far above any real one
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_NAME = {TORCHVISION: re.compile(r"\w+"), TIMM: re.compile(r"\w+(\.\w+)?")}  # of timm, with a tag of its weights
+# What a file may name of each provider; of timm, with a tag of its weights.
+_NAME = {
+    TORCHVISION: re.compile(r"\w+"),
+    TIMM: re.compile(r"\w+(\.\w+)?"),
+    SMP: re.compile(r"\w+"),
+    HF: None,
+    TRANSFORMERS: re.compile(r"\w+"),
+}
+_EXTRA = {"torchvision": "zoo", "timm": "zoo", "segmentation_models_pytorch": "smp"}  # that installs a package
 # Options that ask for weights: they are no part of an architecture.
-_WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
+_WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "encoder_weights")
 # What a file may not ask for: options that read files, fetch something, or compile. Rather too many than too few.
 _REFUSED_IN_FILES = re.compile(r"weights|pretrained|checkpoint|cache|file|url|hub|script|jit")
 _STRING_IN_FILES = re.compile(r"[\w.\-]{0,64}")  # no path and no address
@@ -54,18 +72,34 @@ class Spec:
         """Whether an option asks for pretrained weights of the whole network."""
         return any(self.options.get(key) for key in ("weights", "pretrained"))
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is a saved model, with weights of its own."""
+        return self.provider == HF or self.on_hub is not None
+
+    @property
+    def on_hub(self) -> hub.Address | None:
+        """Where a saved model lies on the hub; None for what is not there."""
+        if self.provider == TIMM and self.name.startswith(hub.PREFIX):
+            return hub.parse(self.name)
+        if self.provider == HF and not Path(self.name).is_dir():
+            return hub.parse(hub.PREFIX + self.name)
+        return None
+
     def __str__(self) -> str:
         options = "&".join(f"{key}={_as_text(value)}" for key, value in self.options.items())
         return f"{self.provider}:{self.name}" + (f"?{options}" if options else "")
 
 
-def parse(spec: str) -> Spec:
+def parse(spec: str, *, typed: bool = True) -> Spec:
     """Take a network's name apart. Nothing is imported.
+
+    Where the user `typed` it, a folder is taken for a saved model of transformers.
 
     Option values are JSON (`21`, `0.5`, `true`, `null`, `[1,2]`, `"text"`); what is no JSON is text.
 
     Raises:
-        HotswapError: where it is not of one of the three forms, or an option is malformed.
+        HotswapError: where it is not of one of the forms, or an option is malformed.
     """
     if not isinstance(spec, str):
         raise HotswapError(f"a network must be named by a string, got {spec!r}; it must be {FORMS}")
@@ -73,6 +107,8 @@ def parse(spec: str) -> Spec:
         raise HotswapError(f"a network's name must be at most {_MAX_LENGTH} characters long, got {len(spec)}")
     address, mark, query = spec.partition("?")
     provider, colon, name = address.partition(":")
+    if typed and address and not colon and Path(address).is_dir():
+        provider, colon, name = HF, ":", address
     if not colon or not name or not _DOTTED.fullmatch(provider):
         raise HotswapError(f"network {spec!r} must be {FORMS}")
     if provider not in _NAME and not _DOTTED.fullmatch(name):
@@ -89,41 +125,102 @@ def parse(spec: str) -> Spec:
 
 
 def architecture(spec: str) -> str:
-    """The name to record in a checkpoint: without options that only fetch weights.
+    """The name to record in a checkpoint: without options that only fetch weights; of a saved model, its network's.
 
     Raises:
-        HotswapError: where the name is malformed, or names what a file may not ask for.
+        HotswapError: where the name is malformed, or names what a file may not ask for; as `build`, where it is of a
+            saved model.
     """
     parsed = parse(spec)
     if parsed.is_factory:
         return str(parsed)
-    options = {key: value for key, value in parsed.options.items() if key not in _WEIGHT_OPTIONS}
-    parsed = replace(parsed, options=options)
-    _check_untrusted(parsed)
-    return str(parsed)
+    if parsed.provider == HF:
+        return f"{TRANSFORMERS}:{_configuration(parsed)['architectures'][0]}"
+    if parsed.on_hub is not None:
+        parsed = _from_timms_hub(parsed)
+    return _recordable(parsed)
 
 
-def build(spec: str, *, trusted: bool, initialise: bool = True) -> nn.Module:
+def recordable(name: str) -> str:
+    """The same of a name that was read from a file, for which nothing is read or fetched.
+
+    Raises:
+        HotswapError: where a file may not hold it.
+    """
+    parsed = parse(name, typed=False)
+    return str(parsed) if parsed.is_factory else _recordable(parsed)
+
+
+def build(
+    spec: str,
+    *,
+    trusted: bool,
+    initialise: bool = True,
+    config: Mapping[str, Any] | None = None,
+    most: int | None = None,
+) -> nn.Module:
     """Build a network by its name, in training mode, as its constructor leaves it.
 
     Args:
         spec: see the module.
         trusted: whether the user typed it. A name found in a file is not trusted: it must be a network of
-            torchvision or timm, with plain options none of which fetches or reads anything, or nothing is imported.
-        initialise: False leaves the weights of torchvision's and timm's networks as the memory was, for who is
+            a provider, with plain options none of which fetches or reads anything, or nothing is imported.
+        initialise: False leaves the weights of the providers' networks as the memory was, for who is
             going to overwrite them or never looks: random numbers are most of the time that building takes.
+        config: the configuration of transformers that was found beside a name in a file.
+        most: of parameters' and buffers' bytes, that a name found in a file may ask for.
 
     Raises:
         HotswapError: where the name is not known or not permitted, a package is missing, or building fails.
     """
-    parsed = parse(spec)
+    parsed = parse(spec, typed=trusted)
     if not trusted:
         _check_untrusted(parsed)
     if parsed.is_factory:
         return _called(parsed, _factory(parsed), nullcontext())
     skipping = nullcontext() if initialise or parsed.brings_weights else _SkipRandomInit()
-    constructor = _from_torchvision(parsed) if parsed.provider == TORCHVISION else _from_timm(parsed)
-    return _called(parsed, constructor, skipping)
+    made: Callable[..., Any]
+    if parsed.provider == TRANSFORMERS:
+        made = functools.partial(hf.build, hf.network_class(parsed.name), hf.checked(config, f"config of {parsed}"))
+    elif parsed.provider == HF:
+        made = functools.partial(_from_configuration, _configuration(parsed))
+    else:
+        parsed = parsed if parsed.on_hub is None else _from_timms_hub(parsed)
+        made = _CONSTRUCTORS[parsed.provider](parsed)
+    with nullcontext() if trusted else _held_down(parsed, most):
+        return _called(parsed, made, skipping)
+
+
+def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
+    """A network's name, of a model on the hub with the commit that its revision is now; and notes that say so.
+
+    Raises:
+        HotswapError: where the hub does not give it.
+    """
+    parsed = parse(spec)
+    address = parsed.on_hub
+    if address is None or address.is_pinned:
+        return spec, ()
+    found = hub.fetch(address, hf.CONFIG).address
+    name = str(found) if parsed.provider == TIMM else str(found).removeprefix(hub.PREFIX)
+    return str(replace(parsed, name=name)), (f"{address} is at commit {found.revision}",)
+
+
+def weights(spec: str) -> str | None:
+    """Where the weights of a saved model lie, for `checkpoint.read`; None for other networks.
+
+    Raises:
+        HotswapError: where a folder holds none that are safe to read.
+    """
+    parsed = parse(spec)
+    if (address := parsed.on_hub) is not None:
+        return str(address)
+    if parsed.provider != HF:
+        return None
+    for name in hub.WEIGHTS:
+        if (file := Path(parsed.name) / name).is_file():
+            return str(file)
+    raise HotswapError(f"the folder {parsed.name!r} must hold {' or '.join(hub.WEIGHTS)}; save the model again")
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -171,13 +268,21 @@ def _as_text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("&", "\\u0026")
 
 
+def _recordable(parsed: Spec) -> str:
+    options = {key: value for key, value in parsed.options.items() if key not in _WEIGHT_OPTIONS}
+    parsed = replace(parsed, options=options)
+    _check_untrusted(parsed)
+    return str(parsed)
+
+
 def _check_untrusted(spec: Spec) -> None:
     if spec.is_factory:
         raise HotswapError(
             f"the architecture {str(spec)!r} is code of somebody's own, and a file may not choose what code runs; "
             "build the network yourself and pass it as model (on the command line: --model)"
         )
-    if not _NAME[spec.provider].fullmatch(spec.name):
+    permitted = _NAME[spec.provider]
+    if permitted is None or not permitted.fullmatch(spec.name) or (spec.provider == TRANSFORMERS and spec.options):
         raise HotswapError(f"a file may not ask for the network {str(spec)!r}; pass the network as model (--model)")
     for key, value in spec.options.items():
         texts = [text for text in _flat(value) if isinstance(text, str)]
@@ -208,9 +313,81 @@ def _from_torchvision(spec: Spec) -> Callable[..., Any]:
 def _from_timm(spec: Spec) -> Callable[..., Any]:
     timm = _provider("timm")
     name = spec.name.partition(".")[0]
-    if ":" not in name and not timm.is_model(name):  # hf-hub:owner/name is timm's to look up
+    if ":" not in name and not timm.is_model(name):  # local-dir:... is timm's to look up
         raise HotswapError(f"timm has no network {spec.name!r}{closest(spec.name, timm.list_models())}")
     return functools.partial(timm.create_model, spec.name)
+
+
+def _from_smp(spec: Spec) -> Callable[..., Any]:
+    known = _provider("segmentation_models_pytorch").MODEL_ARCHITECTURES_MAPPING
+    if spec.name.lower() not in known:
+        names = [architecture.__name__ for architecture in known.values()]
+        raise HotswapError(f"segmentation_models_pytorch has no network {spec.name!r}{closest(spec.name, names)}")
+    # By default the encoder's weights are fetched.
+    return functools.partial(known[spec.name.lower()], encoder_weights=None)
+
+
+_CONSTRUCTORS = {TORCHVISION: _from_torchvision, TIMM: _from_timm, SMP: _from_smp}
+
+
+def _configuration(spec: Spec) -> dict[str, Any]:
+    """Of a saved model of transformers."""
+    _check_no_weight_options(spec)
+    address = spec.on_hub
+    return hf.read_config(Path(spec.name) / hf.CONFIG if address is None else hub.fetch(address, hf.CONFIG).path)
+
+
+def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
+    if "num_labels" in options:  # which the labels would win over
+        config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    changed = {**config, **options}
+    plain = {key: value for key, value in changed.items() if key != "architectures"}
+    hf.checked(plain, "the configuration with the options", typed=True)
+    return hf.build(hf.network_class(config["architectures"][0]), plain)
+
+
+def _from_timms_hub(spec: Spec) -> Spec:
+    """The network that a model of timm's on the hub is, by its own name, with the options it was built with."""
+    _check_no_weight_options(spec)
+    assert spec.on_hub is not None  # noqa: S101 (asked before)
+    found = _json_file(hub.fetch(spec.on_hub, hf.CONFIG).path)
+    trained = found.get("pretrained_cfg", found)
+    arguments = found.get("model_args") or {}
+    if not isinstance(found.get("architecture"), str) or not all(
+        isinstance(x, Mapping) for x in (trained, arguments)
+    ):
+        raise HotswapError(f"{spec.on_hub} is no model of timm's: its {hf.CONFIG} names no architecture")
+    size = trained.get("input_size") or [3]
+    options = {
+        "num_classes": found.get("num_classes", trained.get("num_classes")),
+        "global_pool": trained.get("global_pool"),
+        "in_chans": size[0],
+        "img_size": size[1:] if trained.get("fixed_input_size") else None,
+    }
+    options = {key: value for key, value in options.items() if value is not None} | dict(arguments)
+    if unusual := [key for key, value in options.items() if not key.isidentifier() or not _is_plain(value)]:
+        raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
+    made = Spec(TIMM, found["architecture"], options | dict(spec.options))
+    _check_untrusted(made)  # what comes from the hub is a file's word too
+    return made
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HotswapError(f"{str(path)!r} must hold JSON ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(found).__name__}")
+    return found
+
+
+def _check_no_weight_options(spec: Spec) -> None:
+    if asked := [key for key in _WEIGHT_OPTIONS if key in spec.options]:
+        raise HotswapError(
+            f"network {str(spec)!r} is a saved model, whose weights `hotswap convert` takes by itself (from Python: "
+            f"hotswap.load, or checkpoint); leave out {asked[0]}"
+        )
 
 
 def _provider(name: str) -> Any:
@@ -218,7 +395,9 @@ def _provider(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as error:  # the last two: built for another version of torch
         package = name.partition(".")[0]
-        raise HotswapError(f"{package} cannot be imported ({error}); pip install 'hotswap[zoo]'") from error
+        raise HotswapError(
+            f"{package} cannot be imported ({error}); pip install 'hotswap[{_EXTRA[package]}]'"
+        ) from error
 
 
 def _factory(spec: Spec) -> Callable[..., Any]:
@@ -260,6 +439,37 @@ def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContext
     if not isinstance(model, nn.Module):
         raise HotswapError(f"network {str(spec)!r} must be a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+@contextmanager
+def _held_down(spec: Spec, most: int | None) -> Iterator[None]:
+    """Around the building of what a file named: nothing comes from the hub, and no more memory is taken than `most`.
+
+    A tensor is counted when a module takes it, which is before anything is written to its memory.
+    """
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    taken = 0
+
+    def count(_module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal taken
+        taken += 0 if tensor is None else tensor.numel() * tensor.element_size()
+        if most is not None and taken > most:
+            raise HotswapError(f"the network {spec} is larger than the file that names it could hold")
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    before = None if constants is None else constants.HF_HUB_OFFLINE
+    try:
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = before
+        for hook in hooks:
+            hook.remove()
 
 
 class _SkipRandomInit(TorchFunctionMode):

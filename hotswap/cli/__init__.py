@@ -58,9 +58,11 @@ def _others() -> dict[str, EntryPoint]:
 def main() -> None:
     """Swap convolutions of a trained network for pixel-adaptive ones, weights kept.
 
-    A MODEL is torchvision:NAME, timm:NAME, or package.module:factory for a function of your own that returns a
-    network; options follow as ?key=value&key=value, e.g. "torchvision:fcn_resnet50?num_classes=21". Without an
-    option that asks for pretrained weights, nothing is downloaded.
+    A MODEL is torchvision:NAME, timm:NAME, smp:NAME, or package.module:factory for a function of your own that
+    returns a network; options follow as ?key=value&key=value, e.g. "torchvision:fcn_resnet50?num_classes=21".
+    Without an option that asks for pretrained weights, nothing is downloaded. Saved models are hf:OWNER/NAME and
+    timm:hf-hub:OWNER/NAME on the hub, and folders with config.json and model.safetensors: convert takes their
+    weights.
 
     Exit code: 0 done, 1 it could not be done (one line says why), 2 wrong usage.
     """

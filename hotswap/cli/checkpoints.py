@@ -1,6 +1,6 @@
 """Commands about a checkpoint of a swapped network: verify, calibrate, revert, export, diff."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
@@ -103,7 +103,7 @@ def calibrate(
 @options.as_json
 def revert(checkpoint: str, path: str, as_json: bool) -> None:
     """Write the plain network of a swapped checkpoint, with its weights as they are."""
-    from hotswap.checkpoint import Metadata, check_destination, read, write
+    from hotswap.checkpoint import check_destination, read, write
     from hotswap.cli import inputs
 
     check_destination(path)
@@ -111,7 +111,7 @@ def revert(checkpoint: str, path: str, as_json: bool) -> None:
     found = read(checkpoint)
     if found.metadata is None or found.metadata.plan is None:
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
-    write(found.state_dict, path, Metadata(found.metadata.architecture))
+    write(found.state_dict, path, replace(found.metadata, plan=None, learned_scales={}))
     plan = found.metadata.plan
     targets = (*(swap.target for swap in plan.swaps), *(resize.name for resize in plan.resizes))
     output.show(_Reverted(targets), as_json=as_json, output=path)

@@ -21,6 +21,14 @@ _BATCH_SIZE = 4
 _NOISE_BATCHES = 2
 
 
+def pinned(model: str) -> str:
+    """The name that the user typed, of a model on the hub with the commit it is at now, which is told."""
+    name, notes = zoo.pinned(model)
+    for text in notes:
+        output.note(text)
+    return name
+
+
 def build(model: str, *, initialise: bool = False) -> nn.Module:
     """Build the network that the user typed; modules in the current folder can be named too, as with `python -m`."""
     if zoo.parse(model).is_factory and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
@@ -38,8 +46,9 @@ class Loaded:
 
 def load(path: str, model: str | None) -> Loaded:
     """The network of a checkpoint, built from the file's architecture or from `model`, which the user typed."""
+    model = None if model is None else pinned(model)
     read = checkpoint.read(path)
-    network, notes = checkpoint.load_checkpoint(read, None if model is None else build(model))
+    network, notes = checkpoint.load_checkpoint(read, None if model is None else build(model), inplace=True)
     for text in (*read.notes, *notes):
         output.note(text)
     if model is not None:

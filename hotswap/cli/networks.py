@@ -78,7 +78,7 @@ def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
     from hotswap.cli import inputs
     from hotswap.inspect import inspect as inspect_network
 
-    network = inputs.build(model)
+    network = inputs.build(inputs.pinned(model))
     output.show(inspect_network(network, inputs.example(network, input_size)), as_json=as_json)
 
 
@@ -97,7 +97,7 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
     """Show what `convert` would do, checked to the end, without doing it."""
     from hotswap.cli import inputs
 
-    made, _ = _carry_out(inputs.build(model), plan_file, input_size, chosen)
+    made, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, chosen)
     output.show(made, as_json=as_json)
 
 
@@ -105,12 +105,17 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
     epilog=options.examples(
         "hotswap convert torchvision:vgg16 --weights vgg16.pth --target conv3_3 --target conv4_3 \\",
         "    --guide conv2_2 -o swapped.safetensors",
+        "hotswap convert ./my_segformer --target resize --guide input -o swapped.safetensors",
         "hotswap convert torchvision:vgg16 --weights vgg16.pth --guide input --calibrate-on photos -o swapped.pt",
         "hotswap convert mypackage.nets:segmenter --weights best.ckpt --plan plan.json -o swapped.pt",
     )
 )
 @options.model_argument
-@click.option("--weights", metavar="FILE", help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt. Default: a saved model's own.",
+)
 @_choices
 @options.input_size
 @click.option("--calibrate-on", metavar="DIR", help="Folder of images to calibrate on, as `hotswap calibrate` does.")
@@ -147,13 +152,17 @@ def convert(
     if not dry_run:
         if path is None:
             raise click.UsageError("Missing option '-o' / '--output' (only --dry-run needs none).")
-        if weights is None and not zoo.parse(model).brings_weights:
+        parsed = zoo.parse(model)
+        if weights is None and not (parsed.brings_weights or parsed.is_saved):
             raise click.UsageError(
                 "Missing option '--weights': without them the network is untrained (only --dry-run needs none)."
             )
         checkpoint.check_destination(path)
         inputs.check_other_file(path, weights, plan_file)
+    model = inputs.pinned(model)
     network = inputs.build(model)
+    if weights is None and not (dry_run and calibrate_on is None):
+        weights = zoo.weights(model)
     if weights is not None:
         _load(network, weights)
     if calibrate_on is None:
@@ -218,5 +227,5 @@ def _load(network: "nn.Module", weights: str) -> None:
     read = checkpoint.read(weights)
     if read.metadata is not None and read.metadata.plan is not None:
         raise HotswapError(f"{weights!r} holds a swapped network already; `hotswap revert` it first")
-    for text in (*read.notes, *checkpoint.load_weights(network, read)):
+    for text in (*read.notes, *checkpoint.load_weights(network, read, mapped=True)):
         output.note(text)

@@ -102,11 +102,12 @@ def test_what_is_written_beside_the_tensors(tmp_path):
     assert metadata["format"] == "pt"
     entry = json.loads(metadata["hotswap"])
     assert entry | {"plan": None} == {
-        "format_version": 3,
+        "format_version": 4,
         "hotswap": hotswap.__version__,
         "architecture": "mynets:make?width=8",
         "plan": None,
         "learned_scales": {},
+        "config": None,
     }
     assert hotswap.Plan.from_dict(entry["plan"]) == hotswap.status(swapped()).plan
 
@@ -175,7 +176,7 @@ def broken(name, value):
         (networks.Plain(), "nowhere/m.pt", None, "there is no folder"),
         (networks.Plain(), "file/m.pt", None, "is not a folder"),
         (networks.Plain(), "m.pt", "vgg16", "must be torchvision:NAME"),
-        (networks.Plain(), "m.pt", "timm:hf-hub:a/b", "a file may not ask for"),
+        (networks.Plain(), "m.pt", "transformers:A?x=1", "a file may not ask for"),
         (networks.Plain(), "m.pt", "timm:x?checkpoint_path=y", "a file may not ask for"),
         (nn.LazyConv2d(1, 1), "m.pt", None, "'weight' of the state_dict is a UninitializedParameter"),
         (broken("x", torch.ones(2, device="meta")), "m.pt", None, "'x' of the state_dict is without values"),
@@ -510,7 +511,8 @@ PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
         ("[]", "is malformed"),
         ("7", "is malformed"),
         ("{}", "is malformed"),
-        (entry(format_version=4), "newer hotswap (format 4, and this one reads up to 3); pip install --upgrade"),
+        (entry(format_version=5), "newer hotswap (format 5, and this one reads up to 4); pip install --upgrade"),
+        (entry(format_version=4), "is malformed"),
         (entry(format_version=0), "is malformed"),
         (entry(format_version="1"), "is malformed"),
         (entry(more=1), "is malformed"),

@@ -403,7 +403,7 @@ def test_an_error_of_ours_is_not_hidden(swapped, monkeypatch):
 
 def test_a_name_that_a_file_may_not_hold_is_left_out_and_said(here, monkeypatch):
     monkeypatch.setattr("timm.create_model", lambda name, **options: networks.Plain())
-    result = run(*changed(CONVERT, argument="timm:hf-hub:owner/name"))
+    result = run(*changed(CONVERT, argument="timm:local-dir:somewhere"))
     assert "the file will not name its network" in result.stderr
     assert checkpoint.read("out.pt").metadata.architecture is None
 

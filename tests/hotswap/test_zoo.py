@@ -59,7 +59,7 @@ def test_text_options_survive(text):
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("vgg16", "must be torchvision:NAME, timm:NAME or package.module:factory"),
+        ("vgg16", "must be torchvision:NAME, timm:NAME, smp:NAME, hf:OWNER/NAME, a folder of a saved"),
         ("", "must be torchvision:NAME"),
         (":vgg16", "must be torchvision:NAME"),
         ("torchvision:", "must be torchvision:NAME"),
@@ -104,6 +104,8 @@ def offline(monkeypatch):
         ("torchvision:lraspp_mobilenet_v3_large?num_classes=5", True, {"out": (2, 5, 32, 32)}),
         ("timm:test_resnet?num_classes=3&in_chans=3", True, (2, 3)),
         ("timm:test_resnet.r160_in1k", False, (2, 1000)),
+        ("smp:Unet?encoder_name=resnet18&classes=5", True, (2, 5, 32, 32)),
+        ("smp:fpn?encoder_name=mobilenet_v2", False, (2, 1, 32, 32)),
     ],
 )
 @torch.no_grad()
@@ -120,6 +122,11 @@ def test_builds_without_a_download(offline, spec, trusted, shape):
         ("torchvision:vgg61", "torchvision has no network 'vgg61'; closest: vgg"),
         ("timm:resnet5", "timm has no network 'resnet5'; closest: resnet"),
         ("timm:test_resnet.nope", "could not be built"),
+        ("smp:Unett", "segmentation_models_pytorch has no network 'Unett'; closest: Unet"),
+        ("smp:Unet?encoder_name=resnet5", "could not be built"),
+        ("hf:nothing", "must be hf-hub:OWNER/NAME"),
+        ("hf:owner/name/more", "must be hf-hub:OWNER/NAME"),
+        ("transformers:SegformerModel", "must be a mapping with a model_type"),
         ("torchvision:alexnet?num_clases=3", "num_clases"),
         ("timm:test_resnet?num_clases=3", "num_clases"),
         ("torchvision:alexnet?weights=NOPE", "NOPE"),
@@ -134,11 +141,20 @@ def test_refuses_what_there_is_not_in_one_line(offline, spec, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("package", ["torchvision.models", "timm"])
-def test_a_missing_package_is_named_with_its_extra(monkeypatch, package):
+@pytest.mark.parametrize(
+    ("package", "spec", "extra"),
+    [
+        ("torchvision.models", "torchvision:alexnet", "zoo"),
+        ("timm", "timm:resnet18", "zoo"),
+        ("segmentation_models_pytorch", "smp:Unet", "smp"),
+        ("transformers", "transformers:SegformerModel", "transformers"),
+        ("huggingface_hub", "hf:owner/name", "hub"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, spec, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(HotswapError, match=r"pip install 'hotswap\[zoo\]'"):
-        zoo.build(f"{package.partition('.')[0]}:alexnet", trusted=True)
+    with pytest.raises(HotswapError, match=rf"pip install 'hotswap\[{extra}\]'"):
+        zoo.build(spec, trusted=True)
 
 
 @pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small", "timm:test_vit", "timm:test_convnext"])
@@ -178,6 +194,13 @@ def test_normalisation():
         "timm:hf-hub:owner/name",
         "timm:local-dir:/tmp",
         "timm:../x",
+        "hf:owner/name",
+        "hf:../x",
+        "smp:Unet?encoder_weights=imagenet",
+        "smp:Unet?encoder_name=tu-hf-hub:owner/name",
+        "smp:Unet?encoder_name=../x",
+        "transformers:SegformerModel?num_labels=3",
+        "transformers:models.segformer",
         "torchvision:../x",
     ],
 )
@@ -194,7 +217,7 @@ def test_nothing_is_imported_for_a_file_that_names_too_much(monkeypatch):
         raise AssertionError(f"imported {name}")
 
     monkeypatch.setattr("importlib.import_module", refuse)
-    for spec in ("os:system", "timm:x?pretrained=true", "timm:hf-hub:a/b", "torchvision:a.b"):
+    for spec in ("os:system", "timm:x?pretrained=true", "timm:hf-hub:a/b", "torchvision:a.b", "hf:a/b"):
         with pytest.raises(HotswapError):
             zoo.build(spec, trusted=False)
 
@@ -204,6 +227,7 @@ def test_nothing_is_imported_for_a_file_that_names_too_much(monkeypatch):
     [
         ("torchvision:vgg16?weights=DEFAULT", "torchvision:vgg16"),
         ("timm:resnet18?pretrained=true&num_classes=3", "timm:resnet18?num_classes=3"),
+        ("smp:Unet?encoder_weights=imagenet&classes=3", "smp:Unet?classes=3"),
         ("mynets:make?path=/data/x", "mynets:make?path=/data/x"),
     ],
 )

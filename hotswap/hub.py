@@ -1,0 +1,165 @@
+"""Models on the Hugging Face hub: `hf-hub:owner/name[@revision]`.
+
+Only safetensors and JSON are fetched, into huggingface_hub's cache, and all files of a model from one commit. The hub
+is where the environment variable HF_ENDPOINT says; HF_TOKEN, HF_HUB_OFFLINE and the cache's place are
+huggingface_hub's own.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hotswap import sharded
+from hotswap.errors import HotswapError, one_line
+
+PREFIX = "hf-hub:"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # names of saved weights, the likeliest first
+
+_REPOSITORY = re.compile(r"\w[\w.\-]{0,95}/\w[\w.\-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"\w[\w.\-/]{0,200}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A model's repository, and which of its versions."""
+
+    repository: str  # owner/name
+    revision: str | None = None  # a branch, a tag or a commit; None: main
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it means the same files for ever."""
+        return self.revision is not None and bool(_COMMIT.fullmatch(self.revision))
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file of a model."""
+
+    path: Path  # in the cache
+    address: Address  # with the commit it is of
+
+
+def is_address(name: object) -> bool:
+    """Whether it names a model on the hub, and no file."""
+    return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def parse(address: str) -> Address:
+    """Take an address apart. Nothing is fetched.
+
+    Raises:
+        HotswapError: where it is none.
+    """
+    repository, at, revision = address.removeprefix(PREFIX).partition("@")
+    if not is_address(address) or not _REPOSITORY.fullmatch(repository) or (at and not _REVISION.fullmatch(revision)):
+        raise HotswapError(
+            f"a model on the hub must be {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION, got {address!r}"
+        )
+    return Address(repository, revision or None)
+
+
+def fetch(address: Address, name: str) -> Fetched:
+    """Bring a file of a model into the cache, if it is not there.
+
+    Raises:
+        HotswapError: where there is no such file, repository or revision, it may not be read, or the hub cannot be
+            reached; see `fetch_any`.
+    """
+    return fetch_any(address, (name,))
+
+
+def fetch_any(address: Address, names: tuple[str, ...]) -> Fetched:
+    """The first of some files that a model has.
+
+    Raises:
+        HotswapError: as `fetch`.
+    """
+    errors = _package().errors
+    for name in names:
+        with _explained(address):
+            try:
+                path = _api().hf_hub_download(address.repository, name, revision=address.revision)
+            except errors.LocalEntryNotFoundError:  # not there and no network: nothing is known of the model's files
+                raise
+            except errors.EntryNotFoundError:
+                continue
+        return Fetched(Path(path), replace(address, revision=_commit(Path(path), address)))
+    raise HotswapError(
+        f"{address} must hold {' or '.join(names)}, and does not; only safetensors are read from the hub"
+    )
+
+
+def weights(address: Address) -> Fetched:
+    """The weights of a model: a safetensors file, or the index of several, which are then there too.
+
+    Raises:
+        HotswapError: as `fetch`; and where it holds no safetensors, or its index names files that it may not name.
+    """
+    found = fetch_any(address, WEIGHTS)
+    if found.path.name.endswith(sharded.INDEX):
+        for name in sharded.files_of(found.path):
+            fetch(found.address, name)
+    return found
+
+
+def _commit(path: Path, address: Address) -> str:
+    """The cache keeps files under the commit they are of."""
+    parts = path.parts
+    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+    if not _COMMIT.fullmatch(commit):
+        raise HotswapError(f"{address}: the hub does not say of which commit {path.name} is")
+    return commit
+
+
+@contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    """Around a request: what goes wrong there in one line, and not in many of huggingface_hub's."""
+    errors, logging = _package().errors, _package().utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except HotswapError:
+        raise
+    except errors.GatedRepoError as error:
+        raise HotswapError(
+            f"{address} is gated: ask for access on its page, then log in (`hf auth login`, or HF_TOKEN)"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise HotswapError(
+            f"there is no {address} on the hub, or it is private: then log in (`hf auth login`, or HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HotswapError(f"{address.repository} has no revision {address.revision!r} on the hub") from error
+    except errors.HfHubHTTPError as error:
+        raise HotswapError(f"the hub does not give {address} ({one_line(error)})") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise HotswapError(
+            f"{address} is not in the cache, and the hub cannot be reached (HF_HUB_OFFLINE, or no network)"
+        ) from error
+    except Exception as error:  # whatever a network, or a library for it, raises
+        raise HotswapError(f"{address} cannot be fetched ({one_line(error)}); is there a network?") from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _api() -> Any:
+    return _package().HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="hotswap")
+
+
+def _package() -> Any:
+    try:
+        importlib.import_module("huggingface_hub.errors")
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise HotswapError(f"huggingface_hub cannot be imported ({error}); pip install 'hotswap[hub]'") from error

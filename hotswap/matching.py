@@ -1,0 +1,124 @@
+"""Brings the names of a checkpoint's weights to a network's: wrappers' prefixes off, tied weights filled in."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from hotswap.errors import HotswapError
+
+# DataParallel and accelerate, torch.compile, Lightning and its Fabric, FSDP; and what people call the attribute.
+_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "model.", "net.", "network.")
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # wrappers of parts, between names
+_AVERAGES = (
+    "ema",
+    "averag",
+    "swa",
+    "teacher",
+    "momentum",
+)  # what names of copies that are not trained themselves hold
+_COUNTER = ".num_batches_tracked"  # that batch norms of old files do not have
+_SHOWN = 3  # names listed of many
+
+
+class Matched(NamedTuple):
+    """Weights by the network's names."""
+
+    weights: dict[str, Tensor]
+    versions: dict[str, Any]  # of modules, by path
+    notes: tuple[str, ...]
+
+
+def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], own: Mapping[str, Tensor]) -> Matched:
+    """Take off what wrappers put on the names of a network's weights, and say so.
+
+    A prefix on all names goes where the network has no such names; one on some of them, whatever it is, where what is
+    under it is the whole network. Names that are then still missing are filled from those they are tied to.
+
+    Args:
+        weights: by their names in the file.
+        versions: of modules, by their path in the file.
+        own: the network's state_dict, with parameters as they are, so that tied ones can be told.
+
+    Raises:
+        HotswapError: where several parts of the file are the whole network, and nothing says which one is meant.
+    """
+    found = Matched(dict(weights), dict(versions), ())
+    while prefix := next(
+        (p for p in _WRAPPERS if found.weights and all(n.startswith(p) for n in found.weights)), None
+    ):
+        if any(name.startswith(prefix) for name in own):
+            break
+        found = _under(prefix, found, f"took the prefix {prefix!r} off all names")
+    for part in _INSIDE:
+        found = _freed(part, found, own)
+    found = _chosen(found, own)
+    return _tied(found, own)
+
+
+def _under(prefix: str, found: Matched, note: str) -> Matched:
+    weights = {name.removeprefix(prefix): x for name, x in found.weights.items() if name.startswith(prefix)}
+    inside = {path: version for path, version in found.versions.items() if f"{path}.".startswith(prefix)}
+    versions = {f"{path}.".removeprefix(prefix).removesuffix("."): x for path, x in inside.items()}
+    return Matched(weights, versions, (*found.notes, note))
+
+
+def _freed(part: str, found: Matched, own: Iterable[str]) -> Matched:
+    names = [name for name in found.weights if part in name]
+    weights = {name.replace(part, ""): x for name, x in found.weights.items()}
+    if not names or any(part in name for name in own) or len(weights) < len(found.weights):
+        return found
+    versions = {f"{path}.".replace(part, "").removesuffix("."): x for path, x in found.versions.items()}
+    return Matched(weights, versions, (*found.notes, f"took {part!r} out of {len(names)} names"))
+
+
+def _chosen(found: Matched, own: Mapping[str, Tensor]) -> Matched:
+    """Where the network lies whole under one prefix, beside other things: what is under it."""
+    needed = {id(x) for name, x in own.items() if not name.endswith(_COUNTER)}
+    under: dict[str, set[int]] = {}
+    for name in found.weights:
+        start = 0
+        while True:
+            if (rest := name[start:]) in own:
+                under.setdefault(name[:start], set()).add(id(own[rest]))
+            if not (start := name.find(".", start) + 1):
+                break
+    whole = [prefix for prefix, tensors in under.items() if tensors >= needed]
+    if not whole or "" in whole:
+        return found
+    trained = [prefix for prefix in whole if not any(word in prefix.lower() for word in _AVERAGES)] or whole
+    if len(trained) > 1:
+        raise HotswapError(
+            f"it holds the network's weights {len(trained)} times, under {listed(map(repr, trained))}; save the one "
+            "you want alone"
+        )
+    prefix = trained[0]
+    notes = [f"took the weights under {prefix!r}"]
+    if averaged := [repr(other) for other in whole if other not in trained]:
+        notes.append(f"it also holds averaged weights, under {listed(averaged)}, which were not taken")
+    left = [name for name in found.weights if not name.startswith((*whole,))]
+    if left:
+        notes.append(f"left aside {len(left)} entries that are not under it: {listed(left)}")
+    return _under(prefix, found, "; ".join(notes))
+
+
+def _tied(found: Matched, own: Mapping[str, Tensor]) -> Matched:
+    """Save functions such as transformers' write a tensor that has several names once."""
+    by_tensor = {id(own[name]): x for name, x in found.weights.items() if name in own}
+    filled = {name: by_tensor[id(x)] for name, x in own.items() if name not in found.weights and id(x) in by_tensor}
+    if not filled:
+        return found
+    note = f"{len(filled)} names are tied to others, and were filled from them: {listed(filled)}"
+    return Matched({**found.weights, **filled}, found.versions, (*found.notes, note))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of many names, each clipped."""
+    names = list(names)
+    shown = ", ".join(clipped(name, 120) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def clipped(text: str, length: int = 300) -> str:
+    """Text that came from a file, of which only the start is shown."""
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -55,6 +55,7 @@ def verify(
 @options.deviation
 @options.conserve
 @options.output
+@options.max_shard_size
 @options.own_model
 @options.input_size
 @options.mean
@@ -67,6 +68,7 @@ def calibrate(
     deviation: float | None,
     conserve: str | None,
     path: str,
+    max_shard_size: str | None,
     model: str | None,
     input_size: options.Size | None,
     mean: tuple[float, ...] | None,
@@ -79,7 +81,7 @@ def calibrate(
     from hotswap.checkpoint import check_destination, save
     from hotswap.cli import inputs
 
-    check_destination(path)
+    check_destination(path, max_shard_size)
     inputs.check_other_file(path, checkpoint)
     loaded = inputs.load(checkpoint, model)
     data = inputs.data(loaded.network, images, input_size, mean, std, limit, "calibrating")
@@ -88,7 +90,7 @@ def calibrate(
         wanted["conserve"] = options.conserved(conserve)
     with inputs.explained(loaded.network, input_size):
         result = calibrate_network(loaded.network, data.batches, **wanted)
-    save(loaded.network, path, loaded.architecture)
+    save(loaded.network, path, loaded.architecture, max_shard_size=max_shard_size)
     output.show(result, as_json=as_json, data=data.description, output=path)
     output.wrote(path)
 
@@ -100,18 +102,19 @@ def calibrate(
 )
 @options.checkpoint_argument
 @options.output
+@options.max_shard_size
 @options.as_json
-def revert(checkpoint: str, path: str, as_json: bool) -> None:
+def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool) -> None:
     """Write the plain network of a swapped checkpoint, with its weights as they are."""
     from hotswap.checkpoint import check_destination, read, write
     from hotswap.cli import inputs
 
-    check_destination(path)
+    check_destination(path, max_shard_size)
     inputs.check_other_file(path, checkpoint)
     found = read(checkpoint)
     if found.metadata is None or found.metadata.plan is None:
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
-    write(found.state_dict, path, replace(found.metadata, plan=None, learned_scales={}))
+    write(found.state_dict, path, replace(found.metadata, plan=None, learned_scales={}), max_shard_size)
     plan = found.metadata.plan
     targets = (*(swap.target for swap in plan.swaps), *(resize.name for resize in plan.resizes))
     output.show(_Reverted(targets), as_json=as_json, output=path)

@@ -125,6 +125,7 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
 @options.limit
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
 @click.option("-o", "--output", "path", metavar="FILE", help="What to write: .safetensors, .pt or .pth.")
+@options.max_shard_size
 @options.as_json
 def convert(
     model: str,
@@ -138,6 +139,7 @@ def convert(
     limit: int,
     dry_run: bool,
     path: str | None,
+    max_shard_size: str | None,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -157,7 +159,7 @@ def convert(
             raise click.UsageError(
                 "Missing option '--weights': without them the network is untrained (only --dry-run needs none)."
             )
-        checkpoint.check_destination(path)
+        checkpoint.check_destination(path, max_shard_size)
         inputs.check_other_file(path, weights, plan_file)
     model = inputs.pinned(model)
     network = inputs.build(model)
@@ -175,7 +177,7 @@ def convert(
     if dry_run or path is None:
         output.show(made, as_json=as_json)
         return
-    checkpoint.save(converted, path, inputs.recordable(model))
+    checkpoint.save(converted, path, inputs.recordable(model), max_shard_size=max_shard_size)
     output.show(made, as_json=as_json, output=path)
     output.wrote(path)
 

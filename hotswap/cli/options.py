@@ -57,6 +57,11 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and 
 output = click.option(
     "-o", "--output", "path", required=True, metavar="FILE", help="What to write: .safetensors, .pt or .pth."
 )
+max_shard_size = click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Write weights above it in parts of at most so much, such as 5GB, with an index: .safetensors only.",
+)
 input_size = click.option(
     "--input-size",
     callback=_size,

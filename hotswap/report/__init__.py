@@ -1,7 +1,7 @@
 """A swapped network on one page, to be sent to a colleague: `hotswap.report`, one HTML file that needs nothing else.
 
-`samples` are what the network is run on, `figures` and `cost` what is measured, `outline` and `diagram` the network
-drawn, `windows` and `outputs` the pictures, `page` the file.
+`samples` are what the network is run on; `figures`, `cost` and `timing` what is measured; `outline` and `diagram` the
+network drawn; `views` and `outputs` the pictures; `making` puts them together as `content`, and `page` lays that out.
 """
 
 from hotswap.report.api import Report, report

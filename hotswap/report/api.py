@@ -84,7 +84,7 @@ def report(
             written; what was there is then still there.
     """
     from hotswap import images as folders
-    from hotswap.report import content, cost, figures, page, reproduce, samples
+    from hotswap.report import cost, figures, making, page, reproduce, samples
     from hotswap.report.outputs import KINDS
 
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
@@ -122,7 +122,7 @@ def report(
         output=os.fspath(path),
         options=reproduce.options(limit, input_size, mean, std, outputs, DEFAULT_LIMIT),
     )
-    made = content.make(model, plan, found, costs, observation, chosen.description, outputs, origin)
+    made = making.make(model, plan, found, costs, observation, chosen.description, outputs, origin)
     text = page.render(made)
     with atomic_write(path) as temporary:
         size = temporary.write_bytes(text)

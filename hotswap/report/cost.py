@@ -1,9 +1,6 @@
 """What swaps cost: time and memory of each target, and of the whole network, against the plain ones."""
 
 import platform
-import statistics
-import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotswap import kernels
 from hotswap.guide import window_distance
@@ -22,20 +18,8 @@ from hotswap.naming import INPUT
 from hotswap.observe import Observation, mode
 from hotswap.plan import FX, Plan
 from hotswap.report.samples import Progress, Sample
+from hotswap.report.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
 from hotswap.resizing.layers import GuidedInterpolate
-
-ROUNDS, _MOST_ROUNDS = 5, 25  # of runs; more than the former where they are short ...
-_ENOUGH = 0.05  # ... until they took so many seconds
-
-Run = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Use:
-    """Of one thing that was run."""
-
-    milliseconds: float  # the median
-    bytes: int  # of the tensors that it made, at most at one time
 
 
 @dataclass(frozen=True)
@@ -159,7 +143,7 @@ def _of_target(
     def distances() -> object:
         return window_distance(swap.guide, guides, size, layer.sliding, swap.resize, asymmetric)
 
-    return replace(cost, guide=_alone(distances, device), kept=arguments[1].nbytes)
+    return replace(cost, guide=measured([distances], device)[0], kept=arguments[1].nbytes)
 
 
 def _guide_sizes(plan: Plan, observation: Observation | None, sample: Sample) -> dict[str, tuple[int, ...]]:
@@ -176,75 +160,9 @@ def _guide_sizes(plan: Plan, observation: Observation | None, sample: Sample) ->
     return found
 
 
-# --- measuring --------------------------------------------------------------------------------------------------
-
-
 def _side_by_side(plain: Run, swapped: Run, device: torch.device) -> Cost:
-    runs = (plain, swapped)
-    bytes_ = [_peak(run) for run in runs]  # and so everything is warm
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(_MOST_ROUNDS):
-        if number >= ROUNDS and sum(map(sum, times)) > _ENOUGH:
-            break
-        for which in (0, 1) if number % 2 else (1, 0):
-            times[which].append(_seconds(runs[which], device))
-    uses = [Use(statistics.median(t) * 1e3, b) for t, b in zip(times, bytes_, strict=True)]
-    return Cost(uses[0], uses[1])
-
-
-def _alone(run: Run, device: torch.device) -> Use:
-    peak = _peak(run)
-    return Use(statistics.median(_seconds(run, device) for _ in range(ROUNDS)) * 1e3, peak)
-
-
-def _seconds(run: Run, device: torch.device) -> float:
-    _finish(device)
-    began = time.perf_counter()
-    run()
-    _finish(device)
-    return time.perf_counter() - began
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def _peak(run: Run) -> int:
-    with _Alive() as alive:
-        run()
-    return int(alive.most)
-
-
-class _Alive(TorchDispatchMode):
-    """Adds up the memory of tensors made under it for as long as they are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = self._now = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = {x.untyped_storage()._cdata for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        output = func(*args, **kwargs)
-        for x in pytree.tree_leaves(output):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                if storage._cdata not in given | self._known:
-                    self._add(storage)
-        return output
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
-        self._now += size
-        self.most = max(self.most, self._now)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
+    before, after = measured([plain, swapped], device)
+    return Cost(before, after)
 
 
 def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -262,7 +180,7 @@ def _conditions(device: torch.device, sample: Sample) -> str:
         else device.type
     )
     return (
-        f"Median of {ROUNDS} alternating runs or, where they are short, up to {_MOST_ROUNDS}, of plain and swapped, "
+        f"Median of {ROUNDS} alternating runs or, where they are short, up to {MOST_ROUNDS}, of plain and swapped, "
         "after one to warm up, forward only, on the first "
         f"image ({shapes}); {where}. Memory: tensors made during a call, at most at one time; scratch space inside "
         "an operation is not counted."

@@ -1,12 +1,13 @@
 """The file: everything that a report says, laid out as HTML that needs nothing else."""
 
 import base64
+import json
 from collections.abc import Callable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hotswap.report import colours
-from hotswap.report.content import Content, plan_json
+from hotswap.report.content import Content
 from hotswap.report.figures import BARS
 
 _OPEN = 4  # targets whose pictures are shown at once; the others open when they are clicked
@@ -22,7 +23,7 @@ def render(content: Content) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= _FILTERS
-    plan = plan_json(content.plan)
+    plan = json.dumps(content.plan.to_dict(), indent=2)  # as `hotswap convert --plan` reads it
     text = environment.get_template("report.html").render(
         c=content,
         bars=BARS,

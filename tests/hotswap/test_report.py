@@ -20,7 +20,7 @@ import hotswap
 from hotswap import HotswapError
 from hotswap.cli import main
 from hotswap.observe import observe
-from hotswap.report import colours, cost, diagram, figures, outline, outputs, samples
+from hotswap.report import colours, diagram, figures, outline, outputs, samples, timing
 
 IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
 VOID = {"meta", "img", "rect", "path", "circle", "br", "input", "link"}
@@ -296,8 +296,8 @@ def test_memory_is_of_tensors_alive_together():
         del y
         return z.add_(1).view(10, 100).exp()  # 8 kB again
 
-    assert cost._peak(chain) == 8000
-    assert cost._peak(lambda: x.view(10, 100)) == 0
+    assert timing.peak(chain) == 8000
+    assert timing.peak(lambda: x.view(10, 100)) == 0
 
 
 @pytest.mark.parametrize(("method", "shared"), [("fx", 2), ("hooks", 1)])

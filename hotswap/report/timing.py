@@ -1,0 +1,90 @@
+"""Time and memory of things that are run."""
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROUNDS, MOST_ROUNDS = 5, 25  # of runs; more than the former where they are short ...
+_ENOUGH = 0.05  # ... until they took so many seconds
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of one thing that was run."""
+
+    milliseconds: float  # the median
+    bytes: int  # of the tensors that it made, at most at one time
+
+
+def measured(runs: Sequence[Run], device: torch.device) -> list[Use]:
+    """Run each in turn, over and over, after each once to warm up."""
+    bytes_ = [peak(run) for run in runs]
+    times: list[list[float]] = [[] for _ in runs]
+    for number in range(MOST_ROUNDS):
+        if number >= ROUNDS and sum(map(sum, times)) > _ENOUGH:
+            break
+        first = number % len(runs)  # none always finds the same caches
+        for which in (*range(first, len(runs)), *range(first)):
+            times[which].append(_seconds(runs[which], device))
+    return [Use(statistics.median(t) * 1e3, b) for t, b in zip(times, bytes_, strict=True)]
+
+
+def _seconds(run: Run, device: torch.device) -> float:
+    _finish(device)
+    began = time.perf_counter()
+    run()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak(run: Run) -> int:
+    """Bytes of the tensors that are made, at most at one time; scratch space inside an operation is not counted."""
+    with _Alive() as alive:
+        run()
+    return int(alive.most)
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the memory of tensors made under it for as long as they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {x.untyped_storage()._cdata for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        output = func(*args, **kwargs)
+        for x in pytree.tree_leaves(output):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata not in given | self._known:
+                    self._add(storage)
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self._now += size
+        self.most = max(self.most, self._now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._now -= size

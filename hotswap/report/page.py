@@ -52,6 +52,10 @@ def _percent(value: float) -> str:
     return f"{value:.1%}" if value < 0.995 else f"{value:.0%}"
 
 
+def _drift(value: float) -> str:
+    return f"{value:.2g}" if value < 5e-4 else _percent(value)
+
+
 def _weight(value: float) -> str:
     """K in a small field: two digits, without the 0 before the point."""
     text = f"{value:.2f}"
@@ -68,6 +72,7 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "milliseconds": _milliseconds,
     "memory": _memory,
     "percent": _percent,
+    "drift": _drift,
     "weight": _weight,
     "shade": _shade,
 }

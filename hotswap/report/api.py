@@ -106,7 +106,7 @@ def report(
     else:
         chosen = samples.from_folder(model, folder, folders.form_for(model, input_size, mean, std), limit)
     track = progress or (lambda items, *_: items)
-    found = figures.collect(model, track(chosen.items, chosen.count, "running images"))
+    found = figures.collect(model, track(chosen.items, chosen.count, "running images"), outputs)
     comparison, first = found.comparison, found.shown[0].sample
     try:
         observation = observe(model, first.arguments)
@@ -122,7 +122,7 @@ def report(
         output=os.fspath(path),
         options=reproduce.options(limit, input_size, mean, std, outputs, DEFAULT_LIMIT),
     )
-    made = making.make(model, plan, found, costs, observation, chosen.description, outputs, origin)
+    made = making.make(model, plan, found, costs, observation, chosen.description, origin)
     text = page.render(made)
     with atomic_write(path) as temporary:
         size = temporary.write_bytes(text)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from hotswap.measure import Swapped, visited
 from hotswap.report.colours import Numbers
 from hotswap.report.encoding import reduced
+from hotswap.report.outputs import Compared, compare
 from hotswap.report.samples import Sample
 from hotswap.verify import Comparison, Verification
 
@@ -71,8 +71,7 @@ class Shown:
     sample: Sample
     places: tuple[Place, ...]  # the pixels that are looked at: where neighbours count least, then where most
     windows: Mapping[str, Windows]  # by target; of its first call
-    plain: Any  # outputs
-    swapped: Any
+    compared: Compared | None  # its outputs
 
 
 @dataclass
@@ -90,8 +89,13 @@ class Figures:
         return self.comparison.result()
 
 
-def collect(model: nn.Module, samples: Iterable[Sample]) -> Figures:
-    """Run a swapped network and its plain self on each image.
+def collect(model: nn.Module, samples: Iterable[Sample], outputs: str) -> Figures:
+    """Run a swapped network and its plain self on each image; outputs are drawn at once, and not kept.
+
+    Args:
+        model: the swapped network.
+        samples: the images.
+        outputs: how maps are drawn; see `hotswap.report.outputs`.
 
     Raises:
         HotswapError: where nothing is swapped, or an image cannot be read.
@@ -102,7 +106,7 @@ def collect(model: nn.Module, samples: Iterable[Sample]) -> Figures:
         look = _Look(figures.histograms)
         with visited(model, look.visit):
             plain, swapped = figures.comparison.add(sample.arguments)
-        figures.shown.append(Shown(sample, tuple(look.places), look.windows, plain, swapped))
+        figures.shown.append(Shown(sample, tuple(look.places), look.windows, compare(plain, swapped, outputs)))
         figures.calls = look.calls
     return figures
 

@@ -16,7 +16,6 @@ from hotswap.report.cost import Costs
 from hotswap.report.diagram import draw
 from hotswap.report.figures import Figures
 from hotswap.report.outline import outline, plain_name
-from hotswap.report.outputs import compare
 from hotswap.report.reproduce import Origin, steps
 from hotswap.report.views import reach_of, view
 from hotswap.resizing.layers import GuidedResize
@@ -33,7 +32,6 @@ def make(
     costs: Costs,
     observation: Observation | None,
     images_from: str,
-    outputs: str,
     origin: Origin,
 ) -> Content:
     """Put together what was found.
@@ -45,7 +43,6 @@ def make(
         costs: of them.
         observation: one run of it on fake tensors, if there is one.
         images_from: where the images are from.
-        outputs: how maps are drawn; see `hotswap.report.outputs`.
         origin: where the network is from, and what was asked for.
     """
     shown = figures.shown
@@ -54,7 +51,7 @@ def make(
         Image(
             one.sample.name,
             None if one.sample.picture is None else encoding.photograph(one.sample.picture),
-            compare(one.plain, one.swapped, outputs),
+            one.compared,
         )
         for one in shown
     )

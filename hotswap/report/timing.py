@@ -69,13 +69,12 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {x.untyped_storage()._cdata for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        given = {x.untyped_storage()._cdata for x in _dense((args, kwargs))}
         output = func(*args, **kwargs)
-        for x in pytree.tree_leaves(output):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                if storage._cdata not in given | self._known:
-                    self._add(storage)
+        for x in _dense(output):
+            storage = x.untyped_storage()
+            if storage._cdata not in given | self._known:
+                self._add(storage)
         return output
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -88,3 +87,8 @@ class _Alive(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._now -= size
+
+
+def _dense(values: Any) -> list[Tensor]:
+    """The tensors among some values, but for sparse ones, which have no one memory."""
+    return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.layout == torch.strided]

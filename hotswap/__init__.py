@@ -12,6 +12,7 @@ from hotswap.inspect import Inspection, inspect
 from hotswap.leaves import register_concrete_args, register_leaf
 from hotswap.plan import Plan, Swap
 from hotswap.report import Report, report
+from hotswap.sharing import push_to_hub
 from hotswap.sliding import register_padding
 from hotswap.status import Status, status
 from hotswap.verify import Verification, verify
@@ -34,6 +35,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "push_to_hub",
     "register_concrete_args",
     "register_leaf",
     "register_padding",

@@ -256,7 +256,8 @@ def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
     """The network of a file, swapped as it was when saved, with its weights; in training mode, as built.
 
     Args:
-        path: a file that `save` wrote, or, with `model`, any checkpoint of that network.
+        path: a file that `save` wrote, or, with `model`, any checkpoint of that network; or a model on the hub,
+            `hf-hub:owner/name[@revision]`: which commit it is of is logged.
         model: the plain network, where the file names none, or one of the user's own. It is not changed: the result
             is a copy, in the mode it is in.
 

@@ -8,7 +8,7 @@ huggingface_hub's own.
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,6 +112,32 @@ def weights(address: Address) -> Fetched:
     return found
 
 
+def files(address: Address, private: bool | None) -> list[str]:
+    """The names of a repository's files; one that is not there is created first.
+
+    Raises:
+        HotswapError: where the hub does not let it be written, or cannot be reached.
+    """
+    with _explained(address):
+        api = _api()
+        api.create_repo(address.repository, private=private, exist_ok=True)
+        return list(api.list_repo_files(address.repository))
+
+
+def commit(address: Address, added: Mapping[str, Path], deleted: Iterable[str], message: str) -> Address:
+    """Add files to a repository and take others out, in one commit, whose address is the result.
+
+    Raises:
+        HotswapError: as `files`; nothing is changed then.
+    """
+    package = _package()
+    operations = [package.CommitOperationAdd(name, str(path)) for name, path in added.items()]
+    operations += [package.CommitOperationDelete(name) for name in deleted]
+    with _explained(address):
+        made = _api().create_commit(address.repository, operations, commit_message=message)
+    return replace(address, revision=made.oid)
+
+
 def _commit(path: Path, address: Address) -> str:
     """The cache keeps files under the commit they are of."""
     parts = path.parts
@@ -142,13 +168,13 @@ def _explained(address: Address) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise HotswapError(f"{address.repository} has no revision {address.revision!r} on the hub") from error
     except errors.HfHubHTTPError as error:
-        raise HotswapError(f"the hub does not give {address} ({one_line(error)})") from error
+        raise HotswapError(f"the hub refuses {address} ({one_line(error)}); `hf auth login` or HF_TOKEN?") from error
     except errors.LocalEntryNotFoundError as error:
         raise HotswapError(
             f"{address} is not in the cache, and the hub cannot be reached (HF_HUB_OFFLINE, or no network)"
         ) from error
     except Exception as error:  # whatever a network, or a library for it, raises
-        raise HotswapError(f"{address} cannot be fetched ({one_line(error)}); is there a network?") from error
+        raise HotswapError(f"{address} cannot be reached ({one_line(error)}); is there a network?") from error
     finally:
         logging.set_verbosity(level)
 

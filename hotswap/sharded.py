@@ -111,6 +111,11 @@ def write(shards: list[dict[str, Tensor]], path: Path, entry: str) -> None:
                 old.unlink(missing_ok=True)
 
 
+def is_ours(file: str, name: str) -> bool:
+    """Whether a file is, by its name, one of the parts in which hotswap wrote `name`."""
+    return re.fullmatch(re.escape(name.removesuffix(".safetensors")) + _OURS, file) is not None
+
+
 def _ours(index: Path) -> list[Path]:
     """The files of an index that hotswap wrote; what others wrote is not ours to remove."""
     if not index.exists():
@@ -119,8 +124,7 @@ def _ours(index: Path) -> list[Path]:
         names = files_of(index)
     except HotswapError:  # it is replaced, whatever it was
         return []
-    ours = re.compile(re.escape(index.name.removesuffix(f".safetensors{INDEX}")) + _OURS)
-    return [index.with_name(name) for name in names if ours.fullmatch(name)]
+    return [index.with_name(name) for name in names if is_ours(name, index.name.removesuffix(INDEX))]
 
 
 def _parsed(file: Path) -> tuple[dict[str, list[str]], Any]:

@@ -49,7 +49,19 @@ def test_no_fast_path_imports_the_oracle():
             ], path
 
 
-HEAVY = ["torchvision", "timm", "triton", "accelerate", "torchmetrics", "PIL", "h5py", "skimage", "click"]
+HEAVY = [
+    "torchvision",
+    "timm",
+    "triton",
+    "accelerate",
+    "torchmetrics",
+    "PIL",
+    "h5py",
+    "skimage",
+    "click",
+    "transformers",
+    "huggingface_hub",
+]
 PROBE = """
 import sys
 import torch

@@ -168,7 +168,9 @@ def _explained(address: Address) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise HotswapError(f"{address.repository} has no revision {address.revision!r} on the hub") from error
     except errors.HfHubHTTPError as error:
-        raise HotswapError(f"the hub refuses {address} ({one_line(error)}); `hf auth login` or HF_TOKEN?") from error
+        denied = getattr(error.response, "status_code", None) in (401, 403)
+        hint = "; log in (`hf auth login`, or HF_TOKEN) as somebody who may" if denied else ""
+        raise HotswapError(f"the hub refuses {address} ({one_line(error)}){hint}") from error
     except errors.LocalEntryNotFoundError as error:
         raise HotswapError(
             f"{address} is not in the cache, and the hub cannot be reached (HF_HUB_OFFLINE, or no network)"

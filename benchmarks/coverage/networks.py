@@ -112,7 +112,7 @@ def _torchvision() -> Iterator[Network]:
             prefix = "" if one_stage else "box_"
             options |= {prefix + key: value for key, value in _KEEP_ALL.items()}
             if one_stage:
-                options["topk_candidates"] = 10_000
+                options["topk_candidates"] = 300
             if "ssd" not in name:
                 options |= _SIDES
             inputs = _detection_inputs
@@ -160,6 +160,8 @@ _TASKS = (
 )  # fmt: skip
 # Of what comes after the convolutions, enough to have everything once. Layers of a backbone stay: others name them.
 _CAPS = {"encoder_layers": 2, "decoder_layers": 2, "vocab_size": 1000, "num_queries": 20, "num_text_layers": 2}
+_DEEP = {"num_hidden_layers": 8}  # of what is made for large images and has twice as many or more
+_IMAGE_SIDE, _LARGEST_SIDE = 256, 512  # networks made for larger images are made for smaller ones
 _OWN_SIZES = (640, 1024)  # of networks that take no smaller image
 _MOST_CHANNELS = 4  # of an image
 
@@ -216,6 +218,13 @@ def _cut(architecture: Any, kind: str) -> nn.Module:
             value = getattr(part, key, None)
             if isinstance(value, int) and value > most:
                 setattr(part, key, most)
+        if isinstance(side := getattr(part, "image_size", None), int) and side > _LARGEST_SIDE:
+            part.image_size = _IMAGE_SIDE
+            if hasattr(part, "image_embedding_size"):  # of prompts, which are laid over patches
+                part.image_embedding_size = _IMAGE_SIDE // part.patch_size
+            for key, most in _DEEP.items():
+                if getattr(part, key, 0) >= 2 * most:
+                    setattr(part, key, most)
     return architecture(config)  # type: ignore[no-any-return]
 
 

@@ -6,6 +6,7 @@ it is not looked at.
 """
 
 import copy
+import functools
 import importlib
 import json
 import re
@@ -124,13 +125,15 @@ def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
     network = _class_of(model)
     if network is None:
         return None
-    floats = [x.dtype for x in weights.values() if x.is_floating_point()]
+    floats = {x.dtype for x in weights.values() if x.is_floating_point()}
     with _silent():
         loaded, info = network.from_pretrained(
             None,
             config=copy.deepcopy(model.config),
             state_dict=dict(weights),
-            dtype=max(set(floats), key=floats.count, default=torch.float32),
+            dtype=functools.reduce(torch.promote_types, floats)
+            if floats
+            else torch.float32,  # the widest: none loses
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
         )

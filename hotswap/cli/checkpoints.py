@@ -13,6 +13,7 @@ from hotswap.errors import HotswapError
     epilog=options.examples(
         "hotswap verify swapped.safetensors --images photos",
         "hotswap verify swapped.pt --model mypackage.nets:segmenter --input-size 320x480 --json",
+        "hotswap verify hf-hub:owner/name --images photos",
     )
 )
 @options.checkpoint_argument

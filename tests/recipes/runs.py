@@ -1,9 +1,9 @@
 """A recipe small enough to run many times, and ways to run it."""
 
-import multiprocessing
 import os
 from pathlib import Path
 
+import forks
 import torch
 import yaml
 from click.testing import CliRunner
@@ -84,16 +84,11 @@ def finetune(path, folder, *overrides, **options):
 
 def process(arguments, **environment):
     """Run the command line in a process of its own, a fork of one that has imported everything and done nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "recipes.comparison"])
-    running = context.Process(target=_run, args=(arguments, environment))
-    running.start()
-    return running
+    return forks.start(_run, arguments, environment)
 
 
 def _run(arguments, environment):
     os.environ.update(environment)
-    torch.set_num_threads(1)
     command.main(arguments)
 
 

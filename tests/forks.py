@@ -20,6 +20,14 @@ def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
     return running
 
 
+def both(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in two processes at once, rank 0 and 1, and see that both succeed."""
+    running = [start(function, rank, *arguments) for rank in (0, 1)]
+    for process in running:
+        process.join()
+        assert process.exitcode == 0
+
+
 def run(function: Callable[..., Any], *arguments: Any, folder: Path) -> tuple[int, str, str]:
     """Call a function in a new process, in a folder: the exit code, and what it wrote to stdout and stderr."""
     logs = [folder.with_name(f"{folder.name}.{stream}") for stream in ("out", "err")]

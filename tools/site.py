@@ -1,8 +1,8 @@
 """What the docs site has beside the pages in docs/: a hook of mkdocs.
 
-The reference of the API is made of what the packages export, the reference of commands of their own help texts, and
-the project's own pages of the files at the top. Links to files that are no pages become their paths, as the site knows
-no address of the repository.
+The reference of the API is made of what the packages export, the reference of commands of their own help texts,
+and the pages of the project of the files at the top. Links to files that are no pages become their paths, as the
+site knows no address of the repository.
 """
 
 import importlib

@@ -224,7 +224,7 @@ def prepare(page, words, work):
             layouts.voc(path, LISTS)
         elif before == "--weights":
             forks.run(save_weights, words[words.index("convert") + 1], path, folder=work)
-        elif before in ("export", "verify", "calibrate") and path.suffix:
+        elif before in ("export", "verify", "calibrate", "report") and path.suffix:
             net = hotswap.zoo.build("timm:test_resnet", trusted=True)
             hotswap.save(hotswap.convert(net, guide_scale=0.5), path, "timm:test_resnet")
     if "joint_depth_pac_x4" in words:

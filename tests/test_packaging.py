@@ -58,7 +58,7 @@ def test_every_c_file_is_compiled_and_every_header_is_known():
 def test_dependencies_are_few():
     """What `pip install hotswap` brings; everything else is an extra."""
     names = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert names == {"torch", "numpy", "safetensors", "click", "rich", "pillow"}
+    assert names == {"torch", "numpy", "safetensors", "click", "rich", "pillow", "jinja2"}
     assert {"dev", "docs", "export", "hub", "recipes", "smp", "transformers", "zoo"} <= set(
         PROJECT["project"]["optional-dependencies"]
     )

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -7,6 +9,7 @@ import hotswap
 from examples import demo
 from examples.hed import load_segmenter
 from recipes.finetune import evaluate
+from recipes.landwater import LandWater
 from recipes.pictures import pixels
 
 
@@ -77,6 +80,7 @@ def test_all_networks_are_tuned_and_only_one_has_swapped_convolutions(monkeypatc
         return [0.25] * 12
 
     monkeypatch.setattr(demo, "finetune", record)
+    monkeypatch.setattr(demo, "LandWater", partial(LandWater, size=48))
     monkeypatch.setattr(
         demo, "evaluate", lambda model, dataset: evaluate(model, torch.utils.data.Subset(dataset, [0]))
     )

@@ -3,12 +3,12 @@
 import copy
 import io
 
+import forks
 import networks
 import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from networks import conv
 from test_hazards import close, swap
 from torch import nn
@@ -112,7 +112,7 @@ def _train_in_one_of_two(rank, address, method, results):
 def test_two_processes_average_their_gradients(method, tmp_path):
     results = tmp_path / "gradients.pt"
     address = f"file://{tmp_path / 'meeting'}"
-    mp.spawn(_train_in_one_of_two, (address, method, results), nprocs=2)
+    forks.both(_train_in_one_of_two, address, method, results)
     torch.manual_seed(0)
     net = swap(Net(), ("target", "later"), "guide", method=method, learn_scale=True)
     images = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(1))

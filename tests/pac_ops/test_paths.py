@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import forks
 import pytest
 import torch
 from oracle import PLAIN, TOLERANCE, assert_close
@@ -648,7 +649,6 @@ DISTRIBUTED = CASES["conv, asymmetric"]
 
 
 def train_in_a_process(rank, folder):
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)  # DDP gives everyone the first process's parameters
     layer = DISTRIBUTED.make()
@@ -661,7 +661,7 @@ def train_in_a_process(rank, folder):
 
 
 def test_distributed_data_parallel(tmp_path):
-    torch.multiprocessing.spawn(train_in_a_process, (str(tmp_path),), nprocs=2)
+    forks.both(train_in_a_process, str(tmp_path))
     saved = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     layer = DISTRIBUTED.make()
     layer.load_state_dict(saved[0][0])

@@ -79,17 +79,16 @@ def test_a_folder_of_a_saved_model(saved, offline, name):
 def test_commands_end_to_end(saved, offline, tmp_path, monkeypatch):
     folder, model = saved
     monkeypatch.chdir(tmp_path)
-    swap = ("--target", TARGET, "--guide", "input", "--method", "hooks", "--input-size", 64)
+    swap = ("--target", TARGET, "--guide", "input", "--method", "hooks", "--input-size", 32)
     assert "names that transformers gives" in run("convert", folder, *swap, "-o", "s.safetensors").stderr
-    result = json.loads(run("verify", "s.safetensors", "--input-size", 64, "--json").stdout)
+    result = json.loads(run("verify", "s.safetensors", "--input-size", 32, "--json").stdout)
     assert result["output_relative"] < 1e-3
     run("revert", "s.safetensors", "-o", "p.safetensors")
-    for name in ("s.safetensors", "p.safetensors"):
-        again = hotswap.load(name)  # nothing but the file
-        assert isinstance(again, transformers.SegformerForSemanticSegmentation)
-        assert again.config.id2label == {i: f"a/b: {i}, c" for i in range(5)}
-        torch.testing.assert_close(logits(again), logits(model), rtol=1e-3, atol=1e-3)
-    assert same(hotswap.load("p.safetensors").state_dict(), model.state_dict())
+    again = hotswap.load("p.safetensors")  # nothing but the file
+    assert isinstance(again, transformers.SegformerForSemanticSegmentation)
+    assert again.config.id2label == {i: f"a/b: {i}, c" for i in range(5)}
+    assert torch.equal(logits(again), logits(model))
+    assert same(again.state_dict(), model.state_dict())
 
 
 def test_transformers_reads_our_file(saved, tmp_path):

@@ -11,7 +11,7 @@ from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guided import GuidedLayer
 from hotswap.plan import Swap
-from hotswap.sliding import Sliding, has_own_forward, own_weight, sliding_of, steered_forward
+from hotswap.sliding import Sliding, has_own_forward, own_parameters, own_weight, sliding_of, steered_forward
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype
 
@@ -154,7 +154,8 @@ class SwappedFunction(SwappedLayer):
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """What the module computes, pixel-adaptive; see the class."""
         plain: Any = super()
-        return steered_forward(plain.forward, input, self.steering_kernel(input, distance), self.sliding)
+        kernel = self.steering_kernel(input, distance)
+        return steered_forward(plain.forward, input, kernel, self.sliding, own_parameters(self))
 
 
 _SWAPPED: dict[Any, type[SwappedLayer]] = {

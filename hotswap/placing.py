@@ -23,6 +23,13 @@ def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:
     """
     for swap in plan.swaps:
         _check_against(modules, swap)
+    targets = {swap.target for swap in plan.swaps}
+    for target in sorted(targets):
+        if around := targets.intersection(parents(target)):
+            raise HotswapError(
+                f"target {target!r} lies inside target {min(around)!r}, whose own forward runs as it is; "
+                "name one of them"
+            )
 
 
 def inside_paths(modules: Mapping[str, nn.Module], plan: Plan) -> set[str]:

@@ -130,12 +130,29 @@ def has_own_forward(kind: type[nn.Module]) -> bool:
 def own_weight(module: nn.Module) -> Tensor | None:
     """The weight of a convolution that a module may compute in its forward; None where it cannot.
 
-    That is the weight of an `nn.Conv2d`, or the one parameter of four dimensions of a module without submodules.
+    That is the weight of an `nn.Conv2d`, or the one parameter of four dimensions that a module has itself. One with
+    modules inside must have a forward that calls something named conv2d: in most, such a parameter is an embedding.
     """
     if isinstance(module, nn.Conv2d):
         return module.weight
     weights = [p for p in module._parameters.values() if p is not None and p.dim() == 4]
-    return weights[0] if len(weights) == 1 and not any(True for _ in module.children()) else None
+    if len(weights) != 1:
+        return None
+    return weights[0] if not module._modules or _names_conv2d(type(module)) else None
+
+
+def _names_conv2d(kind: type[nn.Module]) -> bool:
+    forwards = [vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)]
+    return any("conv2d" in code.co_names for f in forwards if (code := getattr(f, "__code__", None)) is not None)
+
+
+def own_parameters(module: nn.Module) -> list[Tensor] | None:
+    """What tells a module's own convolution from those of modules inside it; None where all are its own.
+
+    Modules inside an `nn.Conv2d` make its weight.
+    """
+    alone = isinstance(module, nn.Conv2d) or not module._modules
+    return None if alone else list(module.parameters(recurse=False))
 
 
 # --- a forward of its own -------------------------------------------------------------------------------
@@ -151,6 +168,11 @@ class _Conv2d(NamedTuple):
     padding: Any = 0
     dilation: Any = 1
     groups: int = 1
+
+    def is_of(self, kernel_size: Pair, own: Sequence[Tensor] | None) -> bool:
+        """Whether it is the convolution looked for: by its window, and by its weight where there may be others."""
+        fits = tuple(self.weight.shape[2:]) == kernel_size
+        return fits and (own is None or any(self.weight is x for x in own))
 
 
 class _Seen(NamedTuple):
@@ -168,9 +190,9 @@ class _Reached(Exception):  # noqa: N818 (no error: it ends a run that has shown
 class _Probe(TorchFunctionMode):
     """Notes how an input is padded, and stops at the convolution."""
 
-    def __init__(self, kernel_size: Pair, size: Pair) -> None:
+    def __init__(self, kernel_size: Pair, size: Pair, own: Sequence[Tensor] | None) -> None:
         super().__init__()
-        self.kernel_size, self.size = kernel_size, size
+        self.kernel_size, self.size, self.own = kernel_size, size, own
         self.padded: list[tuple[Tensor, tuple[tuple[Pads, str], ...]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -192,7 +214,7 @@ class _Probe(TorchFunctionMode):
         return output
 
     def _convolve(self, call: _Conv2d) -> None:
-        if tuple(call.weight.shape[2:]) == self.kernel_size:
+        if call.is_of(self.kernel_size, self.own):
             window = make_window(self.kernel_size, call.stride, call.padding, call.dilation)
             added = (call.input.shape[2] - self.size[0], call.input.shape[3] - self.size[1])
             raise _Reached(_Seen(window, self._steps(call.input), added))
@@ -201,9 +223,9 @@ class _Probe(TorchFunctionMode):
 class _Steer(TorchFunctionMode):
     """Makes the convolution inside a forward pixel-adaptive."""
 
-    def __init__(self, kernel: Tensor, sliding: Sliding, done: list[bool]) -> None:
+    def __init__(self, kernel: Tensor, sliding: Sliding, own: Sequence[Tensor] | None, done: list[bool]) -> None:
         super().__init__()
-        self.kernel, self.sliding, self.done = kernel, sliding, done
+        self.kernel, self.sliding, self.own, self.done = kernel, sliding, own, done
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -211,7 +233,7 @@ class _Steer(TorchFunctionMode):
 
     def _steered(self, call: _Conv2d) -> Tensor:
         window, input = self.sliding.window, call.input
-        if tuple(call.weight.shape[2:]) != window.kernel_size:
+        if not call.is_of(window.kernel_size, self.own):
             return torch.conv2d(*call)
         self.done.append(True)
         if window.output_size(input.shape[2], input.shape[3]) != tuple(self.kernel.shape[4:]):
@@ -224,14 +246,27 @@ class _Steer(TorchFunctionMode):
         )
 
 
-def steered_forward(forward: Callable[[Tensor], Tensor], input: Tensor, kernel: Tensor, sliding: Sliding) -> Tensor:
+def steered_forward(
+    forward: Callable[[Tensor], Tensor],
+    input: Tensor,
+    kernel: Tensor,
+    sliding: Sliding,
+    own: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Run the forward of a convolution's plain class, with K in the convolution inside it.
+
+    Args:
+        forward: of the plain class.
+        input: what it takes.
+        kernel: K.
+        sliding: how the convolution slides.
+        own: see `own_parameters`.
 
     Raises:
         HotswapError: where the convolution inside is not the one that was seen when it was converted.
     """
     done: list[bool] = []
-    with _Steer(kernel, sliding, done):
+    with _Steer(kernel, sliding, own, done):
         output = forward(input)
     if len(done) != 1:
         raise HotswapError(
@@ -278,7 +313,7 @@ def _run_up_to_convolution(module: nn.Module, height: int, width: int) -> _Seen:
     assert weight is not None  # noqa: S101 (for the type checker)
     channels = getattr(module, "in_channels", weight.shape[1] * getattr(module, "groups", 1))
     x = torch.zeros(1, channels, height, width, device=weight.device, dtype=weight.dtype)
-    probe = _Probe((weight.shape[2], weight.shape[3]), (height, width))
+    probe = _Probe((weight.shape[2], weight.shape[3]), (height, width), own_parameters(module))
     try:
         with untouched([module]), mode(module, training=False), torch.no_grad(), probe:
             type(module).forward(module, x)

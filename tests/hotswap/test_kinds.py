@@ -283,6 +283,41 @@ def test_a_module_that_calls_the_function_with_its_own_weight(method, image):
         assert listed["target"].parameters == 6 * 4 * 9 + 6
 
 
+class Around(Functional):
+    """The same with modules inside, one of them a convolution of the same window."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        x = F.pad(self.before(x), (0, 2, 0, 0))
+        return self.after(F.conv2d(x, self.kernel, self.shift, 2, self.padding, groups=self.groups))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_with_modules_inside_that_calls_the_function_with_its_own_weight(method, image):
+    torch.manual_seed(0)
+    net = Block(Around()).eval()
+    converted = swap(net, method=method)
+    x, guide = net.parts(image)
+    x, guide = F.pad(net.target.before(x), (0, 2, 0, 0)), F.pad(resized(guide, x.shape[2:]), (0, 2, 0, 0))
+    kernel = pac_ops.packernel2d(guide, None, 3, stride=2, padding=1)[0]
+    close(
+        converted(image),
+        net.target.after(pac_ops.pacconv2d(x, kernel, net.target.kernel, net.target.shift, 2, 1, 1, 2)),
+    )
+    assert list(converted.state_dict()) == list(net.state_dict())
+    compiled = torch.compile(converted, backend="eager", fullgraph=True)
+    close(compiled(image), converted(image))
+    assert type(hotswap.revert(converted).target) is Around
+
+
+def test_a_target_inside_a_target_is_refused(image):
+    with pytest.raises(hotswap.HotswapError, match="target 'target.before' lies inside target 'target'"):
+        hotswap.convert(Block(Around()).eval(), ["target", "target.before"], "guide", example_inputs=image)
+
+
 class Scaled(nn.Module):
     """No convolution, but a parameter of four dimensions."""
 

@@ -14,7 +14,6 @@ import os
 import pickle
 import re
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hotswap
-from hotswap import hf, hub, sharded, surgery, zoo
+from hotswap import hf, hub, pickled, sharded, surgery, zoo
 from hotswap.api import apply
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable
@@ -60,6 +59,8 @@ _MAX_NESTING = 4
 _ROOM = (
     1 << 29
 )  # bytes that a network may take beside its weights, in float32 where the file has them in half precision
+_LARGEST_HEADER = 16 * 2**20  # bytes of a safetensors file's: a hundred thousand tensors
+_LARGEST_PLAN = 16 * 2**20
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +138,8 @@ def read_plan(path: PathLike) -> Plan:
         HotswapError: where the file cannot be read, or holds anything but a plan.
     """
     file = check_readable(path)
+    if file.stat().st_size > _LARGEST_PLAN:
+        raise HotswapError(f"{str(path)!r} must hold a plan as JSON, and has {file.stat().st_size / 1e6:.3g} MB")
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -347,6 +350,12 @@ def _read_safetensors(file: Path) -> Checkpoint:
 
 def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata of a safetensors file, and its tensors, mapped."""
+    with file.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > _LARGEST_HEADER:
+        raise HotswapError(
+            f"cannot read {str(file)!r}: it is damaged, or its header, of {header / 1e6:.3g} MB, larger than any is"
+        )
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
@@ -358,34 +367,34 @@ def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
-    try:
-        why = _why_no_torch_archive(file) if mapped else None
-        if why is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the pickle's age and the like
-                content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise HotswapError(f"cannot read {str(file)!r}: {_torch_reason(error)}") from error
-    if why is not None:
-        raise HotswapError(f"cannot read {str(file)!r}: {why}")
-    entry = content.get(_ENTRY) if isinstance(content, Mapping) else None
+    content = load_torch(file, mapped=mapped)
+    entry = dict.get(content, _ENTRY) if isinstance(content, dict) else None
     metadata = _metadata(entry, file)
     state, versions, notes = _unwrapped_state(content, file)
+    if why := pickled.why_too_large(state.values(), file):
+        raise HotswapError(f"cannot read {str(file)!r}: {why}")
     return Checkpoint(file, state, metadata, () if metadata is not None else notes, versions)
 
 
-def _why_no_torch_archive(file: Path) -> str | None:
-    """Look at a zip file's directory before anything in it is unpacked."""
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        return "it is a TorchScript archive, which is code; save the state_dict of the network it was made from"
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        return "it is a zip file that torch.save did not write"
-    unpacked = sum(entry.file_size for entry in entries)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > file.stat().st_size:
-        return "its parts are compressed or overlap, which torch.save never does; it may be a zip bomb"
-    return None
+def load_torch(file: Path, *, mapped: bool) -> Any:
+    """What torch.save wrote, without running code.
+
+    Args:
+        file: it must begin as a zip file or a pickle does, which `mapped` tells apart.
+        mapped: whether it is a zip file; tensors are then mapped from it.
+
+    Raises:
+        HotswapError: where it is damaged, or would need code, or more memory than it has bytes.
+    """
+    try:
+        why = pickled.why_no_archive(file) if mapped else pickled.why_no_pickle(file)
+        if why is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the pickle's age and the like
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise HotswapError(f"cannot read {str(file)!r}: {_torch_reason(error)}") from error
+    raise HotswapError(f"cannot read {str(file)!r}: {why}")
 
 
 def _torch_reason(error: Exception) -> str:
@@ -404,9 +413,11 @@ def _torch_reason(error: Exception) -> str:
 def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
     """Dig for the dictionary of tensors in what a training script saved: weights, module versions, notes."""
     notes: list[str] = []
-    for _ in range(_MAX_NESTING):
-        if not isinstance(content, Mapping):
+    for _ in range(_MAX_NESTING + 1):
+        if not isinstance(content, dict):
             raise HotswapError(f"{str(file)!r} must hold a state_dict, got a {type(content).__name__}")
+        versions = getattr(content, "_metadata", None)
+        content = dict(dict.items(content))  # a pickle can set attributes, `items` too, on an OrderedDict
         inner = _nesting(content, file)
         if inner is None:
             break
@@ -414,7 +425,9 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
         if inner not in _AVERAGED and (average := [key for key in _AVERAGED if key in content]):
             notes.append(f"it also holds averaged weights, in {average[0]!r}, which were not taken")
         content = content[inner]
-    state = {key: x.detach() for key, x in content.items() if isinstance(key, str) and _is_tensor(x)}
+    else:
+        raise HotswapError(f"{str(file)!r} must hold a state_dict, got more than {_MAX_NESTING} dictionaries in each other")
+    state = {key: Tensor.detach(x) for key, x in content.items() if isinstance(key, str) and _is_tensor(x)}
     if not state:
         found = listed(map(repr, content)) if content else "nothing"
         raise HotswapError(f"{str(file)!r} must hold a state_dict, that is tensors by name, got only {found}")
@@ -426,21 +439,20 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
         raise HotswapError(
             f"{str(file)!r}: weight {unusual[0]!r} is {_why_unusual(state[unusual[0]])}; save plain tensors"
         )
-    versions = getattr(content, "_metadata", None)
-    if not (isinstance(versions, dict) and all(isinstance(x, dict) for x in versions.values())):
+    if not (type(versions) in (dict, OrderedDict) and all(type(x) is dict for x in dict.values(versions))):
         versions = {}
-    return state, versions, tuple(notes)
+    return state, dict(dict.items(versions)), tuple(notes)
 
 
 def _nesting(content: Mapping[Any, Any], file: Path) -> str | None:
     """The entry that holds the weights; None where they are here."""
-    known = [key for key in (*_NESTINGS, *_AVERAGED) if isinstance(content.get(key), Mapping)]
+    known = [key for key in (*_NESTINGS, *_AVERAGED) if isinstance(content.get(key), dict)]
     if known:
         return known[0]
     if any(_is_tensor(value) for value in content.values()):
         return None
     others = [
-        key for key, value in content.items() if isinstance(value, Mapping) and any(map(_is_tensor, value.values()))
+        key for key, value in content.items() if isinstance(value, dict) and any(map(_is_tensor, dict.values(value)))
     ]
     if len(others) > 1:
         raise HotswapError(

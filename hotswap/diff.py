@@ -100,7 +100,8 @@ def _compared(name: str, a: Tensor, b: Tensor) -> Weight | None:
         return Weight(name, shapes, dtypes, None, None)
     if a.dtype == b.dtype and torch.equal(a, b):
         return None
-    wide_a, wide_b = a.double(), b.double()
+    widest = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    wide_a, wide_b = a.to(widest), b.to(widest)
     away = (wide_b - wide_a).abs()
     relative = float(away.norm() / wide_a.norm().clamp_min(1e-300))
     return Weight(name, shapes, dtypes, relative, float(away.max()) if away.numel() else 0.0)

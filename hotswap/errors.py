@@ -1,11 +1,18 @@
 """The one error hotswap raises for what a user can mend, and others' errors in a line of it."""
 
+_LONGEST = 1200  # letters of a message: names and values in it can come from a file, and be as long as that
+
 
 class HotswapError(ValueError):
     """A request that cannot be carried out: one line that says what was asked, why not, and what would work.
 
-    Raised before anything is changed or written.
+    Raised before anything is changed or written. What a message quotes, which may be from a file, cannot make it longer
+    than a few lines of a terminal, nor steer that.
     """
+
+    def __init__(self, message: str = "") -> None:
+        text = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
 def one_line(error: BaseException, length: int = 200) -> str:

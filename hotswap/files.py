@@ -55,8 +55,11 @@ def check_writable(path: PathLike) -> Path:
     Raises:
         HotswapError: where its folder is missing or not writable, or it is something other than a file.
     """
-    final = Path(os.path.realpath(path))
-    folder, kind = _mode(final.parent, path), _mode(final, path)
+    try:
+        final = Path(os.path.realpath(path))
+        folder, kind = _mode(final.parent, path), _mode(final, path)
+    except ValueError as error:  # a null character, or one that no file system can hold
+        raise HotswapError(f"cannot write {str(path)!r}: no file can have that name ({error})") from error
     if folder is None:
         raise HotswapError(f"cannot write {str(path)!r}: there is no folder {str(final.parent)!r}; create it first")
     if not stat.S_ISDIR(folder):
@@ -83,6 +86,8 @@ def check_readable(path: PathLike) -> Path:
         status = Path(path).stat()
     except OSError as error:
         raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:  # a null character, or one that no file system can hold
+        raise HotswapError(f"cannot read {str(path)!r}: no file can have that name ({error})") from error
     if stat.S_ISDIR(status.st_mode):
         raise HotswapError(f"cannot read {str(path)!r}: it is a folder; name a file in it")
     if not stat.S_ISREG(status.st_mode):

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
-from hotswap.errors import HotswapError
+from hotswap import checkpoint
+from hotswap.errors import HotswapError, one_line
 from hotswap.files import atomic_write, check_readable
 from hotswap.plan import Plan
 from recipes.config import Recipe
@@ -62,19 +64,25 @@ def read(path: Path) -> State:
     Raises:
         HotswapError: where it cannot be read.
     """
-    check_readable(path)
+    content = checkpoint.load_torch(check_readable(path), mapped=True)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        known = json.loads(content["hotswap_run"])
-    except Exception as error:  # a damaged file can make the unpickler raise anything
+        known = json.loads(dict.get(content, "hotswap_run"))
+        if known["format"] != _FORMAT:
+            raise _VersionError
+        plan = None if known["plan"] is None else Plan.from_dict(known["plan"])
+        recipe = Recipe.model_validate_json(json.dumps(known["recipe"]), strict=True)
+        record = TypeAdapter(Record).validate_json(json.dumps(known["record"]), strict=True)
+        return State(recipe, plan, dict(dict.get(content, "trainer")), record)
+    except _VersionError:
+        raise HotswapError(f"cannot read {str(path)!r}: it was written by another version of hotswap") from None
+    except (ValueError, TypeError, LookupError, RecursionError) as error:  # HotswapError and pydantic's are ValueErrors
         raise HotswapError(
-            f"cannot read {str(path)!r}: it is no state of a run, or damaged ({type(error).__name__})"
+            f"cannot read {str(path)!r}: it is no state of a run, or damaged ({one_line(error)})"
         ) from error
-    if known["format"] != _FORMAT:
-        raise HotswapError(f"cannot read {str(path)!r}: it was written by another version of hotswap")
-    plan = None if known["plan"] is None else Plan.from_dict(known["plan"])
-    recipe = Recipe.model_validate_json(json.dumps(known["recipe"]), strict=True)
-    return State(recipe, plan, content["trainer"], Record(**known["record"]))
+
+
+class _VersionError(Exception):
+    """A state in another format."""
 
 
 def check_same(before: Recipe, now: Recipe, where: Path) -> None:

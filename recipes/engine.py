@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import hotswap
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, one_line
 from hotswap.files import PathLike
 from recipes import building, checkpointing, results, tensorboard
 from recipes.checkpointing import BEST, LAST, RESULT, STATE, Record, State
@@ -90,7 +90,10 @@ def run(
         network = building.network_again(recipe, seen, accelerator.device, state.plan)
     trainer = Trainer(network, seen, task(recipe.task), recipe, accelerator, building.example(seen, recipe.seed))
     if state is not None:
-        trainer.load_state(state.trainer)
+        try:
+            trainer.load_state(state.trainer)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # whatever does not fit
+            raise HotswapError(f"{str(folder / STATE)!r} is not the state of this network ({one_line(error)})") from error
     try:
         record = state.record if state else Record()
         return _Run(recipe, trainer, validation, folder, record, label, console).carry_out(max_steps)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from recipes.config import EARLIER, Recipe
 
 ALONE = ""  # the name of the one arm of a recipe without arms
 _ARMS = "arms"
+_LARGEST = 2**20  # bytes of a recipe
+_MOST_VALUES = 100_000  # in a recipe, its aliases written out
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # an arm's name is that of a folder
 _MUST_BE = {
     "string_type": "text",
@@ -83,12 +86,15 @@ def contents(path: PathLike) -> dict[str, Any]:
         HotswapError: where it cannot be read, or holds something else.
     """
     file = check_readable(path)
+    if (size := file.stat().st_size) > _LARGEST:
+        raise HotswapError(f"{str(path)!r} must hold a recipe, which has a few lines, and has {size / 1e6:.3g} MB")
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (it is a SafeLoader)
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HotswapError(f"{str(path)!r} must hold a recipe as YAML, and is no text") from error
-    except yaml.YAMLError as error:
-        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML: {' '.join(str(error).split())}") from error
+    content = _from_yaml(text, f"{str(path)!r} must hold a recipe as YAML")
     if not isinstance(content, dict):
         raise HotswapError(f"{str(path)!r} must hold a recipe, that is keys and values, got {_shown(content)}")
     return content
@@ -135,13 +141,23 @@ def _check_earlier(recipe: Recipe, earlier: Sequence[str], where: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Reads 1e-4 as the number it is, as YAML 1.2 does, and refuses a key that is there twice."""
+    """Reads 1e-4 as the number it is, as YAML 1.2 does, and refuses a key that is there twice, or is no text."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"written out, it would hold more than {_MOST_VALUES:,} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is there twice", problem_mark=node.start_mark)
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"a key must be text, got {_shown(key)}", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {_shown(key)} is there twice", problem_mark=node.start_mark)
+            seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -151,14 +167,30 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a document holds with every alias (`*name`) written out; infinite where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        nodes = [x for item in inner for x in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_written_out(x, known) for x in nodes)
+    return known[id(node)]
+
+
+def _from_yaml(text: str, wanted: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
+    except RecursionError as error:
+        raise HotswapError(f"{wanted}: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of dates and numbers that are none
+        raise HotswapError(f"{wanted}: {' '.join(str(error).split())[:300]}") from error
+
+
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise HotswapError(f"--set must be key=value, such as optimiser.lr=1e-4, got {override!r}")
-    try:
-        value = yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
-    except yaml.YAMLError as error:
-        raise HotswapError(f"--set {override!r}: the value must be YAML ({' '.join(str(error).split())})") from error
+    value = _from_yaml(text, f"--set {override!r}: the value must be YAML")
     *path, last = key.split(".")
     place: Any = content
     for part in path:

@@ -13,7 +13,7 @@ from hotswap import checkpoint, images, surgery, zoo
 from hotswap.api import revert
 from hotswap.cli import output
 from hotswap.cli.options import Size
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, one_line
 from hotswap.files import is_same_file
 from hotswap.observe import observe
 
@@ -122,7 +122,13 @@ def explained(network: nn.Module, size: Size | None) -> Iterator[None]:
         yield
     except HotswapError:
         raise
-    except Exception:
+    except Exception as error:
+        dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in network.parameters() if x.is_floating_point()})
+        if isinstance(error, RuntimeError | TypeError) and (len(dtypes) > 1 or dtypes[0].startswith("float8")):
+            raise HotswapError(
+                f"the network cannot be run with its weights in {', '.join(dtypes)} ({one_line(error)}); bring them to one "
+                "dtype that convolutions take, such as float32"
+            ) from error
         try:
             plain = network if surgery.current_plan(network) is None else revert(network)
             observe(plain, _empty(network, size))

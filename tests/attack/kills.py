@@ -1,0 +1,185 @@
+"""kill -9 at moments drawn at random: afterwards there is the old file or the new one, and it loads."""
+
+import json
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import runs
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+import hotswap
+from hotswap import checkpoint
+from recipes import checkpointing
+
+NET = "kills:Wide"
+_TEMPORARY = ".hotswap-*"
+_WHILE_WRITING = 0.6  # the share of kills that wait until a file is being written
+
+
+class Wide(nn.Module):
+    """Few layers with many weights, so that most of a command's time is writing."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide = nn.Conv2d(3, 512, 3, padding=1)
+        self.target = nn.Conv2d(512, 512, 3, padding=1)
+
+    def forward(self, image):
+        return self.target(self.guide(image).relu())
+
+
+class Target:
+    """A command to be killed: what it starts from, and what may be left of it."""
+
+    def __init__(self, work):
+        self.work = Path(work)
+        self.folder = self.work / "out"
+
+    def prepare(self):
+        """Put the folder back to where the command begins."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+
+
+class Writes(Target):
+    """A command that replaces a checkpoint: `convert`, or `calibrate`."""
+
+    def __init__(self, work, name):
+        super().__init__(work)
+        torch.manual_seed(0)
+        net = Wide()
+        torch.save(net.state_dict(), self.work / "weights.pth")
+        hotswap.save(hotswap.convert(net, "target", "guide"), self.work / "swapped.safetensors")
+        (self.work / "photos").mkdir(exist_ok=True)
+        Image.effect_noise((8, 8), 60).convert("RGB").save(self.work / "photos" / "a.png")
+        self.old = (self.work / "swapped.safetensors").read_bytes()
+        out = self.folder / "out.safetensors"
+        size = ("--input-size", "8")
+        self.arguments = {
+            "convert": ["convert", NET, "--weights", self.work / "weights.pth", "--target", "target", "--guide", "guide"],
+            "calibrate": ["calibrate", self.work / "swapped.safetensors", "--model", NET, "--images", self.work / "photos"],
+        }[name] + [*size, "-o", out]
+        if name == "convert":
+            self.arguments += ["--guide-scale", "0.5"]
+        self.new = None
+
+    def prepare(self):
+        super().prepare()
+        (self.folder / "out.safetensors").write_bytes(self.old)
+
+    def finished(self):
+        """Keep what the command writes when nobody disturbs it."""
+        self.new = (self.folder / "out.safetensors").read_bytes()
+        assert self.new != self.old
+
+    def check(self, resume):
+        """Which of the two is there: "old" or "new"."""
+        file = self.folder / "out.safetensors"
+        content = file.read_bytes()
+        assert content in (self.old, self.new), "it is neither the old file nor the new one"
+        hotswap.load(file, Wide())
+        return "old" if content == self.old else "new"
+
+
+class Finetunes(Target):
+    """`finetune` of a tiny recipe that saves after every step."""
+
+    def __init__(self, work):
+        super().__init__(work)
+        swaps = [{"targets": ["second"], "guide": "first", "guide_scale": 0.1}]
+        recipe = runs.recipe(swaps=swaps, evaluation={"every": 1}, save_every=1, steps=12)
+        (self.work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        self.arguments = ["finetune", self.work / "recipe.yaml", "--output-dir", self.folder, "--quiet"]
+        self.weights = None
+
+    def prepare(self):
+        super().prepare()
+        self.folder.rmdir()  # the command makes it
+
+    def finished(self):
+        """Keep the weights that a run ends with which nobody disturbs."""
+        self.weights = runs.weights(self.folder)
+
+    def check(self, resume):
+        """All that is there loads; with `resume` the run goes on, to the same weights."""
+        found = {path.name for path in self.folder.glob("*")} if self.folder.exists() else set()
+        for name in ("best.safetensors", "last.safetensors"):
+            if name in found:
+                hotswap.load(self.folder / name, runs.Small())
+        if "state.pt" in found:
+            checkpointing.read(self.folder / "state.pt")
+        if "result.json" in found:
+            json.loads((self.folder / "result.json").read_text())
+        if resume:
+            again = runs.process([str(a) for a in [*self.arguments, "--resume"]])
+            again.join()
+            assert again.exitcode == 0, f"--resume ended with {again.exitcode}"
+            assert runs.same(runs.weights(self.folder), self.weights), "--resume ended with other weights"
+        return "saved" if "state.pt" in found else "nothing yet"
+
+
+def targets(work):
+    """The commands, by name."""
+    made = {}
+    for name in ("convert", "calibrate", "finetune"):
+        folder = Path(work) / name
+        folder.mkdir()
+        made[name] = Finetunes(folder) if name == "finetune" else Writes(folder, name)
+    return made
+
+
+def kill(target, chance, seconds, resume):
+    """Start the command, kill it at a moment drawn at random, and look at what is left: a word, and how it was."""
+    target.prepare()
+    process = runs.process([str(a) for a in target.arguments])
+    writing = chance.random() < _WHILE_WRITING
+    if writing:
+        delay = chance.expovariate(1 / 0.004)  # about as long as writing takes
+        skipped = chance.randrange(20)
+        seen = set()
+        while process.is_alive():
+            seen |= set(target.folder.glob(_TEMPORARY)) if target.folder.exists() else set()
+            if len(seen) > min(skipped, 0 if isinstance(target, Writes) else 20):
+                break
+            time.sleep(0.0002)
+        time.sleep(delay)
+    else:
+        process.join(chance.uniform(0, 1.05 * seconds))
+    process.kill()
+    process.join()
+    left = len(list(target.folder.glob(_TEMPORARY))) if target.folder.exists() else 0
+    word = target.check(resume)
+    return word, "done before" if process.exitcode == 0 else "killed while writing" if left else "killed"
+
+
+def run(count, seed, *, only=None):
+    """Kill each command `count` times; counts of what was left, and what was wrong with it."""
+    chance = random.Random(seed)  # noqa: S311 (nothing secret)
+    with tempfile.TemporaryDirectory() as work:
+        result = {}
+        for name, target in targets(work).items():
+            if only is not None and name not in only:
+                continue
+            target.prepare()
+            began = time.perf_counter()
+            undisturbed = runs.process([str(a) for a in target.arguments])
+            undisturbed.join()
+            seconds = time.perf_counter() - began
+            target.finished()
+            outcomes, violations = {}, []
+            for number in range(count):
+                try:
+                    word, how = kill(target, chance, seconds, resume=number % 10 == 0)
+                    key = f"{how}, left: {word}"
+                except Exception as error:  # noqa: BLE001 (that is the finding)
+                    key = "wrong"
+                    violations.append(f"{name} {number}: {type(error).__name__}: {error}")
+                outcomes[key] = outcomes.get(key, 0) + 1
+            result[name] = {"kills": count, "outcomes": dict(sorted(outcomes.items())), "violations": violations}
+    return result

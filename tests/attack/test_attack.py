@@ -1,0 +1,97 @@
+"""A small part of the attacks, always the same one; `python -m tests.attack fuzz` makes all of them."""
+
+import random
+from pathlib import Path
+
+import attempts
+import fuzz
+import hostile
+import pytest
+import torch
+import traps
+
+MUTATED = 160
+ALWAYS = ("pickle os.system zip", "pickle by INST", "zip bomb behind", "pickle bomb bytearray", "recipe a billion laughs")
+ALWAYS += ("metadata architecture 0 ", "metadata architecture 1 ", "safetensors overlapping", "safetensors a key twice")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield attempts.Bench(tmp_path_factory.mktemp("attack"))
+    torch.set_num_threads(threads)
+
+
+def told(sample, found):
+    return [f"{sample.name}: {text}" for text in found.violations]
+
+
+def few(number):
+    """Of the attempts the first, which reads, and one other."""
+    chance = random.Random(number)  # noqa: S311 (nothing secret)
+    return lambda attempts: [attempts[0], *chance.sample(attempts[1:], min(1, len(attempts) - 1))]
+
+
+def test_hostile_files(bench):
+    samples = [sample for sample in hostile.all_samples(bench.trap) if not sample.big]
+    assert len(samples) > 900
+    chosen = [s for i, s in enumerate(samples) if i % 13 == 0 or s.name.startswith(ALWAYS)]
+    wrong = [text for i, s in enumerate(chosen) for text in told(s, bench.attack(s, few(i)))]
+    assert not wrong
+
+
+def test_mutated_files(bench):
+    outcomes, wrong = set(), []
+    for number in range(MUTATED):
+        sample = fuzz.sample(0, number)
+        found = bench.attack(sample, few(number))
+        wrong += told(sample, found)
+        outcomes |= {(sample.kind, outcome) for outcome in found.outcomes.values()}
+    assert not wrong
+    assert outcomes >= {(kind, "refused") for kind in (hostile.CHECKPOINT, hostile.PLAN, hostile.RECIPE, hostile.IMAGE)}
+    assert outcomes >= {(kind, "done") for kind in (hostile.CHECKPOINT, hostile.IMAGE)}
+
+
+def test_a_mutated_file_is_a_function_of_its_number():
+    assert [fuzz.sample(3, n).content for n in range(5)] == [fuzz.sample(3, n).content for n in range(5)]
+    assert fuzz.sample(3, 0).content != fuzz.sample(4, 0).content
+
+
+# --- the attacks can fail ---------------------------------------------------------------------------------------
+
+
+def caught(bench, monkeypatch, kind, name, attempt):
+    monkeypatch.setattr(bench, f"_{kind}", lambda path: [(name, lambda: attempt(path))])
+    return " | ".join(bench.attack(hostile.Sample(kind, "x", ".pt", b"content", refused=False)).violations)
+
+
+def runs_code(path):
+    torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "violation"),
+    [
+        (lambda path: 1 / 0, "ZeroDivisionError"),
+        (lambda path: path.write_bytes(b"other"), "it changed the file"),
+        (lambda path: Path("extra").touch(), "it left extra"),
+        (lambda path: Path("/tmp/hotswap-attack-outside").mkdir(exist_ok=True), "it did os.mkdir"),  # noqa: S108
+        (lambda path: bytearray(2**30 + 2**28), "MiB of memory"),
+        (lambda path: (_ for _ in ()).throw(attempts.HotswapError("x" * 9000)), ""),
+    ],
+)
+def test_what_must_not_happen_is_noticed(bench, monkeypatch, attempt, violation):
+    assert violation in caught(bench, monkeypatch, hostile.CHECKPOINT, "it", attempt)
+    Path("/tmp/hotswap-attack-outside").rmdir() if "mkdir" in violation else None  # noqa: S108
+
+
+@pytest.mark.parametrize("gadget", ["os.system", "open", "import", "subprocess", "runpy"])
+def test_the_traps_work(bench, monkeypatch, gadget):
+    """Read by an unpickler that is not safe, the pickles do run."""
+    content = hostile.torch_bytes({"x": hostile._Calls(*traps.gadgets(bench.trap)[gadget])})
+    monkeypatch.setattr(bench, "_checkpoint", lambda path: [("unsafe", lambda: runs_code(path))])
+    found = bench.attack(hostile.Sample(hostile.CHECKPOINT, gadget, ".pt", content))
+    text = " | ".join(found.violations)
+    assert "code ran" in text or "it did" in text
+    assert "pickle.find_class" in text

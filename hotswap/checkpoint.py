@@ -426,7 +426,9 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
             notes.append(f"it also holds averaged weights, in {average[0]!r}, which were not taken")
         content = content[inner]
     else:
-        raise HotswapError(f"{str(file)!r} must hold a state_dict, got more than {_MAX_NESTING} dictionaries in each other")
+        raise HotswapError(
+            f"{str(file)!r} must hold a state_dict, got more than {_MAX_NESTING} dictionaries in each other"
+        )
     state = {key: Tensor.detach(x) for key, x in content.items() if isinstance(key, str) and _is_tensor(x)}
     if not state:
         found = listed(map(repr, content)) if content else "nothing"

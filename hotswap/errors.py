@@ -6,8 +6,8 @@ _LONGEST = 1200  # letters of a message: names and values in it can come from a 
 class HotswapError(ValueError):
     """A request that cannot be carried out: one line that says what was asked, why not, and what would work.
 
-    Raised before anything is changed or written. What a message quotes, which may be from a file, cannot make it longer
-    than a few lines of a terminal, nor steer that.
+    Raised before anything is changed or written. What a message quotes, which may be from a file, cannot make it
+    longer than a few lines of a terminal, nor steer that.
     """
 
     def __init__(self, message: str = "") -> None:

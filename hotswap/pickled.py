@@ -1,8 +1,8 @@
 """What can be known of a file of torch.save's before anything in it is unpacked or unpickled.
 
-PyTorch's `weights_only` unpickler runs no code, but a few bytes can still ask it for more memory than there is. And the
-zip reader of PyTorch and that of Python can be made to read different directories in one file, so what one of them
-shows to be harmless need not be what the other unpacks.
+PyTorch's `weights_only` unpickler runs no code, but a few bytes can still ask it for more memory than there is. And
+the zip reader of PyTorch and that of Python can be made to read different directories in one file, so what one of
+them shows to be harmless need not be what the other unpacks.
 """
 
 import pickletools
@@ -27,7 +27,7 @@ _TOO_LARGE = (
     f"it holds more than {_LARGEST_PICKLE // 2**20} MiB beside its tensors, which could take any amount of memory; "
     "save a state_dict alone with torch.save"
 )
-_BYTES = "it holds raw bytes beside its tensors, of which any amount could be made; save a state_dict alone with torch.save"
+_BYTES = "it holds raw bytes beside its tensors, of which any amount could be made; save a state_dict alone"
 
 
 def why_no_archive(file: Path) -> str | None:
@@ -66,8 +66,8 @@ def why_no_pickle(file: Path) -> str | None:
     with file.open("rb") as stream:
         if stream.read(2 + len(_LEGACY))[2:] != _LEGACY:
             return (
-                "it is a pickle that torch.save did not write, which could run code; where you trust it, save its tensors "
-                "alone: torch.save(model.state_dict(), 'weights.pth')"
+                "it is a pickle that torch.save did not write, which could run code; where you trust it, save its "
+                "tensors alone: torch.save(model.state_dict(), 'weights.pth')"
             )
         stream.seek(0)
         for _ in range(_LEGACY_PICKLES):
@@ -89,8 +89,8 @@ def why_too_large(tensors: Iterable[Tensor], file: Path) -> str | None:
     if apart <= _LARGEST_SHARE * size + _ROOM:
         return None
     return (
-        f"its tensors would take {apart / 1e9:.3g} GB apart, and the file has {size / 1e9:.3g} GB; they share memory, "
-        "so save clones of them"
+        f"its tensors would take {apart / 1e9:.3g} GB apart, and the file has {size / 1e9:.3g} GB; they share "
+        "memory, so save clones of them"
     )
 
 

@@ -66,23 +66,23 @@ def read(path: Path) -> State:
     """
     content = checkpoint.load_torch(check_readable(path), mapped=True)
     try:
-        known = json.loads(dict.get(content, "hotswap_run"))
-        if known["format"] != _FORMAT:
-            raise _VersionError
-        plan = None if known["plan"] is None else Plan.from_dict(known["plan"])
-        recipe = Recipe.model_validate_json(json.dumps(known["recipe"]), strict=True)
-        record = TypeAdapter(Record).validate_json(json.dumps(known["record"]), strict=True)
-        return State(recipe, plan, dict(dict.get(content, "trainer")), record)
-    except _VersionError:
-        raise HotswapError(f"cannot read {str(path)!r}: it was written by another version of hotswap") from None
-    except (ValueError, TypeError, LookupError, RecursionError) as error:  # HotswapError and pydantic's are ValueErrors
+        return _state(content)
+    except HotswapError as error:
+        raise HotswapError(f"cannot read {str(path)!r}: {error}") from error
+    except (ValueError, TypeError, LookupError, RecursionError) as error:  # pydantic's are ValueErrors
         raise HotswapError(
             f"cannot read {str(path)!r}: it is no state of a run, or damaged ({one_line(error)})"
         ) from error
 
 
-class _VersionError(Exception):
-    """A state in another format."""
+def _state(content: Any) -> State:
+    known = json.loads(dict.get(content, "hotswap_run"))
+    if known["format"] != _FORMAT:
+        raise HotswapError("it was written by another version of hotswap")
+    plan = None if known["plan"] is None else Plan.from_dict(known["plan"])
+    recipe = Recipe.model_validate_json(json.dumps(known["recipe"]), strict=True)
+    record = TypeAdapter(Record).validate_json(json.dumps(known["record"]), strict=True)
+    return State(recipe, plan, dict(dict.get(content, "trainer")), record)
 
 
 def check_same(before: Recipe, now: Recipe, where: Path) -> None:

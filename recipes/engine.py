@@ -93,7 +93,9 @@ def run(
         try:
             trainer.load_state(state.trainer)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # whatever does not fit
-            raise HotswapError(f"{str(folder / STATE)!r} is not the state of this network ({one_line(error)})") from error
+            raise HotswapError(
+                f"{str(folder / STATE)!r} is not the state of this network ({one_line(error)})"
+            ) from error
     try:
         record = state.record if state else Record()
         return _Run(recipe, trainer, validation, folder, record, label, console).carry_out(max_steps)

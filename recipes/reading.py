@@ -154,9 +154,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"a key must be text, got {_shown(key)}", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"a key must be text, got {_shown(key)}", problem_mark=key_node.start_mark
+                )
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {_shown(key)} is there twice", problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {_shown(key)} is there twice", problem_mark=node.start_mark
+                )
             seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping

@@ -126,8 +126,8 @@ def explained(network: nn.Module, size: Size | None) -> Iterator[None]:
         dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in network.parameters() if x.is_floating_point()})
         if isinstance(error, RuntimeError | TypeError) and (len(dtypes) > 1 or dtypes[0].startswith("float8")):
             raise HotswapError(
-                f"the network cannot be run with its weights in {', '.join(dtypes)} ({one_line(error)}); bring them to one "
-                "dtype that convolutions take, such as float32"
+                f"the network cannot be run with its weights in {', '.join(dtypes)} ({one_line(error)}); bring "
+                "them to one dtype that convolutions take, such as float32"
             ) from error
         try:
             plain = network if surgery.current_plan(network) is None else revert(network)

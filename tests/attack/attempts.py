@@ -21,10 +21,9 @@ from PIL import Image
 
 import hotswap
 from hotswap import checkpoint, images
-from hotswap.cli import main
 from hotswap.errors import HotswapError
 from recipes import checkpointing, reading
-from recipes.__main__ import COMMANDS as _  # noqa: F401 (adds finetune and the others to `main`)
+from recipes.__main__ import main
 
 NET = "networks:Plain"
 SECONDS = 60  # that one attempt may take: far more than any needs, even on a busy machine
@@ -68,8 +67,13 @@ class Bench:
 
     def _warm_up(self):
         """Whatever is imported and cached at first use is not the files' to answer for."""
-        for kind, content in ((hostile.PLAN, json.dumps(hostile.plan()).encode()), (hostile.CHECKPOINT, self.good.read_bytes())):
-            self.attack(hostile.Sample(kind, "a good one", {hostile.PLAN: ".json"}.get(kind, ".safetensors"), content))
+        for kind, content in (
+            (hostile.PLAN, json.dumps(hostile.plan()).encode()),
+            (hostile.CHECKPOINT, self.good.read_bytes()),
+        ):
+            self.attack(
+                hostile.Sample(kind, "a good one", {hostile.PLAN: ".json"}.get(kind, ".safetensors"), content)
+            )
         for name in ("torchvision:squeezenet1_1", "timm:test_resnet"):
             checkpoint.zoo.build(name, trusted=False)
         gc.freeze()  # torch's own objects are most of what would be looked through again and again
@@ -169,7 +173,11 @@ class Bench:
         limit = 2 * len(content) + 2**30
         here = Path.cwd()
         os.chdir(self.out)
-        with _measured(limit) as cost, traps.watched(self.work) as events, warnings.catch_warnings(record=True) as told:
+        with (
+            _measured(limit) as cost,
+            traps.watched(self.work) as events,
+            warnings.catch_warnings(record=True) as told,
+        ):
             warnings.simplefilter("always", UserWarning)
             try:
                 attempt()

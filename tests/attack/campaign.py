@@ -49,7 +49,11 @@ def run(seed, first, count, result, *, with_hostile=True):
             return sample, bench.attack(sample, fuzz.choose(seed, number))
 
         lines = _supervised(cases, attack, Path(work) / "log")
-    summary = _summary(lines) | {"seed": seed, "first": first, "minutes": round((time.perf_counter() - began) / 60, 1)}
+    summary = _summary(lines) | {
+        "seed": seed,
+        "first": first,
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+    }
     found = about(f"python -m tests.attack {' '.join(sys.argv[1:])}") | summary
     if result is not None:
         Path(result).write_text(json.dumps(found, indent=2) + "\n")

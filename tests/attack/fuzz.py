@@ -13,12 +13,65 @@ import yaml
 from hostile import CHECKPOINT, IMAGE, PLAN, RECIPE, STATE, Sample
 from safetensors.torch import save as safetensors_bytes
 
-ODD = [None, True, False, 0, 1, -1, 2**31, -(2**31), 2**53, 10**14, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x"]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**31,
+    -(2**31),
+    2**53,
+    10**14,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+]
 ODD += [" ", "\0", "\x1b[2J", "../../etc/passwd", "os:system", "re:(", "*", "__class__", "input", "é" * 50, "\ud800"]
 ODD += [[], {}, [[]], [{}], {"": ""}, {"x": [1]}, ["x"] * 50, [0, 0], "x" * 5000]
-INTERESTING = [b"\0", b"\xff", b"\x80", b"\x7f", b"\0" * 8, b"\xff" * 8, struct.pack("<Q", 2**63), struct.pack("<I", 2**31)]
-INTERESTING += [b"PK\x01\x02", b"PK\x05\x06", b"\x80\x02", b"{", b"}", b'"', b"[", b"]", b",", b".", b"R", b"cos\nsystem\n"]
-INTERESTING += [b"&a ", b"*a", b"<<: ", b"!!", b"? ", b"- ", b"9" * 30, b"1e999", b"NaN", b"\n", b"\\u0000", b"\xed\xa0\x80"]
+INTERESTING = [
+    b"\0",
+    b"\xff",
+    b"\x80",
+    b"\x7f",
+    b"\0" * 8,
+    b"\xff" * 8,
+    struct.pack("<Q", 2**63),
+    struct.pack("<I", 2**31),
+]
+INTERESTING += [
+    b"PK\x01\x02",
+    b"PK\x05\x06",
+    b"\x80\x02",
+    b"{",
+    b"}",
+    b'"',
+    b"[",
+    b"]",
+    b",",
+    b".",
+    b"R",
+    b"cos\nsystem\n",
+]
+INTERESTING += [
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!",
+    b"? ",
+    b"- ",
+    b"9" * 30,
+    b"1e999",
+    b"NaN",
+    b"\n",
+    b"\\u0000",
+    b"\xed\xa0\x80",
+]
 
 
 @functools.cache
@@ -57,7 +110,9 @@ def sample(seed, number):
         how = chance.choice(structured)
         changed = how(chance, kind, suffix, content)
         if changed is not None:
-            return Sample(kind, f"{seed}:{number} {how.__name__.strip('_')} of {suffix}", suffix, changed, refused=False)
+            return Sample(
+                kind, f"{seed}:{number} {how.__name__.strip('_')} of {suffix}", suffix, changed, refused=False
+            )
     names = []
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         how = chance.choice(_BYTES)
@@ -71,7 +126,11 @@ def choose(seed, number):
     chance = random.Random(f"attempts {seed}:{number}")  # noqa: S311 (nothing secret)
 
     def chosen(attempts):
-        first = [a for a in attempts if a[0] in ("read", "load", "read_plan", "reading", "images.read", "checkpointing.read")]
+        first = [
+            a
+            for a in attempts
+            if a[0] in ("read", "load", "read_plan", "reading", "images.read", "checkpointing.read")
+        ]
         rest = [a for a in attempts if a not in first]
         return first + chance.sample(rest, min(1, len(rest)))
 
@@ -86,7 +145,9 @@ def _place(chance, content):
     if not content:
         return 0
     end = len(content)
-    return chance.choice((chance.randrange(min(end, 600)), end - 1 - chance.randrange(min(end, 600)), chance.randrange(end)))
+    return chance.choice(
+        (chance.randrange(min(end, 600)), end - 1 - chance.randrange(min(end, 600)), chance.randrange(end))
+    )
 
 
 def _flip(chance, content):
@@ -151,7 +212,20 @@ def _number(chance, content):
     return content[:start] + new + content[start + 1 :]
 
 
-_BYTES = (_flip, _flip, _cut, _cut_front, _remove, _repeat, _insert, _overwrite, _random_bytes, _move, _splice, _number)
+_BYTES = (
+    _flip,
+    _flip,
+    _cut,
+    _cut_front,
+    _remove,
+    _repeat,
+    _insert,
+    _overwrite,
+    _random_bytes,
+    _move,
+    _splice,
+    _number,
+)
 
 
 # --- structures -------------------------------------------------------------------------------------------------
@@ -261,7 +335,11 @@ def _odd_tensor(chance, x):
     if how < 0.75:
         return torch.full_like(x, chance.choice((float("nan"), float("inf"), -float("inf"), 3e38, 1e-45, 0.0)))
     if how < 0.85:
-        return x.to(chance.choice((torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.complex64)))
+        return x.to(
+            chance.choice((torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.complex64))
+        )
     if how < 0.95:
         return x.reshape(chance.choice(((-1,), (1, -1), x.shape[::-1])))
-    return chance.choice((torch.ones(()), torch.ones(0), x[:1].expand(x.shape), x.to_sparse(), base64.b64encode(b"x")))
+    return chance.choice(
+        (torch.ones(()), torch.ones(0), x[:1].expand(x.shape), x.to_sparse(), base64.b64encode(b"x"))
+    )

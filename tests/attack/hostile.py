@@ -66,7 +66,15 @@ def entry(**changes):
 
 def all_samples(trap):
     """Every hostile file; where one runs code, the code springs the trap."""
-    samples = [*pickles(trap), *archives(), *safetensors_files(), *weights(), *metadata(trap), *plans(), *recipes(trap)]
+    samples = [
+        *pickles(trap),
+        *archives(),
+        *safetensors_files(),
+        *weights(),
+        *metadata(trap),
+        *plans(),
+        *recipes(trap),
+    ]
     return [*samples, *images(), *states(trap), *nonsense()]
 
 
@@ -126,12 +134,12 @@ def pickles(trap):
         "REDUCE in 0": b"cos\nsystem\n(S'" + touch + b"'\ntR.",
         "posix": b"cposix\nsystem\n(S'" + touch + b"'\ntR.",
         "nt": b"cnt\nsystem\n(S'" + touch + b"'\ntR.",
-        "old builtins": b"c__builtin__\neval\n(S'open(\"" + str(trap).encode() + b"/opcodes\",\"w\")'\ntR.",
+        "old builtins": b"c__builtin__\neval\n(S'open(\"" + str(trap).encode() + b'/opcodes","w")\'\ntR.',
         "dots": b"ctorch\nserialization.os.system\n(S'" + touch + b"'\ntR.",
         "import": b"ctrap_module\nrun\n.",
         "STACK_GLOBAL": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c" + bytes([len(touch)]) + touch + b"\x85R.",
         "NEWOBJ of a function": b"\x80\x02cos\nsystem\nU" + bytes([len(touch)]) + touch + b"\x85\x81.",
-        "BUILD of a class": b"\x80\x02ccollections\nOrderedDict\n)R}U\x05items" b"ctorch\nSize\nsb.",
+        "BUILD of a class": b"\x80\x02ccollections\nOrderedDict\n)R}U\x05itemsctorch\nSize\nsb.",
         "PERSID": b"Pstorage\n.",
         "EXT1": b"\x80\x02\x82\x01.",
         "numpy": b"cnumpy\nload\n(S'x.npy'\nNI01\ntR.",
@@ -273,8 +281,14 @@ def archives():
     add("bomb behind a second directory", two_directories(size))
     add("huge stored entry", archive([(pkl, b"\x80\x02}.", 0, 2**32 - 1)]))
     add("of other methods", archive([(pkl, bomb[:100], 12, size), (data, bomb[:100], 14, size)]))
-    add("path traversal", archive([(b"../../data.pkl", b"\x80\x02}.", 0, 4), (b"/etc/x/data.pkl", b"\x80\x02}.", 0, 4)]))
-    add("many entries", archive([(f"a/data/{i}".encode(), b"", 0, 0) for i in range(20_000)] + [(pkl, b"\x80\x02}.", 0, 4)]))
+    add(
+        "path traversal",
+        archive([(b"../../data.pkl", b"\x80\x02}.", 0, 4), (b"/etc/x/data.pkl", b"\x80\x02}.", 0, 4)]),
+    )
+    add(
+        "many entries",
+        archive([(f"a/data/{i}".encode(), b"", 0, 0) for i in range(20_000)] + [(pkl, b"\x80\x02}.", 0, 4)]),
+    )
     add("two pickles", archive([(pkl, b"\x80\x02}.", 0, 4), (pkl, pickle.dumps({"a": print}, 2), 0, 40)]))
     add("comment", good[:-2] + struct.pack("<H", 5) + b"hello", refused=False)
     add("something before it", b"PK\x03\x04" + bytes(60) + good, refused=False)
@@ -283,7 +297,11 @@ def archives():
     add("no directory", good[: good.rindex(b"PK\x01\x02")])
     add("directory alone", good[good.index(b"PK\x01\x02") :])
     add("name that is no text", archive([(b"\xff\xfe\0/data.pkl", b"\x80\x02}.", 0, 4)]))
-    add("marked as encrypted", good.replace(b"PK\x01\x02\x00\x00\x00\x00\x00\x00", b"PK\x01\x02\x14\x00\x14\x00\x01\x00"), refused=False)
+    add(
+        "marked as encrypted",
+        good.replace(b"PK\x01\x02\x00\x00\x00\x00\x00\x00", b"PK\x01\x02\x14\x00\x14\x00\x01\x00"),
+        refused=False,
+    )
     return made
 
 
@@ -328,7 +346,11 @@ def safetensors_files():
     add("a negative shape", one(shape=[-2, -2]))
     add("a shape of fractions", one(shape=[1.5, 2]))
     add("a shape with a zero", one(shape=[0, 2**62], data_offsets=[0, 0]))
-    add("an empty tensor of many axes", safetensors_file({"w": {"dtype": "F32", "shape": [0] * 70, "data_offsets": [0, 0]}}), refused=False)
+    add(
+        "an empty tensor of many axes",
+        safetensors_file({"w": {"dtype": "F32", "shape": [0] * 70, "data_offsets": [0, 0]}}),
+        refused=False,
+    )
     add("unknown dtype", one(dtype="F31"))
     for dtype in ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "BOOL", "U64", "C64", "I8"):
         add(f"dtype {dtype}", one(dtype=dtype, shape=[16]), refused=False)
@@ -447,7 +469,9 @@ ARCHITECTURES = [
 def metadata(trap):
     """What a file says of itself: networks it may not ask for, plans for others, JSON that is none."""
     texts = {
-        f"architecture {index} {text[:40]!r}": entry(architecture=text.replace("{trap}", str(trap)).replace("{{}}", "{}"))
+        f"architecture {index} {text[:40]!r}": entry(
+            architecture=text.replace("{trap}", str(trap)).replace("{{}}", "{}")
+        )
         for index, text in enumerate(ARCHITECTURES)
     }
     huge = "1" + "0" * 400
@@ -469,15 +493,19 @@ def metadata(trap):
         "null bytes": entry() + "\0",
         "ten thousand swaps": entry(plan=plan() | {"swaps": plan()["swaps"] * 10_000}),
         "ten thousand notes": entry(plan=plan() | {"notes": ["note\x1b[2J"] * 10_000}),
-        "ten thousand scales": entry(learned_scales={f"{i}.guide_log_scale": [1.0, "float32"] for i in range(10_000)}),
+        "ten thousand scales": entry(
+            learned_scales={f"{i}.guide_log_scale": [1.0, "float32"] for i in range(10_000)}
+        ),
     }
     safe = {"a million spaces", "escapes", "half a character", "ten thousand notes", "ten thousand scales"}
     made = []
     for name, text in texts.items():
         # What an architecture may ask for is known when it is built, which reading does not do.
-        refused = not name.startswith("architecture") and name not in safe and "format version true" != name
+        refused = not name.startswith("architecture") and name not in safe and name != "format version true"
         made.append(
-            Sample(CHECKPOINT, f"metadata {name}", ".pt", torch_bytes({"state_dict": state(), "hotswap": text}), refused)
+            Sample(
+                CHECKPOINT, f"metadata {name}", ".pt", torch_bytes({"state_dict": state(), "hotswap": text}), refused
+            )
         )
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         made.append(
@@ -531,9 +559,26 @@ def plans():
     for key in ("target", "call", "mode", "guide", "guide_scale", "footprint", "guide_alias", "target_alias"):
         for index, value in enumerate(odd):
             add(f"resize {key} {index}", resize(**{key: value}), refused=False)
-    for kernel in ("inv_1_0.5_fixed", "inv_1e308_1e308_fixed", "inv_0_0_fixed", "inv_nan_1_fixed", "inv_-1_-1_fixed", "inv__", "inv_1_1"):
+    for kernel in (
+        "inv_1_0.5_fixed",
+        "inv_1e308_1e308_fixed",
+        "inv_0_0_fixed",
+        "inv_nan_1_fixed",
+        "inv_-1_-1_fixed",
+        "inv__",
+        "inv_1_1",
+    ):
         add(f"kernel {kernel}", swap(kernel=kernel), refused=False)
-    for guide in (["target"], ["head"], ["input"] * 300, ["guide", "guide"], [""], ["re:(a+)+$"], ["*"], ["__class__"]):
+    for guide in (
+        ["target"],
+        ["head"],
+        ["input"] * 300,
+        ["guide", "guide"],
+        [""],
+        ["re:(a+)+$"],
+        ["*"],
+        ["__class__"],
+    ):
         add(f"guide {guide[0]} {len(guide)}", swap(guide=guide, guide_alias=[]), refused=False)
     for target in ("", "target.weight", "__class__", "guide", "stem", "head", "input", "..", "pool", "*", "target."):
         add(f"target {target}", swap(target=target), refused=False)
@@ -745,7 +790,9 @@ def nonsense():
         "a program": b"\x7fELF" + bytes(2000),
         "a script": b"#!/bin/sh\ntouch ran\n",
         "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(2000),
-        "numpy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n",
+        "numpy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+        + b" " * 60
+        + b"\n",
         "gzip": zlib.compress(bytes(10**6), wbits=31),
         "JSON": b'{"a": 1}',
         "long lines": b"a" * 10**6,

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import nn
 
 import hotswap
-from hotswap import checkpoint
 from recipes import checkpointing
 
 NET = "kills:Wide"
@@ -27,8 +26,8 @@ class Wide(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.guide = nn.Conv2d(3, 512, 3, padding=1)
-        self.target = nn.Conv2d(512, 512, 3, padding=1)
+        self.guide = nn.Conv2d(3, 256, 3, padding=1)
+        self.target = nn.Conv2d(256, 256, 3, padding=1)
 
     def forward(self, image):
         return self.target(self.guide(image).relu())
@@ -62,8 +61,24 @@ class Writes(Target):
         out = self.folder / "out.safetensors"
         size = ("--input-size", "8")
         self.arguments = {
-            "convert": ["convert", NET, "--weights", self.work / "weights.pth", "--target", "target", "--guide", "guide"],
-            "calibrate": ["calibrate", self.work / "swapped.safetensors", "--model", NET, "--images", self.work / "photos"],
+            "convert": [
+                "convert",
+                NET,
+                "--weights",
+                self.work / "weights.pth",
+                "--target",
+                "target",
+                "--guide",
+                "guide",
+            ],
+            "calibrate": [
+                "calibrate",
+                self.work / "swapped.safetensors",
+                "--model",
+                NET,
+                "--images",
+                self.work / "photos",
+            ],
         }[name] + [*size, "-o", out]
         if name == "convert":
             self.arguments += ["--guide-scale", "0.5"]
@@ -93,7 +108,7 @@ class Finetunes(Target):
     def __init__(self, work):
         super().__init__(work)
         swaps = [{"targets": ["second"], "guide": "first", "guide_scale": 0.1}]
-        recipe = runs.recipe(swaps=swaps, evaluation={"every": 1}, save_every=1, steps=12)
+        recipe = runs.recipe(swaps=swaps, evaluation={"every": 1}, save_every=1, steps=6)
         (self.work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         self.arguments = ["finetune", self.work / "recipe.yaml", "--output-dir", self.folder, "--quiet"]
         self.weights = None
@@ -175,7 +190,7 @@ def run(count, seed, *, only=None):
             outcomes, violations = {}, []
             for number in range(count):
                 try:
-                    word, how = kill(target, chance, seconds, resume=number % 10 == 0)
+                    word, how = kill(target, chance, seconds, resume=number % 15 == 0)
                     key = f"{how}, left: {word}"
                 except Exception as error:  # noqa: BLE001 (that is the finding)
                     key = "wrong"

@@ -11,8 +11,19 @@ import torch
 import traps
 
 MUTATED = 160
-ALWAYS = ("pickle os.system zip", "pickle by INST", "zip bomb behind", "pickle bomb bytearray", "recipe a billion laughs")
-ALWAYS += ("metadata architecture 0 ", "metadata architecture 1 ", "safetensors overlapping", "safetensors a key twice")
+ALWAYS = (
+    "pickle os.system zip",
+    "pickle by INST",
+    "zip bomb behind",
+    "pickle bomb bytearray",
+    "recipe a billion laughs",
+)
+ALWAYS += (
+    "metadata architecture 0 ",
+    "metadata architecture 1 ",
+    "safetensors overlapping",
+    "safetensors a key twice",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +60,9 @@ def test_mutated_files(bench):
         wrong += told(sample, found)
         outcomes |= {(sample.kind, outcome) for outcome in found.outcomes.values()}
     assert not wrong
-    assert outcomes >= {(kind, "refused") for kind in (hostile.CHECKPOINT, hostile.PLAN, hostile.RECIPE, hostile.IMAGE)}
+    assert outcomes >= {
+        (kind, "refused") for kind in (hostile.CHECKPOINT, hostile.PLAN, hostile.RECIPE, hostile.IMAGE)
+    }
     assert outcomes >= {(kind, "done") for kind in (hostile.CHECKPOINT, hostile.IMAGE)}
 
 

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # What no command does while it reads files. `pickle.find_class` is Python's own unpickler looking something up.
-_FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class", "pty.spawn"}
+_FORBIDDEN = {
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "pty.spawn",
+}
 _FORBIDDEN |= {"socket.connect", "socket.getaddrinfo", "urllib.Request", "ctypes.dlopen", "shutil.rmtree"}
 _MODULE = "trap_module"  # importing it springs the trap
 _heard = None  # the events of the watch that is on
@@ -82,9 +90,9 @@ def _hook(event, arguments):
     inside, events = _heard
     if event in _FORBIDDEN and not _of_torch(event, arguments):
         events.append(f"{event} {arguments!r:.120}")
-    elif event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link"):
-        _check_inside(event, arguments[0], inside, events)
-    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+    elif event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link") or (
+        event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    ):
         _check_inside(event, arguments[0], inside, events)
 
 

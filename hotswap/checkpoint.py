@@ -350,13 +350,11 @@ def _read_safetensors(file: Path) -> Checkpoint:
 
 def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata of a safetensors file, and its tensors, mapped."""
-    with file.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-    if header > _LARGEST_HEADER:
-        raise HotswapError(
-            f"cannot read {str(file)!r}: it is damaged, or its header, of {header / 1e6:.3g} MB, larger than any is"
-        )
     try:
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        if header > _LARGEST_HEADER:
+            raise OSError(f"a header of {header / 1e6:.3g} MB, larger than any is")  # noqa: TRY301 (one message)
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
             return metadata, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
@@ -416,7 +414,7 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
     for _ in range(_MAX_NESTING + 1):
         if not isinstance(content, dict):
             raise HotswapError(f"{str(file)!r} must hold a state_dict, got a {type(content).__name__}")
-        versions = getattr(content, "_metadata", None)
+        attribute = getattr(content, "_metadata", None)
         content = dict(dict.items(content))  # a pickle can set attributes, `items` too, on an OrderedDict
         inner = _nesting(content, file)
         if inner is None:
@@ -441,9 +439,15 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
         raise HotswapError(
             f"{str(file)!r}: weight {unusual[0]!r} is {_why_unusual(state[unusual[0]])}; save plain tensors"
         )
-    if not (type(versions) in (dict, OrderedDict) and all(type(x) is dict for x in dict.values(versions))):
-        versions = {}
-    return state, dict(dict.items(versions)), tuple(notes)
+    return state, _versions(attribute), tuple(notes)
+
+
+def _versions(attribute: Any) -> dict[str, Any]:
+    """What `load_state_dict` wants of the attribute `_metadata`, where it is that and not made up."""
+    if type(attribute) not in (dict, OrderedDict):
+        return {}
+    found: dict[str, Any] = dict(dict.items(attribute))
+    return found if all(type(x) is dict for x in found.values()) else {}
 
 
 def _nesting(content: Mapping[Any, Any], file: Path) -> str | None:

@@ -136,6 +136,7 @@ def read(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> 
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are damaged: what matters is whether there are pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 mode = image.mode

@@ -76,13 +76,14 @@ def read(path: Path) -> State:
 
 
 def _state(content: Any) -> State:
-    known = json.loads(dict.get(content, "hotswap_run"))
+    plain: dict[str, Any] = dict(dict.items(content))
+    known = json.loads(plain["hotswap_run"])
     if known["format"] != _FORMAT:
         raise HotswapError("it was written by another version of hotswap")
     plan = None if known["plan"] is None else Plan.from_dict(known["plan"])
     recipe = Recipe.model_validate_json(json.dumps(known["recipe"]), strict=True)
     record = TypeAdapter(Record).validate_json(json.dumps(known["record"]), strict=True)
-    return State(recipe, plan, dict(dict.get(content, "trainer")), record)
+    return State(recipe, plan, dict(plain["trainer"]), record)
 
 
 def check_same(before: Recipe, now: Recipe, where: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from hotswap.cli import options, output
+from hotswap.cli import completion, options, output
 from recipes import extra
 
-_recipe = click.argument("recipe")
+_recipe = click.argument("recipe", shell_complete=completion.files)
 _overrides = click.option(
     "--set",
     "overrides",
@@ -17,7 +17,7 @@ _overrides = click.option(
     metavar="KEY=VALUE",
     help="Change the recipe, e.g. optimiser.lr=1e-4 or swaps.0.guide=input. Repeat for more.",
 )
-_INTERRUPTED = 130  # the exit code a shell gives what Ctrl-C ended
+_STOPPED = 1
 
 
 @click.command(
@@ -30,10 +30,15 @@ _INTERRUPTED = 130  # the exit code a shell gives what Ctrl-C ended
 )
 @_recipe
 @_overrides
-@click.option("--output-dir", "folder", metavar="DIR", help="Where to. Default: runs/ and the recipe's name.")
+@click.option(
+    "--output-dir",
+    "folder",
+    metavar="DIR",
+    shell_complete=completion.folders,
+    help="Where to. Default: runs/ and the recipe's name.",
+)
 @click.option("--resume", is_flag=True, help="Go on with what is in the folder.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps in all; --resume goes on.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
 @options.as_json
 def finetune(
     recipe: str,
@@ -41,7 +46,6 @@ def finetune(
     folder: str | None,
     resume: bool,
     max_steps: int | None,
-    quiet: bool,
     as_json: bool,
 ) -> None:
     """Carry out a recipe: swap, train, measure, save.
@@ -61,16 +65,19 @@ def finetune(
     from recipes.comparison import draw_comparison
 
     out = Path(folder or Path("runs") / Path(recipe).stem)
-    console = None if quiet else Console(stderr=True)
+    console = None if output.is_quiet() else Console(stderr=True)
     try:
         found = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
     except KeyboardInterrupt:
         output.note(f"stopped; what was saved is in {out}, and --resume goes on with it")
-        sys.exit(_INTERRUPTED)
+        sys.exit(_STOPPED)
     if not engine.is_main_process():
         return
     picture = draw_comparison(arms, out)
-    click.echo(json.dumps(found, indent=2) if as_json else output.printable(results.table(found)))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        output.say(results.table(found))
     output.wrote(str(picture))
     for arm in arms:
         output.wrote(str(out / arm / RESULT))
@@ -79,7 +86,12 @@ def finetune(
 @click.command(epilog=options.examples("hotswap evaluate my.yaml --checkpoint runs/my/best.safetensors"))
 @_recipe
 @_overrides
-@click.option("--checkpoint", metavar="FILE", help="Of the recipe's network. Default: what a run would start with.")
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Of the recipe's network. Default: what a run would start with.",
+)
 @click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
 @options.as_json
 def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, arm: str | None, as_json: bool) -> None:
@@ -93,8 +105,10 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
 
     metrics = engine.evaluate(chosen, checkpoint)
     if engine.is_main_process():
-        text = json.dumps(metrics, indent=2) if as_json else "\n".join(f"{k} {v:.4f}" for k, v in metrics.items())
-        click.echo(text)
+        if as_json:
+            click.echo(json.dumps(metrics, indent=2))
+        else:
+            output.say("\n".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 
 @click.command(
@@ -104,10 +118,19 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
 )
 @_recipe
 @_overrides
-@click.option("--checkpoint", metavar="FILE", required=True, help="Of the recipe's network.")
+@click.option(
+    "--checkpoint", metavar="FILE", shell_complete=completion.files, required=True, help="Of the recipe's network."
+)
 @click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
-@click.option("--images", metavar="DIR", help="Folder of images. Default: the recipe's validation data, with truth.")
-@click.option("--output-dir", "folder", metavar="DIR", required=True, help="Where to.")
+@click.option(
+    "--images",
+    metavar="DIR",
+    shell_complete=completion.folders,
+    help="Folder of images. Default: the recipe's validation data, with truth.",
+)
+@click.option(
+    "--output-dir", "folder", metavar="DIR", shell_complete=completion.folders, required=True, help="Where to."
+)
 @options.limit
 def predict(
     recipe: str,

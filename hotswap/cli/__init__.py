@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, installation, networks, reports
+from hotswap.cli import checkpoints, completion, installation, networks, options, reports
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -18,16 +18,20 @@ COMMANDS_OF_OTHERS = "hotswap.commands"  # the entry points by which packages ab
 
 
 class _Group(click.Group):
-    """Turns the library's one error for users into one line on stderr and exit code 1, and finds others' commands."""
+    """Turns the library's one error for users into one line on stderr and exit code 1, and finds others' commands.
+
+    Every command takes --quiet, which is added here.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_others()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in (others := _others()):
-            return own
-        found: click.Command = others[cmd_name].load()
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in (others := _others()):
+            found = others[cmd_name].load()
+        if found is not None:
+            options.add_quiet(found)
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,9 +68,12 @@ def main() -> None:
     timm:hf-hub:OWNER/NAME on the hub, and folders with config.json and model.safetensors: convert takes their
     weights.
 
-    Exit code: 0 done, 1 it could not be done (one line says why), 2 wrong usage.
+    Every command takes --quiet: then it prints errors alone, and with --json the JSON.
+
+    Exit code: 0 done, 1 it could not be done (one line says why) or was stopped by Ctrl-C, 2 wrong usage.
     """
 
 
 for command in (*networks.COMMANDS, *checkpoints.COMMANDS, *reports.COMMANDS, *installation.COMMANDS):
     main.add_command(command)
+completion.install()

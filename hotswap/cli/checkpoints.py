@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hotswap.cli import options, output
+from hotswap.cli import completion, options, output
 from hotswap.errors import HotswapError
 
 
@@ -17,7 +17,12 @@ from hotswap.errors import HotswapError
     )
 )
 @options.checkpoint_argument
-@click.option("--images", metavar="DIR", help="Folder of images to run on. Default: random noise.")
+@click.option(
+    "--images",
+    metavar="DIR",
+    shell_complete=completion.folders,
+    help="Folder of images to run on. Default: random noise.",
+)
 @options.own_model
 @options.input_size
 @options.mean
@@ -52,7 +57,13 @@ def verify(
     )
 )
 @options.checkpoint_argument
-@click.option("--images", metavar="DIR", required=True, help="Folder of images such as the network will see.")
+@click.option(
+    "--images",
+    metavar="DIR",
+    required=True,
+    shell_complete=completion.folders,
+    help="Folder of images such as the network will see.",
+)
 @options.deviation
 @options.conserve
 @options.output
@@ -140,7 +151,15 @@ class _Reverted:
     )
 )
 @options.checkpoint_argument
-@click.option("-o", "--output", "path", required=True, metavar="FILE", help="What to write: .onnx or .pt2.")
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    required=True,
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="What to write: .onnx or .pt2.",
+)
 @click.option(
     "--format",
     "kind",
@@ -179,8 +198,8 @@ def export(
         "hotswap diff best.pt last.pt --json",
     )
 )
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", shell_complete=completion.files)
+@click.argument("second", shell_complete=completion.files)
 @options.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
     """Compare two checkpoints: the architectures they name, their plans, their weights."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hotswap.cli import options, output
+from hotswap.cli import completion, options, output
 from hotswap.errors import HotswapError
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
         help="How the guide reaches the targets: fx (rewritten code), hooks, or auto, fx where it works (default).",
     ),
     click.option(
-        "--plan", "plan_file", metavar="FILE", help="Carry out this plan (JSON, from `hotswap plan --json`)."
+        "--plan",
+        "plan_file",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="Carry out this plan (JSON, from `hotswap plan --json`).",
     ),
 )
 
@@ -114,17 +118,30 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
 @click.option(
     "--weights",
     metavar="FILE",
+    shell_complete=completion.files,
     help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt. Default: a saved model's own.",
 )
 @_choices
 @options.input_size
-@click.option("--calibrate-on", metavar="DIR", help="Folder of images to calibrate on, as `hotswap calibrate` does.")
+@click.option(
+    "--calibrate-on",
+    metavar="DIR",
+    shell_complete=completion.folders,
+    help="Folder of images to calibrate on, as `hotswap calibrate` does.",
+)
 @options.deviation
 @options.mean
 @options.std
 @options.limit
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
-@click.option("-o", "--output", "path", metavar="FILE", help="What to write: .safetensors, .pt or .pth.")
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="What to write: .safetensors, .pt or .pth.",
+)
 @options.max_shard_size
 @options.as_json
 def convert(

@@ -4,6 +4,9 @@ import re
 
 import click
 
+from hotswap.cli import completion
+from hotswap.cli import output as output_module
+
 NOTHING = "none"  # on the command line, where the library takes None
 Size = tuple[int | None, int, int]  # channels where stated, height, width
 
@@ -51,11 +54,39 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> tu
         ) from error
 
 
-model_argument = click.argument("model")
-checkpoint_argument = click.argument("checkpoint")
+def add_quiet(command: click.Command) -> None:
+    """Let a command, or those of a group, take --quiet."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            add_quiet(inner)
+    elif not any(param.name == "quiet" for param in command.params):
+        command.params.append(
+            click.Option(
+                ["-q", "--quiet"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_quiet,
+                help="Print nothing but errors and, with --json, the JSON.",
+            )
+        )
+
+
+def _set_quiet(ctx: click.Context, param: click.Parameter, chosen: bool) -> None:
+    if chosen:
+        output_module.be_quiet(ctx)
+
+
+model_argument = click.argument("model", shell_complete=completion.networks)
+checkpoint_argument = click.argument("checkpoint", shell_complete=completion.files)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 output = click.option(
-    "-o", "--output", "path", required=True, metavar="FILE", help="What to write: .safetensors, .pt or .pth."
+    "-o",
+    "--output",
+    "path",
+    required=True,
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="What to write: .safetensors, .pt or .pth.",
 )
 max_shard_size = click.option(
     "--max-shard-size",
@@ -71,6 +102,7 @@ input_size = click.option(
 own_model = click.option(
     "--model",
     metavar="MODEL",
+    shell_complete=completion.networks,
     help="The plain network, where the file does not name one of torchvision's or timm's.",
 )
 deviation = click.option(

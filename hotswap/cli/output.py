@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, everything else on stderr."""
+"""What commands print: results on stdout, everything else on stderr, and with --quiet errors and JSON alone."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 Item = TypeVar("Item")
+_QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
 
 
 class Result(Protocol):
@@ -16,6 +17,17 @@ class Result(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         ...
+
+
+def be_quiet(context: click.Context) -> None:
+    """From now on, while the command runs, print errors and JSON alone."""
+    context.meta[_QUIET] = True
+
+
+def is_quiet() -> bool:
+    """Whether the command that runs was told to be."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.meta.get(_QUIET, False)
 
 
 def printable(text: str) -> str:
@@ -28,17 +40,28 @@ def show(result: Result, *, as_json: bool, **more: Any) -> None:
     if as_json:
         click.echo(json.dumps(result.to_dict() | more, indent=2))
     else:
-        click.echo(printable(str(result)))
+        say(str(result))
+
+
+def say(text: str) -> None:
+    """Print what a person asked for."""
+    if not is_quiet():
+        click.echo(printable(text))
 
 
 def note(text: str) -> None:
     """Tell something that is no result."""
-    click.echo(printable(f"note: {text}"), err=True)
+    _tell(f"note: {text}")
 
 
 def wrote(path: str) -> None:
     """Tell that a file is there now."""
-    click.echo(printable(f"wrote {path}"), err=True)
+    _tell(f"wrote {path}")
+
+
+def _tell(text: str) -> None:
+    if not is_quiet():
+        click.echo(printable(text), err=True)
 
 
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -47,7 +70,9 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
     from rich.progress import track
 
     console = Console(stderr=True)
-    yield from track(items, what, total=total, console=console, disable=not console.is_terminal, transient=True)
+    yield from track(
+        items, what, total=total, console=console, disable=is_quiet() or not console.is_terminal, transient=True
+    )
 
 
 @contextmanager
@@ -56,7 +81,7 @@ def busy(what: str) -> Iterator[None]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if is_quiet() or not console.is_terminal:
         yield
         return
     with console.status(what):

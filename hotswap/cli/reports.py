@@ -2,7 +2,7 @@
 
 import click
 
-from hotswap.cli import options, output
+from hotswap.cli import completion, options, output
 
 
 @click.command(
@@ -13,8 +13,22 @@ from hotswap.cli import options, output
     )
 )
 @options.checkpoint_argument
-@click.option("--images", metavar="DIR", required=True, help="Folder of images to show the network on.")
-@click.option("-o", "--output", "path", required=True, metavar="FILE", help="What to write: .html.")
+@click.option(
+    "--images",
+    metavar="DIR",
+    required=True,
+    shell_complete=completion.folders,
+    help="Folder of images to show the network on.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    required=True,
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="What to write: .html.",
+)
 @options.own_model
 @options.input_size
 @options.mean

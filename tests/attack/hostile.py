@@ -198,7 +198,7 @@ def odd_objects():
         "a tensor of negative size": named(tensor % (b"J\xff\xff\xff\xff", b"K\x01")),
         "a tensor of negative stride": named(tensor % (b"K\x04", b"J\xff\xff\xff\xff")),
         "a tensor of 70 axes": named(tensor % (b"K\x01" * 70, b"K\x01" * 70)),
-        "fifty thousand names of one wide tensor": b"\x80\x02" + wide + b"q\x000}(" + many + b"u.",
+        "fifty thousand names of one wide tensor": b"\x80\x02}X\x01\0\0\0w" + wide + b"q\0s(" + many + b"u.",
         "items as an attribute": attribute(b"items"),
         "get as an attribute": attribute(b"get", b"ctorch\nSize\n"),
         "keys as an attribute": attribute(b"keys"),
@@ -231,13 +231,29 @@ def zeros_deflated(size):
     return one * (size // 2**20) + last.flush()
 
 
+def _checksum(content, method):
+    return 0 if method else zlib.crc32(content)  # of what is compressed it would take long, and PyTorch does not look
+
+
 def _local(name, content, method, size):
-    fields = (0x04034B50, 20, 0, method, 0, 0, 0, len(content), min(size, 2**32 - 1), len(name), 0)
+    fields = (
+        0x04034B50,
+        20,
+        0,
+        method,
+        0,
+        0,
+        _checksum(content, method),
+        len(content),
+        min(size, 2**32 - 1),
+        len(name),
+        0,
+    )
     return struct.pack("<IHHHHHIIIHH", *fields) + name + content
 
 
 def _central(name, content, method, size, offset):
-    sizes = (0, len(content), min(size, 2**32 - 1), len(name), 0, 0, 0, 0, 0, offset)
+    sizes = (_checksum(content, method), len(content), min(size, 2**32 - 1), len(name), 0, 0, 0, 0, 0, offset)
     return struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 20, 0, method, 0, 0, *sizes) + name
 
 
@@ -246,7 +262,7 @@ def _end(count, size, offset, comment=b""):
 
 
 def archive(entries, comment=b""):
-    """A zip file of (name, content as stored, method, size it claims), checksums left out."""
+    """A zip file of (name, content as stored, method, size it claims)."""
     body, directory = b"", b""
     for name, content, method, size in entries:
         directory += _central(name, content, method, size, len(body))
@@ -256,11 +272,18 @@ def archive(entries, comment=b""):
 
 def two_directories(size):
     """Python's zipfile reads the harmless directory; a reader that goes by its stated offset, the bomb."""
-    bomb = zeros_deflated(size)
-    name = b"archive/data.pkl"
-    body = _local(name, bomb, 8, size)
-    hidden, shown = _central(name, bomb, 8, size, 0), _central(name, bomb, 0, len(bomb), 0)
-    return body + hidden + shown + _end(1, len(shown), len(body))
+    bomb, harmless = zeros_deflated(size), b"\x80\x02}."
+    pkl, version = b"archive/data.pkl", b"archive/version"
+    start = _local(pkl, bomb, 8, size) + _local(version, b"3\n", 0, 2)
+    body = start + _local(pkl, harmless, 0, len(harmless))
+    at = len(start) - len(_local(version, b"3\n", 0, 2))
+    hidden = _central(pkl, bomb, 8, size, 0) + _central(version, b"3\n", 0, 2, at)
+    # Python takes what lies between the directory and where it is said to be for a prefix of the whole file.
+    prefix = len(hidden)
+    shown = _central(pkl, harmless, 0, len(harmless), len(start) - prefix) + _central(
+        version, b"3\n", 0, 2, at - prefix
+    )
+    return body + hidden + shown + _end(2, len(shown), len(body))
 
 
 def archives():

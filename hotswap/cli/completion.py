@@ -1,0 +1,61 @@
+"""What the TAB key offers: files, folders and names of networks. Nothing is imported to find them."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+
+PROVIDERS = ("torchvision", "timm")
+_REGISTERED = re.compile(r"^@register_model\b.*\n(?:(?!def ).*\n){0,12}?def (\w+)\(", re.MULTILINE)
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Whatever files there are, by the shell's own means."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Folders, likewise."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Providers and, after one, its networks."""
+    provider, colon, start = incomplete.partition(":")
+    if not colon:
+        return [CompletionItem(f"{name}:") for name in PROVIDERS if name.startswith(incomplete)]
+    if provider not in PROVIDERS:
+        return []
+    return [CompletionItem(f"{provider}:{name}") for name in registered(provider) if name.startswith(start)]
+
+
+def registered(provider: str) -> list[str]:
+    """The names of a package's networks, read from its source: importing it takes seconds."""
+    found = importlib.util.find_spec(provider)
+    places = [] if found is None else found.submodule_search_locations or []
+    sources = [file for place in places for file in sorted(Path(place, "models").rglob("*.py"))]
+    return sorted({name for file in sources for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))})
+
+
+class _Bash(BashComplete):
+    """bash takes a colon for the end of a word, so that `timm:resnet` comes as three."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        arguments, incomplete = super().get_completion_args()
+        words: list[str] = []
+        for word in (*arguments, incomplete):
+            if words and (word == ":" or words[-1].endswith(":")):
+                words[-1] += word
+            else:
+                words.append(word)
+        return words[:-1], words[-1]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{item.type},{item.value.rpartition(':')[2]}"
+
+
+def install() -> None:
+    """Have click use this for bash."""
+    add_completion_class(_Bash)

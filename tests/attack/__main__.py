@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-sys.path[:0] = [str(folder) for folder in (_HERE, _HERE.parent / "hotswap", _HERE.parent / "recipes")]
+sys.path[:0] = [str(folder) for folder in (_HERE, _HERE.parent, _HERE.parent / "hotswap", _HERE.parent / "recipes")]
 
 
 def main():

@@ -1,12 +1,17 @@
 """A small part of the attacks, always the same one; `python -m tests.attack fuzz` makes all of them."""
 
 import random
+import sys
 from pathlib import Path
+
+import pytest
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("memory is measured as Linux tells it", allow_module_level=True)
 
 import attempts
 import fuzz
 import hostile
-import pytest
 import torch
 import traps
 
@@ -45,7 +50,9 @@ def few(number):
 
 
 def test_hostile_files(bench):
-    samples = [sample for sample in hostile.all_samples(bench.trap) if not sample.big]
+    slow = ("depth=", "layers=", "giant", "enormous", "img_size=", "regnet")  # seconds each, building networks
+    samples = hostile.all_samples(bench.trap)
+    samples = [sample for sample in samples if not sample.big and not any(word in sample.name for word in slow)]
     assert len(samples) > 900
     chosen = [s for i, s in enumerate(samples) if i % 13 == 0 or s.name.startswith(ALWAYS)]
     wrong = [text for i, s in enumerate(chosen) for text in told(s, bench.attack(s, few(i)))]

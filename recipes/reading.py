@@ -20,6 +20,7 @@ from recipes.config import EARLIER, Recipe
 ALONE = ""  # the name of the one arm of a recipe without arms
 _ARMS = "arms"
 _LARGEST = 2**20  # bytes of a recipe
+_LARGEST_INTEGER = 2**63
 _MOST_VALUES = 100_000  # in a recipe, its aliases written out
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # an arm's name is that of a folder
 _MUST_BE = {
@@ -149,6 +150,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
             raise yaml.MarkedYAMLError(problem=f"written out, it would hold more than {_MOST_VALUES:,} values")
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if abs(value) > _LARGEST_INTEGER:  # Python would not even print it
+            raise yaml.MarkedYAMLError(problem="a whole number is too large", problem_mark=node.start_mark)
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
@@ -166,6 +173,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         return mapping
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
 )

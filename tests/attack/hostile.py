@@ -520,7 +520,14 @@ def metadata(trap):
             learned_scales={f"{i}.guide_log_scale": [1.0, "float32"] for i in range(10_000)}
         ),
     }
-    safe = {"a million spaces", "escapes", "half a character", "ten thousand notes", "ten thousand scales"}
+    safe = {
+        "keys twice",
+        "a million spaces",
+        "escapes",
+        "half a character",
+        "ten thousand notes",
+        "ten thousand scales",
+    }
     made = []
     for name, text in texts.items():
         # What an architecture may ask for is known when it is built, which reading does not do.

@@ -166,6 +166,6 @@ def test_every_key_is_in_the_docs(part):
 
 
 def test_the_refusal_in_the_docs_is_the_one_given(tmp_path):
-    said = re.search(r"Error: my.yaml: (.*)", PAGE)[1]
+    said = re.search(r"Error: my.yaml(?: \(arm \w+\))?: (.*)", PAGE)[1]
     with pytest.raises(HotswapError, match=re.escape(said)):
         read(written(tmp_path), ["optimiser.learning_rate=0.1"])

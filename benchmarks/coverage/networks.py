@@ -95,9 +95,10 @@ def _one_image(channels: int, _model: nn.Module, size: int) -> Inputs:
 # --- torchvision --------------------------------------------------------------------------------------
 
 # By default these drop the detections that random weights are not sure of, and so whole branches' gradients.
-# Masks are made of every box that is kept: of 1000, one for each proposal. NMS takes the square of the candidates.
+# Proposals of every level, too. Masks are made of every box that is kept; NMS takes the square of the candidates.
 _KEEP_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0}
 _BOXES, _CANDIDATES = {"box_detections_per_img": 1000}, {"detections_per_img": 10_000, "topk_candidates": 300}
+_PROPOSALS = {"rpn_post_nms_top_n_test": 4000, "box_detections_per_img": 10_000}  # where there are no masks
 
 
 def _torchvision() -> Iterator[Network]:
@@ -112,7 +113,7 @@ def _torchvision() -> Iterator[Network]:
             one_stage = any(word in name for word in ("ssd", "retinanet", "fcos"))
             prefix = "" if one_stage else "box_"
             options |= {prefix + key: value for key, value in _KEEP_ALL.items()}
-            options |= _CANDIDATES if one_stage else _BOXES
+            options |= _CANDIDATES if one_stage else _PROPOSALS if "faster" in name else _BOXES
             inputs = _detection_inputs
         elif module.startswith("optical_flow"):
             inputs = _two_images

@@ -15,7 +15,8 @@ Every network below was built without pretrained weights and converted with the 
 counts as converted when its outputs agree with the plain ones at `guide_scale=0` to rounding and at 1e-4 within 1e-3,
 gradients reach every target's weight and the guide, `state_dict` keys and class are the same, and `revert` gives back
 bit-identical outputs. Networks that call fewer than two spatial convolutions of odd window are left out, and those
-whose plain version does not run are counted apart."""
+whose plain version does not run are counted apart. Images are small: some networks made for one large size were built
+for a smaller one, and some of transformers with fewer layers behind their convolutions."""
 _COLUMNS = ("library", "networks", "converted", "share", "families", "fx", "hooks", "not converted", "plain fails")
 
 

@@ -1,12 +1,12 @@
 """Commands about recipes: finetune, evaluate, predict. Nothing here imports torch until a command runs."""
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
 from hotswap.cli import completion, options, output
+from hotswap.errors import HotswapError
 from recipes import extra
 
 _recipe = click.argument("recipe", shell_complete=completion.files)
@@ -17,7 +17,6 @@ _overrides = click.option(
     metavar="KEY=VALUE",
     help="Change the recipe, e.g. optimiser.lr=1e-4 or swaps.0.guide=input. Repeat for more.",
 )
-_STOPPED = 1
 
 
 @click.command(
@@ -69,8 +68,7 @@ def finetune(
     try:
         found = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
     except KeyboardInterrupt:
-        output.note(f"stopped; what was saved is in {out}, and --resume goes on with it")
-        sys.exit(_STOPPED)
+        raise HotswapError(f"stopped; what was saved is in {out}, and --resume goes on with it") from None
     if not engine.is_main_process():
         return
     picture = draw_comparison(arms, out)

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_a_recipe_with_arms_leaves_networks_results_a_table_and_a_picture(tmp_path):
     path, out = written(tmp_path, arms=ARMS), tmp_path / "out"
-    done = invoke(*runs.arguments(path, out))
+    done = invoke("finetune", path, "--output-dir", out)
     assert done.exit_code == 0, done.exception
     assert "plain" in done.stdout
     assert "swapped" in done.stdout
@@ -301,7 +301,8 @@ def test_a_damaged_state_is_refused(tmp_path):
     (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:100])
     done = invoke(*runs.arguments(path, out, "--resume"))
     assert done.exit_code == 1
-    assert "it is no state of a run, or damaged" in done.stderr
+    assert f"cannot read '{out / 'state.pt'}'" in done.stderr
+    assert "damaged" in done.stderr
 
 
 class Labels(Noise):

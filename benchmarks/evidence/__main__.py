@@ -1,5 +1,6 @@
 """`python -m benchmarks.evidence`: make the runs that are missing, and the page that tells what came of all."""
 
+import fnmatch
 from pathlib import Path
 
 import click
@@ -17,10 +18,11 @@ def main() -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, type=click.Choice(config.names()))
+@click.option("--arm", "globs", multiple=True, metavar="GLOB", help="These arms alone. May be given again.")
 @click.option("--jobs", default=1, type=click.IntRange(1), help="Runs beside each other.")
 @click.option("--threads", default=1, type=click.IntRange(1), help="Of each.")
 @click.option("--folder", default="out/evidence", type=click.Path(path_type=Path), help="For trained starts.")
-def run(names: tuple[str, ...], jobs: int, threads: int, folder: Path) -> None:
+def run(names: tuple[str, ...], globs: tuple[str, ...], jobs: int, threads: int, folder: Path) -> None:
     """Make the runs of experiments that have no row yet, which can be stopped at any time; all by default."""
     console = Console(width=150)
     for name in names or config.names():
@@ -31,12 +33,17 @@ def run(names: tuple[str, ...], jobs: int, threads: int, folder: Path) -> None:
                 len(experiment.rates) + experiment.seeds if arm.trained else 1 for arm in experiment.arms.values()
             )
             task = progress.add_task(name, total=total, completed=len(known(experiment, rows)), now="")
-            while runs := due(name, experiment, rows):  # the search, then what is compared at the rates it found
+            # The search, then what is compared at the rates it found.
+            while runs := [r for r in due(name, experiment, rows) if _is_asked_for(r.arm, globs)]:
                 for row in carry_out(runs, folder, jobs, threads):
                     rows = [old for old in rows if (old.arm, old.seed, old.rate) != (row.arm, row.seed, row.rate)]
                     rows.append(row)
                     results.write(name, experiment, rows)
                     progress.update(task, advance=1, now=f"{row.arm} {row.seed}")
+
+
+def _is_asked_for(arm: str, globs: tuple[str, ...]) -> bool:
+    return not globs or any(fnmatch.fnmatch(arm, glob) for glob in globs)
 
 
 @main.command(name="page")

@@ -10,7 +10,7 @@ import hotswap
 from benchmarks.evidence import config
 from benchmarks.evidence.crf import with_dense_crf, with_pac_crf
 from hotswap.layers import SwappedLayer
-from hotswap.observe import Inputs
+from hotswap.observe import Inputs, mode
 from hotswap.resizing.layers import GuidedResize
 
 INPUT, OUTPUT = "input", "output"
@@ -112,7 +112,7 @@ def add_skip(model: nn.Module, source: str, target: str, example: Inputs) -> nn.
         origin.register_forward_pre_hook(keep_input) if from_input else origin.register_forward_hook(keep),
         end.register_forward_hook(probe),
     ]
-    with torch.no_grad():
+    with torch.no_grad(), mode(model, training=False):  # or norms would learn from it
         model(example)
     handles[1].remove()
     skip = Skip(seen["guide"].shape[1], seen.pop("target").shape[1])

@@ -54,8 +54,8 @@ def test_frozen_kernels_leave_a_plain_network_as_strong_as_the_swapped_one():
     ("source", "target"), [("input", "output"), ("stage1", "output"), ("stage2.3", "stage3.1.3")]
 )
 def test_a_skip_starts_as_nothing_and_learns(source, target):
-    model = controls.apply(network(), Skip(kind="skip", source=source, target=target), IMAGES)
-    assert torch.equal(model(IMAGES), network()(IMAGES))
+    model = controls.apply(network().train(), Skip(kind="skip", source=source, target=target), IMAGES).eval()
+    assert torch.equal(model(IMAGES), network()(IMAGES))  # what its norms have learned, too
     model(IMAGES).square().sum().backward()
     assert model.skip.conv.weight.grad.any()
     with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.evidence import config, plots, results
 from benchmarks.evidence.config import SEARCH_SEED, Experiment
-from benchmarks.evidence.runs import Row, best_rate, known
+from benchmarks.evidence.runs import Known, Row, best_rate, known
 from benchmarks.evidence.statistics import Difference, difference
 from hotswap.files import atomic_write
 
@@ -35,7 +35,8 @@ class Compared:
 
 def compared(experiment: Experiment, rows: Sequence[Row]) -> list[Compared]:
     """All arms that share a seed with the control, in the experiment's order; the control first."""
-    own = {arm: _by_seed(experiment, arm, rows) for arm in experiment.arms}
+    held = known(experiment, rows)
+    own = {arm: _by_seed(experiment, arm, held) for arm in experiment.arms}
     control = own[experiment.against]
     found = []
     for arm, runs in own.items():
@@ -134,11 +135,12 @@ def filled(text: str, name: str, content: str) -> str:
     )
 
 
-def _by_seed(experiment: Experiment, arm: str, rows: Sequence[Row]) -> dict[int, Row]:
+def _by_seed(experiment: Experiment, arm: str, rows: Known) -> dict[int, Row]:
     """The compared runs of an arm, at its best rate; what is not trained is the same for all seeds."""
     rate = best_rate(experiment, arm, rows)
-    known_rows = known(experiment, rows).values()
-    found = {row.seed: row for row in known_rows if row.arm == arm and row.rate == rate and row.seed != SEARCH_SEED}
+    found = {
+        row.seed: row for row in rows.values() if row.arm == arm and row.rate == rate and row.seed != SEARCH_SEED
+    }
     if found and not experiment.arms[arm].trained:
         return dict.fromkeys(experiment.compared_seeds, next(iter(found.values())))
     return found

@@ -3,12 +3,13 @@
 import datetime as dt
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from benchmarks.evidence.config import Experiment
-from benchmarks.evidence.runs import Row, as_plain
+from benchmarks.evidence.runs import Row
 from recipes import results
 
 FOLDER = Path(__file__).parents[1] / "results" / "evidence"
@@ -37,6 +38,6 @@ def write(name: str, experiment: Experiment, rows: Iterable[Row]) -> None:
         "versions": results.versions(),
         "git": state and {"commit": state["commit"]},
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "rows": [as_plain(row) for row in sorted(rows, key=lambda row: (row.arm, row.seed, row.rate))],
+        "rows": [asdict(row) for row in sorted(rows, key=lambda row: (row.arm, row.seed, row.rate))],
     }
     results.write(path_of(name), result)

@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Row:
     seconds: float
 
 
+Known = dict[tuple[str, int, float], Row]  # by arm, seed and rate
+
+
 def digest(experiment: Experiment, arm: str) -> str:
     """A name for all that decides what comes of an arm's runs, seed and rate aside."""
     start = None if experiment.start is None else experiment.start_recipe(SEARCH_SEED).model_dump(mode="json")
@@ -63,20 +66,16 @@ def digest(experiment: Experiment, arm: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def known(experiment: Experiment, rows: Iterable[Row]) -> dict[tuple[str, int, float], Row]:
+def known(experiment: Experiment, rows: Iterable[Row]) -> Known:
     """The rows that still hold."""
-    return {
-        (row.arm, row.seed, row.rate): row
-        for row in rows
-        if row.arm in experiment.arms and row.recipe == digest(experiment, row.arm)
-    }
+    digests = {arm: digest(experiment, arm) for arm in experiment.arms}
+    return {(row.arm, row.seed, row.rate): row for row in rows if row.recipe == digests.get(row.arm)}
 
 
-def best_rate(experiment: Experiment, arm: str, rows: Iterable[Row]) -> float | None:
+def best_rate(experiment: Experiment, arm: str, found: Known) -> float | None:
     """The learning rate to compare an arm at: the best on the data searched on; None while rows are missing."""
     if not experiment.arms[arm].trained:
         return 0.0
-    found = known(experiment, rows)
     keys = [(arm, SEARCH_SEED, rate) for rate in experiment.rates]
     if any(key not in found for key in keys):
         return None
@@ -87,13 +86,12 @@ def best_rate(experiment: Experiment, arm: str, rows: Iterable[Row]) -> float | 
 
 def due(name: str, experiment: Experiment, rows: Iterable[Row]) -> list[Run]:
     """The runs that can be made now: those of the search first, then those that are compared."""
-    rows = list(rows)
     found = known(experiment, rows)
     searches, compared = [], []
     for arm, settings in experiment.arms.items():
         if settings.trained:
             searches += [Run(name, arm, SEARCH_SEED, rate) for rate in experiment.rates]
-        rate = best_rate(experiment, arm, rows)
+        rate = best_rate(experiment, arm, found)
         if rate is not None:
             seeds = experiment.compared_seeds if settings.trained else experiment.compared_seeds[:1]
             compared += [Run(name, arm, seed, rate) for seed in seeds]
@@ -191,8 +189,3 @@ def _data(named: DataSet) -> Dataset[Item]:
 def _kept_data(named: str) -> Dataset[Item]:
     """Made once in a process: drawing scenes takes as long as a small network's steps on them."""
     return building.dataset(DataSet.model_validate_json(named))
-
-
-def as_plain(row: Row) -> dict[str, Any]:
-    """For a result file."""
-    return asdict(row)

@@ -17,12 +17,7 @@ from hotswap.errors import HotswapError
     )
 )
 @options.checkpoint_argument
-@click.option(
-    "--images",
-    metavar="DIR",
-    shell_complete=completion.folders,
-    help="Folder of images to run on. Default: random noise.",
-)
+@options.images("Folder of images to run on. Default: random noise.", required=False)
 @options.own_model
 @options.input_size
 @options.mean
@@ -57,13 +52,7 @@ def verify(
     )
 )
 @options.checkpoint_argument
-@click.option(
-    "--images",
-    metavar="DIR",
-    required=True,
-    shell_complete=completion.folders,
-    help="Folder of images such as the network will see.",
-)
+@options.images("Folder of images such as the network will see.")
 @options.deviation
 @options.conserve
 @options.output
@@ -151,15 +140,7 @@ class _Reverted:
     )
 )
 @options.checkpoint_argument
-@click.option(
-    "-o",
-    "--output",
-    "path",
-    required=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="What to write: .onnx or .pt2.",
-)
+@options.writes("What to write: .onnx or .pt2.")
 @click.option(
     "--format",
     "kind",

@@ -134,14 +134,7 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
 @options.std
 @options.limit
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
-@click.option(
-    "-o",
-    "--output",
-    "path",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="What to write: .safetensors, .pt or .pth.",
-)
+@options.writes(options.CHECKPOINT_FILES, required=False)
 @options.max_shard_size
 @options.as_json
 def convert(

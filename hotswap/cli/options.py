@@ -1,6 +1,8 @@
 """Options that several commands share, and how their values are read."""
 
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -8,6 +10,7 @@ from hotswap.cli import completion
 from hotswap.cli import output as output_module
 
 NOTHING = "none"  # on the command line, where the library takes None
+Command = TypeVar("Command", bound=Callable[..., Any])  # a function, or what click has made of it
 Size = tuple[int | None, int, int]  # channels where stated, height, width
 
 
@@ -76,18 +79,23 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, chosen: bool) -> None
         output_module.be_quiet(ctx)
 
 
+def images(text: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """`--images`, a folder of them, and what for."""
+    return click.option("--images", metavar="DIR", required=required, shell_complete=completion.folders, help=text)
+
+
+def writes(text: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """`--output`, a file, and which kinds."""
+    return click.option(
+        "-o", "--output", "path", required=required, metavar="FILE", shell_complete=completion.files, help=text
+    )
+
+
+CHECKPOINT_FILES = "What to write: .safetensors, .pt or .pth."
 model_argument = click.argument("model", shell_complete=completion.networks)
 checkpoint_argument = click.argument("checkpoint", shell_complete=completion.files)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
-output = click.option(
-    "-o",
-    "--output",
-    "path",
-    required=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="What to write: .safetensors, .pt or .pth.",
-)
+output = writes(CHECKPOINT_FILES)
 max_shard_size = click.option(
     "--max-shard-size",
     metavar="SIZE",

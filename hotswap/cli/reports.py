@@ -2,7 +2,7 @@
 
 import click
 
-from hotswap.cli import completion, options, output
+from hotswap.cli import options, output
 
 
 @click.command(
@@ -13,22 +13,8 @@ from hotswap.cli import completion, options, output
     )
 )
 @options.checkpoint_argument
-@click.option(
-    "--images",
-    metavar="DIR",
-    required=True,
-    shell_complete=completion.folders,
-    help="Folder of images to show the network on.",
-)
-@click.option(
-    "-o",
-    "--output",
-    "path",
-    required=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="What to write: .html.",
-)
+@options.images("Folder of images to show the network on.")
+@options.writes("What to write: .html.")
 @options.own_model
 @options.input_size
 @options.mean

@@ -17,7 +17,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     """Give a temporary file to write to; when the block ends, put it in place of `path` in one step.
 
     The temporary lies in the same folder, reaches the disk before it is renamed, and is removed if anything
-    goes wrong. A symbolic link is written through. The new file has the permissions the umask asks for.
+    goes wrong. The new file has the permissions the umask asks for. Of a file with several hard links only the name
+    `path` gets the new content.
 
         with atomic_write("out.json") as temporary:
             temporary.write_text(text)
@@ -50,13 +51,16 @@ def check_writable(path: PathLike) -> Path:
     """Find out early, before long work, that `path` cannot be written. Nothing is created.
 
     Returns:
-        The file that would be written: `path`, with symbolic links followed.
+        The file that would be written: `path`, with symbolic links to its folder followed.
 
     Raises:
-        HotswapError: where its folder is missing or not writable, or it is something other than a file.
+        HotswapError: where its folder is missing or not writable, it is something other than a file, or read-only. A
+            symbolic link is refused too: the file that it leads to may be somebody else's, or have other names.
     """
+    given = Path(path)
+    _check_name(path, "write")
     try:
-        final = Path(os.path.realpath(path))
+        final = Path(os.path.realpath(given.parent), given.name)
         folder, kind = _mode(final.parent, path), _mode(final, path)
     except ValueError as error:  # a null character, or one that no file system can hold
         raise HotswapError(f"cannot write {str(path)!r}: no file can have that name ({error})") from error
@@ -64,12 +68,19 @@ def check_writable(path: PathLike) -> Path:
         raise HotswapError(f"cannot write {str(path)!r}: there is no folder {str(final.parent)!r}; create it first")
     if not stat.S_ISDIR(folder):
         raise HotswapError(f"cannot write {str(path)!r}: {str(final.parent)!r} is not a folder")
+    if kind is not None and stat.S_ISLNK(kind):
+        leads = os.fspath(final.readlink())
+        raise HotswapError(
+            f"cannot write {str(path)!r}: it is a link to {leads!r}; name that file itself, or remove the link"
+        )
     if kind is not None and stat.S_ISDIR(kind):
         raise HotswapError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
     if kind is not None and not stat.S_ISREG(kind):  # renaming onto /dev/null would replace it
         raise HotswapError(f"cannot write {str(path)!r}: it is a device or a pipe, not a file")
     if not os.access(final.parent, os.W_OK | os.X_OK):
         raise HotswapError(f"cannot write {str(path)!r}: no permission to write in {str(final.parent)!r}")
+    if kind is not None and not os.access(final, os.W_OK):  # renaming would not ask
+        raise HotswapError(f"cannot write {str(path)!r}: the file that is there is read-only; name another")
     return final
 
 
@@ -82,6 +93,7 @@ def check_readable(path: PathLike) -> Path:
     Raises:
         HotswapError: where it is missing, no regular file, empty, or not permitted.
     """
+    _check_name(path, "read")
     try:
         status = Path(path).stat()
     except OSError as error:
@@ -99,6 +111,21 @@ def check_readable(path: PathLike) -> Path:
     return Path(path)
 
 
+def is_there(path: PathLike) -> bool:
+    """Whether there is something at a path; no where that cannot be found out, as `Path.exists` raises then."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: PathLike) -> bool:
+    """Whether there is a regular file, likewise."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: PathLike) -> bool:
+    """Whether there is a folder, likewise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_same_file(one: PathLike, other: PathLike) -> bool:
     """Whether two paths are, or would be once written, the same file."""
     if os.path.realpath(one) == os.path.realpath(other):
@@ -109,9 +136,17 @@ def is_same_file(one: PathLike, other: PathLike) -> bool:
         return False
 
 
+def _check_name(path: PathLike, what: str) -> None:
+    """Refuse names of bytes that are no text, which libraries for files of weights do not take."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise HotswapError(f"cannot {what} {str(path)!r}: its name is no text in UTF-8; rename it") from error
+
+
 def _mode(final: Path, path: PathLike) -> int | None:
     try:
-        return final.stat().st_mode
+        return final.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

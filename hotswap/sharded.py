@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import atomic_write, check_readable
+from hotswap.files import atomic_write, check_readable, is_file, is_there
 
 INDEX = ".index.json"
 _MAX_BYTES = 64 << 20  # of an index; one of a million weights is smaller
-_FILE = re.compile(r"\w[\w.\-]{0,200}\.safetensors", re.ASCII)  # beside the index: no folder, nothing hidden
+_FILE = re.compile(r"(?!\.)[^/\\\0]{1,200}\.safetensors")  # beside the index: no folder, nothing hidden
 _OURS = r"-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -37,7 +37,7 @@ def read_index(file: Path) -> tuple[dict[str, list[str]], Any]:
         HotswapError: where it is no index, or names a file that lies elsewhere or is missing.
     """
     names, entry = _parsed(file)
-    if missing := [shard for shard in names if not (file.parent / shard).is_file()]:
+    if missing := [shard for shard in names if not is_file(file.parent / shard)]:
         raise HotswapError(
             f"{str(file)!r} needs {missing[0]!r} beside it, and {len(missing)} of its {len(names)} files are "
             "missing; copy or download them all"
@@ -118,7 +118,7 @@ def is_ours(file: str, name: str) -> bool:
 
 def _ours(index: Path) -> list[Path]:
     """The files of an index that hotswap wrote; what others wrote is not ours to remove."""
-    if not index.exists():
+    if not is_there(index):
         return []
     try:
         names = files_of(index)

@@ -1,15 +1,17 @@
 """Pages of predictions: of the arms of a recipe beside each other, and of one network over images."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
 import hotswap
 from hotswap import images as folders
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write
+from hotswap.files import PathLike, atomic_write, is_same_file
 from recipes import building, engine
 from recipes.checkpointing import LAST
 from recipes.config import Recipe
@@ -41,9 +43,7 @@ def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
         rows.append(draw(networks, seen, shown, truth, last.task).panels)
     path = folder / PAGE
     page = sheet(f"{folder.name}: the first images of the validation data", rows, width=_WIDTH)
-    with atomic_write(path) as temporary:
-        page.save(temporary, format="PNG")
-    return path
+    return _saved(page, path)
 
 
 def draw_predictions(
@@ -59,11 +59,14 @@ def draw_predictions(
         limit: at most so many images, evenly spread over the folder, or the data set's first.
 
     Yields:
-        The files written: NAME.png, the page, and NAME_prediction.png, the map of the checkpoint's network.
+        The files written: NAME.png, the page, and NAME_prediction.png, the map of the checkpoint's network. Names are
+        those of images, with their suffix where several differ only in that.
 
     Raises:
         HotswapError: where the network, an image or the folder is not to be had.
     """
+    if images is not None and is_same_file(images, folder):
+        raise HotswapError(f"pages would replace images in {str(folder)!r}; name another folder to write to")
     network = engine.load(recipe, checkpoint, torch.device("cpu"))
     networks = {"prediction": network}
     if hotswap.status(network).plan is not None:
@@ -78,8 +81,13 @@ def draw_predictions(
         drawn = draw(networks, seen, shown, truth, recipe.task)
         pages = {f"{name}.png": sheet(name, [drawn.panels]), f"{name}_prediction.png": drawn.predictions[main]}
         for file, page in pages.items():
-            page.save(folder / file)
-            yield folder / file
+            yield _saved(page, folder / file)
+
+
+def _saved(page: Image, path: Path) -> Path:
+    with atomic_write(path) as temporary:
+        page.save(temporary, format="PNG")
+    return path
 
 
 Named = tuple[str, Tensors, Tensors, Tensors | None]  # name, what the network sees, what is shown, truth
@@ -97,9 +105,12 @@ def _photographs(recipe: Recipe, folder: PathLike, limit: int) -> Iterator[Named
     seen, _ = _item(building.dataset(recipe.data.validation), 0)
     if not isinstance(seen, torch.Tensor):
         raise HotswapError("the network of this recipe takes more than an image; leave out --images")
-    for file in folders.find(folder, limit):
+    files = folders.find(folder, limit)
+    stems = Counter(file.stem for file in files)
+    for file in files:
         image = folders.read(file)
-        yield file.stem, building.normalised(recipe, image), image, None
+        name = file.stem if stems[file.stem] == 1 else file.name
+        yield name, building.normalised(recipe, image), image, None
 
 
 def _item(data: Dataset[Item], index: int) -> Item:

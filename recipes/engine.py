@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 import hotswap
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import PathLike
+from hotswap.files import PathLike, check_writable, is_there
 from recipes import building, checkpointing, results, tensorboard
 from recipes.checkpointing import BEST, LAST, RESULT, STATE, Record, State
 from recipes.config import Recipe
@@ -77,7 +77,7 @@ def run(
     """Carry out one recipe; see `finetune`. `earlier`: the checkpoints of the arms before it."""
     folder = Path(folder)
     state = _state(recipe, folder, resume)
-    if state is not None and (folder / RESULT).exists():
+    if state is not None and is_there(folder / RESULT):
         before: Result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if before["steps"] == before["steps_planned"]:
             return before
@@ -138,7 +138,9 @@ def _state(recipe: Recipe, folder: Path, resume: bool) -> State | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HotswapError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
-    if not (folder / STATE).exists():
+    for name in (STATE, BEST, LAST, RESULT):  # now, and not after the first hour
+        check_writable(folder / name)
+    if not is_there(folder / STATE):
         return None
     if not resume:
         raise HotswapError(f"{str(folder)!r} already holds a run: --resume goes on with it, or name another folder")
@@ -183,9 +185,8 @@ class _Run:
         trainer, settings = self.trainer, self.recipe.evaluation
         until = trainer.steps if max_steps is None else min(max_steps, trainer.steps)
         save_every = self.recipe.save_every or settings.every
-        log = tensorboard.writer(self.folder, trainer.step) if self.main else nullcontext()
-        with log as board, progress(self.label or "training", trainer.step, until, self.console) as bar:
-            self.board = board
+        log = tensorboard.curves(self.folder, trainer.step, drawn=self.main)
+        with log as self.curves, progress(self.label or "training", trainer.step, until, self.console) as bar:
             if settings.at_start and not self.record.history:
                 self._measure()
             steps = trainer.run(until)
@@ -207,13 +208,12 @@ class _Run:
                 raise HotswapError(f"{error}; {self._kept()}") from error
         if loss is not None:
             self.losses.append(loss)
-            if self.board is not None:
-                self.board.add_scalar("loss", loss, self.trainer.step)
-                self.board.add_scalar("lr", self.trainer.optimizer.param_groups[0]["lr"], self.trainer.step)
+            self.curves.add("loss", loss, self.trainer.step)
+            self.curves.add("lr", self.trainer.optimizer.param_groups[0]["lr"], self.trainer.step)
         return loss
 
     def _kept(self) -> str:
-        if not (self.folder / LAST).exists():
+        if not is_there(self.folder / LAST):
             return "nothing was saved before it"
         return f"the last good checkpoint is {str(self.folder / LAST)!r}"
 
@@ -225,9 +225,8 @@ class _Run:
         entry = {"step": self.trainer.step, "loss": loss, "metrics": metrics}
         self.losses.clear()
         self.record.history.append(entry)
-        if self.board is not None:
-            for name, value in metrics.items():
-                self.board.add_scalar(f"validation/{name}", value, self.trainer.step)
+        for name, value in metrics.items():
+            self.curves.add(f"validation/{name}", value, self.trainer.step)
         best = self.record.best
         if best is None or self._score(metrics) > self._score(best["metrics"]):
             self.record.best = entry

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, check_readable
+from hotswap.files import PathLike, check_readable, is_there
 from hotswap.naming import closest
 from recipes.config import EARLIER, Recipe
 
@@ -42,7 +42,7 @@ def find(path: PathLike) -> Path:
         HotswapError: where there is none.
     """
     given = Path(path)
-    if given.suffix or given.exists() or len(given.parts) != 1:
+    if given.suffix or is_there(given) or len(given.parts) != 1:
         return check_readable(given)
     own = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
     if given.name not in own:

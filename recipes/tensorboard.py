@@ -1,24 +1,79 @@
 """Curves for TensorBoard, where it is installed."""
 
 import importlib.util
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from hotswap.errors import HotswapError
 
 FOLDER = "tensorboard"
 
 
+class Curves:
+    """What a run draws, a point at a time; nothing without TensorBoard, which is an extra, not a need."""
+
+    def __init__(self, folder: Path, board: Any = None) -> None:
+        self.folder, self.board = folder, board
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """A point of a curve.
+
+        Raises:
+            HotswapError: where it cannot be written, on a full disk for one; or one before could not.
+        """
+        if self.board is not None:
+            with _explained(self.folder):
+                self.board.add_scalar(name, value, step)
+
+
 @contextmanager
-def writer(folder: Path, step: int) -> Iterator[Any]:
-    """A SummaryWriter of a run's folder, from a step on, or None without TensorBoard: an extra, not a need."""
-    if importlib.util.find_spec("tensorboard") is None:
-        yield None
+def curves(folder: Path, step: int, *, drawn: bool) -> Iterator[Curves]:
+    """The curves of a run's folder, from a step on; `drawn`: whether this process is the one to draw them.
+
+    Raises:
+        HotswapError: where they cannot be written.
+    """
+    folder = folder / FOLDER
+    if not drawn or importlib.util.find_spec("tensorboard") is None:
+        yield Curves(folder)
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(folder / FOLDER), purge_step=step + 1)
+    with _without_the_threads_traceback():
+        with _explained(folder):
+            board = SummaryWriter(str(folder), purge_step=step + 1)
+        try:
+            yield Curves(folder, board)
+        except BaseException:
+            with suppress(OSError):  # what happened before is what matters
+                board.close()
+            raise
+        with _explained(folder):
+            board.close()
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     try:
-        yield board
+        yield
+    except OSError as error:
+        raise HotswapError(f"cannot write in {str(folder)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _without_the_threads_traceback() -> Iterator[None]:
+    """TensorBoard writes in a thread. What that raises is raised again here when something is written next."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
     finally:
-        board.close()
+        threading.excepthook = before

@@ -74,7 +74,7 @@ def check_other_file(path: str, *inputs: str | None) -> None:
         HotswapError: where `path` is one of the inputs.
     """
     if any(name is not None and is_same_file(path, name) for name in inputs):
-        raise HotswapError(f"the output {path!r} is also an input, which it would replace; name another file")
+        raise HotswapError(f"the output {path!r} is also an input; name another file")
 
 
 def example(network: nn.Module, size: Size | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hotswap.errors import HotswapError, one_line
+from hotswap.files import is_file, is_folder, is_there
 
 PathLike = str | os.PathLike[str]
 _FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float32
@@ -35,10 +36,12 @@ class Source:
         """Around code that reads a file: whatever it raises becomes one line.
 
         Raises:
-            HotswapError: where the file is missing, empty, or the block raises.
+            HotswapError: where the file is missing, no file or folder, or the block raises.
         """
-        if not Path(path).exists():
+        if not is_there(path):
             raise self.error(path, "is missing")
+        if not is_file(path) and not is_folder(path):  # reading it might never end
+            raise self.error(path, "is a device or a pipe, not a file")
         try:
             yield
         except HotswapError:

@@ -19,24 +19,30 @@ def main():
     fuzzing.add_argument("--mutated-only", action="store_true", help="leave the hostile files out")
     killing = verbs.add_parser("kill", help="kill -9 of convert, calibrate and finetune")
     killing.add_argument("--count", type=int, default=200, help="of each")
+    placing = verbs.add_parser("places", help="links, full disks, pipes and the like, in the way of every command")
     for verb in (fuzzing, killing):
         verb.add_argument("--seed", type=int, default=0)
+    for verb in (fuzzing, killing, placing):
         verb.add_argument("--result", metavar="FILE", help="write what was found there, as JSON")
     chosen = parser.parse_args()
-    if chosen.verb == "fuzz":
-        import campaign
+    import campaign
 
+    if chosen.verb == "fuzz":
         found = campaign.run(
             chosen.seed, chosen.first, chosen.count, chosen.result, with_hostile=not chosen.mutated_only
         )
         wrong = found["violations"]
     else:
-        import campaign
         import kills
+        import places
 
-        by_command = kills.run(chosen.count, chosen.seed)
-        wrong = [text for one in by_command.values() for text in one["violations"]]
-        found = campaign.about(f"python -m tests.attack {' '.join(sys.argv[1:])}") | {"commands": by_command}
+        if chosen.verb == "kill":
+            part = {"commands": kills.run(chosen.count, chosen.seed)}
+            wrong = [text for one in part["commands"].values() for text in one["violations"]]
+        else:
+            part = places.run()
+            wrong = part["violations"]
+        found = campaign.about(f"python -m tests.attack {' '.join(sys.argv[1:])}") | part
         if chosen.result is not None:
             Path(chosen.result).write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))

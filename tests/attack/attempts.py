@@ -142,27 +142,17 @@ class Bench:
         error = done.exception
         if error is not None and not isinstance(error, SystemExit):
             raise error
-        told = [line for line in done.stderr.splitlines() if not line.startswith(("note: ", "wrote "))]
+        told = _told(done)
         if done.exit_code == 0:
             if told:
                 raise AssertionError(f"said on stderr: {told[0][:200]}")
             if out is not None:
                 checkpoint.read(out)  # whole
             return
-        self._check_refusal(done, told)
+        check_refusal(done)
         if out is not None and out.read_bytes() != _OLD:
             raise AssertionError("it failed, and has overwritten what was there")
         raise HotswapError("refused")
-
-    def _check_refusal(self, done, told):
-        if done.exit_code not in (1, 2):
-            raise AssertionError(f"exit code {done.exit_code}")
-        if done.stdout:
-            raise AssertionError(f"it failed, and printed {done.stdout[:200]!r}")
-        if done.exit_code == 1 and (len(told) != 1 or not told[0].startswith("Error: ")):
-            raise AssertionError(f"not one clear line: {told[:3]!r:.400}")
-        if not all(c.isprintable() or c == "\n" for c in done.stderr):
-            raise AssertionError(f"what it said would steer a terminal: {done.stderr[:200]!r}")
 
     # --- what must be true --------------------------------------------------------------------------------------
 
@@ -210,6 +200,23 @@ class Bench:
                 extra.rmdir() if extra.is_dir() else extra.unlink()
 
 
+def check_refusal(done):
+    """Of a command that failed: that it says so, in one line, and nothing else."""
+    told = _told(done)
+    if done.exit_code not in (1, 2):
+        raise AssertionError(f"exit code {done.exit_code}")
+    if done.stdout:
+        raise AssertionError(f"it failed, and printed {done.stdout[:200]!r}")
+    if done.exit_code == 1 and (len(told) != 1 or not told[0].startswith("Error: ")):
+        raise AssertionError(f"not one clear line: {told[:3]!r:.400}")
+    if not all(c.isprintable() or c == "\n" for c in done.stderr):
+        raise AssertionError(f"what it said would steer a terminal: {done.stderr[:200]!r}")
+
+
+def _told(done):
+    return [line for line in done.stderr.splitlines() if not line.startswith(("note: ", "wrote "))]
+
+
 def _where(error):
     last = error.__traceback__
     frames = []
@@ -234,7 +241,7 @@ def _measured(limit):
     guard = _status("VmSize") + max(_OUT_OF_MEMORY, limit)
     old_limit = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (guard, old_limit[1]))
-    old_handler = signal.signal(signal.SIGALRM, _too_slow)
+    old_handler = signal.signal(signal.SIGALRM, too_slow)
     signal.alarm(SECONDS)
     began = time.perf_counter()
     try:
@@ -247,7 +254,8 @@ def _measured(limit):
         cost.peak = max(0, _status("VmHWM") - before)
 
 
-def _too_slow(*_):
+def too_slow(*_):
+    """What an alarm calls."""
     raise TooSlowError
 
 

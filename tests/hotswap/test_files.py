@@ -61,11 +61,34 @@ def test_a_full_disk_is_one_line(old):
     assert [p.read_text() for p in old.parent.iterdir()] == ["old"]
 
 
-def test_a_link_is_written_through(old, tmp_path):
+@pytest.mark.parametrize("leads", ["out/file", "nowhere", "link", "out", "/dev/null"])
+def test_a_link_is_refused_whatever_it_leads_to(old, tmp_path, leads):
     link = tmp_path / "link"
-    link.symlink_to(old)
-    write(link)
-    assert link.is_symlink()
+    link.symlink_to(leads)
+    for attempt in (check_writable, write):
+        with pytest.raises(HotswapError, match=f"it is a link to '{leads}'; name that file itself, or remove"):
+            attempt(link)
+    assert link.readlink() == Path(leads)
+    assert old.read_text() == "old"
+
+
+def test_a_link_that_comes_while_writing_is_replaced_and_not_followed(old, tmp_path):
+    link = tmp_path / "link"
+    with atomic_write(link) as temporary:
+        link.symlink_to(old)
+        temporary.write_text("new")
+    assert (old.read_text(), link.read_text(), link.is_symlink()) == ("old", "new", False)
+
+
+def test_of_hard_links_one_name_gets_the_new_content(old, tmp_path):
+    (tmp_path / "hard").hardlink_to(old)
+    write(tmp_path / "hard")
+    assert (old.read_text(), (tmp_path / "hard").read_text()) == ("old", "new")
+
+
+def test_a_linked_folder_is_followed(old, tmp_path):
+    (tmp_path / "linked").symlink_to("out")
+    write(tmp_path / "linked" / "file")
     assert old.read_text() == "new"
 
 

@@ -1,6 +1,5 @@
 """Commands about recipes: finetune, evaluate, predict. Nothing here imports torch until a command runs."""
 
-import json
 from pathlib import Path
 
 import click
@@ -73,7 +72,7 @@ def finetune(
         return
     picture = draw_comparison(arms, out)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        output.show_json(found)
     else:
         output.say(results.table(found))
     output.wrote(str(picture))
@@ -104,7 +103,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
     metrics = engine.evaluate(chosen, checkpoint)
     if engine.is_main_process():
         if as_json:
-            click.echo(json.dumps(metrics, indent=2))
+            output.show_json(metrics)
         else:
             output.say("\n".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
@@ -130,6 +129,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
     "--output-dir", "folder", metavar="DIR", shell_complete=completion.folders, required=True, help="Where to."
 )
 @options.limit
+@options.as_json
 def predict(
     recipe: str,
     overrides: tuple[str, ...],
@@ -138,6 +138,7 @@ def predict(
     images: str | None,
     folder: str,
     limit: int,
+    as_json: bool,
 ) -> None:
     """Draw what a network makes of images: side by side with the input, and for a swapped one with its plain self.
 
@@ -150,8 +151,12 @@ def predict(
 
     from recipes.comparison import draw_predictions
 
+    written = []
     for path in draw_predictions(chosen, checkpoint, images, Path(folder), limit):
         output.wrote(str(path))
+        written.append(str(path))
+    if as_json:
+        output.show_json({"files": written})
 
 
 COMMANDS: tuple[click.Command, ...] = (finetune, evaluate, predict)

@@ -1,14 +1,20 @@
 """What commands print: results on stdout, everything else on stderr, and with --quiet errors and JSON alone."""
 
+import errno
 import json
-from collections.abc import Iterable, Iterator
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import click
 
+from hotswap.errors import HotswapError
+
 Item = TypeVar("Item")
 _QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
+_NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # what huggingface_hub and hotswap.hub look at
 
 
 class Result(Protocol):
@@ -22,6 +28,11 @@ class Result(Protocol):
 def be_quiet(context: click.Context) -> None:
     """From now on, while the command runs, print errors and JSON alone."""
     context.meta[_QUIET] = True
+    before = os.environ.get(_NO_BARS)
+    os.environ[_NO_BARS] = "1"
+    context.call_on_close(
+        lambda: os.environ.pop(_NO_BARS) if before is None else os.environ.update({_NO_BARS: before})
+    )
 
 
 def is_quiet() -> bool:
@@ -38,19 +49,24 @@ def printable(text: str) -> str:
 def show(result: Result, *, as_json: bool, **more: Any) -> None:
     """Print a result: a table, or with `as_json` JSON, with further entries `more`."""
     if as_json:
-        click.echo(json.dumps(result.to_dict() | more, indent=2))
+        show_json(result.to_dict() | more)
     else:
         say(str(result))
+
+
+def show_json(content: Mapping[str, Any]) -> None:
+    """Print JSON on stdout."""
+    _print(json.dumps(content, indent=2))
 
 
 def say(text: str) -> None:
     """Print what a person asked for."""
     if not is_quiet():
-        click.echo(printable(text))
+        _print(printable(text))
 
 
 def note(text: str) -> None:
-    """Tell something that is no result."""
+    """Tell something that is no result, in one line."""
     _tell(f"note: {text}")
 
 
@@ -61,7 +77,18 @@ def wrote(path: str) -> None:
 
 def _tell(text: str) -> None:
     if not is_quiet():
-        click.echo(printable(text), err=True)
+        click.echo(printable(text.replace("\n", "?")), err=True)
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever reads has read enough: click ends the command
+            raise
+        # What could not be written is tried again when Python ends, and would end in a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise HotswapError(f"cannot write to stdout: {error.strerror}") from error
 
 
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

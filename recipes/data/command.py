@@ -3,6 +3,7 @@
 import click
 
 from hotswap.cli import options, output
+from hotswap.errors import HotswapError
 from recipes import extra
 
 NAMES = ("voc", "nyu", "sintel")
@@ -17,8 +18,7 @@ def data() -> None:
 @click.argument("name", type=click.Choice(NAMES))
 @click.argument("root", type=click.Path())
 @options.as_json
-@click.pass_context
-def check(context: click.Context, name: str, root: str, as_json: bool) -> None:
+def check(name: str, root: str, as_json: bool) -> None:
     """Read every file of a data set, and tell what is missing or damaged.
 
     Exit code: 0 everything is there, 1 something is not.
@@ -28,4 +28,6 @@ def check(context: click.Context, name: str, root: str, as_json: bool) -> None:
 
     report = look_over(name, root, output.with_progress)
     output.show(report, as_json=as_json)
-    context.exit(1 if report.problems else 0)
+    if report.problems:
+        count = len(report.problems)
+        raise HotswapError(f"{count} problem{'s'[: count > 1]} in {name}, the first: {report.problems[0]}")

@@ -92,6 +92,59 @@ def test_quiet_is_silent_but_for_json_and_errors(here, command):
     assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
 
 
+FAILING = {  # each for want of a file, a module or a network
+    ("calibrate",): ("gone.pt", "--images", "photos", "-o", "out.pt"),
+    ("convert",): ("nowhere:x", "--weights", "w.pth", "-o", "out.pt"),
+    ("data", "check"): ("voc", "gone"),
+    ("diff",): ("s.safetensors", "gone.pt"),
+    ("doctor",): (),
+    ("evaluate",): ("gone.yaml",),
+    ("export",): ("gone.pt", "-o", "out.onnx"),
+    ("finetune",): ("gone.yaml", "--output-dir", "out"),
+    ("inspect",): ("nowhere:x",),
+    ("plan",): ("nowhere:x",),
+    ("predict",): ("gone.yaml", "--checkpoint", "s.safetensors", "--output-dir", "out"),
+    ("push",): ("gone.pt", "owner/name"),
+    ("report",): ("gone.pt", "--images", "photos", "-o", "out.html"),
+    ("revert",): ("gone.pt", "-o", "out.pt"),
+    ("verify",): ("gone.pt",),
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["", "json"])
+def test_what_fails_says_so_in_one_line_also_with_quiet(here, monkeypatch, words, more):
+    monkeypatch.setattr("hotswap.doctor.doctor", lambda: Unhealthy())
+    before = sorted(here.rglob("*"))
+    done = run(*words, *FAILING[words], *more, "--quiet")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(here.rglob("*")) == before
+
+
+class Unhealthy:
+    healthy = False
+
+    def to_dict(self):
+        return {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_one_line(here):
+    start = "from hotswap.cli import main; main(prog_name='hotswap')"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", start, "diff", "s.safetensors", "s.safetensors", "--json"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"Error: cannot write to stdout: No space left on device\n")
+
+
 def test_quiet_is_forgotten_afterwards(here):
     assert run(*QUIET[0], "--quiet").stdout == ""
     assert run(*QUIET[0]).stdout

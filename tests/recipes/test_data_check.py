@@ -53,8 +53,11 @@ def test_missing_and_damaged_files_are_all_listed(tmp_path, small):
     root = voc(tmp_path, LISTS)
     (root / "sbd" / "cls" / "2010_g.mat").write_bytes(b"nothing")
     (root / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2010_f.jpg").unlink()
-    code, stdout, _ = run("voc", root)
+    code, stdout, stderr = run("voc", root)
     assert code == 1
+    assert stderr.startswith("Error: 2 problems in voc, the first: ")
+    assert "2010_" in stderr
+    assert run("voc", root, "--quiet") == (1, "", stderr)
     assert "train11: 5 of 6 items" in stdout
     assert "2010_g.mat' cannot be read (" in stdout
     assert "2010_f.jpg' is missing; get" in stdout

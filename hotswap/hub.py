@@ -8,6 +8,7 @@ huggingface_hub's own.
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from hotswap.errors import HotswapError, one_line
 
 PREFIX = "hf-hub:"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # names of saved weights, the likeliest first
+
+NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # huggingface_hub's own, which it reads once, when it is imported
 
 _REPOSITORY = re.compile(r"\w[\w.\-]{0,95}/\w[\w.\-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"\w[\w.\-/]{0,200}", re.ASCII)
@@ -84,19 +87,32 @@ def fetch_any(address: Address, names: tuple[str, ...]) -> Fetched:
     Raises:
         HotswapError: as `fetch`.
     """
-    errors = _package().errors
     for name in names:
-        with _explained(address):
-            try:
-                path = _api().hf_hub_download(address.repository, name, revision=address.revision)
-            except errors.LocalEntryNotFoundError:  # not there and no network: nothing is known of the model's files
-                raise
-            except errors.EntryNotFoundError:
-                continue
-        return Fetched(Path(path), replace(address, revision=_commit(Path(path), address)))
+        if (found := fetch_if_there(address, name)) is not None:
+            return found
     raise HotswapError(
         f"{address} must hold {' or '.join(names)}, and does not; only safetensors are read from the hub"
     )
+
+
+def fetch_if_there(address: Address, name: str) -> Fetched | None:
+    """A file that a model may have, or None.
+
+    Raises:
+        HotswapError: as `fetch`, but where there is no such file.
+    """
+    package = _package()
+    with _explained(address):
+        try:
+            path = _api().hf_hub_download(address.repository, name, revision=address.revision)
+        except package.errors.LocalEntryNotFoundError:  # not in the cache, and no network
+            kept = package.try_to_load_from_cache(address.repository, name, revision=address.revision)
+            if kept is None or isinstance(kept, str):  # else the cache keeps that the model has no such file
+                raise
+            return None
+        except package.errors.EntryNotFoundError:
+            return None
+    return Fetched(Path(path), replace(address, revision=_commit(Path(path), address)))
 
 
 def weights(address: Address) -> Fetched:
@@ -113,7 +129,7 @@ def weights(address: Address) -> Fetched:
 
 
 def files(address: Address, private: bool | None) -> list[str]:
-    """The names of a repository's files; one that is not there is created first.
+    """The names of the files on a repository's branch; what of the two is not there is created first.
 
     Raises:
         HotswapError: where the hub does not let it be written, or cannot be reached.
@@ -121,11 +137,13 @@ def files(address: Address, private: bool | None) -> list[str]:
     with _explained(address):
         api = _api()
         api.create_repo(address.repository, private=private, exist_ok=True)
-        return list(api.list_repo_files(address.repository))
+        if address.revision is not None:
+            api.create_branch(address.repository, branch=address.revision, exist_ok=True)
+        return list(api.list_repo_files(address.repository, revision=address.revision))
 
 
 def commit(address: Address, added: Mapping[str, Path], deleted: Iterable[str], message: str) -> Address:
-    """Add files to a repository and take others out, in one commit, whose address is the result.
+    """Add files to a repository's branch and take others out, in one commit, whose address is the result.
 
     Raises:
         HotswapError: as `files`; nothing is changed then.
@@ -134,7 +152,7 @@ def commit(address: Address, added: Mapping[str, Path], deleted: Iterable[str], 
     operations = [package.CommitOperationAdd(name, str(path)) for name, path in added.items()]
     operations += [package.CommitOperationDelete(name) for name in deleted]
     with _explained(address):
-        made = _api().create_commit(address.repository, operations, commit_message=message)
+        made = _api().create_commit(address.repository, operations, commit_message=message, revision=address.revision)
     return replace(address, revision=made.oid)
 
 
@@ -150,9 +168,11 @@ def _commit(path: Path, address: Address) -> str:
 @contextmanager
 def _explained(address: Address) -> Iterator[None]:
     """Around a request: what goes wrong there in one line, and not in many of huggingface_hub's."""
-    errors, logging = _package().errors, _package().utils.logging
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    errors, utils = _package().errors, _package().utils
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity(utils.logging.CRITICAL)
+    if bars and (os.environ.get(NO_BARS) or not sys.stderr.isatty()):
+        utils.disable_progress_bars()
     try:
         yield
     except HotswapError:
@@ -178,7 +198,9 @@ def _explained(address: Address) -> Iterator[None]:
     except Exception as error:  # whatever a network, or a library for it, raises
         raise HotswapError(f"{address} cannot be reached ({one_line(error)}); is there a network?") from error
     finally:
-        logging.set_verbosity(level)
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()
 
 
 def _api() -> Any:

@@ -2,12 +2,16 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
 from hotswap import hf, hub, sharded
 from hotswap.checkpoint import save
+from hotswap.errors import HotswapError, one_line
+from hotswap.files import atomic_write
 from hotswap.status import status
 
 _CARD = """---
@@ -41,6 +45,7 @@ def push_to_hub(
     architecture: str | None = None,
     message: str = "Upload a network with hotswap",
     private: bool | None = None,
+    branch: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> str:
     """Put a network, swapped or plain, into a repository of the Hugging Face hub, as one commit.
@@ -55,6 +60,7 @@ def push_to_hub(
         architecture: see `save`.
         message: the commit's.
         private: whether a repository that is created is; by default as the hub or the organisation has it.
+        branch: where to put it, by default main; it is created, from main, where there is none.
         max_shard_size: see `save`.
 
     Returns:
@@ -63,22 +69,36 @@ def push_to_hub(
     Raises:
         HotswapError: as `save`, before the hub is asked; or where the hub does not take it, which is then as it was.
     """
-    address = hub.parse(f"{hub.PREFIX}{repository}")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    address = hub.parse(f"{hub.PREFIX}{repository}" + ("" if branch is None else f"@{branch}"))
+    if branch is None and address.revision is not None:
+        raise HotswapError(f"a repository to push to must be OWNER/NAME, got {repository!r}; name a branch by branch")
+    with _temporary_folder() as folder:
         save(model, folder / _NAME, architecture, max_shard_size=max_shard_size)
         if (found := hf.recorded(model)) is not None:
             name, config = found
-            (folder / hf.CONFIG).write_text(
-                json.dumps({"architectures": [name], **config}, indent=1), encoding="utf-8"
-            )
+            _write(folder / hf.CONFIG, json.dumps({"architectures": [name], **config}, indent=1))
         return str(_pushed(folder, address, message, private, _card(model, address, architecture or found)))
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise HotswapError(f"there is no place for temporary files ({one_line(error)}); set TMPDIR") from error
+    with made as place:
+        yield Path(place)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _pushed(folder: Path, address: hub.Address, message: str, private: bool | None, card: str) -> hub.Address:
     there = hub.files(address, private)
     if "README.md" not in there:
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _write(folder / "README.md", card)
     files = {path.name: path for path in folder.iterdir()}
     old = [name for name in there if (name in hub.WEIGHTS or sharded.is_ours(name, _NAME)) and name not in files]
     return hub.commit(address, files, old, message)

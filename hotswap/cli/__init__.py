@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, completion, installation, networks, options, reports
+from hotswap.cli import checkpoints, completion, installation, networks, options, reports, sharing
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -56,6 +56,7 @@ def _others() -> dict[str, EntryPoint]:
         "hotswap report calibrated.safetensors --images photos -o report.html",
         "hotswap revert calibrated.safetensors -o plain.safetensors",
         "hotswap export calibrated.safetensors -o network.onnx",
+        "hotswap push calibrated.safetensors owner/name",
     ),
 )
 @click.version_option(hotswap.__version__, prog_name="hotswap")
@@ -74,6 +75,7 @@ def main() -> None:
     """
 
 
-for command in (*networks.COMMANDS, *checkpoints.COMMANDS, *reports.COMMANDS, *installation.COMMANDS):
-    main.add_command(command)
+for module in (networks, checkpoints, reports, sharing, installation):
+    for command in module.COMMANDS:
+        main.add_command(command)
 completion.install()

@@ -13,10 +13,11 @@ TOKEN = "hf_may_write"  # noqa: S105 (the stand-in's own)
 
 class Hub:
     def __init__(self):
-        self.repositories = {}  # owner/name -> commits, each (sha, {file: bytes})
+        self.repositories = {}  # owner/name, or owner/name@branch -> commits, each (sha, {file: bytes})
         self.gated = set()
         self.objects = {}  # of large files, by their sha256
         self.requests = []
+        self.bodies = []  # of POST, with their paths
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -37,6 +38,11 @@ class Hub:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+
+
+def named(repository, branch):
+    """Where the commits of a branch are kept."""
+    return repository if branch == "main" else f"{repository}@{branch}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -62,10 +68,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, X_Error_Code="RepoNotFound")
         if repository in hub.gated:
             return self.answer(403, X_Error_Code="GatedRepo")
-        commits = hub.repositories[repository]
-        for sha, files in commits[-1:] if revision == "main" else commits:
-            if revision in ("main", sha):
-                return sha, files
+        if revision == "main" or f"{repository}@{revision}" in hub.repositories:
+            return hub.repositories[named(repository, revision)][-1]
+        for name, commits in hub.repositories.items():
+            for sha, files in commits if name.partition("@")[0] == repository else ():
+                if revision == sha:
+                    return sha, files
         return self.answer(404, X_Error_Code="RevisionNotFound")
 
     def do_GET(self):
@@ -99,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, self.path))
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        hub.bodies.append((path, body))
         if path == "/api/validate-yaml":
             self.answer(200, {"errors": [], "warnings": []})
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -112,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.repositories[repository] = []
             hub.commit(repository, {".gitattributes": b""})
             self.answer(200, {"url": f"{hub.url}/{repository}"})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/[^/]+", path):
             modes = [
                 (x["path"], "lfs" if x["path"].endswith(".safetensors") else "regular")
                 for x in json.loads(body)["files"]
@@ -124,8 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
                 for x in json.loads(body)["objects"]
             ]
             self.answer(200, {"transfer": "basic", "objects": objects})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
-            files = dict(hub.repositories[match[1]][-1][1])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", path):
+            if named(*match.groups()) in hub.repositories:
+                self.answer(409, {"error": "Reference already exists"})
+                return
+            hub.repositories[named(*match.groups())] = hub.repositories[match[1]][-1:]
+            self.answer(200, {})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", path):
+            where = named(*match.groups())
+            files = dict(hub.repositories[where][-1][1])
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
                 if line["key"] == "file":
@@ -134,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = hub.objects[value["oid"]]
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
-            sha = hub.commit(match[1], files)
+            sha = hub.commit(where, files)
             self.answer(200, {"commitUrl": f"{hub.url}/{match[1]}/commit/{sha}", "commitOid": sha})
         else:
             self.answer(404, f"no {path}".encode())

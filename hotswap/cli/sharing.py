@@ -1,0 +1,64 @@
+"""Commands that put a network where others find it: push."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from hotswap.cli import options, output
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap push swapped.safetensors owner/name --private",
+        "hotswap push swapped.pt owner/name --model mypackage.nets:segmenter --branch trial",
+    )
+)
+@options.checkpoint_argument
+@click.argument("repository")
+@click.option("--private", is_flag=True, default=None, help="If the repository is created, make it private.")
+@click.option("--branch", metavar="NAME", help="Where to put it; created where there is none. Default: main.")
+@click.option("--message", metavar="TEXT", help="Of the commit.")
+@options.max_shard_size
+@options.own_model
+@options.as_json
+def push(
+    checkpoint: str,
+    repository: str,
+    private: bool | None,
+    branch: str | None,
+    message: str | None,
+    max_shard_size: str | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Put a checkpoint's network on the Hugging Face hub, in REPOSITORY, OWNER/NAME, as one commit.
+
+    It is loaded again as hf-hub:OWNER/NAME, by every command that takes a checkpoint. Needs a token that may write:
+    `hf auth login`, or HF_TOKEN.
+    """
+    from hotswap.cli import inputs
+    from hotswap.sharing import push_to_hub
+
+    loaded = inputs.load(checkpoint, model)
+    chosen = {"message": message, "max_shard_size": max_shard_size}
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    with output.busy("pushing"):
+        address = push_to_hub(
+            loaded.network, repository, architecture=loaded.architecture, private=private, branch=branch, **given
+        )
+    output.show(_Pushed(address), as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Pushed:
+    address: str  # with the commit
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return self.address
+
+
+COMMANDS: tuple[click.Command, ...] = (push,)

@@ -10,7 +10,6 @@ import copy
 import json
 import logging
 import math
-import os
 import pickle
 import re
 import warnings
@@ -26,15 +25,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hotswap
-from hotswap import hf, hub, pickled, sharded, surgery, zoo
+from hotswap import hf, hub, pickled, sharded, stated, surgery, zoo
 from hotswap.api import apply
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write, check_readable, check_writable
+from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there
 from hotswap.matching import clipped, listed, matched
 from hotswap.plan import Plan
+from hotswap.stated import Stated
 
-# 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config.
-FORMAT_VERSION = 4
+# 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
+# 4: there were no images.
+FORMAT_VERSION = 5
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth")
 
@@ -74,6 +75,7 @@ class Metadata:
     learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
     version: str = ""  # of hotswap, that wrote it
     config: Mapping[str, Any] | None = None  # of a network of transformers
+    images: Stated = field(default_factory=Stated)  # that the network was trained on
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def read(path: PathLike) -> Checkpoint:
         note = () if hub.parse(path).is_pinned else (f"{path} is at commit {fetched.address.revision}",)
         return replace(found, notes=(*note, *found.notes))
     index = sharded.index_of(Path(path))
-    if str(path).endswith(sharded.INDEX) or (index.is_file() and not Path(path).exists()):
+    if str(path).endswith(sharded.INDEX) or (is_file(index) and not is_there(path)):
         return _read_sharded(Path(path) if str(path).endswith(sharded.INDEX) else index)
     file = check_readable(path)
     try:
@@ -221,7 +223,7 @@ def save(
     state = model.state_dict()
     scales = {} if plan is None else {name: x for name, x in state.items() if name.endswith(_SCALE)}
     architecture, config = _recorded(model, architecture)
-    metadata = Metadata(architecture, plan, scales, config=config)
+    metadata = Metadata(architecture, plan, scales, config=config, images=stated.of(model))
     write({name: x for name, x in state.items() if name not in scales}, path, metadata, max_shard_size)
 
 
@@ -239,7 +241,7 @@ def write(
     shards = [plain] if max_shard_size is None else sharded.split(plain, sharded.parse_size(max_shard_size))
     try:
         if len(shards) > 1:
-            sharded.write(shards, Path(os.path.realpath(path)), entry)
+            sharded.write(shards, Path(path), entry)
             return
         with atomic_write(path) as temporary:
             if _suffix(path) in SAFETENSORS:
@@ -302,6 +304,8 @@ def load_checkpoint(
             f"{str(checkpoint.path)!r} does not say which network its weights belong to; build the plain network and "
             "pass it as model (on the command line: --model)"
         )
+    if metadata is not None and (model is None or stated.of(model) == Stated()):
+        stated.put(loaded, metadata.images)
     if metadata is not None and metadata.plan is not None:
         apply(loaded, metadata.plan, inplace=True)
     return loaded, load_weights(loaded, checkpoint, mapped=inplace)
@@ -320,10 +324,11 @@ def check_destination(path: PathLike, max_shard_size: int | str | None = None) -
             raise HotswapError(
                 f"only a .safetensors file can be written in parts (max_shard_size), got {str(path)!r}"
             )
-        if Path(path).exists():  # it would be read, and not the parts
+        if is_there(path):  # it would be read, and not the parts
             raise HotswapError(
                 f"{str(path)!r} is there already, in one file; remove it, or name another for the parts"
             )
+        check_writable(sharded.index_of(Path(path)))
     if _suffix(path) not in SAFETENSORS + TORCH:
         raise HotswapError(f"a checkpoint's name must end in .safetensors or .pt (or .pth), got {str(path)!r}")
     check_writable(path)
@@ -493,6 +498,7 @@ def _to_json(metadata: Metadata) -> str:
         "plan": None if metadata.plan is None else metadata.plan.to_dict(),
         "learned_scales": {name: [x.item(), _DTYPES[x.dtype]] for name, x in metadata.learned_scales.items()},
         "config": metadata.config,
+        "images": metadata.images.to_dict(),
     }
     return json.dumps(entry, allow_nan=False)
 
@@ -513,6 +519,8 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
     kinds = {"hotswap": str, "architecture": str | None, "plan": Mapping | None, "learned_scales": Mapping}
     if isinstance(version, int) and version >= 4:
         kinds["config"] = Mapping | None
+    if isinstance(version, int) and version >= 5:
+        kinds["images"] = Mapping
     if not isinstance(version, int) or version < 1 or set(found) != {"format_version", *kinds}:
         raise HotswapError(f"{where} is malformed; it was not written by hotswap, or damaged")
     for name, kind in kinds.items():
@@ -526,7 +534,8 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
     if config is not None:
         hf.checked(config, f"{where}: config")
     plan = None if found["plan"] is None else _plan(found["plan"], where)
-    return Metadata(architecture, plan, scales, found["hotswap"], config)
+    images = _images(found["images"], where) if "images" in found else Stated()
+    return Metadata(architecture, plan, scales, found["hotswap"], config, images)
 
 
 def _scale(name: str, data: Any, where: str) -> Tensor:
@@ -535,6 +544,17 @@ def _scale(name: str, data: Any, where: str) -> Tensor:
     if not (name.endswith(_SCALE) and isinstance(value, float) and math.isfinite(value)) or dtype is None:
         raise HotswapError(f"{where}: learned_scales must hold [number, dtype] by name, got {clipped(repr(data))}")
     return torch.tensor(value, dtype=dtype)
+
+
+def _images(data: Mapping[str, Any], where: str) -> Stated:
+    if set(data) != {"mean", "std", "size"}:
+        raise HotswapError(
+            f"{where}: images must say mean, std and size, got {listed(map(repr, data)) if data else 'nothing'}"
+        )
+    try:
+        return stated.from_values(data["mean"], data["std"], data["size"])
+    except HotswapError as error:
+        raise HotswapError(f"{where}: {error}") from error
 
 
 def _plan(data: Any, where: str) -> Plan:

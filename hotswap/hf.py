@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hotswap import stated
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import PathLike, check_readable
 from hotswap.naming import closest
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 MAX_BYTES = 4 << 20  # of a configuration; the largest real ones list 21,843 labels
 _MAX_DEPTH = 10
 _LARGEST = 10**7  # of a number in one: no width, depth or vocabulary is above it
@@ -52,14 +54,8 @@ def read_config(path: PathLike) -> dict[str, Any]:
     Raises:
         HotswapError: where it cannot be read, is no configuration, or asks for what it may not (see `checked`).
     """
-    file = check_readable(path)
-    if file.stat().st_size > MAX_BYTES:
-        raise HotswapError(f"{str(path)!r} is no configuration of transformers: it is above {MAX_BYTES >> 20} MiB")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise HotswapError(f"{str(path)!r} must hold a configuration as JSON ({one_line(error)})") from error
-    if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
+    config = _json_object(path)
+    if not isinstance(config.get("model_type"), str):
         raise HotswapError(f"{str(path)!r} is no configuration of transformers: it has no model_type")
     names = config.get("architectures")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
@@ -72,6 +68,38 @@ def read_config(path: PathLike) -> dict[str, Any]:
     plain: dict[str, Any] = {**_without(config, ("auto_map",)), "architectures": names[:1]}
     checked(_without(plain, ()), str(path), typed=True)
     return plain
+
+
+def read_preprocessor(path: PathLike) -> stated.Stated:
+    """What a saved model's preprocessor makes of images: their size, and mean and standard deviation in 0..1.
+
+    A size that keeps the proportions is a square of its shortest edge here.
+
+    Raises:
+        HotswapError: where it cannot be read, or says what cannot be.
+    """
+    config = _json_object(path)
+    crop = config.get("crop_size") if config.get("do_center_crop", True) else None
+    size = crop or (config.get("size") if config.get("do_resize", True) else None)
+    # A pixel, in 0..1 here, is times 255 there, then times the factor, and then normalised.
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+    mean, std = config.get("image_mean"), config.get("image_std")
+    if config.get("do_normalize") is False:
+        mean, std = [0.0], [1.0]
+    try:
+        if mean is not None and std is not None:
+            mean, std = ([x / (255.0 * float(factor)) for x in numbers] for numbers in (mean, std))
+        return stated.from_values(mean, std, _height_and_width(size))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise HotswapError(f"{str(path)!r} does not say how images are prepared ({one_line(error)})") from error
+
+
+def _height_and_width(size: Any) -> list[Any] | None:
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        sides = [size.get("height", edge), size.get("width", edge)]
+        return None if None in sides else sides
+    return [size, size] if isinstance(size, int) else None
 
 
 def network_class(name: str) -> type[Any]:
@@ -187,6 +215,19 @@ def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any
                 f"{where} may not hold {key[:80]!r}: {str(value)[:80]!r}, as nothing is fetched, read or run for it; "
                 "build the network yourself and pass it as model (on the command line: --model)"
             )
+    return config
+
+
+def _json_object(path: PathLike) -> Mapping[str, Any]:
+    file = check_readable(path)
+    if file.stat().st_size > MAX_BYTES:
+        raise HotswapError(f"{str(path)!r} is no configuration of transformers: it is above {MAX_BYTES >> 20} MiB")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HotswapError(f"{str(path)!r} must hold a configuration as JSON ({one_line(error)})") from error
+    if not isinstance(config, Mapping):
+        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(config).__name__}")
     return config
 
 

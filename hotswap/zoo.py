@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
-from hotswap import hf, hub
+from hotswap import hf, hub, stated
 from hotswap.errors import HotswapError, one_line
+from hotswap.files import is_file, is_folder, is_there
 from hotswap.naming import closest
 
 TORCHVISION, TIMM, SMP, HF = "torchvision", "timm", "smp", "hf"
@@ -82,7 +83,7 @@ class Spec:
         """Where a saved model lies on the hub; None for what is not there."""
         if self.provider == TIMM and self.name.startswith(hub.PREFIX):
             return hub.parse(self.name)
-        if self.provider == HF and not Path(self.name).is_dir():
+        if self.provider == HF and not is_folder(self.name):
             return hub.parse(hub.PREFIX + self.name)
         return None
 
@@ -107,7 +108,7 @@ def parse(spec: str, *, typed: bool = True) -> Spec:
         raise HotswapError(f"a network's name must be at most {_MAX_LENGTH} characters long, got {len(spec)}")
     address, mark, query = spec.partition("?")
     provider, colon, name = address.partition(":")
-    if typed and address and not colon and Path(address).is_dir():
+    if typed and address and not colon and is_folder(address):
         provider, colon, name = HF, ":", address
     if not colon or not name or not _DOTTED.fullmatch(provider):
         raise HotswapError(f"network {spec!r} must be {FORMS}")
@@ -137,7 +138,7 @@ def architecture(spec: str) -> str:
     if parsed.provider == HF:
         return f"{TRANSFORMERS}:{_configuration(parsed)['architectures'][0]}"
     if parsed.on_hub is not None:
-        parsed = _from_timms_hub(parsed)
+        parsed, _ = _from_timms_hub(parsed)
     return _recordable(parsed)
 
 
@@ -179,16 +180,22 @@ def build(
     if parsed.is_factory:
         return _called(parsed, _factory(parsed), nullcontext())
     skipping = nullcontext() if initialise or parsed.brings_weights else _SkipRandomInit()
+    images = stated.Stated()
     made: Callable[..., Any]
     if parsed.provider == TRANSFORMERS:
         made = functools.partial(hf.build, hf.network_class(parsed.name), hf.checked(config, f"config of {parsed}"))
     elif parsed.provider == HF:
         made = functools.partial(_from_configuration, _configuration(parsed))
+        if (file := _beside(parsed, hf.PREPROCESSOR)) is not None:
+            images = hf.read_preprocessor(file)
     else:
-        parsed = parsed if parsed.on_hub is None else _from_timms_hub(parsed)
+        if parsed.on_hub is not None:
+            parsed, images = _from_timms_hub(parsed)
         made = _CONSTRUCTORS[parsed.provider](parsed)
     with nullcontext() if trusted else _held_down(parsed, most):
-        return _called(parsed, made, skipping)
+        built = _called(parsed, made, skipping)
+    stated.put(built, images)
+    return built
 
 
 def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
@@ -218,7 +225,7 @@ def weights(spec: str) -> str | None:
     if parsed.provider != HF:
         return None
     for name in hub.WEIGHTS:
-        if (file := Path(parsed.name) / name).is_file():
+        if is_file(file := Path(parsed.name) / name):
             return str(file)
     raise HotswapError(f"the folder {parsed.name!r} must hold {' or '.join(hub.WEIGHTS)}; save the model again")
 
@@ -226,12 +233,12 @@ def weights(spec: str) -> str | None:
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, per channel, of the images (in 0..1) a network was trained on.
 
-    timm's networks state them; for all others ImageNet's are given, which most use.
+    Where the network states none (see `hotswap.stated`) they are ImageNet's, which most use.
     """
-    stated = getattr(model, "pretrained_cfg", None)
-    if isinstance(stated, Mapping) and stated.get("mean") and stated.get("std"):
-        return tuple(map(float, stated["mean"])), tuple(map(float, stated["std"]))
-    return IMAGENET_MEAN, IMAGENET_STD
+    found = stated.of(model)
+    if found.mean is None or found.std is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return found.mean, found.std
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -337,6 +344,15 @@ def _configuration(spec: Spec) -> dict[str, Any]:
     return hf.read_config(Path(spec.name) / hf.CONFIG if address is None else hub.fetch(address, hf.CONFIG).path)
 
 
+def _beside(spec: Spec, name: str) -> Path | None:
+    """A file of a saved model of transformers that need not be there."""
+    address = spec.on_hub
+    if address is None:
+        return file if is_there(file := Path(spec.name) / name) else None
+    found = hub.fetch_if_there(hub.fetch(address, hf.CONFIG).address, name)
+    return None if found is None else found.path
+
+
 def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
     if "num_labels" in options:  # which the labels would win over
         config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
@@ -346,8 +362,8 @@ def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
     return hf.build(hf.network_class(config["architectures"][0]), plain)
 
 
-def _from_timms_hub(spec: Spec) -> Spec:
-    """The network that a model of timm's on the hub is, by its own name, with the options it was built with."""
+def _from_timms_hub(spec: Spec) -> tuple[Spec, stated.Stated]:
+    """A model of timm's on the hub: by its own name, with the options it was built with; and what it states."""
     _check_no_weight_options(spec)
     assert spec.on_hub is not None  # noqa: S101 (asked before)
     found = _json_file(hub.fetch(spec.on_hub, hf.CONFIG).path)
@@ -358,6 +374,8 @@ def _from_timms_hub(spec: Spec) -> Spec:
     ):
         raise HotswapError(f"{spec.on_hub} is no model of timm's: its {hf.CONFIG} names no architecture")
     size = trained.get("input_size") or [3]
+    if not isinstance(size, list):
+        raise HotswapError(f"{spec.on_hub}: {hf.CONFIG}: input_size must be a list, got a {type(size).__name__}")
     options = {
         "num_classes": found.get("num_classes", trained.get("num_classes")),
         "global_pool": trained.get("global_pool"),
@@ -369,7 +387,12 @@ def _from_timms_hub(spec: Spec) -> Spec:
         raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
     made = Spec(TIMM, found["architecture"], options | dict(spec.options))
     _check_untrusted(made)  # what comes from the hub is a file's word too
-    return made
+    try:
+        chosen = size[1:] if "img_size" not in spec.options else None
+        images = stated.from_values(trained.get("mean") or None, trained.get("std") or None, chosen or None)
+    except HotswapError as error:
+        raise HotswapError(f"{spec.on_hub}: {hf.CONFIG}: {error}") from error
+    return made, images
 
 
 def _json_file(path: Path) -> dict[str, Any]:

@@ -520,6 +520,19 @@ def metadata(trap):
             learned_scales={f"{i}.guide_log_scale": [1.0, "float32"] for i in range(10_000)}
         ),
     }
+    texts |= {
+        f"images {index}": entry(format_version=5, config=None, images=found)
+        for index, found in enumerate(
+            (
+                {"mean": ["os:system"], "std": [1], "size": None},
+                {"mean": [0.5] * 10**6, "std": [0.5] * 10**6, "size": None},
+                {"mean": [0.0], "std": [1e-300], "size": None},
+                {"mean": None, "std": None, "size": [10**9, 10**9]},
+                {"mean": None, "std": None, "size": [[8] * 1000] * 2},
+                {"mean": None, "std": None, "size": None, "\x1b[2J": 1},
+            )
+        )
+    }
     safe = {
         "keys twice",
         "a million spaces",

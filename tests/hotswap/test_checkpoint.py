@@ -102,12 +102,13 @@ def test_what_is_written_beside_the_tensors(tmp_path):
     assert metadata["format"] == "pt"
     entry = json.loads(metadata["hotswap"])
     assert entry | {"plan": None} == {
-        "format_version": 4,
+        "format_version": 5,
         "hotswap": hotswap.__version__,
         "architecture": "mynets:make?width=8",
         "plan": None,
         "learned_scales": {},
         "config": None,
+        "images": {"mean": None, "std": None, "size": None},
     }
     assert hotswap.Plan.from_dict(entry["plan"]) == hotswap.status(swapped()).plan
 
@@ -499,6 +500,13 @@ def entry(**changes):
     return json.dumps(made | changes)
 
 
+IMAGES = {"mean": None, "std": None, "size": None}
+
+
+def with_images(images):
+    return entry(format_version=5, config=None, images=images)
+
+
 PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
 
 
@@ -511,8 +519,23 @@ PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
         ("[]", "is malformed"),
         ("7", "is malformed"),
         ("{}", "is malformed"),
-        (entry(format_version=5), "newer hotswap (format 5, and this one reads up to 4); pip install --upgrade"),
+        (entry(format_version=6), "newer hotswap (format 6, and this one reads up to 5); pip install --upgrade"),
         (entry(format_version=4), "is malformed"),
+        (entry(format_version=5, config=None), "is malformed"),
+        (with_images(None), "images must not be a NoneType"),
+        (with_images({}), "images must say mean, std and size, got nothing"),
+        (with_images({"x": 1}), "images must say mean, std and size, got 'x'"),
+        (with_images(IMAGES | {"mean": [0.5]}), "images must be stated both or neither"),
+        (with_images(IMAGES | {"mean": [0.5], "std": [1, 1, 1]}), "must be as many, got 1 and 3"),
+        (with_images(IMAGES | {"mean": [], "std": []}), "the mean of images must be a number from"),
+        (with_images(IMAGES | {"mean": ["x"], "std": [1]}), "the mean of images must be a number from"),
+        (with_images(IMAGES | {"mean": [0], "std": [0]}), "the std of images must be a number from 1e-06"),
+        (with_images(IMAGES | {"mean": [0], "std": [1]}).replace("[1]", "[NaN]"), "the std of images must be"),
+        (with_images(IMAGES | {"mean": [0], "std": [1]}).replace("[1]", "[1e400]"), "the std of images must be"),
+        (with_images(IMAGES | {"size": 8}), "the size of images must be a list of numbers, got a int"),
+        (with_images(IMAGES | {"size": [8]}), "must be a height and a width of 1 to 4096 pixels, got [8]"),
+        (with_images(IMAGES | {"size": [8, 5000]}), "must be a height and a width of 1 to 4096 pixels"),
+        (with_images(IMAGES | {"size": [True, 8]}), "must be a height and a width of 1 to 4096 pixels"),
         (entry(format_version=0), "is malformed"),
         (entry(format_version="1"), "is malformed"),
         (entry(more=1), "is malformed"),

@@ -11,7 +11,7 @@ import transformers
 from click.testing import CliRunner
 
 import hotswap
-from hotswap import checkpoint, hf, zoo
+from hotswap import checkpoint, hf, images, stated, zoo
 from hotswap.cli import main
 from hotswap.errors import HotswapError
 
@@ -237,6 +237,61 @@ def test_a_folder_that_is_no_saved_model(saved, tmp_path, change, reason):
     with pytest.raises(HotswapError) as caught:
         zoo.build(str(tmp_path), trusted=True)
     assert reason in str(caught.value)
+
+
+def prepared(saved, tmp_path, **preprocessor):
+    """A saved model with the file that says how its images are prepared."""
+    shutil.copytree(saved[0], tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return tmp_path / "model"
+
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "mean", "std", "size"),
+    [
+        (HALF | {"size": {"height": 32, "width": 64}}, 0.5, 0.25, (32, 64)),
+        (HALF | {"size": {"shortest_edge": 96}, "crop_size": 64, "do_center_crop": True}, 0.5, 0.25, (64, 64)),
+        (HALF | {"size": {"shortest_edge": 96}, "crop_size": 64, "do_center_crop": False}, 0.5, 0.25, (96, 96)),
+        (HALF | {"size": 48, "do_resize": False}, 0.5, 0.25, (224, 224)),
+        (HALF | {"rescale_factor": 1 / 127.5}, 0.25, 0.125, (224, 224)),
+        (HALF | {"do_rescale": False}, 0.5 / 255, 0.25 / 255, (224, 224)),
+        (HALF | {"do_normalize": False, "size": 48}, 0.0, 1.0, (48, 48)),
+        ({"size": {"longest_edge": 48}}, zoo.IMAGENET_MEAN[0], zoo.IMAGENET_STD[0], (224, 224)),
+    ],
+)
+def test_images_are_prepared_as_a_saved_model_says(saved, tmp_path, preprocessor, mean, std, size):
+    found = images.form_for(zoo.build(str(prepared(saved, tmp_path, **preprocessor)), trusted=True))
+    assert (found.mean[0], found.std[0], found.shape) == (pytest.approx(mean), pytest.approx(std), (3, *size))
+
+
+def test_what_a_saved_model_says_of_images_stays_with_its_checkpoint(saved, tmp_path):
+    folder = prepared(saved, tmp_path, **HALF, size=64)
+    out = tmp_path / "s.safetensors"
+    hotswap.save(hotswap.convert(zoo.build(str(folder), trusted=True), TARGET, "input"), out)
+    found = images.form_for(hotswap.load(out))
+    assert (found.mean, found.std, found.shape) == ((0.5,) * 3, (0.25,) * 3, (3, 64, 64))
+    given = images.form_for(hotswap.load(out, zoo.build(str(saved[0]), trusted=True)))
+    assert given == found  # the network handed over states nothing
+    plain = zoo.build(str(folder), trusted=True)
+    stated.put(plain, stated.Stated((0.1,), (0.2,)))
+    assert images.form_for(hotswap.load(out, plain)).mean[0] == 0.1  # it does, and is the user's word
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"image_mean": 3, "image_std": 3}', '{"image_mean": [1]}', '{"image_mean": [0], "image_std": [NaN]}']
+    + ['{"size": 99999}', '{"size": {"height": "8", "width": 8}}', '{"crop_size": true}']
+    + [json.dumps(HALF)[:-1] + f', "rescale_factor": {x}}}' for x in ("0", '"x"', "[]", "1" + "0" * 400)],
+)
+def test_a_preprocessor_that_says_what_cannot_be_is_one_line(saved, tmp_path, text):
+    folder = prepared(saved, tmp_path)
+    (folder / "preprocessor_config.json").write_text(text)
+    with pytest.raises(HotswapError, match=r"preprocessor_config\.json") as caught:
+        zoo.build(str(folder), trusted=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_lies_in_a_folder(tmp_path):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hub_stand_in import TOKEN, Hub
 
 import hotswap
-from hotswap import checkpoint, zoo
+from hotswap import checkpoint, images, zoo
 from hotswap.cli import main
 from hotswap.errors import HotswapError
 
@@ -91,6 +91,52 @@ def test_the_card_says_what_is_swapped_and_how_to_load_it(stand_in):
     card = files(stand_in)["README.md"].decode()
     assert "target" in card
     assert 'hotswap.load("hf-hub:owner/name", model=the_plain_network)' in card
+
+
+def test_a_branch_is_made_and_main_stays_as_it_was(stand_in):
+    first = hotswap.push_to_hub(networks.Plain(), "owner/name")
+    for _ in range(2):  # made, then there already
+        address = hotswap.push_to_hub(swapped(), "owner/name", branch="trial")
+    assert same(hotswap.load("hf-hub:owner/name@trial", networks.Plain()).state_dict(), swapped().state_dict())
+    assert address.endswith(stand_in.repositories["owner/name@trial"][-1][0])
+    assert first.endswith(stand_in.repositories["owner/name"][-1][0])
+    assert files(stand_in, "owner/name@trial")["README.md"] == files(stand_in)["README.md"]  # which was there
+
+
+@pytest.mark.parametrize("extra", [(), ("--private", "--branch", "trial", "--message", "a try")])
+def test_the_command_pushes_and_says_where(stand_in, monkeypatch, extra):
+    monkeypatch.syspath_prepend(str(networks.__file__).rpartition("/")[0])
+    hotswap.save(swapped(), "s.safetensors")
+    command = ("push", "s.safetensors", "owner/name", "--model", NET, *extra)
+    address = run(*command).stdout.strip()
+    assert same(hotswap.load(address, networks.Plain()).state_dict(), swapped().state_dict())
+    assert json.loads(run(*command, "--json").stdout)["address"].startswith("hf-hub:owner/name@")
+    quiet = run(*command, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+    (sent,) = [body for path, body in stand_in.bodies if path == "/api/repos/create"][:1]
+    assert (b"private" in sent) == bool(extra)
+    assert {"trial"} == {name.partition("@")[2] for name in stand_in.repositories if "@" in name} or not extra
+    commits = [
+        json.loads(body.splitlines()[0])["value"]["summary"] for path, body in stand_in.bodies if "/commit/" in path
+    ]
+    assert len(commits) == 3
+    assert (commits[0] == "a try") == bool(extra)
+
+
+def test_a_push_that_is_refused_is_one_line_also_when_quiet(stand_in, monkeypatch):
+    monkeypatch.syspath_prepend(str(networks.__file__).rpartition("/")[0])
+    hotswap.save(swapped(), "s.safetensors")
+    for wrong, reason in (
+        (("s.safetensors", "name", "--model", NET), "must be hf-hub:OWNER/NAME"),
+        (("s.safetensors", "owner/name@main", "--model", NET), "must be OWNER/NAME"),
+        (("s.safetensors", "owner/name", "--model", NET, "--branch", "no name"), "must be hf-hub:OWNER/NAME"),
+        (("s.safetensors", "owner/name"), "--model"),
+        (("gone.safetensors", "owner/name", "--model", NET), "cannot read 'gone.safetensors'"),
+    ):
+        result = run("push", *wrong, "--quiet", code=1)
+        assert reason in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert stand_in.requests == []
 
 
 def test_a_pinned_revision_is_the_old_one(stand_in):
@@ -187,7 +233,8 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(stand_in, mode
 def test_a_model_of_timms(stand_in):
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3, in_chans=1)
-    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {"input_size": [1, 64, 64]}}
+    trained = {"input_size": [1, 64, 96], "mean": [0.25], "std": [0.125]}
+    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": trained}
     sha = stand_in.put(
         "owner/name",
         config__json=json.dumps(config).encode(),
@@ -197,7 +244,11 @@ def test_a_model_of_timms(stand_in):
     assert f"note: hf-hub:owner/name is at commit {sha}" in result.stderr
     found = checkpoint.read("s.safetensors")
     assert found.metadata.architecture == "timm:test_resnet?num_classes=3&in_chans=1"
-    assert same(hotswap.load("s.safetensors").state_dict(), model.state_dict())
+    loaded = hotswap.load("s.safetensors")
+    assert same(loaded.state_dict(), model.state_dict())
+    for network in (loaded, zoo.build("timm:hf-hub:owner/name", trusted=True)):
+        form = images.form_for(network)
+        assert (form.shape, form.mean, form.std) == ((1, 64, 96), (0.25,), (0.125,))
     assert zoo.pinned(f"timm:hf-hub:owner/name@{sha}") == (f"timm:hf-hub:owner/name@{sha}", ())
 
 
@@ -210,6 +261,9 @@ def test_a_model_of_timms(stand_in):
         (b'{"architecture": "../x"}', "a file may not ask"),
         (b'{"architecture": "test_resnet", "model_args": {"checkpoint_path": "x"}}', "a file may not ask"),
         (b'{"architecture": "test_resnet", "model_args": {"a": {"b": 1}}}', "an option 'a' that a network's name"),
+        (b'{"architecture": "test_resnet", "input_size": {}, "mean": [1]}', "stated both or neither"),
+        (b'{"architecture": "test_resnet", "input_size": 3}', "input_size must be a list"),
+        (b'{"architecture": "test_resnet", "input_size": [3, 8, 1e9]}', "must be a height and a width"),
     ],
 )
 def test_a_configuration_of_timms_that_is_none(stand_in, config, reason):
@@ -230,3 +284,11 @@ def test_a_model_of_transformers(stand_in):
     assert zoo.weights(spec) == first
     assert same(hotswap.load(first).state_dict(), model.state_dict())
     assert json.loads(files(stand_in)["config.json"])["architectures"] == ["SegformerModel"]
+    prepared = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 64, "width": 64}}
+    stand_in.put("owner/name", preprocessor_config__json=json.dumps(prepared).encode())
+    later = zoo.pinned("hf:owner/name")[0]
+    for name, mean in ((spec, zoo.IMAGENET_MEAN), (later, (0.5,) * 3)):
+        assert zoo.normalisation(zoo.build(name, trusted=True))[0] == mean
+    stand_in.close()  # that there is no such file is in the cache too
+    for name, mean in ((spec, zoo.IMAGENET_MEAN), (later, (0.5,) * 3)):
+        assert zoo.normalisation(zoo.build(name, trusted=True))[0] == mean

@@ -173,6 +173,13 @@ def test_normalisation():
     assert zoo.normalisation(stated) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
+@pytest.mark.parametrize("found", [3, {"mean": "x", "std": 1}, {"input_size": 7, "mean": (0.5,)}])
+def test_an_attribute_that_is_no_statement_is_none(found):
+    model = nn.Conv2d(3, 3, 1)
+    model.pretrained_cfg = found
+    assert zoo.normalisation(model) == (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)
+
+
 # --- what a file may name -----------------------------------------------------------------------------------
 
 

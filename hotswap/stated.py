@@ -1,0 +1,100 @@
+"""What a network states of the images it was trained on: their size, mean and standard deviation.
+
+timm's networks state it as the attribute `pretrained_cfg`, a mapping with `mean`, `std` and `input_size`. Others that
+come with it, those of a hub and of checkpoints, are given the same attribute, so that it stays with the network.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+
+_ATTRIBUTE = "pretrained_cfg"
+_CHANNELS = 64  # at most: far more than any sensor has
+_LARGEST = 4096  # pixels along an axis
+_MOST = 1e6  # of a mean or a standard deviation, of images in 0..1
+_LEAST = 1e-6  # of a standard deviation
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What is None is not stated."""
+
+    mean: tuple[float, ...] | None = None  # of images in 0..1, for each channel
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None  # height and width
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            HotswapError: naming it.
+        """
+        if (self.mean is None) != (self.std is None):
+            raise HotswapError("mean and std of images must be stated both or neither")
+        if self.mean is not None and self.std is not None:
+            _check_numbers("mean", self.mean, -_MOST)
+            _check_numbers("std", self.std, _LEAST)
+            if len(self.mean) != len(self.std):
+                raise HotswapError(
+                    f"mean and std of images must be as many, got {len(self.mean)} and {len(self.std)} numbers"
+                )
+        if self.size is not None and not (
+            len(self.size) == 2 and all(type(n) is int and 1 <= n <= _LARGEST for n in self.size)
+        ):
+            raise HotswapError(
+                f"the size of images must be a height and a width of 1 to {_LARGEST} pixels, got {list(self.size)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: None if x is None else list(x) for name, x in asdict(self).items()}
+
+
+def from_values(mean: Any, std: Any, size: Any) -> Stated:
+    """From what JSON or a network holds, lists of numbers or None.
+
+    Raises:
+        HotswapError: where one is something else, or cannot be.
+    """
+    for name, x in (("mean", mean), ("std", std), ("size", size)):
+        if x is not None and not isinstance(x, list | tuple):
+            raise HotswapError(f"the {name} of images must be a list of numbers, got a {type(x).__name__}")
+    return Stated(*(None if x is None else tuple(x) for x in (mean, std, size)))
+
+
+def of(model: nn.Module) -> Stated:
+    """What a network states; an attribute of that name can be anything else, and is then no statement."""
+    found = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(found, Mapping):
+        return Stated()
+    size = found.get("input_size")
+    try:
+        return from_values(found.get("mean") or None, found.get("std") or None, size[1:] if size else None)
+    except (HotswapError, TypeError):
+        return Stated()
+
+
+def put(model: nn.Module, stated: Stated) -> None:
+    """Have a network state this; what is None stays as it was."""
+    if stated == Stated():
+        return
+    before = getattr(model, _ATTRIBUTE, None)
+    found = dict(before) if isinstance(before, Mapping) else {}
+    if stated.mean is not None and stated.std is not None:
+        found |= {"mean": stated.mean, "std": stated.std}
+    if stated.size is not None:
+        found["input_size"] = ((found.get("input_size") or (3,))[0], *stated.size)
+    setattr(model, _ATTRIBUTE, found)
+
+
+def _check_numbers(name: str, values: Sequence[Any], least: float) -> None:
+    numbers = all(type(x) in (int, float) and least <= x <= _MOST for x in values)
+    if not numbers or not 1 <= len(values) <= _CHANNELS:
+        raise HotswapError(
+            f"the {name} of images must be a number from {least:g} to {_MOST:g} for each channel, got "
+            f"{str(list(values))[:100]}"
+        )

@@ -7,6 +7,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -236,11 +237,6 @@ def named(text):
 
 
 @contextmanager
-def a_name_that_is_no_text(folder, name):
-    yield Place(folder / f"{NO_TEXT}{name}")
-
-
-@contextmanager
 def in_a_folder_whose_name_is_no_text(folder, name):
     (folder / NO_TEXT).mkdir()
     yield Place(folder / NO_TEXT / name)
@@ -248,7 +244,7 @@ def in_a_folder_whose_name_is_no_text(folder, name):
 
 @contextmanager
 def too_long_a_name(folder, name):
-    yield Place(folder / f"{'x' * 300}{name}")
+    yield Place(folder / ("x" * 300) / name)
 
 
 @contextmanager
@@ -263,7 +259,7 @@ OUTPUTS = {
         *(link_to_a_device, hard_link, in_a_linked_folder, in_a_looped_folder, below_a_file, a_folder, a_pipe),
         *(read_only_folder, read_only_file, folder_that_nobody_may_enter, immutable_file, immutable_folder),
         *(read_only_disk, full_disk, disk_without_any_room, too_long_a_name, too_long_a_path),
-        *(a_name_that_is_no_text, in_a_folder_whose_name_is_no_text),
+        in_a_folder_whose_name_is_no_text,
     )
 }
 OUTPUTS |= {f"a disk of {size} bytes": limited(size) for size in (0, 50, 900)}
@@ -548,7 +544,7 @@ class Ground:
                 return path.parent == own or path in own.parents or own / "tensorboard" in path.parents
 
             wrong = self._tried(writes.words(path), found, may_change)
-            return wrong or ([] if found.refused else _why_not_whole(found.path))
+            return wrong or ([] if found.refused else _why_not_whole(path / writes.name if writes.folder else path))
 
     def attack_by_input(self, command, place):
         """Have a command read from a place."""
@@ -649,6 +645,9 @@ def run():
             except NotHereError as error:
                 skipped[place] = str(error)
                 continue
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is the finding)
+                wrong = [f"{type(error).__name__}: {error}"]
             outcomes[command] = outcomes.get(command, 0) + 1
             violations += [f"{command}, {place}: {text}" for text in wrong]
+            print(f"{command}, {place}: {wrong or 'as it should be'}", file=sys.stderr, flush=True)
     return {"attacks": outcomes, "skipped": skipped, "violations": violations}

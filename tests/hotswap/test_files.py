@@ -100,6 +100,7 @@ def test_a_linked_folder_is_followed(old, tmp_path):
         ("out", "it is a folder; name a file in it"),
         ("pipe", "it is a device or a pipe"),
         ("x" * 300, "File name too long"),
+        ("\udcff.pt", "its name is no text in UTF-8; rename it"),
     ],
 )
 def test_refuses_what_cannot_be_written(old, tmp_path, path, reason):
@@ -156,6 +157,7 @@ def test_kill_9_leaves_a_whole_file(tmp_path):
         ("empty", "the file is empty"),
         ("pipe", "device or a pipe"),
         ("x" * 300, "File name too long"),
+        ("\udcff.pt", "its name is no text in UTF-8; rename it"),
     ],
 )
 def test_check_readable(tmp_path, name, reason):

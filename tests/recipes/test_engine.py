@@ -4,6 +4,9 @@ import json
 import math
 import random
 import re
+import resource
+from contextlib import contextmanager
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from torch import nn
 
 import hotswap
 from hotswap.errors import HotswapError
-from recipes import checkpointing, engine, training
+from recipes import checkpointing, engine, tensorboard, training
 from recipes.reading import ALONE, read
 from recipes.training import Trainer
 
@@ -71,6 +74,42 @@ def test_losses_and_scores_are_there_for_tensorboard(tmp_path):
     log = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
     assert [event.step for event in log.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in log.Scalars("validation/miou")] == [0, 3, 6]
+
+
+@contextmanager
+def full_disk():
+    """No file can grow beyond 300 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_curves_that_cannot_be_written_are_one_line(tmp_path, capfd):
+    (tmp_path / "tensorboard").write_text("a file")
+    cannot = r"cannot write in '.*tensorboard': "
+    with pytest.raises(HotswapError, match=cannot), tensorboard.curves(tmp_path, 0, drawn=True):
+        pass
+    with full_disk(), pytest.raises(HotswapError, match=f"{cannot}File too large"):
+        draw(tmp_path / "out")
+    with pytest.raises(HotswapError, match=f"{cannot}as it closes"):
+        draw(tmp_path / "closing", closing=OSError("as it closes"))
+    with pytest.raises(ZeroDivisionError):  # what was raised first is what is told
+        draw(tmp_path / "both", closing=OSError("as it closes"), raising=ZeroDivisionError)
+    assert capfd.readouterr().err == ""
+
+
+def draw(folder, closing=None, raising=None):
+    with tensorboard.curves(folder, 0, drawn=True) as curves:
+        for step in range(100):
+            curves.add("loss", 1.0, step)
+        if closing is not None:
+            curves.board.close()
+            curves.board.close = Mock(side_effect=closing)
+        if raising is not None:
+            raise raising
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path):

@@ -1,5 +1,7 @@
 """Pictures of predictions, in the colours people know."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,29 @@ def test_a_swapped_network_is_drawn_beside_its_plain_self_on_a_folder_of_images(
         assert (labels.mode, labels.size) == ("P", (16, 8))
     with Image.open(tmp_path / "out" / "a.png") as page:
         assert page.width > 3 * 400  # input, plain, swapped
+
+
+def test_images_of_one_name_get_a_page_each_and_the_json_lists_them(tmp_path, checkpoint):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "photos" / name)
+    options = ["--checkpoint", checkpoint, "--images", tmp_path / "photos", "--output-dir", tmp_path / "out"]
+    done = invoke("predict", written(tmp_path), *options, "--json", "--quiet")
+    assert done.exit_code == 0, done.output
+    names = [f"{name}{end}.png" for name in ("a.jpg", "a.png", "b") for end in ("", "_prediction")]
+    assert json.loads(done.stdout) == {"files": [str(tmp_path / "out" / name) for name in names]}
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(names)
+
+
+def test_pages_do_not_replace_the_images(tmp_path, checkpoint):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    before = (tmp_path / "photos" / "a.png").read_bytes()
+    (tmp_path / "link").symlink_to("photos")
+    options = ["--checkpoint", checkpoint, "--images", tmp_path / "photos", "--output-dir", tmp_path / "link"]
+    done = invoke("predict", written(tmp_path), *options)
+    assert (done.exit_code, "pages would replace images" in done.stderr) == (1, True)
+    assert (tmp_path / "photos" / "a.png").read_bytes() == before
 
 
 def test_without_images_the_validation_data_is_drawn(tmp_path, checkpoint):

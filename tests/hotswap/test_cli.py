@@ -304,7 +304,8 @@ REFUSED = [
     (changed(CONVERT, o="photos"), "must end in .safetensors or .pt"),
     (changed(CONVERT, o="out.onnx"), "must end in .safetensors or .pt"),
     (changed(CONVERT, o="w.pth"), "is also an input"),
-    (changed(CONVERT, o="link.pth"), "is also an input"),
+    (changed(CONVERT, o="link.pth"), "it is a link to 'w.pth'"),
+    (changed(CONVERT, o="hard.pth"), "is also an input"),
     (changed(CONVERT, target="tarjet"), "closest: target"),
     (changed(CONVERT, guide="head"), "guide 'head' is computed after"),
     (changed(CONVERT, guide_scale="-1"), "guide_scale must be a number >= 0"),
@@ -346,6 +347,7 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(swapped, command, reason
     torch.save({"state_dict": networks.Plain().state_dict(), "x": Evil()}, "evil.pth")
     Path("cut.pth").write_bytes(Path("w.pth").read_bytes()[:-200])
     Path("link.pth").symlink_to("w.pth")
+    Path("hard.pth").hardlink_to("w.pth")
     Path("other.json").write_text(json.dumps(hotswap.plan(networks.Plain(c_out=4), "target", "guide").to_dict()))
     Path("empty").mkdir()
     before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}

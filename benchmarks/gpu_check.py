@@ -14,6 +14,7 @@ import torch
 
 COMMANDS = (
     ("-m", "pytest", "tests/pac_ops/test_triton.py", "-m", "gpu and not slow", "--durations=10"),
+    ("-m", "pytest", "tests/pac_ops/test_seen_through.py"),
     ("-m", "benchmarks", "--device", "cuda", "--dtype", "bfloat16"),
     ("-m", "benchmarks", "--device", "cuda"),
 )

@@ -8,10 +8,13 @@ it is asymmetric; its second derivative is in `second_order`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
 from pac_ops import backends, batching, second_order
@@ -102,7 +105,28 @@ def _backend(x: Tensor) -> Any:
 
 
 def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return torch.library.impl(_library, name, "CompositeExplicitAutograd")
+    def register(run: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.impl(_library, name, "CompositeExplicitAutograd")(run)
+        torch.library.register_torch_dispatch(
+            f"pac_ops::{name}", FunctionalTensorMode, partial(_seen_through, run), lib=_library
+        )
+        return run
+
+    return register
+
+
+def _seen_through(
+    run: Callable[..., Any], mode: Any, operator: Any, types: Any, arguments: Any, named: dict[str, Any]
+) -> Any:
+    """Give `torch.compile` the Triton launches an operator consists of, as `torch.library.triton_op` does.
+
+    It stays one node on the CPU, and in `torch.export`, whose programs run anywhere.
+    """
+    x, for_export = arguments[0], not functorch_config.decompose_custom_triton_ops
+    if for_export or x.device.type != "cuda" or backends.choose(x) != "triton":
+        return mode.__torch_dispatch__(operator, types, arguments, named)
+    with mode, backends.load("triton").traced():
+        return run(*arguments, **named)
 
 
 @_kernel("squared_distance2d")

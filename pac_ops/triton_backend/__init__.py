@@ -6,11 +6,8 @@ goes the same way back, a transposed convolution spreads, its input's gradient s
 `gather` sums over taps and channels, `weight_gradient` over pixels, those of `distance` over channels alone. Only
 enlargement (`resize`) has kernels of its own: its neighbours are no regular walk.
 
-To `torch.compile` the operators are single opaque nodes: no graph break, but nothing is fused into them. What
-`torch.library.triton_op` does for an operator, decompose it into launches through `wrap_triton` that Inductor then
-compiles, these launches do not allow: Inductor takes no tuples as kernel arguments (here every tensor's strides), and
-no hook before a timed run (here what clears the tensors that are added to); and under the interpreter `wrap_triton`
-steps aside, so that nothing of it could be tested without a GPU.
+`torch.compile` sees the launches themselves (`library`), with their lists of tile sizes, which Inductor then times.
+So a kernel's arguments are tensors, numbers and constants that can be written down: no tuples but constant ones.
 """
 
 from pac_ops.triton_backend.conv import (
@@ -25,7 +22,7 @@ from pac_ops.triton_backend.distance import (
     squared_distance2d,
     squared_distance2d_backward,
 )
-from pac_ops.triton_backend.launch import INTERPRETED
+from pac_ops.triton_backend.launch import INTERPRETED, traced
 from pac_ops.triton_backend.pool import pacpool2d, pacpool2d_backward
 from pac_ops.triton_backend.resize import (
     pacresize2d,
@@ -50,4 +47,5 @@ __all__ = [
     "resize_distance2d_backward",
     "squared_distance2d",
     "squared_distance2d_backward",
+    "traced",
 ]

@@ -21,10 +21,8 @@ from pac_ops.triton_backend.indexing import (
     store_channels,
     tile_of_pixels,
 )
-from pac_ops.triton_backend.launch import INTERPRETED, Meta, cdiv, elementwise_tiles, index_type, launch
+from pac_ops.triton_backend.launch import INTERPRETED, Meta, cdiv, elementwise_tiles, index_type, launch, strides
 from pac_ops.triton_backend.walk import Walk, sliding
-
-ALL_NANS: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)  # as torch.clamp keeps them
 
 
 @triton.jit
@@ -32,9 +30,20 @@ def _distance_kernel(
     own,  # [B, C, H, W], or the image itself where CENTRED
     x,  # [B, C, XH, XW], read under the taps
     out,  # [B, 1, kh, kw, H, W]
-    own_strides,
-    x_strides,
-    out_strides,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_i,
+    out_stride_j,
+    out_stride_y,
+    out_stride_x,
     batch,
     channels,
     height,
@@ -72,24 +81,24 @@ def _distance_kernel(
     read_y = read_at(y[None, :], i, ROWS)
     read_x = read_at(x_[None, :], j, COLUMNS)
     reads = writes & is_in(read_y, read_x, x_height, x_width)
-    at_own = image * own_strides[0] + own_y * own_strides[2] + own_x * own_strides[3]
-    at_x = image[None, :] * x_strides[0] + read_y * x_strides[2] + read_x * x_strides[3]
+    at_own = image * own_stride_b + own_y * own_stride_y + own_x * own_stride_x
+    at_x = image[None, :] * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
 
     total = tl.zeros((BLOCK_T, BLOCK_O, BLOCK_P), tl.float32)
     for first in range(0, channels, BLOCK_O):
         c = first + tl.arange(0, BLOCK_O)
-        f_i = load_channels(own, at_own, c.to(INDEX) * own_strides[1], has_own, c < channels).to(tl.float32)
-        at = at_x[:, None, :] + (c.to(INDEX) * x_strides[1])[None, :, None]
+        f_i = load_channels(own, at_own, c.to(INDEX) * own_stride_c, has_own, c < channels).to(tl.float32)
+        at = at_x[:, None, :] + (c.to(INDEX) * x_stride_c)[None, :, None]
         f_j = tl.load(x + at, mask=reads[:, None, :] & (c < channels)[None, :, None], other=0.0).to(tl.float32)
         away = f_j - f_i[None, :, :]
         if CLIP:
-            away = tl.maximum(away, 0.0, propagate_nan=ALL_NANS)
+            away = tl.where(away < 0, 0.0, away)  # a NaN stays, as with torch.clamp
         total += away * away
-    at = image[None, :] * out_strides[0] + y[None, :] * out_strides[4] + x_[None, :] * out_strides[5]
-    tl.store(out + at + i * out_strides[2] + j * out_strides[3], tl.sum(total, axis=1), mask=writes)
+    at = image[None, :] * out_stride_b + y[None, :] * out_stride_y + x_[None, :] * out_stride_x
+    tl.store(out + at + i * out_stride_i + j * out_stride_j, tl.sum(total, axis=1), mask=writes)
     if CENTRED and part == 0:
-        at_centre = image * out_strides[0] + y * out_strides[4] + x_ * out_strides[5]
-        at_centre += centre_i * out_strides[2] + centre_j * out_strides[3]
+        at_centre = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
+        at_centre += centre_i * out_stride_i + centre_j * out_stride_j
         tl.store(out + at_centre, tl.zeros((BLOCK_P,), tl.float32), mask=exists)
 
 
@@ -99,10 +108,24 @@ def _pull_kernel(
     x,  # [B, C, XH, XW], read under the taps
     grad,  # [B, 1, kh, kw, ...]
     out,  # as own
-    own_strides,
-    x_strides,
-    grad_strides,
-    out_strides,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_i,
+    grad_stride_j,
+    grad_stride_y,
+    grad_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
     batch,
     channels,
     height,
@@ -124,8 +147,8 @@ def _pull_kernel(
     tile = tl.program_id(0) // parts // phases
     image, y, x_, exists = tile_of_pixels(tile, phase, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
     c = tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)
-    at = image * own_strides[0] + y * own_strides[2] + x_ * own_strides[3]
-    f = load_channels(own, at, c.to(INDEX) * own_strides[1], exists, c < channels).to(tl.float32)
+    at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+    f = load_channels(own, at, c.to(INDEX) * own_stride_c, exists, c < channels).to(tl.float32)
 
     first_i = first_tap(phase // COLUMNS.divide, ROWS)
     first_j = first_tap(phase % COLUMNS.divide, COLUMNS)
@@ -137,23 +160,23 @@ def _pull_kernel(
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
-        at = image * x_strides[0] + read_y * x_strides[2] + read_x * x_strides[3]
-        away = f - load_channels(x, at, c.to(INDEX) * x_strides[1], reads, c < channels).to(tl.float32)
-        at = image * grad_strides[0] + i * grad_strides[2] + j * grad_strides[3]
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
+        away = f - load_channels(x, at, c.to(INDEX) * x_stride_c, reads, c < channels).to(tl.float32)
+        at = image * grad_stride_b + i * grad_stride_i + j * grad_stride_j
         if AT_SOURCE:
             counts = reads
-            at += read_y * grad_strides[4] + read_x * grad_strides[5]
+            at += read_y * grad_stride_y + read_x * grad_stride_x
             if CLIP:
-                away = tl.maximum(away, 0.0, propagate_nan=ALL_NANS)
+                away = tl.where(away < 0, 0.0, away)
         else:  # a tap outside the image reads 0, and has a distance like any other
             counts = exists
-            at += y * grad_strides[4] + x_ * grad_strides[5]
+            at += y * grad_stride_y + x_ * grad_stride_x
             if CLIP:
-                away = tl.minimum(away, 0.0, propagate_nan=ALL_NANS)
+                away = tl.where(away > 0, 0.0, away)
         weight = tl.load(grad + at, mask=counts, other=0.0).to(tl.float32)
         total += tl.where(counts[None, :], 2 * weight[None, :] * away, 0.0)  # 0 * infinity is not 0
-    at = image * out_strides[0] + y * out_strides[2] + x_ * out_strides[3]
-    store_channels(out, at, c.to(INDEX) * out_strides[1], total, exists, c < channels)
+    at = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
+    store_channels(out, at, c.to(INDEX) * out_stride_c, total, exists, c < channels)
 
 
 @triton.jit
@@ -168,9 +191,20 @@ def _mutual_pull_kernel(
     guide,  # [B, C, H, W]
     grad,  # [B, 1, kh, kw, GH, GW]
     out,  # as guide
-    guide_strides,
-    grad_strides,
-    out_strides,
+    guide_stride_b,
+    guide_stride_c,
+    guide_stride_y,
+    guide_stride_x,
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_i,
+    grad_stride_j,
+    grad_stride_y,
+    grad_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
     batch,
     channels,
     height,
@@ -196,36 +230,36 @@ def _mutual_pull_kernel(
     x = pixel % width
     exists = image < batch
     c = tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)
-    at_c = c.to(INDEX) * guide_strides[1]
-    at = image * guide_strides[0] + y * guide_strides[2] + x * guide_strides[3]
+    at_c = c.to(INDEX) * guide_stride_c
+    at = image * guide_stride_b + y * guide_stride_y + x * guide_stride_x
     f = load_channels(guide, at, at_c, exists, c < channels).to(tl.float32)
     row, has_row = _centre_of(y, ROWS)
     column, has_column = _centre_of(x, COLUMNS)
     has_window = exists & has_row & has_column & is_in(row, column, grad_height, grad_width)
-    at_window = image * grad_strides[0] + row * grad_strides[4] + column * grad_strides[5]
+    at_window = image * grad_stride_b + row * grad_stride_y + column * grad_stride_x
 
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     for tap in range(ROWS.taps * COLUMNS.taps):
         i = tap // COLUMNS.taps
         j = tap % COLUMNS.taps
-        weight = tl.load(grad + at_window + i * grad_strides[2] + j * grad_strides[3], mask=has_window, other=0.0).to(
+        weight = tl.load(grad + at_window + i * grad_stride_i + j * grad_stride_j, mask=has_window, other=0.0).to(
             tl.float32
         )
         there_y = y - (i - ROWS.taps // 2) * ROWS.step  # the walk back steps the other way
         there_x = x - (j - COLUMNS.taps // 2) * COLUMNS.step
         row, has_row = _centre_of(there_y, ROWS)
         column, has_column = _centre_of(there_x, COLUMNS)
-        at = image * grad_strides[0] + row * grad_strides[4] + column * grad_strides[5]
-        at += (ROWS.taps - 1 - i) * grad_strides[2] + (COLUMNS.taps - 1 - j) * grad_strides[3]
+        at = image * grad_stride_b + row * grad_stride_y + column * grad_stride_x
+        at += (ROWS.taps - 1 - i) * grad_stride_i + (COLUMNS.taps - 1 - j) * grad_stride_j
         seen_back = exists & has_row & has_column & is_in(row, column, grad_height, grad_width)
         weight += tl.load(grad + at, mask=seen_back, other=0.0).to(tl.float32)
-        at = image * guide_strides[0] + there_y * guide_strides[2] + there_x * guide_strides[3]
+        at = image * guide_stride_b + there_y * guide_stride_y + there_x * guide_stride_x
         reads = exists & is_in(there_y, there_x, height, width)
         away = f - load_channels(guide, at, at_c, reads, c < channels).to(tl.float32)
         counts = has_window | seen_back
         total += tl.where(counts[None, :], 2 * weight[None, :] * away, 0.0)  # 0 * infinity is not 0
-    at = image * out_strides[0] + y * out_strides[2] + x * out_strides[3]
-    store_channels(out, at, c.to(INDEX) * out_strides[1], total, exists, c < channels)
+    at = image * out_stride_b + y * out_stride_y + x * out_stride_x
+    store_channels(out, at, c.to(INDEX) * out_stride_c, total, exists, c < channels)
 
 
 def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
@@ -250,9 +284,9 @@ def _distances(own: Tensor, x: Tensor, size: tuple[int, int], window: Window, *,
         "own": own,
         "x": x,
         "out": out,
-        "own_strides": own.stride(),
-        "x_strides": x.stride(),
-        "out_strides": out.stride(),
+        **strides("own", own, "bcyx"),
+        **strides("x", x, "bcyx"),
+        **strides("out", out, "bcijyx"),
         "batch": batch,
         "channels": channels,
         "height": size[0],
@@ -286,9 +320,9 @@ def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> 
         "guide": guide,
         "grad": grad,
         "out": out,
-        "guide_strides": guide.stride(),
-        "grad_strides": grad.stride(),
-        "out_strides": out.stride(),
+        **strides("guide", guide, "bcyx"),
+        **strides("grad", grad, "bcijyx"),
+        **strides("out", out, "bcyx"),
         "batch": batch,
         "channels": channels,
         "height": height,
@@ -324,10 +358,10 @@ def _pulled(own: Tensor, x: Tensor, grad: Tensor, walk: Walk, *, at_source: bool
         "x": x,
         "grad": grad,
         "out": out,
-        "own_strides": own.stride(),
-        "x_strides": x.stride(),
-        "grad_strides": grad.stride(),
-        "out_strides": out.stride(),
+        **strides("own", own, "bcyx"),
+        **strides("x", x, "bcyx"),
+        **strides("grad", grad, "bcijyx"),
+        **strides("out", out, "bcyx"),
         "batch": batch,
         "channels": channels,
         "height": height,

@@ -36,6 +36,7 @@ from pac_ops.triton_backend.launch import (
     launch,
     operand_type,
     precision,
+    strides,
 )
 from pac_ops.triton_backend.walk import Walk
 
@@ -52,11 +53,31 @@ def _dot_kernel(
     out,  # [B, groups * outer, H, W], None where only K's gradient is wanted
     own,  # as out: what K's gradient multiplies the sums by
     grad_kernel,  # [slabs, B, 1, kh, kw, XH, XW] or None
-    x_strides,
-    kernel_strides,
-    out_strides,
-    own_strides,
-    grad_kernel_strides,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    grad_kernel_stride_s,
+    grad_kernel_stride_b,
+    grad_kernel_stride_c,
+    grad_kernel_stride_i,
+    grad_kernel_stride_j,
+    grad_kernel_stride_y,
+    grad_kernel_stride_x,
     batch,
     height,
     width,
@@ -97,9 +118,9 @@ def _dot_kernel(
     total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     if GRADIENT:
-        at = image * own_strides[0] + y * own_strides[2] + x_ * own_strides[3]
-        held = tl.trans(load_channels(own, at, channel * own_strides[1], exists, has_o))
-        slab = 0 if ADD else part.to(tl.int64) * grad_kernel_strides[0]
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+        held = tl.trans(load_channels(own, at, channel * own_stride_c, exists, has_o))
+        slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
     # One loop over taps and blocks of channels, not two, so that loads run ahead from tap to tap.
     for step in range(count_taps(first_i, ROWS) * taps_j * blocks):
         block = step % blocks
@@ -111,13 +132,13 @@ def _dot_kernel(
         if OUTPUT:  # loaded before the product, which hides how long that takes
             k_y = read_y if AT_SOURCE else y
             k_x = read_x if AT_SOURCE else x_
-            at = image * kernel_strides[0] + i * kernel_strides[2] + j * kernel_strides[3]
-            at += k_y * kernel_strides[4] + k_x * kernel_strides[5]
+            at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+            at += k_y * kernel_stride_y + k_x * kernel_stride_x
             k_ij = tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)
 
         c = block * BLOCK_I + tl.arange(0, BLOCK_I)
-        at = image * x_strides[0] + read_y * x_strides[2] + read_x * x_strides[3]
-        at_channel = (group * inner + c).to(INDEX) * x_strides[1]
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
+        at_channel = (group * inner + c).to(INDEX) * x_stride_c
         v = tl.trans(load_channels(x, at, at_channel, reads, c < inner))
         at_filter = ((group * ROWS.taps + i) * COLUMNS.taps + j) * outer + o
         filters = tl.load(
@@ -132,8 +153,8 @@ def _dot_kernel(
                 total += product * k_ij[:, None]
             if GRADIENT:
                 pull = tl.sum(product * held.to(tl.float32), axis=1)
-                at = image * grad_kernel_strides[1] + i * grad_kernel_strides[3] + j * grad_kernel_strides[4]
-                at += read_y * grad_kernel_strides[5] + read_x * grad_kernel_strides[6]
+                at = image * grad_kernel_stride_b + i * grad_kernel_stride_i + j * grad_kernel_stride_j
+                at += read_y * grad_kernel_stride_y + read_x * grad_kernel_stride_x
                 if ADD:
                     tl.atomic_add(grad_kernel + at, pull, mask=reads, sem="relaxed")
                 else:
@@ -142,8 +163,8 @@ def _dot_kernel(
     if OUTPUT:
         if bias is not None:
             total += tl.load(bias + channel, mask=has_o, other=0.0).to(tl.float32)[None, :]
-        at = image * out_strides[0] + y * out_strides[2] + x_ * out_strides[3]
-        store_channels(out, at, channel * out_strides[1], tl.trans(total), exists, has_o)
+        at = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
+        store_channels(out, at, channel * out_stride_c, tl.trans(total), exists, has_o)
 
 
 @triton.jit
@@ -155,11 +176,31 @@ def _direct_kernel(
     out,
     own,
     grad_kernel,
-    x_strides,
-    kernel_strides,
-    out_strides,
-    own_strides,
-    grad_kernel_strides,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    grad_kernel_stride_s,
+    grad_kernel_stride_b,
+    grad_kernel_stride_c,
+    grad_kernel_stride_i,
+    grad_kernel_stride_j,
+    grad_kernel_stride_y,
+    grad_kernel_stride_x,
     batch,
     height,
     width,
@@ -196,9 +237,9 @@ def _direct_kernel(
     taps_j = count_taps(first_j, COLUMNS)
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if GRADIENT:
-        at = image * own_strides[0] + y * own_strides[2] + x_ * own_strides[3]
-        held = load_channels(own, at, channel * own_strides[1], exists, has_o).to(tl.float32)
-        slab = 0 if ADD else part.to(tl.int64) * grad_kernel_strides[0]
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+        held = load_channels(own, at, channel * own_stride_c, exists, has_o).to(tl.float32)
+        slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
     for tap in range(count_taps(first_i, ROWS) * taps_j):
         i = first_i + tap // taps_j * ROWS.jump
         j = first_j + tap % taps_j * COLUMNS.jump
@@ -207,9 +248,9 @@ def _direct_kernel(
         reads = exists & is_in(read_y, read_x, x_height, x_width)
 
         product = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
-        at = image * x_strides[0] + read_y * x_strides[2] + read_x * x_strides[3]
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
         for c in range(inner):
-            at_channel = (group * inner + c).to(INDEX) * x_strides[1]
+            at_channel = (group * inner + c).to(INDEX) * x_stride_c
             v = load_channels(x, at, at_channel, reads, has_o).to(tl.float32)
             if weight is not None:
                 at_filter = ((group * ROWS.taps + i) * COLUMNS.taps + j) * outer + o % outer
@@ -219,17 +260,17 @@ def _direct_kernel(
         if OUTPUT:
             k_y = read_y if AT_SOURCE else y
             k_x = read_x if AT_SOURCE else x_
-            at = image * kernel_strides[0] + i * kernel_strides[2] + j * kernel_strides[3]
-            at += k_y * kernel_strides[4] + k_x * kernel_strides[5]
+            at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+            at += k_y * kernel_stride_y + k_x * kernel_stride_x
             if CHANNEL_WISE:
-                total += product * load_channels(kernel, at, channel * kernel_strides[1], reads, has_o).to(tl.float32)
+                total += product * load_channels(kernel, at, channel * kernel_stride_c, reads, has_o).to(tl.float32)
             else:
                 total += product * tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)[None, :]
         if GRADIENT:
-            at = image * grad_kernel_strides[1] + i * grad_kernel_strides[3] + j * grad_kernel_strides[4]
-            at += read_y * grad_kernel_strides[5] + read_x * grad_kernel_strides[6]
+            at = image * grad_kernel_stride_b + i * grad_kernel_stride_i + j * grad_kernel_stride_j
+            at += read_y * grad_kernel_stride_y + read_x * grad_kernel_stride_x
             if CHANNEL_WISE:
-                store_channels(grad_kernel, at, channel * grad_kernel_strides[2], product * held, reads, has_o)
+                store_channels(grad_kernel, at, channel * grad_kernel_stride_c, product * held, reads, has_o)
             elif ADD:
                 tl.atomic_add(grad_kernel + at, tl.sum(product * held, axis=0), mask=reads, sem="relaxed")
             else:
@@ -237,8 +278,8 @@ def _direct_kernel(
     if OUTPUT:
         if bias is not None:
             total += tl.load(bias + channel, mask=has_o, other=0.0).to(tl.float32)[:, None]
-        at = image * out_strides[0] + y * out_strides[2] + x_ * out_strides[3]
-        store_channels(out, at, channel * out_strides[1], total, exists, has_o)
+        at = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
+        store_channels(out, at, channel * out_stride_c, total, exists, has_o)
 
 
 def _meta(pixels: int, outer: int, inner: int, warps: int, stages: int) -> Meta:
@@ -308,10 +349,10 @@ def gather(
         "bias": None if bias is None else bias.contiguous(),
         "out": out,
         "own": own,
-        "x_strides": x.stride(),
-        "kernel_strides": kernel.stride(),
-        "out_strides": _strides(out, 4),
-        "own_strides": _strides(own, 4),
+        **strides("x", x, "bcyx"),
+        **strides("kernel", kernel, "bcijyx"),
+        **strides("out", out, "bcyx"),
+        **strides("own", own, "bcyx"),
         "batch": batch,
         "height": height,
         "width": width,
@@ -350,14 +391,12 @@ def gather(
     slabs = None
     if own is not None:
         slabs = torch.zeros((parts(default) if slabbed else 1, *kernel.shape), dtype=torch.float32, device=x.device)
-    arguments |= {"grad_kernel": slabs, "grad_kernel_strides": _strides(slabs, 7)}
+    # The tuner clears it, and takes no None.
+    arguments["grad_kernel"] = x.new_empty(1, dtype=torch.float32) if slabs is None else slabs
+    arguments |= strides("grad_kernel", slabs, "sbcijyx")
     arguments["INDEX"] = index_type(x, kernel, out, own, None if slabs is None else slabs[0])
     if direct:
         launch(_direct_kernel, grid(default), x, arguments, default)
     else:
         _DOT.launch(grid, x, arguments)
     return out, None if slabs is None else slabs.sum(dim=0) if slabbed else slabs[0]
-
-
-def _strides(x: Tensor | None, rank: int) -> tuple[int, ...]:
-    return (0,) * rank if x is None else x.stride()

@@ -1,10 +1,12 @@
-"""What the launches share on the host: tile sizes and their tuning, index type, precision of products."""
+"""What the launches share on the host: tile sizes and their tuning, strides, index type, precision of products."""
 
 # Triton is untyped.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator"
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,12 +22,31 @@ INT32_OFFSETS = 2**31 - 2**20  # offsets beyond this are computed in 64 bits; th
 
 Meta = dict[str, int]
 
+_traced: ContextVar[bool] = ContextVar("pac_ops_triton_traced", default=False)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """In this block launches are written into the graph that `torch.compile` is tracing, and do not run."""
+    token = _traced.set(True)
+    try:
+        yield
+    finally:
+        _traced.reset(token)
+
 
 def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, arguments: dict[str, Any], meta: Meta) -> None:
     """Run a kernel with tile sizes chosen beforehand, on the tensor's device."""
     if math.prod(grid):
-        with torch.cuda.device_of(like):
-            kernel[grid](**arguments, **(_without_options(meta) if INTERPRETED else meta))
+        _start(kernel, grid, like, arguments | (_without_options(meta) if INTERPRETED else meta))
+
+
+def _start(kernel: Any, grid: Any, like: Tensor, arguments: dict[str, Any]) -> None:
+    if _traced.get():
+        torch.library.wrap_triton(kernel)[grid](**arguments)
+        return
+    with torch.cuda.device_of(like):
+        kernel[grid](**arguments)
 
 
 class Tuned:
@@ -55,21 +76,15 @@ class Tuned:
             sums: names of tensors that the kernel adds to, which must be 0 before each timed run.
         """
         self._kernel, self._metas, self._float32_metas, self._clamp = kernel, metas, float32_metas, clamp
+        self._sums = sums
         self._tuner = None
         if not INTERPRETED:
-            configs = [_config(meta) for meta in metas]
-
-            def cleared(named: dict[str, Any], reset_only: bool = False) -> None:
-                for name in sums:
-                    if named[name] is not None:
-                        named[name].zero_()
 
             def choices(_: Any, named: dict[str, Any], **others: Any) -> list[Any]:
-                distinct = {tuple(meta.items()): meta for meta in self._choices({**named, **others})}
-                return [_config(meta) for meta in distinct.values()]
+                return self._configs({**named, **others})
 
-            prune = {"early_config_prune": choices}
-            self._tuner = triton.autotune(configs, key, prune_configs_by=prune, pre_hook=cleared)(kernel)
+            configs, prune = [_config(meta) for meta in metas], {"early_config_prune": choices}
+            self._tuner = triton.autotune(configs, key, prune_configs_by=prune, reset_to_zero=sums)(kernel)
 
     def launch(self, grid: Callable[[Meta], tuple[int, ...]], like: Tensor, arguments: dict[str, Any]) -> None:
         """Run the kernel on a grid that follows from the tile sizes."""
@@ -77,18 +92,24 @@ class Tuned:
         if self._tuner is None or torch.are_deterministic_algorithms_enabled():
             launch(self._kernel, grid(meta), like, arguments, meta)
         elif math.prod(grid(meta)):
-            with torch.cuda.device_of(like):
-                self._tuner[grid](**arguments)
+            tuner = self._tuner
+            if _traced.get():  # where Inductor takes configurations away itself, it forgets what to clear
+                tuner = triton.autotune(self._configs(arguments), [], reset_to_zero=self._sums)(self._kernel)
+            _start(tuner, grid, like, arguments)
 
     def default(self, arguments: dict[str, Any]) -> Meta:
         """The tile sizes that are used where none are timed."""
         return self._choices(arguments)[0]
 
+    def _configs(self, arguments: dict[str, Any]) -> list[Any]:
+        distinct = {tuple(meta.items()): meta for meta in self._choices(arguments)}
+        return [_config(meta) for meta in distinct.values()]
+
     def _choices(self, arguments: dict[str, Any]) -> list[Meta]:
         if INTERPRETED:  # small, so that small tests have several tiles and partial ones; few, since each is slow
             return [{"BLOCK_P": 64, "BLOCK_O": 16, "BLOCK_I": 16}]
         full = arguments["OPERAND"] == tl.float32 and arguments["PRECISION"] == "ieee"
-        most = {tile: max(16, triton.next_power_of_2(arguments[name])) for tile, name in self._clamp.items()}
+        most = {tile: max(16, triton.next_power_of_2(int(arguments[name]))) for tile, name in self._clamp.items()}
         metas = self._float32_metas if full else self._metas
         return [{name: min(size, most.get(name, size)) for name, size in meta.items()} for meta in metas]
 
@@ -100,6 +121,12 @@ def _config(meta: Meta) -> Any:
 
 def _without_options(meta: Meta) -> Meta:
     return {name: value for name, value in meta.items() if name.startswith("BLOCK")}
+
+
+def strides(name: str, x: Tensor | None, axes: str) -> dict[str, int]:
+    """A tensor's strides as arguments of a kernel, one an axis, as Inductor passes no tuples; 0 for no tensor."""
+    steps = (0,) * len(axes) if x is None else x.stride()
+    return {f"{name}_stride_{axis}": step for axis, step in zip(axes, steps, strict=True)}
 
 
 def index_type(*tensors: Tensor | None) -> Any:
@@ -127,7 +154,7 @@ def elementwise_tiles(x: Tensor, channels: int) -> Meta:
     if INTERPRETED:
         return {"BLOCK_P": 64, "BLOCK_O": 4}
     pixels, most = (32, 32) if x.stride(1) == 1 else (128, 8)
-    return {"BLOCK_P": pixels, "BLOCK_O": min(most, triton.next_power_of_2(max(1, channels))), "num_warps": 4}
+    return {"BLOCK_P": pixels, "BLOCK_O": min(most, triton.next_power_of_2(max(1, int(channels)))), "num_warps": 4}
 
 
 def cdiv(a: int, b: int) -> int:

@@ -19,6 +19,10 @@ class Axis(NamedTuple):
     taps: int
     jump: int
 
+    def __repr__(self) -> str:
+        """An expression that needs no imports: Inductor writes a kernel's constants into its code so."""
+        return f"__import__({__name__!r}, fromlist=['Axis']).Axis{tuple(self)}"
+
 
 class Walk(NamedTuple):
     """The maps of rows and of columns."""
@@ -54,4 +58,5 @@ def spreading(window: Window) -> Walk:
 
 
 def _axis(multiply: int, divide: int, offset: int, step: int, taps: int) -> Axis:
-    return Axis(multiply, divide, offset, step, taps, divide // math.gcd(divide, step))
+    # Under `torch.compile` sizes may be symbols; those of a window are constants of a kernel, and are fixed here.
+    return Axis(*map(int, (multiply, divide, offset, step, taps, divide // math.gcd(divide, step))))

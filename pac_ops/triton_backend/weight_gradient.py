@@ -23,6 +23,7 @@ from pac_ops.triton_backend.launch import (
     operand_type,
     precision,
     splits,
+    strides,
 )
 from pac_ops.triton_backend.walk import Walk
 
@@ -33,9 +34,20 @@ def _dot_kernel(
     x,  # [B, groups * inner, XH, XW], read under the taps
     kernel,
     out,  # [slabs, taps, groups * outer, inner], contiguous
-    own_strides,
-    x_strides,
-    kernel_strides,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
     batch,
     height,
     width,
@@ -66,8 +78,8 @@ def _dot_kernel(
     o = rest % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
     c = rest // tiles_o % tiles_i * BLOCK_I + tl.arange(0, BLOCK_I)
     group = rest // tiles_o // tiles_i
-    at_o = (group * outer + o).to(INDEX) * own_strides[1]
-    at_c = (group * inner + c).to(INDEX) * x_strides[1]
+    at_o = (group * outer + o).to(INDEX) * own_stride_c
+    at_c = (group * inner + c).to(INDEX) * x_stride_c
 
     total = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
@@ -75,14 +87,14 @@ def _dot_kernel(
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
-        at = image * own_strides[0] + y * own_strides[2] + x_ * own_strides[3]
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
         held = load_channels(own, at, at_o, reads, o < outer)
-        at = image * x_strides[0] + read_y * x_strides[2] + read_x * x_strides[3]
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
         v = tl.trans(load_channels(x, at, at_c, reads, c < inner))
         k_y = read_y if AT_SOURCE else y
         k_x = read_x if AT_SOURCE else x_
-        at = image * kernel_strides[0] + i * kernel_strides[2] + j * kernel_strides[3]
-        at += k_y * kernel_strides[4] + k_x * kernel_strides[5]
+        at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+        at += k_y * kernel_stride_y + k_x * kernel_stride_x
         # Pixels are summed over here, so K has to multiply one of the factors.
         k_ij = tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)
         scaled = (held.to(tl.float32) * k_ij[None, :]).to(OPERAND)
@@ -101,9 +113,20 @@ def _direct_kernel(
     x,
     kernel,
     out,
-    own_strides,
-    x_strides,
-    kernel_strides,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
     batch,
     height,
     width,
@@ -128,8 +151,8 @@ def _direct_kernel(
     j = tap % COLUMNS.taps
     c = tl.program_id(0) // taps % inner
     o = tl.program_id(0) // taps // inner * BLOCK_O + tl.arange(0, BLOCK_O)
-    at_o = o.to(INDEX) * own_strides[1]
-    at_c = (o // outer * inner + c).to(INDEX) * x_strides[1]
+    at_o = o.to(INDEX) * own_stride_c
+    at_c = (o // outer * inner + c).to(INDEX) * x_stride_c
 
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
@@ -137,14 +160,14 @@ def _direct_kernel(
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
-        at = image * own_strides[0] + y * own_strides[2] + x_ * own_strides[3]
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
         held = load_channels(own, at, at_o, reads, o < channels).to(tl.float32)
-        at = image * x_strides[0] + read_y * x_strides[2] + read_x * x_strides[3]
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
         v = load_channels(x, at, at_c, reads, o < channels).to(tl.float32)
         k_y = read_y if AT_SOURCE else y
         k_x = read_x if AT_SOURCE else x_
-        at = image * kernel_strides[0] + i * kernel_strides[2] + j * kernel_strides[3]
-        at += k_y * kernel_strides[4] + k_x * kernel_strides[5]
+        at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+        at += k_y * kernel_stride_y + k_x * kernel_stride_x
         total += held * v * tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)[None, :]
     at = (tap * channels + o) * inner + c
     result = tl.sum(total, axis=1)
@@ -198,9 +221,9 @@ def weight_gradient(own: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: 
         "own": own,
         "x": x,
         "kernel": kernel,
-        "own_strides": own.stride(),
-        "x_strides": x.stride(),
-        "kernel_strides": kernel.stride(),
+        **strides("own", own, "bcyx"),
+        **strides("x", x, "bcyx"),
+        **strides("kernel", kernel, "bcijyx"),
         "batch": batch,
         "height": height,
         "width": width,

@@ -11,7 +11,6 @@ import itertools
 import os
 import subprocess
 import sys
-import types
 import warnings
 
 import pytest
@@ -24,6 +23,8 @@ from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d, backends, referenc
 from pac_ops.geometry import Window
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+import hopper  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -405,7 +406,7 @@ def test_tf32_by_the_newer_switch():
 
 
 def test_signatures_are_the_oracles():
-    names = set(backend.__all__) - {"INTERPRETED"}
+    names = set(backend.__all__) - {"INTERPRETED", "traced"}
     for name in names:
         own, oracle = (list(inspect.signature(getattr(m, name)).parameters) for m in (backend, reference))
         assert own == oracle, name
@@ -567,14 +568,6 @@ def test_cpu_tensors_are_refused(monkeypatch):
 # --- compiled for a GPU that is not there ---------------------------------------------------------------------
 
 
-class Hopper:
-    """Triton's driver, of a GPU that is not there."""
-
-    get_current_target = staticmethod(lambda: triton.backends.compiler.GPUTarget("cuda", 90, 32))
-    get_current_device = staticmethod(lambda: 0)
-    get_current_stream = staticmethod(lambda device=None: 0)
-
-
 @pytest.fixture
 def compiled(monkeypatch):
     """Launches compile their kernel and do no more; tile sizes are timed, all alike. Names and code of the compiled."""
@@ -588,12 +581,8 @@ def compiled(monkeypatch):
         run()
         return [1.0, 1.0, 1.0]
 
-    driver = triton.runtime.driver
-    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", Hopper())
+    hopper.pretend(monkeypatch)
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
-    monkeypatch.setattr(
-        "torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(multi_processor_count=132)
-    )
     for module in (gather, weight_gradient):
         monkeypatch.setattr(module._DOT._tuner, "_do_bench", timed)
         monkeypatch.setattr(module._DOT._tuner, "cache", {})
@@ -691,6 +680,27 @@ def check_large(operator, case, bounds):
                 for n, (a, e) in enumerate(zip(run(backend, name, laid), expected, strict=True)):
                     error = ((a.double() - e).norm() / e.norm().clamp_min(1e-30)).item()
                     assert error <= bound, f"{name} {n} {dtype}: {error:.2e}"  # NaN is not <= anything
+
+
+@on_gpu
+@pytest.mark.usefixtures("in_full_float32")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_runs_the_launches(dynamic):
+    """And times their tile sizes itself, on the first run, which leaves nothing behind either."""
+    layer = PacConv2d(64, 64, 3, padding=1).cuda()
+    x, guide = (torch.randn(2, c, 32, 32, device="cuda", requires_grad=True) for c in (64, 16))
+    leaves = [x, guide, *layer.parameters()]
+
+    def output_and_gradients(run):
+        out = run(x, guide / 4)
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    expected = output_and_gradients(layer)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic)
+    for _ in range(2):
+        for n, (a, e) in enumerate(zip(output_and_gradients(compiled), expected, strict=True)):
+            assert ((a - e).norm() / e.norm()).item() <= 1e-5, n
 
 
 @on_gpu

@@ -291,13 +291,14 @@ def load_checkpoint(
     if model is not None:
         loaded = model if inplace else _deep_copy(model)
     elif metadata is not None and metadata.architecture is not None:
-        size = sum(x.nbytes for x in checkpoint.state_dict.values())
+        weights = checkpoint.state_dict.values()
+        room = zoo.Room(2 * sum(x.nbytes for x in weights) + _ROOM, len(weights))
         loaded = zoo.build(
             metadata.architecture,
             trusted=False,
             initialise=False,
             config=metadata.config,
-            most=2 * size + _ROOM,
+            most=room,
         )
     else:
         raise HotswapError(

@@ -27,7 +27,9 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 MAX_BYTES = 4 << 20  # of a configuration; the largest real ones list 21,843 labels
 _MAX_DEPTH = 10
-_LARGEST = 10**7  # of a number in one: no width, depth or vocabulary is above it
+_LARGEST = 10**7  # of a number in one: no width or vocabulary is above it
+_COUNTED = re.compile(r"depth|layer|block|stage")
+_DEEPEST = 10**5  # of a number under such a key: lists as long as a network is deep are made before its layers
 
 # What says where a model came from or how it was run, and is no part of the network.
 _DROPPED = frozenset(
@@ -210,7 +212,7 @@ def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any
         of_timm = owner.get("model_type") == _BACKBONE or (typed and owner.get("use_timm_backbone") is True)
         backbone = key == "backbone" and value is not None and not of_timm
         text = isinstance(value, str) and not _TEXT.fullmatch(value)
-        if refused or looked_up or backbone or text or not _size(value) <= _LARGEST:
+        if refused or looked_up or backbone or text or not _size(value) <= largest(key):
             raise HotswapError(
                 f"{where} may not hold {key[:80]!r}: {str(value)[:80]!r}, as nothing is fetched, read or run for it; "
                 "build the network yourself and pass it as model (on the command line: --model)"
@@ -229,6 +231,11 @@ def _json_object(path: PathLike) -> Mapping[str, Any]:
     if not isinstance(config, Mapping):
         raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(config).__name__}")
     return config
+
+
+def largest(key: str) -> int:
+    """The largest number that may stand under a key, in a file's configuration or name of a network."""
+    return _DEEPEST if _COUNTED.search(key) else _LARGEST
 
 
 def _check_depth(value: Any, where: str, depth: int = 0) -> None:

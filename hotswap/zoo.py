@@ -53,6 +53,7 @@ _WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_back
 # What a file may not ask for: options that read files, fetch something, or compile. Rather too many than too few.
 _REFUSED_IN_FILES = re.compile(r"weights|pretrained|checkpoint|cache|file|url|hub|script|jit")
 _STRING_IN_FILES = re.compile(r"[\w.\-]{0,64}")  # no path and no address
+_TENSORS = 1000  # that a network may make and not keep
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ class Spec:
     def __str__(self) -> str:
         options = "&".join(f"{key}={_as_text(value)}" for key, value in self.options.items())
         return f"{self.provider}:{self.name}" + (f"?{options}" if options else "")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a network may take."""
+
+    bytes: int  # of parameters and buffers
+    tensors: int  # how many of them it has; some more may be made on the way
 
 
 def parse(spec: str, *, typed: bool = True) -> Spec:
@@ -158,7 +167,7 @@ def build(
     trusted: bool,
     initialise: bool = True,
     config: Mapping[str, Any] | None = None,
-    most: int | None = None,
+    most: Room | None = None,
 ) -> nn.Module:
     """Build a network by its name, in training mode, as its constructor leaves it.
 
@@ -169,7 +178,7 @@ def build(
         initialise: False leaves the weights of the providers' networks as the memory was, for who is
             going to overwrite them or never looks: random numbers are most of the time that building takes.
         config: the configuration of transformers that was found beside a name in a file.
-        most: of parameters' and buffers' bytes, that a name found in a file may ask for.
+        most: that a name found in a file may ask for.
 
     Raises:
         HotswapError: where the name is not known or not permitted, a package is missing, or building fails.
@@ -292,12 +301,17 @@ def _check_untrusted(spec: Spec) -> None:
     if permitted is None or not permitted.fullmatch(spec.name) or (spec.provider == TRANSFORMERS and spec.options):
         raise HotswapError(f"a file may not ask for the network {str(spec)!r}; pass the network as model (--model)")
     for key, value in spec.options.items():
-        texts = [text for text in _flat(value) if isinstance(text, str)]
-        if _REFUSED_IN_FILES.search(key) or not all(map(_STRING_IN_FILES.fullmatch, texts)):
+        if _REFUSED_IN_FILES.search(key) or not all(_is_harmless(key, x) for x in _flat(value)):
             raise HotswapError(
                 f"a file may not ask for option {key}={value!r} of {spec.provider}:{spec.name}; "
                 "build the network yourself and pass it as model (on the command line: --model)"
             )
+
+
+def _is_harmless(key: str, value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_STRING_IN_FILES.fullmatch(value))
+    return value is None or abs(value) <= hf.largest(key)
 
 
 def _flat(value: Any) -> list[Any]:
@@ -465,18 +479,19 @@ def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContext
 
 
 @contextmanager
-def _held_down(spec: Spec, most: int | None) -> Iterator[None]:
-    """Around the building of what a file named: nothing comes from the hub, and no more memory is taken than `most`.
+def _held_down(spec: Spec, most: Room | None) -> Iterator[None]:
+    """Around the building of what a file named: nothing comes from the hub, and no more is made than `most`.
 
     A tensor is counted when a module takes it, which is before anything is written to its memory.
     """
     constants: Any = sys.modules.get("huggingface_hub.constants")
-    taken = 0
+    taken = tensors = 0
 
     def count(_module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal taken
+        nonlocal taken, tensors
         taken += 0 if tensor is None else tensor.numel() * tensor.element_size()
-        if most is not None and taken > most:
+        tensors += tensor is not None
+        if most is not None and (taken > most.bytes or tensors > 4 * most.tensors + _TENSORS):
             raise HotswapError(f"the network {spec} is larger than the file that names it could hold")
 
     hooks = [

@@ -9,7 +9,7 @@ from recipes import extra
 NAMES = ("voc", "nyu", "sintel")
 
 
-@click.group()
+@click.group(epilog=options.examples("hotswap data check voc /data/voc"))
 def data() -> None:
     """Data sets of the recipes."""
 

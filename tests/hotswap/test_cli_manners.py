@@ -44,9 +44,10 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_takes_quiet_and_its_help_ends_with_examples(words):
+def test_every_command_takes_quiet_and_json_and_its_help_ends_with_examples(words):
     text = run(*words, "--help").stdout
     assert "-q, --quiet" in text
+    assert "--json" in text
     assert "Examples:" in text
     assert all(f"hotswap {' '.join(words)}" in line for line in text.partition("Examples:\n")[2].splitlines()[:1])
 

@@ -162,7 +162,7 @@ def config(**changes):
         config(hidden_act="https://x"),
         config(hidden_act="x" * 65),
         config(hidden_act=["gelu", "/etc/passwd"]),
-        config(depths=[10**6] * 11),
+        config(depths=[10**5, 1, 1, 1]),
         config(decoder_hidden_size=10**8),
         config(layer_norm_eps=float("nan")),
         config(hidden_sizes=json.loads("[" * 40 + "]" * 40)),
@@ -186,12 +186,13 @@ def test_a_hostile_configuration_is_refused_in_one_line(found):
         ("SegformerModel", config(model_type="segfromer"), "no model_type 'segfromer'; closest: segformer"),
         ("SegformerModel", config(hidden_sizes="x"), "could not be built"),
         ("SegformerModel", config(hidden_sizes=[8, 16, 24, 6000]), "larger than the file that names it could hold"),
+        ("SegformerModel", config(depths=[1, 1, 1, 9000]), "larger than the file that names it could hold"),
         ("SegformerModel", config(hidden_act="nope"), "could not be built"),
     ],
 )
 def test_a_configuration_of_something_else(offline, name, found, reason):
     with pytest.raises(HotswapError) as caught:
-        zoo.build(f"transformers:{name}", trusted=False, config=found, most=1 << 28)
+        zoo.build(f"transformers:{name}", trusted=False, config=found, most=zoo.Room(1 << 28, 1000))
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -180,6 +180,13 @@ def test_an_attribute_that_is_no_statement_is_none(found):
     assert zoo.normalisation(model) == (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)
 
 
+def test_a_deep_network_of_a_file_is_stopped_by_how_many_tensors_the_file_has():
+    with pytest.raises(HotswapError, match="is larger than the file that names it could hold"):
+        zoo.build("timm:test_vit?depth=500", trusted=False, initialise=False, most=zoo.Room(1 << 40, 9))
+    full = zoo.build("timm:test_vit", trusted=False, most=zoo.Room(1 << 40, 0))
+    assert len(full.state_dict()) > 40
+
+
 # --- what a file may name -----------------------------------------------------------------------------------
 
 
@@ -209,6 +216,8 @@ def test_an_attribute_that_is_no_statement_is_none(found):
         "transformers:SegformerModel?num_labels=3",
         "transformers:models.segformer",
         "torchvision:../x",
+        "timm:test_vit?depth=10000000",
+        "timm:test_resnet?layers=[1,1,1,1e400]",
     ],
 )
 def test_a_file_may_not_name(module, offline, spec):

@@ -3,12 +3,11 @@
 import types
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
+from interpreted import triton
 
 
 class _Driver:
-    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_target = staticmethod(lambda: triton.backends.compiler.GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
     get_current_stream = staticmethod(lambda device=None: 0)
 

@@ -1,25 +1,21 @@
 """`torch.compile` sees through the operators on a GPU: to the launches of their Triton kernels, traced with no GPU."""
 
-import os
-
+import hopper
 import pytest
 import torch
+from interpreted import INTERPRETED
 from test_library import REGISTERED, arguments
 from torch._functorch.aot_autograd import aot_function, make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import pac_ops
-
-pytest.importorskip("triton", reason="Triton is not installed")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("interpreted kernels are not traced", allow_module_level=True)
-
-import hopper
-
 from pac_ops.triton_backend.walk import Axis
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*FP_FUSION")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*FP_FUSION"),
+    pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not traced"),
+]
 
 LAUNCH = torch.ops.higher_order.triton_kernel_wrapper_functional
 WRITTEN = {"out", "grad_kernel"}

@@ -13,21 +13,19 @@ import subprocess
 import sys
 import warnings
 
+import hopper
 import pytest
 import torch
+from interpreted import DEVICE, INTERPRETED, triton
 from oracle import CASES, Case, assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pac_ops
 from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d, backends, reference
+from pac_ops import triton_backend as backend
 from pac_ops.geometry import Window
+from pac_ops.triton_backend import gather, launch, weight_gradient
 
-triton = pytest.importorskip("triton", reason="Triton is not installed")
-
-import hopper  # noqa: E402
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 NO_GPU = "no GPU: test_every_kernel_under_the_interpreter runs this on the CPU"
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window", "ignore:.*FP_FUSION")
@@ -43,26 +41,6 @@ def on_gpu(test):
     """Mark a test that runs on a GPU alone."""
     missing = INTERPRETED or not torch.cuda.is_available()
     return pytest.mark.gpu(pytest.mark.skipif(missing, reason="on the GPU itself")(test))
-
-
-if INTERPRETED:
-    from triton.runtime import interpreter
-
-    # Checking every integer operation for overflow takes two thirds of the time.
-    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
-
-    @triton.jit
-    def _loop(n):
-        for _ in range(n):
-            pass
-
-    try:
-        _loop[(1,)](1)
-    except interpreter.InterpreterError:  # Triton 3.6 and before with numpy 2.4 and later
-        pytest.skip("this Triton's interpreter cannot run a loop with this numpy", allow_module_level=True)
-
-from pac_ops import triton_backend as backend  # noqa: E402 (after the interpreter is known to work)
-from pac_ops.triton_backend import gather, launch, weight_gradient  # noqa: E402
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")

@@ -6,7 +6,7 @@ from torch import nn
 
 import hotswap
 import pac_ops
-from benchmarks.evidence import config, controls, depth, page, results, runs
+from benchmarks.evidence import config, controls, depth, page, results, runs, text
 from benchmarks.evidence.config import DenseCrf, Experiment, PacCrf, Skip
 from benchmarks.evidence.runs import Row, Run
 from benchmarks.evidence.statistics import difference
@@ -185,3 +185,29 @@ def test_the_page_says_what_the_results_say(name):
 def test_an_unknown_experiment_is_named_with_those_there_are():
     with pytest.raises(HotswapError, match=r"there is no experiment 'x'; there are: .*scenes"):
         config.read("x")
+
+
+@pytest.mark.parametrize("split", text.PHOTOGRAPHS)
+def test_strokes_lie_where_their_mask_says(split):
+    strokes = text.Strokes(split, 3, 64)
+    image, mask = strokes[1]
+    assert image.shape == (3, 64, 64)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert 0.01 < mask.float().mean() < 0.5
+    again, _ = text._drawn.__wrapped__(split, 1, 64)
+    assert torch.equal(image, again)
+    others = torch.stack([strokes[0][1], strokes[2][1], mask.flip(0), mask.flip(1)]).bool()
+    assert contrast(image, mask.bool()) > max(contrast(image, other) for other in others)
+
+
+def contrast(image, mask):
+    """How far the pixels of a mask are from those beside it."""
+    near = nn.functional.max_pool2d(mask[None].float(), 7, 1, 3)[0].bool() & ~mask
+    return (image[:, mask].mean(dim=1) - image[:, near].mean(dim=1)).norm()
+
+
+def test_splits_of_strokes_share_nothing():
+    for shared in (text.PHOTOGRAPHS, text.FONTS):
+        names = [name for split in shared.values() for name in split]
+        assert len(names) == len(set(names))

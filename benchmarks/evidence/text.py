@@ -30,11 +30,8 @@ FONTS = {
     "validation": ("cmr10", "cmss10", "cmtt10", "cmb10"),
     "test": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 }
-LINES, HEIGHTS, LETTERS = (
-    (2, 5),
-    (12, 28),
-    (4, 10),
-)  # in a picture; pixels of a line; in a line: at least, and fewer than
+# In a picture, pixels of a line, in a line: at least, and fewer than.
+LINES, HEIGHTS, LETTERS = (2, 5), (12, 28), (4, 10)
 DRAWN = 4  # lines are drawn so many times larger, so that the mask is what covers half of a pixel
 
 

@@ -16,7 +16,10 @@ from hotswap.files import PathLike
 from hotswap.observe import default_inputs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Whatever a file is called. For EPS, Pillow would run a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _MODES = {1: "L", 3: "RGB"}  # how an image is read for so many input channels
+_MOST_PIXELS = 50_000_000  # read whole, in float32
 
 
 @dataclass(frozen=True)
@@ -132,20 +135,33 @@ def read(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> 
         size: height and width.
 
     Raises:
-        HotswapError: where it cannot be read.
+        HotswapError: where it cannot be read, or has more than 50 million pixels and no `size` is given.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tags that are damaged: what matters is whether there are pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                mode = image.mode
-                upright = ImageOps.exif_transpose(image).convert(_MODES[channels])
-                if size is not None:
-                    upright = upright.resize(size[::-1], Image.Resampling.BILINEAR)
+            pixels = _pixels(file, channels, size)
+    except HotswapError:
+        raise
     except Exception as error:  # a damaged image can make a decoder raise anything
         raise HotswapError(f"cannot read image {str(file)!r} ({type(error).__name__}: {error})") from error
-    if mode.startswith(("I", "F")):  # which convert() cuts off at 255
-        raise HotswapError(f"image {str(file)!r} has more than 8 bits a channel; convert it to 8 bits")
-    pixels = torch.from_numpy(np.array(upright, dtype=np.float32) / 255)
-    return pixels.view(upright.height, upright.width, channels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).float().div_(255).permute(2, 0, 1)
+
+
+def _pixels(
+    file: Path, channels: int, size: tuple[int, int] | None
+) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
+    with Image.open(file, formats=FORMATS) as image:
+        if image.mode.startswith(("I", "F")):  # which convert() cuts off at 255
+            raise HotswapError(f"image {str(file)!r} has more than 8 bits a channel; convert it to 8 bits")
+        if size is None and image.width * image.height > _MOST_PIXELS:
+            raise HotswapError(
+                f"image {str(file)!r} has {image.width} x {image.height} pixels, and can have at most "
+                f"{_MOST_PIXELS // 10**6} million; make it smaller"
+            )
+        ImageOps.exif_transpose(image, in_place=True)
+        upright = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+        if size is not None:
+            upright = upright.resize(size[::-1], Image.Resampling.BILINEAR)
+        return np.array(upright).reshape(upright.height, upright.width, channels)

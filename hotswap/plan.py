@@ -232,9 +232,7 @@ def _swap(data: Any, index: int) -> Swap:
     )
     if values["tap_means"] is not None:
         values["tap_means"] = _items(values["tap_means"], (int, float), f"{where}: tap_means", "numbers")
-    values["taps"] = tuple(
-        tap and (_items(tap, (str, int), f"{where}: taps", "[path, calls] or null", 2)) for tap in values["taps"]
-    )
+    values["taps"] = tuple(_tap(tap, where) for tap in values["taps"])
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
     return Swap(**values)
@@ -271,6 +269,15 @@ def _resize(data: Any, index: int) -> Resize:
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
+
+
+def _tap(value: Any, where: str) -> tuple[str, int] | None:
+    if value is None:
+        return None
+    match value:
+        case [str(path), int(calls)] if not isinstance(calls, bool):
+            return path, calls
+    raise HotswapError(f"{where}: taps must be [path, calls] or null, got {value!r}")
 
 
 def _listed(value: Any) -> list[Any]:

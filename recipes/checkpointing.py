@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from hotswap import checkpoint
 from hotswap.errors import HotswapError, one_line
@@ -22,6 +22,7 @@ _FORMAT = 1
 class Record:
     """What is known of a run so far."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     history: list[dict[str, Any]] = field(default_factory=list)  # an entry a measurement: step, loss, metrics
     best: dict[str, Any] | None = None  # the entry of the best
     training_seconds: float = 0.0

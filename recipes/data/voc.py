@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from hotswap.errors import HotswapError
+from hotswap.images import FORMATS
 from recipes.data.cropping import IGNORED, Cropping, padded
 from recipes.data.files import PathLike, Source, read_image
 
@@ -154,7 +155,7 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _voc_labels(path: str) -> npt.NDArray[np.uint8]:
-    with Image.open(path) as palette:
+    with Image.open(path, formats=FORMATS) as palette:
         return np.array(palette)
 
 

@@ -538,8 +538,10 @@ def metadata(trap):
         "a million spaces",
         "escapes",
         "half a character",
+        "a long fraction",
         "ten thousand notes",
         "ten thousand scales",
+        "ten thousand swaps",
     }
     made = []
     for name, text in texts.items():

@@ -18,6 +18,7 @@ import hotswap
 from hotswap import checkpoint, guide, images, kernels, zoo
 from hotswap.calibrate import DEFAULT_DEVIATION
 from hotswap.cli import main
+from hotswap.errors import HotswapError
 
 ROOT = Path(__file__).parents[2]
 NET = "networks:Plain"
@@ -241,10 +242,21 @@ def test_a_rotated_photograph_is_read_upright(tmp_path):
     assert batch[0, 0].argmax() == 7
 
 
+def test_an_image_is_read_whole_only_where_that_fits_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_MOST_PIXELS", 11)
+    Image.new("RGB", (4, 3), (255, 0, 51)).save(tmp_path / "x.png")
+    with pytest.raises(
+        HotswapError, match=r"x\.png' has 4 x 3 pixels, and can have at most 0 million; make it smaller"
+    ):
+        images.read(tmp_path / "x.png")
+    assert images.read(tmp_path / "x.png", size=(2, 2))[:, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+
+
 BAD_IMAGES = [
     ("broken.png", b"\x89PNG\r\n\x1a\nno", "broken.png"),
     ("cut.jpg", None, "cut.jpg"),
     ("deep.tif", None, "deep.tif' has more than 8 bits"),
+    ("program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", "cannot identify image file"),
 ]
 
 

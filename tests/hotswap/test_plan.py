@@ -128,6 +128,10 @@ GOOD = {
         ({"swaps": [GOOD | {"guide": ["b", 3]}], "notes": []}, "guide must be strings, got"),
         ({"swaps": [GOOD | {"guide": []}], "notes": []}, "must have at least one source"),
         ({"swaps": [GOOD | {"guide_alias": [None, "x"]}], "notes": []}, "guide_alias must hold one alias"),
+        *(
+            ({"swaps": [GOOD | {"taps": [tap]}], "notes": []}, r"taps must be \[path, calls\] or null, got")
+            for tap in (0, 1, "", "ab", [], ["a"], ["a", "b"], [1, 2], ["a", True], [["a"], 1], {"a": 1, "b": 2})
+        ),
         ({"swaps": [GOOD | {"target": None}], "notes": []}, "target must be str, got None"),
         ({"swaps": [GOOD | {"code": "x"}], "notes": []}, "got also 'code'"),
         ({"swaps": [{k: v for k, v in GOOD.items() if k != "guide"}], "notes": []}, "must have 'guide'"),

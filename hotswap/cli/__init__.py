@@ -34,6 +34,12 @@ class _Group(click.Group):
             options.add_quiet(found)
         return found
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with the whole first sentence of its help, which click would cut short."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in found if command])
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

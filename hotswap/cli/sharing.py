@@ -43,10 +43,9 @@ def push(
     loaded = inputs.load(checkpoint, model)
     chosen = {"message": message, "max_shard_size": max_shard_size}
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    with output.busy("pushing"):
-        address = push_to_hub(
-            loaded.network, repository, architecture=loaded.architecture, private=private, branch=branch, **given
-        )
+    address = push_to_hub(
+        loaded.network, repository, architecture=loaded.architecture, private=private, branch=branch, **given
+    )
     output.show(_Pushed(address), as_json=as_json)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,14 @@ def test_every_command_takes_quiet_and_json_and_its_help_ends_with_examples(word
     assert "--json" in text
     assert "Examples:" in text
     assert all(f"hotswap {' '.join(words)}" in line for line in text.partition("Examples:\n")[2].splitlines()[:1])
+
+
+def test_help_lists_every_command_with_a_whole_sentence():
+    text = run("--help").stdout.partition("Commands:\n")[2].partition("Examples:")[0]
+    assert {line.split()[0] for line in text.splitlines() if re.match("  [a-z]", line)} == {
+        words[0] for words in COMMANDS
+    }
+    assert "..." not in text
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

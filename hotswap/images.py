@@ -1,7 +1,9 @@
 """Photographs in a folder, as batches for a network."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hotswap.observe import default_inputs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Whatever a file is called. For EPS, Pillow would run a program.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _MODES = {1: "L", 3: "RGB"}  # how an image is read for so many input channels
 _MOST_PIXELS = 50_000_000  # read whole, in float32
 
@@ -138,10 +140,7 @@ def read(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> 
         HotswapError: where it cannot be read, or has more than 50 million pixels and no `size` is given.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags that are damaged: what matters is whether there are pixels
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pixels = _pixels(file, channels, size)
+        pixels = _pixels(file, channels, size)
     except HotswapError:
         raise
     except Exception as error:  # a damaged image can make a decoder raise anything
@@ -149,10 +148,29 @@ def read(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> 
     return torch.from_numpy(pixels).float().div_(255).permute(2, 0, 1)
 
 
+@contextmanager
+def opened(file: PathLike) -> Iterator[Image.Image]:
+    """An image file, without a word about tags that are damaged: what matters is whether there are pixels.
+
+    Raises whatever Pillow does, also of images that are suspiciously large.
+    """
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        logger.setLevel(logging.CRITICAL)
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                yield image
+        finally:
+            logger.setLevel(level)
+
+
 def _pixels(
     file: Path, channels: int, size: tuple[int, int] | None
 ) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
-    with Image.open(file, formats=FORMATS) as image:
+    with opened(file) as image:
         if image.mode.startswith(("I", "F")):  # which convert() cuts off at 255
             raise HotswapError(f"image {str(file)!r} has more than 8 bits a channel; convert it to 8 bits")
         if size is None and image.width * image.height > _MOST_PIXELS:

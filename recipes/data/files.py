@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import is_file, is_folder, is_there
-from hotswap.images import FORMATS
+from hotswap.images import opened
 
 PathLike = str | os.PathLike[str]
 _FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float32
@@ -57,7 +56,7 @@ def read_image(path: PathLike, source: Source) -> Tensor:
     Raises:
         HotswapError: where it is missing or damaged.
     """
-    with source.reading(path), Image.open(path, formats=FORMATS) as image:
+    with source.reading(path), opened(path) as image:
         pixels = np.array(image.convert("RGB"))
     return as_image(pixels)
 

@@ -19,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.io
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from hotswap.errors import HotswapError
-from hotswap.images import FORMATS
+from hotswap.images import opened
 from recipes.data.cropping import IGNORED, Cropping, padded
 from recipes.data.files import PathLike, Source, read_image
 
@@ -155,7 +154,7 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _voc_labels(path: str) -> npt.NDArray[np.uint8]:
-    with Image.open(path, formats=FORMATS) as palette:
+    with opened(path) as palette:
         return np.array(palette)
 
 

@@ -252,6 +252,20 @@ def test_an_image_is_read_whole_only_where_that_fits_into_memory(tmp_path, monke
     assert images.read(tmp_path / "x.png", size=(2, 2))[:, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
 
 
+def test_pillow_logs_nothing_beside_the_one_line(tmp_path, caplog):
+    Image.new("RGB", (4, 3)).save(tmp_path / "x.tif")
+    three_samples, many = (b"\x15\x01\x03\0\x01\0\0\0" + n for n in (b"\x03\0", b"\0\x08"))
+    content = (tmp_path / "x.tif").read_bytes()
+    assert content.count(three_samples) == 1
+    (tmp_path / "x.tif").write_bytes(content.replace(three_samples, many))
+    with pytest.raises(HotswapError, match="cannot identify image file"):
+        images.read(tmp_path / "x.tif")
+    assert caplog.text == ""
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(tmp_path / "x.tif")
+    assert "More samples per pixel" in caplog.text  # others' reading is as it was
+
+
 BAD_IMAGES = [
     ("broken.png", b"\x89PNG\r\n\x1a\nno", "broken.png"),
     ("cut.jpg", None, "cut.jpg"),

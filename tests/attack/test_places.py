@@ -1,10 +1,15 @@
 """Some of the places in which commands are attacked; `python -m tests.attack places` tries every command in all."""
 
+import os
 import tempfile
 from pathlib import Path
 
+import attempts
 import places
 import pytest
+from click.testing import CliRunner
+
+from recipes.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,21 @@ def test_writing(ground, command, place):
 @pytest.mark.parametrize("place", places.INPUTS)
 def test_reading(ground, place):
     assert tried(ground.attack_by_input, "diff", place) == []
+
+
+def test_folders_of_images(ground, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "odd" / "c.png").mkdir(parents=True)
+    os.mkfifo(tmp_path / "odd" / "a.png")
+    (tmp_path / "odd" / "b.png").symlink_to("/dev/zero")
+    (tmp_path / "odd" / "d.png").symlink_to("d.png")
+    for name in ("pipe", "dangling", "loop", "odd", "missing", "/dev/zero", "x" * 300):
+        words = ("verify", ground.good, "--model", attempts.NET, "--input-size", "16", "--images", tmp_path / name)
+        done = CliRunner().invoke(main, [str(word) for word in words])
+        assert isinstance(done.exception, SystemExit)
+        attempts.check_refusal(done)
 
 
 EARLY = ("link to a file", "read only disk", "a folder")

@@ -14,7 +14,7 @@ from hotswap.errors import HotswapError
 
 _ATTRIBUTE = "pretrained_cfg"
 _CHANNELS = 64  # at most: far more than any sensor has
-_LARGEST = 4096  # pixels along an axis
+_LARGEST = 2048  # pixels along an axis: a file that says more could make a small network take all memory
 _MOST = 1e6  # of a mean or a standard deviation, of images in 0..1
 _LEAST = 1e-6  # of a standard deviation
 
@@ -92,7 +92,7 @@ def put(model: nn.Module, stated: Stated) -> None:
 
 
 def _check_numbers(name: str, values: Sequence[Any], least: float) -> None:
-    numbers = all(type(x) in (int, float) and least <= x <= _MOST for x in values)
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and least <= x <= _MOST for x in values)
     if not numbers or not 1 <= len(values) <= _CHANNELS:
         raise HotswapError(
             f"the {name} of images must be a number from {least:g} to {_MOST:g} for each channel, got "

@@ -193,7 +193,9 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
         )
     onnx.checker.check_model(proto)
     onnx.save(proto, file)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails raises too, and a size that a file does not run at is no user's error
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Any) -> list[Tensor]:

@@ -108,10 +108,11 @@ class Pooled(networks.Plain):
         return F.adaptive_avg_pool2d(super().forward(x), 4).flatten(1)
 
 
-def test_onnx_keeps_open_only_what_its_file_runs_at(tmp_path):
+def test_onnx_keeps_open_only_what_its_file_runs_at(tmp_path, capfd):
     net = swapped(Pooled(), ["target"], "guide")
     found = hotswap.export(net, tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
     assert found.inputs == (("batch", *SIZE[1:]),)
+    assert "onnxruntime" not in capfd.readouterr().err
 
 
 def test_the_network_stays_as_it_was(tmp_path):

@@ -93,9 +93,8 @@ class SwappedConv2d(SwappedLayer, nn.Conv2d):
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """Pixel-adaptive convolution of the input; see the class."""
         kernel = self.steering_kernel(input, distance)
-        plain: Any = super()
-        if isinstance(self, _OwnForward):
-            return steered_forward(plain.forward, input, kernel, self.sliding)
+        if isinstance(self, _OwnForward):  # super() at once: from Python 3.12 on, Dynamo follows none in a variable
+            return steered_forward(super().forward, input, kernel, self.sliding)
         padded, window = self.sliding.padded(input), self.sliding.window
         return pac_ops.pacconv2d(
             padded, kernel, self.weight, self.bias, window.stride, window.padding, window.dilation, self.groups
@@ -141,8 +140,7 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
             self.ceil_mode,
         )
         # What the plain pool makes of ones is the share of its divisor that lies inside the image.
-        plain: Any = super()
-        shares = plain.forward(torch.ones_like(input[:1, :1], dtype=torch.float32))
+        shares = super().forward(torch.ones_like(input[:1, :1], dtype=torch.float32))
         taps = self.sliding.valid_taps(input).sum((0, 1))
         averages: Tensor = sums * (shares / taps).to(sums.dtype)
         return averages
@@ -153,9 +151,8 @@ class SwappedFunction(SwappedLayer):
 
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """What the module computes, pixel-adaptive; see the class."""
-        plain: Any = super()
         kernel = self.steering_kernel(input, distance)
-        return steered_forward(plain.forward, input, kernel, self.sliding, own_parameters(self))
+        return steered_forward(super().forward, input, kernel, self.sliding, own_parameters(self))
 
 
 _SWAPPED: dict[Any, type[SwappedLayer]] = {

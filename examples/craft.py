@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from examples.hed import enlarge
 from recipes.installed import installed_file
 
 # Of ImageNet, which the weights were trained with; images are in 0..1.
@@ -105,9 +106,9 @@ class CRAFT(nn.Module):
         coarse, *finer = self.basenet((image - self.mean) / self.std)
         x = self.upconv1(torch.cat([coarse, finer[0]], dim=1))
         for up, skip in zip((self.upconv2, self.upconv3, self.upconv4), finer[1:], strict=True):
-            x = up(torch.cat([_enlarge(x, skip), skip], dim=1))
+            x = up(torch.cat([enlarge(x, skip), skip], dim=1))
         maps: Tensor = self.conv_cls(x)
-        return _enlarge(maps, image) if self.enlarged else maps
+        return enlarge(maps, image) if self.enlarged else maps
 
 
 def load_craft() -> CRAFT:
@@ -151,7 +152,3 @@ def _read_weights(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _not_in_place(layer: nn.Module) -> nn.Module:
     return nn.ReLU() if isinstance(layer, nn.ReLU) else layer
-
-
-def _enlarge(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=(like.shape[2], like.shape[3]), mode="bilinear", align_corners=False)

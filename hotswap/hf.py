@@ -56,7 +56,7 @@ def read_config(path: PathLike) -> dict[str, Any]:
     Raises:
         HotswapError: where it cannot be read, is no configuration, or asks for what it may not (see `checked`).
     """
-    config = _json_object(path)
+    config = json_object(path)
     if not isinstance(config.get("model_type"), str):
         raise HotswapError(f"{str(path)!r} is no configuration of transformers: it has no model_type")
     names = config.get("architectures")
@@ -80,7 +80,7 @@ def read_preprocessor(path: PathLike) -> stated.Stated:
     Raises:
         HotswapError: where it cannot be read, or says what cannot be.
     """
-    config = _json_object(path)
+    config = json_object(path)
     crop = config.get("crop_size") if config.get("do_center_crop", True) else None
     size = crop or (config.get("size") if config.get("do_resize", True) else None)
     # A pixel, in 0..1 here, is times 255 there, then times the factor, and then normalised.
@@ -220,17 +220,22 @@ def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any
     return config
 
 
-def _json_object(path: PathLike) -> Mapping[str, Any]:
+def json_object(path: PathLike, what: str = "a configuration as JSON") -> dict[str, Any]:
+    """What a saved model's JSON file holds.
+
+    Raises:
+        HotswapError: where it cannot be read, is too large, or holds something else than `what`.
+    """
     file = check_readable(path)
     if file.stat().st_size > MAX_BYTES:
-        raise HotswapError(f"{str(path)!r} is no configuration of transformers: it is above {MAX_BYTES >> 20} MiB")
+        raise HotswapError(f"{str(path)!r} is no configuration of a network: it is above {MAX_BYTES >> 20} MiB")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise HotswapError(f"{str(path)!r} must hold a configuration as JSON ({one_line(error)})") from error
-    if not isinstance(config, Mapping):
-        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(config).__name__}")
-    return config
+        raise HotswapError(f"{str(path)!r} must hold {what} ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(found).__name__}")
+    return found
 
 
 def largest(key: str) -> int:

@@ -380,7 +380,7 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, stated.Stated]:
     """A model of timm's on the hub: by its own name, with the options it was built with; and what it states."""
     _check_no_weight_options(spec)
     assert spec.on_hub is not None  # noqa: S101 (asked before)
-    found = _json_file(hub.fetch(spec.on_hub, hf.CONFIG).path)
+    found = hf.json_object(hub.fetch(spec.on_hub, hf.CONFIG).path, "JSON")
     trained = found.get("pretrained_cfg", found)
     arguments = found.get("model_args") or {}
     if not isinstance(found.get("architecture"), str) or not all(
@@ -407,16 +407,6 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, stated.Stated]:
     except HotswapError as error:
         raise HotswapError(f"{spec.on_hub}: {hf.CONFIG}: {error}") from error
     return made, images
-
-
-def _json_file(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise HotswapError(f"{str(path)!r} must hold JSON ({one_line(error)})") from error
-    if not isinstance(found, dict):
-        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(found).__name__}")
-    return found
 
 
 def _check_no_weight_options(spec: Spec) -> None:

@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from hotswap.errors import HotswapError
+from hotswap.hub import NO_BARS
 
 Item = TypeVar("Item")
 _QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
-_NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # what huggingface_hub and hotswap.hub look at
 
 
 class Result(Protocol):
@@ -28,11 +28,9 @@ class Result(Protocol):
 def be_quiet(context: click.Context) -> None:
     """From now on, while the command runs, print errors and JSON alone."""
     context.meta[_QUIET] = True
-    before = os.environ.get(_NO_BARS)
-    os.environ[_NO_BARS] = "1"
-    context.call_on_close(
-        lambda: os.environ.pop(_NO_BARS) if before is None else os.environ.update({_NO_BARS: before})
-    )
+    before = os.environ.get(NO_BARS)
+    os.environ[NO_BARS] = "1"
+    context.call_on_close(lambda: os.environ.pop(NO_BARS) if before is None else os.environ.update({NO_BARS: before}))
 
 
 def is_quiet() -> bool:

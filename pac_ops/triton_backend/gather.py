@@ -391,9 +391,7 @@ def gather(
     slabs = None
     if own is not None:
         slabs = torch.zeros((parts(default) if slabbed else 1, *kernel.shape), dtype=torch.float32, device=x.device)
-    # The tuner clears it, and takes no None.
-    arguments["grad_kernel"] = x.new_empty(1, dtype=torch.float32) if slabs is None else slabs
-    arguments |= strides("grad_kernel", slabs, "sbcijyx")
+    arguments |= {"grad_kernel": slabs, **strides("grad_kernel", slabs, "sbcijyx")}
     arguments["INDEX"] = index_type(x, kernel, out, own, None if slabs is None else slabs[0])
     if direct:
         launch(_direct_kernel, grid(default), x, arguments, default)

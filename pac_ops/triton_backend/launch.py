@@ -95,7 +95,8 @@ class Tuned:
             tuner = self._tuner
             if _traced.get():  # where Inductor takes configurations away itself, it forgets what to clear
                 tuner = triton.autotune(self._configs(arguments), [], reset_to_zero=self._sums)(self._kernel)
-            _start(tuner, grid, like, arguments)
+            absent = {name: like.new_empty(1, dtype=torch.float32) for name in self._sums if arguments[name] is None}
+            _start(tuner, grid, like, arguments | absent)  # as Triton 3.6 would clear None too
 
     def default(self, arguments: dict[str, Any]) -> Meta:
         """The tile sizes that are used where none are timed."""

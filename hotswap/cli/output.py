@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from hotswap.errors import HotswapError
-from hotswap.hub import NO_BARS
 
 Item = TypeVar("Item")
 _QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
@@ -27,6 +26,8 @@ class Result(Protocol):
 
 def be_quiet(context: click.Context) -> None:
     """From now on, while the command runs, print errors and JSON alone."""
+    from hotswap.hub import NO_BARS  # which imports torch
+
     context.meta[_QUIET] = True
     before = os.environ.get(NO_BARS)
     os.environ[NO_BARS] = "1"

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import networks
@@ -511,9 +510,7 @@ assert not sys.modules.keys() & {"torch", "numpy", "PIL", "safetensors", "rich",
 
 
 def test_help_imports_nothing_heavy():
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", HELP, ROOT / "hotswap"], check=True, cwd=ROOT)
-    assert time.perf_counter() - start < 20
 
 
 def test_help_states_the_librarys_defaults():

@@ -56,6 +56,8 @@ def pair(name: str, value: IntOrPair, least: int) -> Pair:
         TypeError: where it is neither.
         ValueError: where one is smaller than `least`.
     """
+    if type(value) is int and value >= least:
+        return value, value
     whole = (int, torch.SymInt)  # an image's size under torch.export, where it is dynamic
     both = (value, value) if isinstance(value, whole) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(both) != 2 or not all(isinstance(v, whole) for v in both):

@@ -6,17 +6,19 @@ A backend asked for by name, through `PAC_OPS_BACKEND` or `use_backend`, runs or
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "PAC_OPS_BACKEND"
-BACKENDS = ("triton", "native", "cpu", "reference")  # in the order they are tried
+_MODULES = {"triton": "triton_backend", "native": "native", "cpu": "cpu", "reference": "reference"}
+BACKENDS = tuple(_MODULES)  # in the order they are tried
 _CPU_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_CAPABILITY = (8, 0)
@@ -95,10 +97,14 @@ def choose(x: Tensor) -> str:
         if reason := why_not(forced, x):
             raise ValueError(f"backend {forced!r} was asked for but cannot run: {reason}")
         return forced
-    if x.device.type == "cuda" and (reason := why_not("triton", x)):
+    if x.is_cpu and x.dtype is torch.float32 and load("native").why_not_built() is None:
+        return "native"  # at once: a small map is convolved in the time that all reasons take
+    if x.is_cuda and (reason := why_not("triton", x)):
         _warn(f"pac_ops takes the slow reference path on this GPU, since backend 'triton' cannot run: {reason}")
-    # On cpu tensors Triton takes asking for it by name; a small map is convolved in the time that all reasons take.
-    names = BACKENDS[1:] if x.device.type == "cpu" else BACKENDS
+    return _first(x, BACKENDS)
+
+
+def _first(x: Tensor, names: Sequence[str]) -> str:
     return next(name for name in names if _why_not_unasked(name, x) is None)
 
 
@@ -111,7 +117,7 @@ def _warn(message: str) -> None:
 def explain(x: Tensor) -> str:
     """Which backend a call on tensors like `x` would use, and why not the others: a line each, in their order."""
     forced, lines = _asked_for(), []
-    chosen = forced or next(name for name in BACKENDS if _why_not_unasked(name, x) is None)
+    chosen = forced or _first(x, BACKENDS)
     for name in BACKENDS:
         reason = why_not(name, x) if forced else _why_not_unasked(name, x)
         if name == chosen and forced:
@@ -131,23 +137,10 @@ def _asked_for() -> str | None:
     return forced
 
 
+@cache
 def load(name: str) -> Any:
     """The module that implements backend `name`, imported on first use."""
-    if name == "triton":
-        from pac_ops import triton_backend
-
-        return triton_backend
-    if name == "native":
-        from pac_ops import native
-
-        return native
-    if name == "cpu":
-        from pac_ops import cpu
-
-        return cpu
-    from pac_ops import reference
-
-    return reference
+    return import_module(f"pac_ops.{_MODULES[name]}")
 
 
 def _check_name(name: str, argument: str) -> str:

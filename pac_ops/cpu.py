@@ -22,6 +22,7 @@ from pac_ops.geometry import Pair, Window, pad, taps
 __all__ = [
     "centred_distance2d",
     "centred_distance2d_backward",
+    "gaussian_kernel2d",
     "pacconv2d",
     "pacconv2d_backward",
     "pacconv_transpose2d",
@@ -235,6 +236,11 @@ def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
             out[n, 0][pairs.tap] = between[pairs.starts]
             out[n, 0][pairs.opposite] = between[pairs.ends]
     return out
+
+
+def gaussian_kernel2d(guide: Tensor, window: Window) -> Tensor:
+    """See `reference.gaussian_kernel2d`."""
+    return squared_distance2d(guide, window).mul_(-0.5).exp_()
 
 
 def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> Tensor:

@@ -24,10 +24,8 @@ class Window(NamedTuple):
 
     def output_size(self, height: int, width: int) -> Pair:
         """Rows and columns of the output, as `torch.nn.Conv2d` counts them. May be <= 0."""
-        rows, columns = (
-            (size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in zip((height, width), *self, strict=True)
-        )
-        return rows, columns
+        (kh, kw), (sy, sx), (py, px), (dy, dx) = self
+        return (height + 2 * py - dy * (kh - 1) - 1) // sy + 1, (width + 2 * px - dx * (kw - 1) - 1) // sx + 1
 
     def transposed_size(self, height: int, width: int, output_padding: Pair) -> Pair:
         """Rows and columns of the transposed operator's output, as `torch.nn.ConvTranspose2d` counts them."""

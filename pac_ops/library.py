@@ -1,10 +1,10 @@
 """`torch.library` registration: schema, kernel, fake, autograd, vmap and autocast of each operator, in one place.
 
-The autograd functions save and call; the maths is in the backends. All but one of the operators are polynomials in
+The autograd functions save and call; the maths is in the backends. All but two of the operators are polynomials in
 their inputs (`squared_distance2d` and `resize_distance2d` are quadratic in the guides; the convolutions, the pooling
 and the enlargement are linear in each of input, kernel and weight), so the backward of each backward is written with
-the operators themselves, and gradients of every order exist on every backend. `centred_distance2d` has a kink where
-it is asymmetric; its second derivative is in `second_order`.
+the operators themselves, and gradients of every order exist on every backend. `gaussian_kernel2d`'s is K times one of
+those. `centred_distance2d` has a kink where it is asymmetric; its second derivative is in `second_order`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +34,7 @@ _TWO = "(Tensor, Tensor)"
 _SCHEMAS = (
     f"squared_distance2d(Tensor guide, {_WINDOW}) -> Tensor",
     f"squared_distance2d_backward(Tensor grad, Tensor guide, {_WINDOW}) -> Tensor",
+    f"gaussian_kernel2d(Tensor guide, {_WINDOW}) -> Tensor",
     f"centred_distance2d(Tensor centre, Tensor guide, {_WINDOW}, bool asymmetric) -> Tensor",
     f"centred_distance2d_backward(Tensor grad, Tensor centre, Tensor guide, {_WINDOW}, bool asymmetric) -> {_TWO}",
     f"pacconv2d(Tensor input, Tensor kernel, Tensor weight, Tensor? bias, {_CONV}) -> Tensor",
@@ -60,9 +61,14 @@ def _caller(name: str) -> Callable[..., Any]:
     operator = getattr(torch.ops.pac_ops, name).default
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and _transforms_active():
+        if torch.compiler.is_compiling():
+            return operator(*arguments)
+        if _transforms_active():
             return _TRANSFORMABLE[name].apply(*arguments)
-        return operator(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return operator(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # which its autograd kernel, in Python, would do
+            return operator(*arguments)
 
     return call
 
@@ -77,6 +83,7 @@ _TRANSFORMABLE: dict[str, type[torch.autograd.Function]] = {}
 
 squared_distance2d = _caller("squared_distance2d")
 squared_distance2d_backward = _caller("squared_distance2d_backward")
+gaussian_kernel2d = _caller("gaussian_kernel2d")
 centred_distance2d = _caller("centred_distance2d")
 centred_distance2d_backward = _caller("centred_distance2d_backward")
 pacconv2d = _caller("pacconv2d")
@@ -137,6 +144,11 @@ def _squared_distance2d(guide: Tensor, *window: Ints) -> Any:
 @_kernel("squared_distance2d_backward")
 def _squared_distance2d_backward(grad: Tensor, guide: Tensor, *window: Ints) -> Any:
     return _backend(guide).squared_distance2d_backward(grad, guide, window_of(*window))
+
+
+@_kernel("gaussian_kernel2d")
+def _gaussian_kernel2d(guide: Tensor, *window: Ints) -> Any:
+    return _backend(guide).gaussian_kernel2d(guide, window_of(*window))
 
 
 @_kernel("centred_distance2d")
@@ -221,6 +233,7 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 @_fake("squared_distance2d")
+@_fake("gaussian_kernel2d")
 def _squared_distance2d_fake(guide: Tensor, *window: Ints) -> Tensor:
     w = window_of(*window)
     b, _, height, width = guide.shape
@@ -365,6 +378,22 @@ def _distance_backward_jvp(ctx: Any, grad_tangent: Tensor | None, guide_tangent:
     )
 
 
+def _gaussian_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    guide, *ctx.window = inputs
+    _save(ctx, guide, output)
+
+
+def _gaussian_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    guide, kernel = ctx.saved_tensors
+    return squared_distance2d_backward(-0.5 * kernel * grad, guide, *ctx.window), None, None, None, None
+
+
+def _gaussian_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    guide, kernel = ctx.saved_tensors
+    scaled: Tensor = -0.5 * kernel * _polar(guide, tangent, ctx.window)
+    return scaled
+
+
 def _total(*terms: Tensor | None) -> Tensor | None:
     total = None
     for term in terms:
@@ -423,6 +452,7 @@ _register_autograd("squared_distance2d", _distance_vjp, _distance_jvp, _distance
 _register_autograd(
     "squared_distance2d_backward", _distance_backward_vjp, _distance_backward_jvp, _distance_backward_setup
 )
+_register_autograd("gaussian_kernel2d", _gaussian_vjp, _gaussian_jvp, _gaussian_setup)
 _register_autograd("centred_distance2d", _centred_vjp, _centred_jvp, _centred_setup)
 _register_autograd(
     "centred_distance2d_backward", _centred_backward_vjp, _centred_backward_jvp, _centred_backward_setup

@@ -10,7 +10,7 @@ gradients) is `cpu`'s.
 import ctypes
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from pac_ops.native_resize import pacresize2d, pacresize2d_backward, resize_dist
 __all__ = [
     "centred_distance2d",
     "centred_distance2d_backward",
+    "gaussian_kernel2d",
     "pacconv2d",
     "pacconv2d_backward",
     "pacconv_transpose2d",
@@ -45,9 +46,6 @@ __all__ = [
     "why_not_built",
 ]
 
-_PAIR = ctypes.c_int64 * 2
-_FOUR = ctypes.c_int64 * 4
-_FIVE = ctypes.c_int64 * 5
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -57,12 +55,12 @@ class _Window(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")),
         *((name, ctypes.c_int64) for name in ("out_channels", "out_height", "out_width", "groups")),
-        *((name, _PAIR) for name in ("kernel", "stride", "padding", "dilation")),
-        ("kernel_step", _FIVE),
-        ("weight_step", _FIVE),
-        ("out_step", _FOUR),
-        ("grad_kernel_step", _FIVE),
-        ("grad_weight_step", _FIVE),
+        *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
+        ("kernel_step", ctypes.c_int64 * 5),
+        ("weight_step", ctypes.c_int64 * 5),
+        ("out_step", ctypes.c_int64 * 4),
+        ("grad_kernel_step", ctypes.c_int64 * 5),
+        ("grad_weight_step", ctypes.c_int64 * 5),
     ]
 
 
@@ -244,8 +242,8 @@ def _convolve(
     input, kernel = input.contiguous(), kernel.float()
     shapes = _shapes(input, out, window, groups)
     shapes.kernel_step = _kernel_step(kernel)
-    shapes.weight_step = _FIVE(*weights.step)
-    shapes.out_step = _FOUR(*out.stride())
+    shapes.weight_step = weights.step
+    shapes.out_step = out.stride()
     _run("pac_convolution", shapes, input, kernel, weights.pointer, _in_line(bias), out)
 
 
@@ -264,21 +262,21 @@ def _convolve_backward(
     input, kernel = input.contiguous(), kernel.float()
     shapes = _shapes(input, grad, window, groups)
     shapes.kernel_step = _kernel_step(kernel)
-    shapes.weight_step = _FIVE(*weights.step)
-    shapes.out_step = _FOUR(*grad.stride())
+    shapes.weight_step = weights.step
+    shapes.out_step = grad.stride()
     if grad_kernel is not None:
         shapes.grad_kernel_step = _kernel_step(grad_kernel)
     if grad_weights is not None:
-        shapes.grad_weight_step = _FIVE(*grad_weights.step)
+        shapes.grad_weight_step = grad_weights.step
     to_weights = None if grad_weights is None else grad_weights.pointer
     _run(
         "pac_convolution_backward", shapes, input, kernel, weights.pointer, grad, grad_input, grad_kernel, to_weights
     )
 
 
-def _kernel_step(kernel: Tensor) -> ctypes.Array[ctypes.c_int64]:
+def _kernel_step(kernel: Tensor) -> tuple[int, ...]:
     images, _, *others = kernel.stride()
-    return _FIVE(images, *others)
+    return images, *others
 
 
 def _depthwise(
@@ -328,11 +326,26 @@ def _pool_backward(
 
 def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
     """See `reference.squared_distance2d`."""
+    return _distances("pac_distance", guide, window)
+
+
+def gaussian_kernel2d(guide: Tensor, window: Window) -> Tensor:
+    """See `reference.gaussian_kernel2d`."""
+    return _distances("pac_gaussian", guide, window)
+
+
+def _distances(function: str, guide: Tensor, window: Window) -> Tensor:
     guide = guide.contiguous()
-    size = window.output_size(guide.shape[2], guide.shape[3])
-    out = guide.new_empty(guide.shape[0], 1, *window.kernel_size, *size)
-    _run("pac_distance", _shapes(guide, out, window), guide, out)
+    size, shapes = _sizes_of_distances(guide.shape, window)
+    out = guide.new_empty(size)
+    _run(function, shapes, guide, out)
     return out
+
+
+@lru_cache  # of a small map, the distances take less time than this
+def _sizes_of_distances(guide: torch.Size, window: Window) -> tuple[tuple[int, ...], _Window]:
+    size = window.output_size(guide[2], guide[3])
+    return (guide[0], 1, *window.kernel_size, *size), _Window(*guide, 1, *size, 1, *window)
 
 
 def why_not_built() -> str | None:
@@ -354,9 +367,7 @@ def _load() -> ctypes.CDLL | str:
 
 
 def _shapes(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> _Window:
-    size = (*input.shape, out.shape[1], *out.shape[-2:], groups)
-    kernel_size, stride, padding, dilation = window
-    return _Window(*size, _PAIR(*kernel_size), _PAIR(*stride), _PAIR(*padding), _PAIR(*dilation))
+    return _Window(*input.shape, out.shape[1], *out.shape[-2:], groups, *window)
 
 
 def _run(function: str, shapes: ctypes.Structure, *arguments: Tensor | ctypes.c_void_p | int | None) -> None:

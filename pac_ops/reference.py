@@ -22,6 +22,11 @@ def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
     return (f_i - f_j).square().sum(dim=1, keepdim=True)
 
 
+def gaussian_kernel2d(guide: Tensor, window: Window) -> Tensor:
+    """exp(-1/2 ||f_i - f_j||^2): [B, G, H, W] -> [B, 1, kh, kw, Ho, Wo]."""
+    return torch.exp(-0.5 * squared_distance2d(guide, window))
+
+
 def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> Tensor:
     """Gradient of `squared_distance2d` with respect to the guide: [B, G, H, W]."""
     f_j = all_taps(guide.to(accumulate_dtype(guide.dtype)), window)

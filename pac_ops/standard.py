@@ -26,6 +26,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     """
     names = (
         "squared_distance2d",
+        "gaussian_kernel2d",
         "centred_distance2d",
         "pacconv2d",
         "pacconv_transpose2d",
@@ -42,6 +43,10 @@ def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:
     kh, kw = sliding.kernel_size
     f_i = f_j[kh // 2 * kw + kw // 2]
     return _as_kernel([(f_i - f).square().sum(dim=1) for f in f_j], sliding.kernel_size)
+
+
+def _gaussian_kernel2d(guide: Tensor, *window: Ints) -> Tensor:
+    return torch.exp(-0.5 * _squared_distance2d(guide, *window))
 
 
 def _centred_distance2d(centre: Tensor, guide: Tensor, *window: Any) -> Tensor:

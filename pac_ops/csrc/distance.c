@@ -1,5 +1,7 @@
-/* Squared distances between the guide features of each window. */
+/* Squared distances between the guide features of each window, and their gaussians. */
 #include "window.h"
+
+typedef int32_t v8i __attribute__((vector_size(32)));
 
 enum { TOGETHER = 4 }; /* channels summed in registers before the sum is stored */
 
@@ -31,8 +33,10 @@ INLINE int64_t whole_vectors(int64_t n) { return (n + 7) / 8 * 8; }
 /* What a thread works with. */
 typedef struct {
     float *sums; /* [rows, taps, outputs of a row, padded to whole vectors] */
-    float *seen; /* [TOGETHER, kernel height, `length`]: the rows of the guide that one row of windows sees, padded */
-    int64_t length;
+    float *seen; /* [TOGETHER, rows of the guide that these rows of windows see, `length`], padded */
+    int64_t length, apart; /* of a row, of a channel */
+    int64_t *read;  /* which rows `seen` holds; they may be outside the image */
+    int64_t *place; /* [rows, kernel height]: where in `seen` */
 } Rows;
 
 /* The columns that a row of windows sees, the whole vectors that its last tap reads included. */
@@ -58,68 +62,119 @@ INLINE void fill_row(const Window *w, const float *channel, int64_t y, int64_t l
         memset(to + w->padding[1], 0, inside * sizeof(float));
 }
 
-/* Of `count` channels, at most TOGETHER, to the sums of one row of windows. */
-INLINE void add_channels(const Window *w, const float *guide, int64_t count, int64_t y, Rows rows, float *sums) {
-    int64_t apart = w->kernel[0] * rows.length, image = w->height * w->width, top = y * w->stride[0] - w->padding[0];
-    for (int64_t c = 0; c < TOGETHER; c++)
+/* Bring a row near before it is needed: a few rows of each channel are too short for a CPU to foresee the next. */
+INLINE void prefetch_row(const Window *w, const float *channel, int64_t y) {
+    if (y < 0 || y >= w->height) return;
+    for (int64_t x = 0; x < w->width; x += 16) __builtin_prefetch(channel + y * w->width + x);
+}
+
+/* Each row of the guide that the rows of windows from `from` to `to` see, once. Returns how many. */
+INLINE int64_t rows_read(const Window *w, int64_t from, int64_t to, Rows rows) {
+    int64_t count = 0;
+    for (int64_t y = from; y < to; y++)
         for (int64_t i = 0; i < w->kernel[0]; i++) {
-            float *row = rows.seen + c * apart + i * rows.length;
-            fill_row(w, guide + c * image, c < count ? top + i * w->dilation[0] : -1, rows.length, row);
+            int64_t read = y * w->stride[0] - w->padding[0] + i * w->dilation[0], at = 0;
+            while (at < count && rows.read[at] != read) at++;
+            if (at == count) rows.read[count++] = read;
+            *rows.place++ = at;
         }
+    return count;
+}
+
+/* To the sums of one row of windows, whose taps read the rows at these places of `seen`. */
+INLINE void add_channels(const Window *w, const int64_t *place, Rows rows, float *sums) {
     int64_t middle[2] = {w->kernel[0] / 2, w->kernel[1] / 2};
-    const float *centre = rows.seen + middle[0] * rows.length + middle[1] * w->dilation[1];
+    const float *centre = rows.seen + place[middle[0]] * rows.length + middle[1] * w->dilation[1];
     for (int64_t i = 0; i < w->kernel[0]; i++)
         for (int64_t j = 0; j < w->kernel[1]; j++) {
             if (i == middle[0] && j == middle[1]) continue;
-            const float *other = rows.seen + i * rows.length + j * w->dilation[1];
+            const float *other = rows.seen + place[i] * rows.length + j * w->dilation[1];
             float *sum = sums + (i * w->kernel[1] + j) * whole_vectors(w->out_width);
             if (w->stride[1] == 1)
-                add_squares(centre, other, apart, w->out_width, sum);
+                add_squares(centre, other, rows.apart, w->out_width, sum);
             else
-                add_squares_apart(centre, other, apart, w->stride[1], w->out_width, sum);
+                add_squares_apart(centre, other, rows.apart, w->stride[1], w->out_width, sum);
         }
+}
+
+/* exp(-d / 2) for d >= 0, within 2e-7 of it; 0 from d = 174, where it is below 2^-125; a NaN stays one.
+ *
+ * exp(x) = 2^n exp(r) with n whole and |r| <= ln(2) / 2, exp(r) by its Taylor polynomial of degree 7 (1e-8 off). */
+INLINE v8 gaussian(v8 d) {
+    const float high = 0.693359375f, low = -2.12194440e-4f; /* of ln(2); n * high is exact */
+    v8 x = -0.5f * d;
+    v8i whole = __builtin_convertvector(x * 1.44269504f - 0.5f, v8i); /* towards 0: the nearest, as x <= 0 */
+    v8 n = __builtin_convertvector(whole, v8);
+    v8 r = x - n * high - n * low;
+    v8 sum = 1.0f / 720 + r * (1.0f / 5040);
+    sum = 1.0f / 24 + r * (1.0f / 120 + r * sum);
+    sum = 0.5f + r * (1.0f / 6 + r * sum);
+    sum = 1 + r * (1 + r * sum);
+    v8 power = (v8)((whole + 127) * (1 << 23)); /* 2^n */
+    return (v8)((v8i)(sum * power) & ~(x < -87));
 }
 
 /* All taps of the rows of windows from `from` to `to`. */
 FOR_EVERY_CPU
-static void distance_rows(const Window *w, const float *guide, float *out, int64_t from, int64_t to, Rows rows) {
-    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
-    int64_t wide = whole_vectors(w->out_width);
+static void distance_rows(const Window *w, const float *guide, int as_gaussian, float *out, int64_t from, int64_t to,
+                          Rows rows) {
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, image = w->height * w->width;
+    int64_t wide = whole_vectors(w->out_width), count = rows_read(w, from, to, rows);
     memset(rows.sums, 0, (to - from) * taps * wide * sizeof(float));
-    for (int64_t g = 0; g < w->channels; g += TOGETHER)
-        for (int64_t y = from; y < to; y++)
-            add_channels(w, guide + g * w->height * w->width, least(TOGETHER, w->channels - g), y, rows,
-                         rows.sums + (y - from) * taps * wide);
+    for (int64_t g = 0; g < w->channels; g += TOGETHER) {
+        for (int64_t c = g; c < g + TOGETHER; c++)
+            for (int64_t r = 0; r < count; r++) {
+                fill_row(w, guide + c * image, c < w->channels ? rows.read[r] : -1, rows.length,
+                         rows.seen + (c - g) * rows.apart + r * rows.length);
+                if (c + TOGETHER < w->channels) prefetch_row(w, guide + (c + TOGETHER) * image, rows.read[r]);
+            }
+        for (int64_t y = 0; y < to - from; y++)
+            add_channels(w, rows.place + y * w->kernel[0], rows, rows.sums + y * taps * wide);
+    }
     for (int64_t y = from; y < to; y++)
-        for (int64_t t = 0; t < taps; t++)
-            memcpy(out + t * pixels + y * w->out_width, rows.sums + ((y - from) * taps + t) * wide,
-                   w->out_width * sizeof(float));
+        for (int64_t t = 0; t < taps; t++) {
+            float *row = rows.sums + ((y - from) * taps + t) * wide;
+            for (int64_t x = 0; as_gaussian && x < wide; x += 8) store(row + x, gaussian(load(row + x)));
+            memcpy(out + t * pixels + y * w->out_width, row, w->out_width * sizeof(float));
+        }
 }
 
 /* guide [B, G, H, W] -> out [B, 1, kh, kw, Ho, Wo]. Returns 0, or 1 where memory ran out. */
-int pac_distance(const Window *w, const float *guide, float *out, int64_t threads) {
+static int distances(const Window *w, const float *guide, int as_gaussian, float *out, int64_t threads) {
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
     int64_t image = w->channels * w->height * w->width, wide = whole_vectors(w->out_width), length = row_length(w);
     int64_t together = rows_together(w, threads), blocks = (w->out_height + together - 1) / together;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        Rows rows = {buffer(together * taps * wide), buffer(TOGETHER * w->kernel[0] * length), length};
-        if (!rows.sums || !rows.seen) {
+        int64_t most_read = together * w->kernel[0];
+        Rows rows = {buffer(together * taps * wide), buffer(TOGETHER * most_read * length), length,
+                     most_read * length, malloc(most_read * sizeof(int64_t)), malloc(most_read * sizeof(int64_t))};
+        if (!rows.sums || !rows.seen || !rows.read || !rows.place) {
 #pragma omp atomic write
             failed = 1;
         } else {
-            memset(rows.seen, 0, TOGETHER * w->kernel[0] * length * sizeof(float));
+            memset(rows.seen, 0, TOGETHER * rows.apart * sizeof(float));
         }
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)
             for (int64_t b = 0; b < blocks; b++)
                 if (!failed)
-                    distance_rows(w, guide + n * image, out + n * taps * pixels, b * together,
+                    distance_rows(w, guide + n * image, as_gaussian, out + n * taps * pixels, b * together,
                                   least(w->out_height, (b + 1) * together), rows);
         free(rows.sums);
         free(rows.seen);
+        free(rows.read);
+        free(rows.place);
     }
     return failed;
+}
+
+int pac_distance(const Window *w, const float *guide, float *out, int64_t threads) {
+    return distances(w, guide, 0, out, threads);
+}
+
+int pac_gaussian(const Window *w, const float *guide, float *out, int64_t threads) {
+    return distances(w, guide, 1, out, threads);
 }

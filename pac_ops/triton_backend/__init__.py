@@ -19,6 +19,7 @@ from pac_ops.triton_backend.conv import (
 from pac_ops.triton_backend.distance import (
     centred_distance2d,
     centred_distance2d_backward,
+    gaussian_kernel2d,
     squared_distance2d,
     squared_distance2d_backward,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "INTERPRETED",
     "centred_distance2d",
     "centred_distance2d_backward",
+    "gaussian_kernel2d",
     "pacconv2d",
     "pacconv2d_backward",
     "pacconv_transpose2d",

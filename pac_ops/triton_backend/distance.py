@@ -54,6 +54,7 @@ def _distance_kernel(
     COLUMNS: tl.constexpr,
     CENTRED: tl.constexpr,  # distances from what the tap in the centre reads, which itself is at 0
     CLIP: tl.constexpr,
+    GAUSSIAN: tl.constexpr,  # exp(-d / 2) of the distance d
     INDEX: tl.constexpr,
     PARTS: tl.constexpr,  # blocks of taps
     BLOCK_T: tl.constexpr,
@@ -95,11 +96,13 @@ def _distance_kernel(
             away = tl.where(away < 0, 0.0, away)  # a NaN stays, as with torch.clamp
         total += away * away
     at = image[None, :] * out_stride_b + y[None, :] * out_stride_y + x_[None, :] * out_stride_x
-    tl.store(out + at + i * out_stride_i + j * out_stride_j, tl.sum(total, axis=1), mask=writes)
+    distance = tl.sum(total, axis=1)
+    result = tl.exp(-0.5 * distance) if GAUSSIAN else distance
+    tl.store(out + at + i * out_stride_i + j * out_stride_j, result, mask=writes)
     if CENTRED and part == 0:
         at_centre = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
         at_centre += centre_i * out_stride_i + centre_j * out_stride_j
-        tl.store(out + at_centre, tl.zeros((BLOCK_P,), tl.float32), mask=exists)
+        tl.store(out + at_centre, tl.full((BLOCK_P,), 1.0 if GAUSSIAN else 0.0, tl.float32), mask=exists)
 
 
 @triton.jit
@@ -265,16 +268,24 @@ def _mutual_pull_kernel(
 def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
     """See `reference.squared_distance2d`."""
     size = window.output_size(guide.shape[2], guide.shape[3])
-    return _distances(guide, guide, size, window, centred=True, clip=False)
+    return _distances(guide, guide, size, window, centred=True, clip=False, gaussian=False)
+
+
+def gaussian_kernel2d(guide: Tensor, window: Window) -> Tensor:
+    """See `reference.gaussian_kernel2d`."""
+    size = window.output_size(guide.shape[2], guide.shape[3])
+    return _distances(guide, guide, size, window, centred=True, clip=False, gaussian=True)
 
 
 def centred_distance2d(centre: Tensor, guide: Tensor, window: Window, asymmetric: bool) -> Tensor:
     """See `reference.centred_distance2d`."""
     size = (centre.shape[2], centre.shape[3])
-    return _distances(centre, guide, size, window, centred=False, clip=asymmetric)
+    return _distances(centre, guide, size, window, centred=False, clip=asymmetric, gaussian=False)
 
 
-def _distances(own: Tensor, x: Tensor, size: tuple[int, int], window: Window, *, centred: bool, clip: bool) -> Tensor:
+def _distances(
+    own: Tensor, x: Tensor, size: tuple[int, int], window: Window, *, centred: bool, clip: bool, gaussian: bool
+) -> Tensor:
     walk, (kh, kw) = sliding(window), window.kernel_size
     batch, channels, x_height, x_width = x.shape
     out = torch.empty((batch, 1, kh, kw, *size), dtype=torch.float32, device=x.device)
@@ -297,6 +308,7 @@ def _distances(own: Tensor, x: Tensor, size: tuple[int, int], window: Window, *,
         "COLUMNS": walk.columns,
         "CENTRED": centred,
         "CLIP": clip,
+        "GAUSSIAN": gaussian,
         "INDEX": index_type(own, x, out),
         "PARTS": parts,
     }

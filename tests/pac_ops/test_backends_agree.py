@@ -60,6 +60,21 @@ def test_memory_that_was_never_written_is_never_read(backend, dtype):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
+def test_gaussians_of_any_distance(backend, dtype):
+    steps = torch.linspace(0, 20, 20_001, dtype=dtype)
+    ends = torch.tensor([float("inf"), float("nan"), 1e30], dtype=dtype)
+    guide = torch.stack([torch.zeros(20_004, dtype=dtype), torch.cat([steps, ends])], dim=1).view(1, 1, 1, -1)
+    with pac_ops.use_backend(backend):
+        kernel = pac_ops.packernel2d(guide, None, (1, 3), padding=(0, 1))[0]
+        distance = pac_ops.squared_distance2d(guide, (1, 3), padding=(0, 1))
+    expected = torch.exp(-0.5 * distance.double())
+    far = distance > 170  # where float32 has fewer digits, or none
+    torch.testing.assert_close(kernel[~far].double(), expected[~far], rtol=1e-6, atol=0, equal_nan=True)
+    assert (kernel[far] < 1e-36).all()
+    assert kernel[distance == 0].eq(1).all()
+
+
 def exactly(inputs):
     return {k: None if v is None else v.double() for k, v in inputs.items()}
 

@@ -46,7 +46,7 @@ def arguments(op, config, size, dtype):
 
     all_needs = [[True, True, True], [False, True, False], [True, False, True]]
     match op:
-        case "squared_distance2d":
+        case "squared_distance2d" | "gaussian_kernel2d":
             return [(f, *sizes)]
         case "squared_distance2d_backward":
             return [(k, f, *sizes)]

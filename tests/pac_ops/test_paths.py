@@ -721,6 +721,7 @@ def test_the_reference_path_stays_on_its_device():
         weight, bias = torch.empty(4, 4, 3, 3, device="cuda"), torch.empty(4, device="cuda")
         results = [
             reference.squared_distance2d(x, window),
+            reference.gaussian_kernel2d(x, window),
             reference.squared_distance2d_backward(kernel, x, window),
             reference.centred_distance2d(centre, x, window, True),
             *reference.centred_distance2d_backward(kernel, centre, x, window, True),

@@ -92,7 +92,7 @@ def deterministic():
 
 
 def calls(operator, case, dtype):
-    """Name and arguments of an operator's function and of its backward."""
+    """Name and arguments of an operator's function, and of its backward where it has one of its own."""
     generator = torch.Generator().manual_seed(1)
 
     def make(*shape, dtype=dtype):
@@ -116,7 +116,7 @@ def calls(operator, case, dtype):
         shared = make(b, c, *image), k
     elif operator == "pacpool2d, channel-wise":
         shared = make(b, c, *image), make(b, c, *window.kernel_size, *size, dtype=torch.float32)
-    elif operator == "squared_distance2d":
+    elif operator in ("squared_distance2d", "gaussian_kernel2d"):
         shared = (make(b, g, *image),)
     else:
         shared = make(b, g, *size), make(b, g, *image)
@@ -129,6 +129,8 @@ def calls(operator, case, dtype):
         )
     if name == "pacpool2d":
         return (name, (*shared, window)), (f"{name}_backward", (make(b, c, *size), *shared, window, (True, True)))
+    if name == "gaussian_kernel2d":  # its gradient is the distance's
+        return ((name, (*shared, window)),)
     asymmetric = (operator.endswith("asymmetric"),) if name == "centred_distance2d" else ()
     return (name, (*shared, window, *asymmetric)), (f"{name}_backward", (k, *shared, window, *asymmetric))
 
@@ -139,6 +141,7 @@ OPERATORS = [
     "pacpool2d",
     "pacpool2d, channel-wise",
     "squared_distance2d",
+    "gaussian_kernel2d",
     "centred_distance2d",
     "centred_distance2d, asymmetric",
 ]
@@ -325,6 +328,8 @@ def test_infinity_reaches_only_what_sees_it(operator):
             expected = run(reference, name, arguments)
             if name == "squared_distance2d":  # the distance of a pixel from itself is 0, whatever it holds
                 expected[0][:, :, 0, 1] = 0
+            if name == "gaussian_kernel2d":
+                expected[0][:, :, 0, 1] = 1
             for a, e in zip(run(backend, name, on(DEVICE, arguments)), expected, strict=True):
                 assert torch.equal(a.cpu().isfinite(), e.isfinite())
                 torch.testing.assert_close(a.cpu().nan_to_num(0, 0, 0), e.nan_to_num(0, 0, 0), rtol=1e-4, atol=1e-4)

@@ -29,7 +29,7 @@ from hotswap.resizing import layers as enlarging
 from hotswap.resizing import record as resized
 from hotswap.resizing.plan import Resize
 from hotswap.sliding import sliding_of
-from hotswap.tracing import Traced, trace
+from hotswap.tracing import Traced, UnpackedError, trace
 
 _RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict
 
@@ -141,16 +141,41 @@ def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Gr
     root_path = called_root(modules, plan, inside, observation)
     root = modules[root_path]
     prefix = f"{root_path}." if root_path else ""
-    _check_root(root_path, root)
     relative = {path.removeprefix(prefix) for path in inside}
     opened = {parent for path in relative for parent in parents(path) if parent}
-    for path in sorted(opened):
-        _check_openable(prefix + path, root.get_submodule(path))
     from_input = any(INPUT in swap.guide for swap in plan.swaps)
-    traced = trace(root, opened, relative, from_input=from_input, given=tensors_given(observation, root_path))
+    traced = open_and_trace(root_path, root, opened, relative, observation, from_input=from_input)
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, plan, modules)
     return Graft(plan, root_path, traced)
+
+
+def open_and_trace(
+    root_path: str,
+    root: nn.Module,
+    opened: set[str],
+    inside: set[str] | None,
+    observation: Observation | None,
+    *,
+    from_input: bool = False,
+) -> Traced:
+    """`trace`, with all modules opened that this takes, after a look at each whether it may be.
+
+    Beside `opened` these are the modules whose outputs the traced code unpacks: `first, *others = self.encoder(x)`.
+
+    Raises:
+        HotswapError: where one may not be opened, or the code cannot be traced, with the reason.
+    """
+    _check_root(root_path, root)
+    given, prefix, looked_at = tensors_given(observation, root_path), f"{root_path}." if root_path else "", set[str]()
+    while True:
+        for path in sorted(opened - looked_at):
+            _check_openable(prefix + path, root.get_submodule(path))
+        looked_at = opened
+        try:
+            return trace(root, opened, inside, from_input=from_input, given=given)
+        except UnpackedError as error:
+            opened = opened | {error.module}
 
 
 def tensors_given(observation: Observation | None, path: str) -> int:

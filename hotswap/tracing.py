@@ -49,6 +49,14 @@ class Traced:
     opened: tuple[str, ...]  # the modules traced through, relative to root
 
 
+class UnpackedError(Exception):
+    """The traced code unpacks what a module returns that is not opened, so that nobody knows how much it is."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(f"it unpacks what {module!r} returns")
+        self.module = module  # relative to the root
+
+
 class PathTracer(torch.fx.Tracer):
     """Traces one method of a root module, opening only the submodules named in `opened`."""
 
@@ -61,6 +69,13 @@ class PathTracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but the modules on the way down to an edit."""
         return module_qualified_name not in self.opened
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        """Refuse, as torch.fx does, but say whose output it is."""
+        if obj.node.op == "call_module":
+            raise UnpackedError(str(obj.node.target))
+        found: Iterator[Any] = super().iter(obj)
+        return found
 
     def create_arg(self, a: Any) -> Any:
         """As torch.fx, but an OrderedDict stays one: networks return it, and mean it."""
@@ -122,6 +137,7 @@ def trace(
 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
+        UnpackedError: where it can be, perhaps, with one more module opened.
     """
     through = [root, *(root.get_submodule(path) for path in opened)]
     cached = cached_tensors(through)
@@ -218,6 +234,8 @@ def _method_to_rewrite(
         sees_input = call.first_argument is next((node for node in nodes if node.op == "placeholder"), None)
         if call.plain and set(within) == wanted and within == anywhere and (sees_input or not from_input):
             return call.method
+    if isinstance(failure, UnpackedError):
+        raise failure
     if failure is not None:
         raise _untraceable(root, "forward", failure) from failure
     return "forward"
@@ -227,6 +245,8 @@ def _trace(root: nn.Module, opened: Collection[str], method: str, given: int) ->
     try:
         graph = PathTracer(opened, method, given=given if method == "forward" else 0).trace(root)
         graph.lint()
+    except UnpackedError:
+        raise
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, method, error) from error
     return graph

@@ -22,7 +22,7 @@ from hotswap.resizing.layers import mode_of, why_not_enlarged
 from hotswap.resizing.plan import Resize
 from hotswap.resizing.record import RECORD, Record
 from hotswap.resizing.sites import bound, calling_line
-from hotswap.tracing import Traced, trace
+from hotswap.tracing import Traced
 
 _LINE = "hotswap_line"  # in a node's meta: the line of code that called F.interpolate
 _Site = tuple[str, int]  # path of the module whose forward makes the call, and which of its calls it is
@@ -66,16 +66,13 @@ def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observatio
     root_path = "" if from_input or "" in targets else deepest_caller(modules, inside, observation)
     root = modules[root_path]
     prefix = f"{root_path}." if root_path else ""
-    surgery._check_root(root_path, root)
     # The modules whose forward makes a call are opened too.
     callers = all_paths(modules, *(resize.target for resize in resizes if resize.call is not None))
     below = {path.removeprefix(prefix) for path in inside if path != root_path}
     opened = {parent for path in below for parent in parents(path) if parent}
     opened |= {path.removeprefix(prefix) for path in callers if path != root_path}
-    for path in sorted(opened):
-        surgery._check_openable(prefix + path, root.get_submodule(path))
     with _LineMarker():
-        traced = trace(root, opened, None, given=surgery.tensors_given(observation, root_path))
+        traced = surgery.open_and_trace(root_path, root, opened, None, observation)
     lines = _sites_by_line(traced.evaluation)
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, prefix, resizes, modules, lines)

@@ -253,6 +253,48 @@ def test_another_size_that_is_no_enlargement_is_left_plain():
 # --- beside convolutions, and afterwards --------------------------------------------------------------------
 
 
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+
+    def forward(self, image):
+        fine = F.relu(self.first(image))
+        return [self.second(fine), fine]
+
+
+class Unpacking(nn.Module):
+    """Its own forward names the parts of what its encoder returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.mix = Encoder(), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, image):
+        coarse, *others = self.encoder(image)
+        x = F.interpolate(coarse, scale_factor=2, mode="bilinear") + others[0]
+        return {"out": F.interpolate(self.mix(x), scale_factor=2, mode="bilinear")}
+
+
+@pytest.mark.parametrize("targets", ["resize", ["mix", "resize_2"]], ids=str)
+def test_a_network_that_unpacks_what_a_part_returns(targets):
+    torch.manual_seed(0)
+    net = Unpacking().eval()
+    before = run(net)
+    converted = convert(copy.deepcopy(net), targets, guide_scale=0.0)
+    assert "rewrites Unpacking.forward" in str(hotswap.status(converted))
+    assert_same(run(converted), before)
+    assert (run(convert(copy.deepcopy(net), targets))["out"] - before["out"]).abs().max() > 1e-3
+    assert_same(run(hotswap.revert(converted)), before, rtol=0, atol=0)
+
+
+def test_a_part_whose_output_is_unpacked_may_not_have_hooks():
+    net = Unpacking().eval()
+    net.encoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(HotswapError, match="module 'encoder' has hooks"):
+        convert(net, "resize")
+
+
 def test_mixed_with_convolutions(net):
     converted = convert(net, ["resize", "block.conv"], {"resize": "input", "block.conv": "b"}, guide_scale=0.0)
     assert_same(run(net), run(converted))

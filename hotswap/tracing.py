@@ -25,6 +25,7 @@ from torch.fx.proxy import Proxy
 from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, require_given, require_value, same
+from hotswap.input_checks import called_as_they_are
 from hotswap.leaves import fixed_arguments, leaf_functions
 from hotswap.observe import mode
 from hotswap.untouched import (
@@ -72,8 +73,11 @@ class PathTracer(torch.fx.Tracer):
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
         """Refuse, as torch.fx does, but say whose output it is."""
-        if obj.node.op == "call_module":
-            raise UnpackedError(str(obj.node.target))
+        source = obj.node
+        while source.target is operator.getitem and isinstance(source.args[0], Node):
+            source = source.args[0]
+        if source.op == "call_module":
+            raise UnpackedError(str(source.target))
         found: Iterator[Any] = super().iter(obj)
         return found
 
@@ -217,7 +221,7 @@ def _method_to_rewrite(
     """The innermost method of `root` that calls all modules in `inside`; `forward` itself if no other does."""
     tracer = PathTracer(opened, given=given)
     failure: Exception | None = None
-    with _recorded_methods(root) as recorded:
+    with called_as_they_are(root), _recorded_methods(root) as recorded:
         try:
             tracer.trace(root)
         except Exception as error:  # noqa: BLE001 (raised below, unless a method that is fine ended before it)
@@ -243,7 +247,8 @@ def _method_to_rewrite(
 
 def _trace(root: nn.Module, opened: Collection[str], method: str, given: int) -> torch.fx.Graph:
     try:
-        graph = PathTracer(opened, method, given=given if method == "forward" else 0).trace(root)
+        with called_as_they_are(root):
+            graph = PathTracer(opened, method, given=given if method == "forward" else 0).trace(root)
         graph.lint()
     except UnpackedError:
         raise

@@ -33,7 +33,7 @@ SAMPLE = {
     "torchvision:lraspp_mobilenet_v3_large": "fx",  # an ordered dictionary of activations
     "smp:unet/resnet18": "fx",
     "smp:linknet/resnet18": "fx",
-    "smp:deeplabv3plus/resnet18": "hooks",
+    "smp:deeplabv3plus/resnet18": "fx",  # looks whether the size of its input suits it
     "smp:segformer/mit_b0": "fx",
     "transformers:ResNetModel": "hooks",  # output classes, keyword arguments
     "transformers:MobileNetV2Model": "hooks",

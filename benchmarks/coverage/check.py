@@ -19,6 +19,7 @@ LEAST_CONVOLUTIONS = 2  # a target and something to guide it
 ROUNDING = 1e-5  # relative, float32: what a deep network makes of another order of summation ...
 ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
 PAPER_DIFFERENCE = 1e-3
+CHANGES = 5  # of weights, by chance, at most
 AS_MUCH = 10  # up to so many times what a chance change does, a difference is the network's own: it sorts, or rounds
 DEVIATION = 0.3  # mean of 1 - K at which gradients are looked at
 _COPIED_UP_TO = 200_000_000  # parameters; larger networks are converted in place, for memory's sake
@@ -94,8 +95,9 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
     if not isinstance(swapped, kind) or type(swapped).__name__ != kind.__name__:
         raise BrokenPromise(f"class {type(swapped).__name__} instead of {kind.__name__}")
     _compare(_outputs(swapped, inputs), plain, report)
-    if not report.difference_zero <= ROUNDING:
-        report.notes.append(f"compared in float64, as in float32 rounding makes {report.difference_zero:.1e}")
+    if not (report.difference_zero <= ROUNDING and report.difference_paper <= PAPER_DIFFERENCE):
+        in_float32 = f"rounding makes {report.difference_zero:.1e}, and 1e-4 {report.difference_paper:.1e}"
+        report.notes.append(f"compared in float64, as in float32 {in_float32}")
         _compare_in_float64(swapped, inputs, report)
         if not report.difference_zero <= ROUNDING_64:
             raise BrokenPromise(f"at guide_scale=0 outputs differ by {report.difference_zero:.1e} in float64")
@@ -303,15 +305,23 @@ def _compare_in_float64(swapped: nn.Module, inputs: Inputs, report: Report) -> N
 
 
 def _moved_by_chance(swapped: nn.Module, inputs: Inputs, plain: Any, report: Report) -> tuple[float, float]:
-    """How far K is from 1, and how far outputs move where the plain network's weights are changed by as much."""
+    """How far K is from 1, and the furthest that outputs move where the plain network's weights change by as much.
+
+    Whether a change makes a network that sorts or rounds jump is chance, so there are some.
+    """
     change = max(target.deviation for target in hotswap.verify(swapped, [inputs]).targets)
     twin = hotswap.revert(swapped)
-    with torch.no_grad():
-        for path in report.targets:
-            weight = twin.get_submodule(path).weight
-            assert isinstance(weight, Tensor)
-            weight.mul_(1 - 2 * change * torch.rand_like(weight))
-    return change, difference(run(twin, inputs), plain)
+    weights: dict[str, Any] = {path: twin.get_submodule(path).weight for path in report.targets}
+    before = {path: weight.detach().clone() for path, weight in weights.items()}
+    moved = 0.0
+    for _ in range(CHANGES):
+        with torch.no_grad():
+            for path, weight in weights.items():
+                weight.copy_(before[path] * (1 - 2 * change * torch.rand_like(weight)))
+        moved = max(moved, difference(run(twin, inputs), plain))
+        if moved >= report.difference_paper / AS_MUCH:
+            break
+    return change, moved
 
 
 def _double(x: Any) -> Any:

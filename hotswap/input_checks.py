@@ -59,21 +59,43 @@ def _stand_in(name: str, check: Callable[..., None]) -> Callable[..., None]:
 _BEFORE = (require_given, require_value, check_inputs)
 
 
+# What a check consists of. No statement that is a call by itself: it would be made for what it does.
+_STATEMENTS = (
+    ast.FunctionDef,
+    ast.If,
+    ast.For,
+    ast.Assign,
+    ast.AnnAssign,
+    ast.Raise,
+    ast.Assert,
+    ast.Return,
+    ast.Pass,
+)
+
+
 def _only_looks(method: Callable[..., Any]) -> bool:
-    """Whether, by its text, a method gives nothing back and stores nothing."""
+    """Whether, by its text, a method raises or gives nothing back, and changes nothing."""
     try:
         text = ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):  # no text, or one that does not stand by itself
         return False
-    for node in ast.walk(text):
-        if isinstance(node, ast.Return) and not (node.value is None or _is_none(node.value)):
-            return False
-        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await | ast.Global | ast.Nonlocal):
-            return False
-        if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
-            return False
-    return True
+    parts = list(ast.walk(text))
+    raises = any(isinstance(part, ast.Raise | ast.Assert) for part in parts)
+    return raises and not any(_does_more(part) for part in parts)
 
 
-def _is_none(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and value.value is None
+def _does_more(part: ast.AST) -> bool:
+    if isinstance(part, ast.Return):
+        return part.value is not None and not _is_constant(part.value, type(None))
+    if isinstance(part, ast.Expr):
+        return not _is_constant(part.value, str)  # a docstring
+    if isinstance(part, ast.stmt):
+        return not isinstance(part, _STATEMENTS)
+    if isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
+        return True
+    name = part.attr if isinstance(part, ast.Attribute) else ""
+    return name.endswith("_") and not name.endswith("__")  # torch's names of what works in place
+
+
+def _is_constant(value: ast.expr, kind: type) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, kind)

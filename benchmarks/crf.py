@@ -36,7 +36,7 @@ def inference(device: torch.device) -> Mapping[str, Candidate]:
 
 
 def _dense(unary: torch.Tensor, image: torch.Tensor) -> Candidate:
-    from pydensecrf import densecrf  # type: ignore[import-not-found]
+    from pydensecrf import densecrf
 
     energies = np.ascontiguousarray(-unary[0].log_softmax(0).flatten(1).cpu().numpy())
     pixels = np.ascontiguousarray((image[0] * 255).byte().permute(1, 2, 0).cpu().numpy())

@@ -9,6 +9,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,16 +25,21 @@ def check_inputs(check: Callable[..., None], *inputs: Any) -> None:
         check(*inputs)
 
 
+def own_methods(root: nn.Module) -> dict[str, Callable[..., Any]]:
+    """The methods that a module's class and its bases define, but for `forward`: the nearest of each name."""
+    found: dict[str, Callable[..., Any]] = {}
+    for cls in type(root).__mro__:
+        if cls not in nn.Module.__mro__:
+            for name, value in vars(cls).items():
+                if inspect.isfunction(value) and name != "forward" and not name.startswith("__"):
+                    found.setdefault(name, value)
+    return found
+
+
 @contextmanager
 def called_as_they_are(root: nn.Module) -> Iterator[None]:
     """While root's forward is traced: have its checks of its own inputs, before all else, called by the graph."""
-    methods = {name: value for cls in type(root).__mro__[::-1] for name, value in vars(cls).items()}
-    checks = [
-        name
-        for name, value in methods.items()
-        if inspect.isfunction(value) and name not in vars(nn.Module) and not name.startswith("__")
-        if name not in root.__dict__ and _only_looks(value)
-    ]
+    checks = [name for name, method in own_methods(root).items() if name not in root.__dict__ and _only_looks(method)]
     for name in checks:
         root.__dict__[name] = _stand_in(name, getattr(root, name))
     try:
@@ -73,6 +79,7 @@ _STATEMENTS = (
 )
 
 
+@cache  # a network is traced some times, and those of transformers have a hundred methods
 def _only_looks(method: Callable[..., Any]) -> bool:
     """Whether, by its text, a method raises or gives nothing back, and changes nothing."""
     try:

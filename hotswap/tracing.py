@@ -25,7 +25,7 @@ from torch.fx.proxy import Proxy
 from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy, require_given, require_value, same
-from hotswap.input_checks import called_as_they_are
+from hotswap.input_checks import called_as_they_are, own_methods
 from hotswap.leaves import fixed_arguments, leaf_functions
 from hotswap.observe import mode
 from hotswap.untouched import (
@@ -279,14 +279,7 @@ class _MethodCall:
 def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
     """Note which of root's own methods are called while its forward is traced, and which nodes each made."""
     calls: list[_MethodCall] = []
-    names = [
-        name
-        for cls in type(root).__mro__
-        if cls not in nn.Module.__mro__
-        for name, value in vars(cls).items()
-        if inspect.isfunction(value) and name != "forward" and not name.startswith("__")
-    ]
-    wrapped = [name for name in dict.fromkeys(names) if name not in root.__dict__]
+    wrapped = [name for name in own_methods(root) if name not in root.__dict__]
 
     def wrap(name: str) -> Callable[..., Any]:
         bound = getattr(root, name)

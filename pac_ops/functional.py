@@ -124,19 +124,17 @@ def packernel2d(
     padded = F.pad(guide, (0, extra[1], 0, extra[0])) if extra != (0, 0) else guide
     if channel_wise:
         padded = padded.flatten(0, 1)[:, None]  # every channel an image of its own
-    if smoothing is None and not function.inverse:
-        kernel = library.gaussian_kernel2d(padded, *on_guide)
-        if channel_wise:
-            kernel = kernel[:, 0].unflatten(0, (b, g))
+    in_one_pass = smoothing is None and not function.inverse
+    if in_one_pass:
+        found = library.gaussian_kernel2d(padded, *on_guide)
+    elif smoothing is None and not function.asymmetric:
+        found = library.squared_distance2d(padded, *on_guide)
     else:
-        if smoothing is None and not function.asymmetric:
-            distance = library.squared_distance2d(padded, *on_guide)
-        else:
-            centre = adapting.centres(padded, on_guide, smoothing)
-            distance = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
-        if channel_wise:
-            distance = distance[:, 0].unflatten(0, (b, g))
-        kernel = adapting.kernel_of(distance, function, inv_alpha, inv_lambda)
+        centre = adapting.centres(padded, on_guide, smoothing)
+        found = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
+    if channel_wise:
+        found = found[:, 0].unflatten(0, (b, g))
+    kernel = found if in_one_pass else adapting.kernel_of(found, function, inv_alpha, inv_lambda)
     if mask is None and not normalize_kernel:
         return kernel, None
     return _counted(kernel, mask, window, image, extra, normalize_kernel=normalize_kernel, transposed=transposed)

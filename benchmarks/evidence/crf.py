@@ -68,7 +68,7 @@ class DenseCRF(nn.Module):
         super().__init__()
         self.backbone = Frozen(network).eval()
         try:
-            from pydensecrf import densecrf  # type: ignore[import-not-found]
+            from pydensecrf import densecrf
         except ImportError as error:
             raise HotswapError("a dense CRF needs pydensecrf and a C++ compiler: pip install pydensecrf2") from error
         self.library: Any = densecrf

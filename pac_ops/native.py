@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -372,13 +372,26 @@ def _shapes(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> _Win
 
 def _run(function: str, shapes: ctypes.Structure, *arguments: Tensor | ctypes.c_void_p | int | None) -> None:
     """Call a kernel; of a float32 tensor, it gets the pointer."""
+    passed = [_passed(x) for x in arguments]
+    failed = _entry(function, lanes())(ctypes.byref(shapes), *passed, ctypes.c_int64(torch.get_num_threads()))
+    if failed:
+        raise MemoryError(f"{function} could not allocate its buffers")
+
+
+@cache
+def lanes() -> int:
+    """Floats in a vector of the compiled kernels (enlargement aside): 16 with AVX-512, where PyTorch uses it too."""
+    wide = hasattr(_load(), "pac_convolution_avx512") and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return 16 if wide else 8
+
+
+@cache
+def _entry(function: str, lanes: int) -> Any:
     library = _load()
     if isinstance(library, str):
         raise RuntimeError(library)  # noqa: TRY004 (`backends.choose` asks why_not_built first)
-    passed = [_passed(x) for x in arguments]
-    failed = getattr(library, function)(ctypes.byref(shapes), *passed, ctypes.c_int64(torch.get_num_threads()))
-    if failed:
-        raise MemoryError(f"{function} could not allocate its buffers")
+    wide = f"{function}_avx512"
+    return getattr(library, wide if lanes == 16 and hasattr(library, wide) else function)
 
 
 def _passed(x: Tensor | ctypes.c_void_p | int | None) -> ctypes.c_void_p | ctypes.c_int64:

@@ -1,21 +1,30 @@
 /* Convolution: K is applied to the taps while they are packed for the matrix product. */
 #include "panels.h"
 
-/* As DEPTH and BAND, forward: measured best where sums of up to 128 input channels of 3 x 3 taps stay in registers. */
 enum {
-    DEEP = 1152,
-    NARROW = 64,
+    DEEP = 1152,               /* as DEPTH, forward: sums of up to 128 input channels of 3 x 3 taps stay in registers */
+    NEAR = DEEP * 4 * PIXELS,  /* packed taps of a band: 288 KiB, or 576 where the second-level cache is larger */
+    LEAST_PIXELS = 4 * PIXELS, /* of a band */
+    MOST_PIXELS = 256,
     FEW = 4, /* input channels packed at a time */
 };
 
-/* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them. */
+/* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them: [depth, rows]. */
+FOR_EVERY_CPU
 static void pack_weights(const Window *w, const float *weight, int64_t rows, float *packed) {
-    const int64_t *step = w->weight_step;
-    for (int64_t c = 0; c < w->channels / w->groups; c++)
-        for (int64_t i = 0; i < w->kernel[0]; i++)
-            for (int64_t j = 0; j < w->kernel[1]; j++)
-                for (int64_t r = 0; r < rows; r++)
-                    *packed++ = weight[r * step[1] + c * step[2] + i * step[3] + j * step[4]];
+    const int64_t *step = w->weight_step, taps = w->kernel[0] * w->kernel[1], in = w->channels / w->groups;
+    int64_t depth = in * taps, d = 0;
+    int64_t whole = (rows + 7) / 8 * 8;
+    /* Vectors of 8 that go beyond a line of `rows` spoil the next line, which is written after them. */
+    if (step[4] == 1 && step[3] == w->kernel[1] && step[2] == taps) /* a channel's taps lie side by side */
+        for (; (d + 7) * rows + whole <= depth * rows; d += 8)
+            for (int64_t r = whole - 8; r >= 0; r -= 8)
+                turn8(weight + r * step[1] + d, step[1], rows - r, packed + d * rows + r, rows);
+    for (; d < depth; d++) {
+        int64_t c = d / taps, i = d % taps / w->kernel[1], j = d % taps % w->kernel[1];
+        for (int64_t r = 0; r < rows; r++)
+            packed[d * rows + r] = weight[r * step[1] + c * step[2] + i * step[3] + j * step[4]];
+    }
 }
 
 /* What a thread works with: the pixels of a band, where they find their taps, and these times K. */
@@ -68,8 +77,9 @@ int pac_convolution(const Window *w, const float *input, const float *kernel, co
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
     int64_t rows = w->out_channels / w->groups, depth = w->channels / w->groups * taps;
     int64_t tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
-    int64_t depth_slice = most(1, DEEP / taps) * taps;
-    int64_t bands = most((pixels + NARROW - 1) / NARROW, (threads + w->batch - 1) / most(1, w->batch));
+    int64_t depth_slice = least(w->channels / w->groups, most(1, DEEP / taps)) * taps;
+    int64_t wanted = most(LEAST_PIXELS, least(MOST_PIXELS, NEAR / most(1, depth_slice)));
+    int64_t bands = most((pixels + wanted - 1) / wanted, (threads + w->batch - 1) / most(1, w->batch));
     int64_t size = ((pixels + bands - 1) / most(1, bands) + PIXELS - 1) / PIXELS * PIXELS, panels = size / PIXELS;
     float *packed = buffer(w->out_channels * depth);
     int failed = packed == NULL;

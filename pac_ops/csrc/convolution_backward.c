@@ -8,7 +8,7 @@
  */
 #include "panels.h"
 
-enum { PRODUCT_ROWS = 144 }; /* of q at a time, input channels times taps: a multiple of 6 and 16; their weights and
+enum { PRODUCT_ROWS = LANES == 16 ? 288 : 144 }; /* of q at a time, input channels times taps: a multiple of 6 and 16; their weights and
                               * the panels they are multiplied with stay in the second-level cache */
 
 /* A thread's share, and what it works with. */
@@ -21,7 +21,7 @@ typedef struct {
     float *by_panel;    /* g of a band: [panels, output channels of a group, PIXELS] */
     float *by_pixel;    /* g of a band: [tiles of output channels, pixels, rows of a tile] */
     float *adapted;     /* K * taps of a band: [panels, PRODUCT_ROWS, PIXELS] */
-    float *turned;      /* 16 rows of it: [pixels, 16] */
+    float *turned;      /* PIXELS rows of it: [pixels, PIXELS] */
     Panel *panels;
     Tap *found;
 } Share;
@@ -93,14 +93,27 @@ INLINE void pack_gradient(const Window *w, const float *grad, int64_t panels, in
         }
 }
 
-/* Where pixel q of a panel finds a tap, -1 outside the image. */
-INLINE int64_t tap_place(const Tap *tap, int64_t q, int64_t count) {
-    switch (tap->kind) {
-    case ALL: return tap->offset + q;
-    case SOME: return q >= tap->first && q < tap->last ? tap->offset + q : -1;
-    case EVERY_SECOND: return tap->offset + 2 * q;
-    case SCATTERED: return q < count ? tap->each[q] : -1;
-    default: return -1;
+/* q of a panel that finds a tap side by side, to the gradients of input and K: see `share_out`. `q_t` is the tap's share
+ * of the first channel, `apart` from that of the next; `inside` is null where all pixels are. */
+INLINE void share_in_line(const Tap *tap, const int32_t *inside, const float *q_t, int64_t apart, const float *input,
+                          int64_t channels, int64_t plane, float *grad_input, float *grad_kernel) {
+    vec left = get(tap->k), right = get(tap->k + LANES), sum_left = {0}, sum_right = {0};
+    for (int64_t c = 0; c < channels; c++, q_t += apart) {
+        const float *v = input + c * plane + tap->offset;
+        vec q_left = get(q_t), q_right = get(q_t + LANES);
+        sum_left += q_left * get(v);
+        sum_right += q_right * get(v + LANES);
+        if (grad_input) {
+            float *to = grad_input + c * plane + tap->offset;
+            vec add_left = q_left * left, add_right = q_right * right;
+            put(to, get(to) + (inside ? only(add_left, inside) : add_left));
+            put(to + LANES, get(to + LANES) + (inside ? only(add_right, inside + LANES) : add_right));
+        }
+    }
+    if (grad_kernel) {
+        put(grad_kernel, get(grad_kernel) + (inside ? only(sum_left, inside) : sum_left));
+        float *to = grad_kernel + LANES;
+        put(to, get(to) + (inside ? only(sum_right, inside + LANES) : sum_right));
     }
 }
 
@@ -111,56 +124,24 @@ INLINE void share_out(const Tap *taps, int64_t tap_count, int64_t count, const f
     for (int64_t t = 0; t < tap_count; t++) {
         const Tap *tap = taps + t;
         const float *q_t = product + t * PIXELS;
-        if (tap->kind == ALL) {
-            v8 left = load(tap->k), right = load(tap->k + 8), sum_left = {0}, sum_right = {0};
-            for (int64_t c = 0; c < channels; c++, q_t += tap_count * PIXELS) {
-                const float *v = input + c * plane + tap->offset;
-                v8 q_left = load(q_t), q_right = load(q_t + 8);
-                sum_left += q_left * load(v);
-                sum_right += q_right * load(v + 8);
-                if (grad_input) {
-                    float *to = grad_input + c * plane + tap->offset;
-                    store(to, load(to) + q_left * left);
-                    store(to + 8, load(to + 8) + q_right * right);
+        float *to_kernel = grad_kernel ? grad_kernel + t * PIXELS : NULL;
+        int64_t apart = tap_count * PIXELS;
+        if (tap->kind == ALL)
+            share_in_line(tap, NULL, q_t, apart, input, channels, plane, grad_input, to_kernel);
+        else if (tap->kind == SOME)
+            share_in_line(tap, tap->inside, q_t, apart, input, channels, plane, grad_input, to_kernel);
+        else if (tap->kind != NONE)
+            for (int64_t q = 0; q < count; q++) {
+                int64_t place = tap->kind == SCATTERED ? tap->each[q] : tap->offset + 2 * q;
+                if (place < 0) continue;
+                float sum = 0;
+                for (int64_t c = 0; c < channels; c++) {
+                    float from = q_t[c * apart + q];
+                    sum += from * input[c * plane + place];
+                    if (grad_input) grad_input[c * plane + place] += from * tap->k[q];
                 }
+                if (to_kernel) to_kernel[q] += sum;
             }
-            if (grad_kernel) {
-                float *to = grad_kernel + t * PIXELS;
-                store(to, load(to) + sum_left);
-                store(to + 8, load(to + 8) + sum_right);
-            }
-            continue;
-        }
-        for (int64_t q = 0; q < count; q++) {
-            int64_t place = tap_place(tap, q, count);
-            if (place < 0) continue;
-            float sum = 0;
-            for (int64_t c = 0; c < channels; c++) {
-                float from = q_t[c * tap_count * PIXELS + q];
-                sum += from * input[c * plane + place];
-                if (grad_input) grad_input[c * plane + place] += from * tap->k[q];
-            }
-            if (grad_kernel) grad_kernel[t * PIXELS + q] += sum;
-        }
-    }
-}
-
-/* 8 x 8: rows `from_step` apart become columns, `to_step` apart. */
-INLINE void turn8(const float *from, int64_t from_step, float *to, int64_t to_step) {
-    v8 r[8], s[8];
-    for (int i = 0; i < 8; i++) r[i] = load(from + i * from_step);
-    for (int i = 0; i < 8; i += 2) {
-        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            r[i + j] = __builtin_shufflevector(s[i + j], s[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            r[i + j + 2] = __builtin_shufflevector(s[i + j], s[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        store(to + i * to_step, __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
-        store(to + (i + 4) * to_step, __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
     }
 }
 
@@ -170,11 +151,10 @@ INLINE void sum_weight_gradient(const Window *w, int64_t panels, int64_t pixels,
     int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows);
     for (int64_t r = 0; r < product_rows; r += PIXELS) {
         for (int64_t p = 0; p < panels; p++)
-            for (int64_t half = 0; half < PIXELS; half += 8) {
-                const float *from = share->adapted + (p * most_product_rows(w) + r) * PIXELS + half;
-                float *to = share->turned + (p * PIXELS + half) * PIXELS;
-                turn8(from, PIXELS, to, PIXELS);
-                turn8(from + 8 * PIXELS, PIXELS, to + 8, PIXELS);
+            for (int64_t q = 0; q < PIXELS; q += 8) {
+                const float *from = share->adapted + (p * most_product_rows(w) + r) * PIXELS + q;
+                float *to = share->turned + (p * PIXELS + q) * PIXELS;
+                for (int64_t i = 0; i < PIXELS; i += 8) turn8(from + i * PIXELS, PIXELS, 8, to + i, PIXELS);
             }
         for (int64_t o = 0; o < rows; o += tall, sums += tall * PIXELS)
             tile(least(tall, rows - o), pixels, share->by_pixel + o * pixels, share->turned, sums, PIXELS, whole, NULL);

@@ -1,20 +1,20 @@
 /* Squared distances between the guide features of each window, and their gaussians. */
 #include "window.h"
 
-typedef int32_t v8i __attribute__((vector_size(32)));
+typedef int32_t whole_vec __attribute__((vector_size(4 * LANES)));
 
-enum { TOGETHER = 4 }; /* channels summed in registers before the sum is stored */
+enum { CHANNELS = 4 }; /* channels summed in registers before the sum is stored */
 
-/* sum[x] += |centre - other|^2 over TOGETHER channels that lie `apart`, for a row of outputs, 8 at a time. All rows are
- * padded to whole vectors. */
+/* sum[x] += |centre - other|^2 over CHANNELS channels that lie `apart`, for a row of outputs, a vector at a time. All
+ * rows are padded to whole vectors. */
 INLINE void add_squares(const float *centre, const float *other, int64_t apart, int64_t outputs, float *sum) {
-    for (int64_t x = 0; x < outputs; x += 8) {
-        v8 total = load(sum + x);
-        for (int64_t c = 0; c < TOGETHER; c++) {
-            v8 away = load(centre + c * apart + x) - load(other + c * apart + x);
+    for (int64_t x = 0; x < outputs; x += LANES) {
+        vec total = get(sum + x);
+        for (int64_t c = 0; c < CHANNELS; c++) {
+            vec away = get(centre + c * apart + x) - get(other + c * apart + x);
             total += away * away;
         }
-        store(sum + x, total);
+        put(sum + x, total);
     }
 }
 
@@ -22,18 +22,18 @@ INLINE void add_squares(const float *centre, const float *other, int64_t apart, 
 INLINE void add_squares_apart(const float *centre, const float *other, int64_t apart, int64_t stride, int64_t outputs,
                               float *sum) {
     for (int64_t x = 0; x < outputs; x++)
-        for (int64_t c = 0; c < TOGETHER; c++) {
+        for (int64_t c = 0; c < CHANNELS; c++) {
             float away = centre[c * apart + x * stride] - other[c * apart + x * stride];
             sum[x] += away * away;
         }
 }
 
-INLINE int64_t whole_vectors(int64_t n) { return (n + 7) / 8 * 8; }
+INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* What a thread works with. */
 typedef struct {
     float *sums; /* [rows, taps, outputs of a row, padded to whole vectors] */
-    float *seen; /* [TOGETHER, rows of the guide that these rows of windows see, `length`], padded */
+    float *seen; /* [CHANNELS, rows of the guide that these rows of windows see, `length`], padded */
     int64_t length, apart; /* of a row, of a channel */
     int64_t *read;  /* which rows `seen` holds; they may be outside the image */
     int64_t *place; /* [rows, kernel height]: where in `seen` */
@@ -100,18 +100,18 @@ INLINE void add_channels(const Window *w, const int64_t *place, Rows rows, float
 /* exp(-d / 2) for d >= 0, within 2e-7 of it; 0 from d = 174, where it is below 2^-125; a NaN stays one.
  *
  * exp(x) = 2^n exp(r) with n whole and |r| <= ln(2) / 2, exp(r) by its Taylor polynomial of degree 7 (1e-8 off). */
-INLINE v8 gaussian(v8 d) {
+INLINE vec gaussian(vec d) {
     const float high = 0.693359375f, low = -2.12194440e-4f; /* of ln(2); n * high is exact */
-    v8 x = -0.5f * d;
-    v8i whole = __builtin_convertvector(x * 1.44269504f - 0.5f, v8i); /* towards 0: the nearest, as x <= 0 */
-    v8 n = __builtin_convertvector(whole, v8);
-    v8 r = x - n * high - n * low;
-    v8 sum = 1.0f / 720 + r * (1.0f / 5040);
+    vec x = -0.5f * d;
+    whole_vec whole = __builtin_convertvector(x * 1.44269504f - 0.5f, whole_vec); /* towards 0: the nearest, as x <= 0 */
+    vec n = __builtin_convertvector(whole, vec);
+    vec r = x - n * high - n * low;
+    vec sum = 1.0f / 720 + r * (1.0f / 5040);
     sum = 1.0f / 24 + r * (1.0f / 120 + r * sum);
     sum = 0.5f + r * (1.0f / 6 + r * sum);
     sum = 1 + r * (1 + r * sum);
-    v8 power = (v8)((whole + 127) * (1 << 23)); /* 2^n */
-    return (v8)((v8i)(sum * power) & ~(x < -87));
+    vec power = (vec)((whole + 127) * (1 << 23)); /* 2^n */
+    return (vec)((whole_vec)(sum * power) & ~(x < -87));
 }
 
 /* All taps of the rows of windows from `from` to `to`. */
@@ -121,12 +121,12 @@ static void distance_rows(const Window *w, const float *guide, int as_gaussian, 
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, image = w->height * w->width;
     int64_t wide = whole_vectors(w->out_width), count = rows_read(w, from, to, rows);
     memset(rows.sums, 0, (to - from) * taps * wide * sizeof(float));
-    for (int64_t g = 0; g < w->channels; g += TOGETHER) {
-        for (int64_t c = g; c < g + TOGETHER; c++)
+    for (int64_t g = 0; g < w->channels; g += CHANNELS) {
+        for (int64_t c = g; c < g + CHANNELS; c++)
             for (int64_t r = 0; r < count; r++) {
                 fill_row(w, guide + c * image, c < w->channels ? rows.read[r] : -1, rows.length,
                          rows.seen + (c - g) * rows.apart + r * rows.length);
-                if (c + TOGETHER < w->channels) prefetch_row(w, guide + (c + TOGETHER) * image, rows.read[r]);
+                if (c + CHANNELS < w->channels) prefetch_row(w, guide + (c + CHANNELS) * image, rows.read[r]);
             }
         for (int64_t y = 0; y < to - from; y++)
             add_channels(w, rows.place + y * w->kernel[0], rows, rows.sums + y * taps * wide);
@@ -134,7 +134,7 @@ static void distance_rows(const Window *w, const float *guide, int as_gaussian, 
     for (int64_t y = from; y < to; y++)
         for (int64_t t = 0; t < taps; t++) {
             float *row = rows.sums + ((y - from) * taps + t) * wide;
-            for (int64_t x = 0; as_gaussian && x < wide; x += 8) store(row + x, gaussian(load(row + x)));
+            for (int64_t x = 0; as_gaussian && x < wide; x += LANES) put(row + x, gaussian(get(row + x)));
             memcpy(out + t * pixels + y * w->out_width, row, w->out_width * sizeof(float));
         }
 }
@@ -148,13 +148,13 @@ static int distances(const Window *w, const float *guide, int as_gaussian, float
 #pragma omp parallel num_threads(threads)
     {
         int64_t most_read = together * w->kernel[0];
-        Rows rows = {buffer(together * taps * wide), buffer(TOGETHER * most_read * length), length,
+        Rows rows = {buffer(together * taps * wide), buffer(CHANNELS * most_read * length), length,
                      most_read * length, malloc(most_read * sizeof(int64_t)), malloc(most_read * sizeof(int64_t))};
         if (!rows.sums || !rows.seen || !rows.read || !rows.place) {
 #pragma omp atomic write
             failed = 1;
         } else {
-            memset(rows.seen, 0, TOGETHER * rows.apart * sizeof(float));
+            memset(rows.seen, 0, CHANNELS * rows.apart * sizeof(float));
         }
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)

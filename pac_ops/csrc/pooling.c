@@ -2,10 +2,9 @@
 #include "window.h"
 
 enum {
-    LANES = 8,
-    VECTORS = 4,    /* of outputs of a row, kept in registers at a time */
-    TOGETHER = 2,   /* channels that share each load of K */
-    NEAR = 6 << 10, /* elements of K that stay in the first-level cache while all channels use them: 24 KiB */
+    VECTORS = 4, /* of outputs of a row, kept in registers at a time */
+    TOGETHER = LANES == 16 ? 4 : 2, /* channels that share each load of K */
+    K_NEAR = 12 << 10, /* elements of K that stay near the core while all channels use them: 48 KiB */
     MOST_ROWS = 4,  /* outputs whose windows share padded rows */
 };
 
@@ -30,7 +29,7 @@ INLINE void pool_any(const Window *w, const float *channel, const float *kernel,
 /* A band of rows is `rows` outputs high. Their windows, with stride 1 along a row, see these lines of the image, padded: */
 INLINE int64_t band_rows(const Window *w) {
     if (w->dilation[0] > 1) return 1; /* lines between those of one window are not seen */
-    return least(MOST_ROWS, most(1, NEAR / most(1, w->kernel[0] * w->kernel[1] * w->out_width)));
+    return least(MOST_ROWS, most(1, K_NEAR / most(1, w->kernel[0] * w->kernel[1] * w->out_width)));
 }
 INLINE int64_t seen_lines(const Window *w, int64_t rows) { return (rows - 1) * w->stride[0] + w->kernel[0]; }
 INLINE int64_t seen_columns(const Window *w) { return w->out_width + (w->kernel[1] - 1) * w->dilation[1]; }
@@ -43,47 +42,52 @@ INLINE void pad_lines(const Window *w, const float *channel, int64_t y, int64_t 
         int64_t row = y * w->stride[0] - w->padding[0] + l * w->dilation[0], x = 0;
         int inside = row >= 0 && row < w->height;
         const float *from = channel + (inside ? row * w->width + first - w->padding[1] : 0);
-        for (; x + LANES <= count; x += LANES) store(padded + first + x, inside ? load(from + x) : (v8){0});
+        for (; x + LANES <= count; x += LANES) put(padded + first + x, inside ? get(from + x) : (vec){0});
         for (; x < count; x++) padded[first + x] = inside ? from[x] : 0.0f;
     }
 }
 
-/* LANES * vectors outputs of a row, of some channels whose padded lines are `apart`. */
-INLINE void pool_tile(int channels, int vectors, const Window *w, const float *lines, int64_t apart, const float *kernel,
-                      const float *weight, const float *bias, float *out) {
+/* `vectors` vectors of outputs of a row, the last of `last` outputs, of some channels whose padded lines are `apart`. */
+INLINE void pool_tile(int channels, int vectors, int64_t last, const Window *w, const float *lines, int64_t apart,
+                      const float *kernel, const float *weight, const float *bias, float *out) {
     int64_t pixels = w->out_height * w->out_width, taps = w->kernel[0] * w->kernel[1], wide = seen_columns(w);
-    v8 sum[TOGETHER][VECTORS];
+    vec sum[TOGETHER][VECTORS];
     for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) sum[c][v] = (v8){0} + (bias ? bias[c] : 0.0f);
+        for (int v = 0; v < vectors; v++) sum[c][v] = (vec){0} + (bias ? bias[c] : 0.0f);
     for (int64_t i = 0; i < w->kernel[0]; i++, lines += wide)
         for (int64_t j = 0; j < w->kernel[1]; j++, kernel += pixels) {
             const float *at = lines + j * w->dilation[1];
-            v8 factor[TOGETHER];
+            vec factor[TOGETHER];
             for (int c = 0; c < channels; c++)
-                factor[c] = (v8){0} + (weight ? weight[c * taps + i * w->kernel[1] + j] : 1.0f);
+                factor[c] = (vec){0} + (weight ? weight[c * taps + i * w->kernel[1] + j] : 1.0f);
             for (int v = 0; v < vectors; v++) {
-                v8 k = load(kernel + v * LANES);
-                for (int c = 0; c < channels; c++) sum[c][v] += k * (factor[c] * load(at + c * apart + v * LANES));
+                const float *k_v = kernel + v * LANES;
+                vec k = v + 1 < vectors || last == LANES ? get(k_v) : get_some(k_v, last);
+                for (int c = 0; c < channels; c++) sum[c][v] += k * (factor[c] * get(at + c * apart + v * LANES));
             }
         }
     for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) store(out + c * pixels + v * LANES, sum[c][v]);
+        for (int v = 0; v < vectors; v++) {
+            float *to = out + c * pixels + v * LANES;
+            if (v + 1 < vectors || last == LANES)
+                put(to, sum[c][v]);
+            else
+                put_some(to, sum[c][v], last);
+        }
 }
 
-/* A row of at least LANES outputs. */
+/* A row of outputs. */
 INLINE void pool_row(int channels, const Window *w, const float *lines, int64_t apart, const float *kernel,
                      const float *weight, const float *bias, float *out) {
     int64_t x = 0, wide = w->out_width;
     for (; x + VECTORS * LANES <= wide; x += VECTORS * LANES)
-        pool_tile(channels, VECTORS, w, lines + x, apart, kernel + x, weight, bias, out + x);
-    switch ((wide - x) / LANES) {
-    case 3: pool_tile(channels, 3, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 2: pool_tile(channels, 2, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 1: pool_tile(channels, 1, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    }
-    if (wide % LANES) { /* overlaps those before */
-        x = wide - LANES;
-        pool_tile(channels, 1, w, lines + x, apart, kernel + x, weight, bias, out + x);
+        pool_tile(channels, VECTORS, LANES, w, lines + x, apart, kernel + x, weight, bias, out + x);
+    int64_t rest = wide - x, last = rest % LANES ? rest % LANES : LANES;
+    switch ((rest + LANES - 1) / LANES) {
+    case 4: pool_tile(channels, 4, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 3: pool_tile(channels, 3, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 2: pool_tile(channels, 2, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 1: pool_tile(channels, 1, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
     }
 }
 
@@ -92,7 +96,7 @@ FOR_EVERY_CPU
 static void pool_band(int channels, const Window *w, const float *channel, const float *kernel, const float *weight,
                       const float *bias, float *out, int64_t y, int64_t rows, float *padded) {
     int64_t plane = w->height * w->width, taps = w->kernel[0] * w->kernel[1], wide = w->out_width;
-    if (w->stride[1] > 1 || wide < LANES) {
+    if (w->stride[1] > 1) {
         for (int c = 0; c < channels; c++)
             for (int64_t r = 0; r < rows; r++)
                 pool_any(w, channel + c * plane, kernel + r * wide, weight ? weight + c * taps : NULL,
@@ -116,7 +120,7 @@ int pac_pooling(const Window *w, const float *input, const float *kernel, int64_
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        int64_t size = TOGETHER * seen_lines(w, high) * seen_columns(w);
+        int64_t size = TOGETHER * seen_lines(w, high) * seen_columns(w) + LANES; /* whole vectors are read */
         float *padded = buffer(size);
         if (padded)
             memset(padded, 0, size * sizeof(float));
@@ -144,7 +148,7 @@ int pac_pooling(const Window *w, const float *input, const float *kernel, int64_
 /* --- gradients ---------------------------------------------------------------------------------------------------- */
 
 /* What a row of outputs adds to the gradients of its channel, any of which may be null. `kernel` and `grad_kernel` are
- * tap 0 of this row, `grad` the row; `grad_weight` has 8 sums a tap. */
+ * tap 0 of this row, `grad` the row; `grad_weight` has LANES sums a tap. */
 FOR_EVERY_CPU
 static void pool_row_backward(const Window *w, const float *input, const float *kernel, const float *weight,
                               const float *grad, float *grad_input, float *grad_kernel, float *grad_weight, int64_t y) {
@@ -159,12 +163,12 @@ static void pool_row_backward(const Window *w, const float *input, const float *
         float *to_kernel = grad_kernel ? grad_kernel + t * pixels : NULL;
         float f = weight ? weight[t] : 1.0f;
         int64_t x = first;
-        v8 sum = {0};
-        for (; step == 1 && x + 8 <= last; x += 8) {
-            v8 g = load(grad + x), k_g = load(k + x) * g;
-            sum += k_g * load(v + x);
-            if (to_input) store(to_input + x, load(to_input + x) + f * k_g);
-            if (to_kernel) store(to_kernel + x, load(to_kernel + x) + f * g * load(v + x));
+        vec sum = {0};
+        for (; step == 1 && x + LANES <= last; x += LANES) {
+            vec g = get(grad + x), k_g = get(k + x) * g;
+            sum += k_g * get(v + x);
+            if (to_input) put(to_input + x, get(to_input + x) + f * k_g);
+            if (to_kernel) put(to_kernel + x, get(to_kernel + x) + f * g * get(v + x));
         }
         for (; x < last; x++) {
             float k_g = k[x] * grad[x];
@@ -172,7 +176,7 @@ static void pool_row_backward(const Window *w, const float *input, const float *
             if (to_input) to_input[x * step] += f * k_g;
             if (to_kernel) to_kernel[x] += f * grad[x] * v[x * step];
         }
-        if (grad_weight) store(grad_weight + 8 * t, load(grad_weight + 8 * t) + sum);
+        if (grad_weight) put(grad_weight + LANES * t, get(grad_weight + LANES * t) + sum);
     }
 }
 
@@ -186,10 +190,10 @@ int pac_pooling_backward(const Window *w, const float *input, const float *kerne
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, size = taps * pixels;
     int64_t count = most(1, least(threads, w->channels));
     int shared = grad_kernel && kernel_channels == 1;
-    float *found = shared ? buffer(count * size) : NULL, *sums = buffer(w->channels * taps * 8);
+    float *found = shared ? buffer(count * size) : NULL, *sums = buffer(w->channels * taps * LANES);
     int failed = (shared && !found) || !sums;
     if (!failed) {
-        memset(sums, 0, w->channels * taps * 8 * sizeof(float));
+        memset(sums, 0, w->channels * taps * LANES * sizeof(float));
 #pragma omp parallel num_threads(count)
         for (int64_t n = 0; n < w->batch; n++) {
 #pragma omp for schedule(static)
@@ -204,7 +208,7 @@ int pac_pooling_backward(const Window *w, const float *input, const float *kerne
                                           grad + plane * pixels + y * w->out_width,
                                           grad_input ? grad_input + plane * w->height * w->width : NULL,
                                           to_kernel ? to_kernel + y * w->out_width : NULL,
-                                          grad_weight ? sums + c * taps * 8 : NULL, y);
+                                          grad_weight ? sums + c * taps * LANES : NULL, y);
                     }
             }
             if (shared) {
@@ -214,7 +218,7 @@ int pac_pooling_backward(const Window *w, const float *input, const float *kerne
             }
         }
         for (int64_t e = 0; grad_weight && e < w->channels * taps; e++)
-            for (int i = 0; i < 8; i++) grad_weight[e] += sums[e * 8 + i];
+            for (int i = 0; i < LANES; i++) grad_weight[e] += sums[e * LANES + i];
     }
     free(found);
     free(sums);

@@ -9,15 +9,24 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if LANES == 16
+#include <immintrin.h>
+#endif
 
-#if defined(__x86_64__) && defined(__GLIBC__)
+#if defined(FOR_ONE_CPU)
+#define FOR_EVERY_CPU
+#elif defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EVERY_CPU
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+#ifndef LANES
+#define LANES 8 /* floats in a vector where a file does not say otherwise */
+#endif
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef struct {
     int64_t batch, channels, height, width;
@@ -32,6 +41,25 @@ typedef struct {
 
 INLINE v8 load(const float *p) { return *(const v8 *)p; }
 INLINE void store(float *p, v8 x) { *(v8 *)p = x; }
+INLINE vec get(const float *p) { return *(const vec *)p; }
+INLINE void put(float *p, vec x) { *(vec *)p = x; }
+/* The first `count` of a vector. */
+INLINE vec get_some(const float *p, int64_t count) {
+#if LANES == 16
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1 << count) - 1), p);
+#else
+    vec x = {0};
+    for (int64_t i = 0; i < count; i++) x[i] = p[i];
+    return x;
+#endif
+}
+INLINE void put_some(float *p, vec x, int64_t count) {
+#if LANES == 16
+    _mm512_mask_storeu_ps(p, (__mmask16)((1 << count) - 1), (__m512)x);
+#else
+    for (int64_t i = 0; i < count; i++) p[i] = x[i];
+#endif
+}
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 

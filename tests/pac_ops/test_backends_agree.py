@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracle import CASES, TOLERANCE, Case, assert_close, pairs
 
 import pac_ops
-from pac_ops import cpu
+from pac_ops import cpu, native
 from pac_ops.backends import why_not
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
@@ -143,11 +143,17 @@ def test_random_combinations(case):
     check(case, torch.float64, "cpu")
     check(case, torch.float32, "cpu")
     if why_not("native", torch.zeros(())) is None:  # where it is missing, the tests above say so
-        check(case, torch.float32, "native")
+        for lanes in LANES:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(native, "lanes", lambda lanes=lanes: lanes)
+                check(case, torch.float32, "native")
 
 
-# Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 pixels, backward 384 output channels and 256
-# pixels; depthwise pairs of channels, bands of 4 rows or fewer, 32 pixels of a row and then 8.
+# Of vectors, where they are compiled in and this CPU has them.
+LANES = [8] if native.why_not_built() or native.lanes() == 8 else [8, 16]
+
+# Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, backward 384 output channels
+# and 256 pixels; depthwise 2 channels (4 with vectors of 16), bands of 4 rows or fewer, 4 vectors of a row and then fewer.
 BEYOND_ONE_BLOCK = [
     Case(channels=140, out_channels=7, height=6, width=23),
     Case(channels=5, out_channels=5, groups=5, height=11, width=61, padding=(1, 1)),
@@ -162,13 +168,18 @@ BEYOND_ONE_BLOCK = [
     ),
     Case(channels=2, out_channels=3, height=30, width=30, kernel_size=(3, 3), dilation=(16, 4), padding=(16, 4)),
     Case(channels=6, out_channels=6, groups=6, height=12, width=40, kernel_size=(7, 7), padding=(3, 3)),
+    Case(channels=5, out_channels=44, height=7, width=70),
+    Case(channels=5, out_channels=30, height=9, width=140, stride=(2, 2)),
+    Case(channels=70, out_channels=32, height=9, width=56),
 ]
 
 
 @pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
 @pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("case", BEYOND_ONE_BLOCK, ids=str)
-def test_compiled_kernels_beyond_one_block(case, threads):
+def test_compiled_kernels_beyond_one_block(case, threads, lanes, monkeypatch):
+    monkeypatch.setattr(native, "lanes", lambda: lanes)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -177,3 +188,26 @@ def test_compiled_kernels_beyond_one_block(case, threads):
         assert all(torch.equal(value, twice[1][name]) for name, value in twice[0].items())  # sums in a fixed order
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("lanes", LANES)
+def test_what_is_infinite_stays_under_the_windows_that_see_it(lanes, monkeypatch):
+    """Where a row of an image ends the next begins in memory, and vectors read on."""
+    monkeypatch.setattr(native, "lanes", lambda: lanes)
+    x = torch.randn(2, 3, 9, 20)
+    x[:, :, 4, 0] = torch.inf
+    x[:, :, 6, -1] = torch.nan
+    tensors = {"input": x, "kernel": torch.rand(2, 1, 3, 3, 9, 20), "weight": torch.randn(5, 3, 3, 3)}
+    gradient = torch.randn(2, 5, 9, 20)
+    gradient[:, :, 2, -1] = torch.inf
+
+    def run(backend):
+        leaves = {name: value.clone().requires_grad_() for name, value in tensors.items()}
+        with pac_ops.use_backend(backend):
+            out = pac_ops.pacconv2d(leaves["input"], leaves["kernel"], leaves["weight"], padding=1)
+        return out, *torch.autograd.grad(out, [leaves["input"], leaves["kernel"]], gradient)
+
+    for actual, expected in zip(run("native"), run("reference"), strict=True):
+        assert torch.equal(actual.isfinite(), expected.isfinite())
+        assert_close(actual[actual.isfinite()], expected[actual.isfinite()], torch.float32, "what is finite")

@@ -9,6 +9,7 @@ import ctypes
 import datetime as dt
 import gc
 import math
+import random
 import statistics
 import subprocess
 import time
@@ -141,12 +142,12 @@ class Machine:
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():  # compiles, tunes and warms up
             self._time(run)
-        started = time.perf_counter()
+        order, started = random.Random(0), time.perf_counter()
         for done in range(self.rounds):
             if done >= _LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
                 break
-            order = list(candidates)
-            for name in order[done % len(order) :] + order[: done % len(order)]:  # none always finds the same caches
+            # In another order each round: whoever always followed the same peer would find its caches.
+            for name in order.sample(list(candidates), len(candidates)):
                 times[name].append(self._time(candidates[name]))
         return times
 

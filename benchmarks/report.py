@@ -29,6 +29,7 @@ class Results:
     """The last row of each measurement of one device and dtype."""
 
     def __init__(self, rows: list[Row], device: str, dtype: str):
+        self.device = device
         self._of: dict[Key, dict[str, Row]] = {}
         for row in rows:
             if row["device"] == device and (row["dtype"] == dtype or row["op"] == limits.COPY):
@@ -110,6 +111,48 @@ def layers(results: Results, mode: str) -> str:
             "least MiB moved",
             "limit, ms",
             "of the limit",
+        ],
+        table,
+    )
+
+
+def _means(results: Results, mode: str) -> tuple[float, float]:
+    """Our time, and our peak of memory, of the faster convolution's: geometric means over the table of shapes."""
+    wanted = {workload.id for workload in operators.TABLE}
+    pairs = [(r["pac_ops"], _faster_conv(r)) for workload, r in results.of("pacconv2d", mode) if workload in wanted]
+    memory = geometric_mean([float(own["peak_bytes"]) / float(conv["peak_bytes"]) for own, conv in pairs])
+    return geometric_mean([_ms(own) / _ms(conv) for own, conv in pairs]), memory
+
+
+def machines(every: list[Results]) -> str:
+    """The figures that sum a machine up, a row each."""
+    table = []
+    for results in every:
+        (forward, _), (both, memory) = _means(results, FORWARD), _means(results, BOTH)
+        kernels = [_ms(r["pac_ops"]) / _ms(r[operators.CONV]) for _, r in results.of("packernel2d", FORWARD)]
+        whole_networks = [
+            _ms(rows[networks.SWAPPED]) / _ms(rows[networks.PLAIN])
+            for mode in ("inference", "training step")
+            for _, rows in results.of("FCN-8s", mode)
+        ]
+        table.append(
+            [
+                results.device,
+                f"{forward:.2f}",
+                f"{both:.2f}",
+                f"{memory:.2f}",
+                " / ".join(f"{100 * share:.1f}" for share in kernels) + " %",
+                " / ".join(f"{ratio:.2f}" for ratio in whole_networks),
+            ]
+        )
+    return _markdown(
+        [
+            "device",
+            "forward",
+            "forward + backward",
+            "memory of a step",
+            "K at 128 / 64 / 32, of 256 channels",
+            "FCN-8s, inference / step",
         ],
         table,
     )
@@ -237,7 +280,9 @@ def main(source: Path, device: str | None, dtype: str) -> None:
     with source.open(newline="") as file:
         rows = list(csv.DictReader(file))
     results = Results(rows, device or rows[-1]["device"], dtype)
+    devices = dict.fromkeys(row["device"] for row in rows if row["op"] == "FCN-8s" and row["dtype"] == dtype)
     tables = {
+        "machines": machines([Results(rows, device, dtype) for device in devices]),
         "forward": layers(results, FORWARD),
         "forward+backward": layers(results, BOTH),
         "adapting kernel": adapting_kernels(results),

@@ -6,7 +6,7 @@ enum {
     NEAR = DEEP * 4 * PIXELS,  /* packed taps of a band: 288 KiB, or 576 where the second-level cache is larger */
     LEAST_PIXELS = 4 * PIXELS, /* of a band */
     MOST_PIXELS = 256,
-    FEW = 4, /* input channels packed at a time */
+    FEW = 4,                   /* input channels packed at a time */
 };
 
 /* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them: [depth, rows]. */

@@ -8,8 +8,9 @@
  */
 #include "panels.h"
 
-enum { PRODUCT_ROWS = LANES == 16 ? 288 : 144 }; /* of q at a time, input channels times taps: a multiple of 6 and 16; their weights and
-                              * the panels they are multiplied with stay in the second-level cache */
+/* Of q at a time, input channels times taps: a multiple of PIXELS and of 9 taps. Their weights and the panels they are
+ * multiplied with stay in the second-level cache. */
+enum { PRODUCT_ROWS = LANES == 16 ? 288 : 144 };
 
 /* A thread's share, and what it works with. */
 typedef struct {

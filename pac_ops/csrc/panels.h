@@ -10,9 +10,9 @@ enum {
     /* Of a tile of the matrix product: output channels. 6 x 16 fills the registers of AVX2, 14 x 32 those of AVX-512. */
     ROWS = LANES == 16 ? 14 : 6,
     PIXELS = 2 * LANES, /* of a tile, side by side: a panel */
-    DEPTH = 384, /* products summed in a tile at a time, backward: a panel then stays in the first-level cache */
-    BAND = 256,  /* output pixels whose panels are packed at a time, backward: 384 KiB, near the core */
-    SLAB = 12,   /* tiles of rows that share a panel before the next one: their weights stay in the second level */
+    DEPTH = 384,        /* products summed in a tile at a time, backward: a panel then stays in the first-level cache */
+    BAND = 256,         /* output pixels whose panels are packed at a time, backward: 384 KiB, near the core */
+    SLAB = 12, /* tiles of rows that share a panel before the next one: their weights stay in the second level */
 };
 
 INLINE vec even(vec a, vec b) {
@@ -22,6 +22,7 @@ INLINE vec even(vec a, vec b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
 #endif
 }
+
 /* x where a lane is inside the image, 0 elsewhere, whatever x is there. */
 INLINE vec only(vec x, const int32_t *inside) { return (vec)((mask)x & *(const mask *)inside); }
 

@@ -2,10 +2,10 @@
 #include "window.h"
 
 enum {
-    VECTORS = 4, /* of outputs of a row, kept in registers at a time */
+    VECTORS = 4,                    /* of outputs of a row, kept in registers at a time */
     TOGETHER = LANES == 16 ? 4 : 2, /* channels that share each load of K */
-    K_NEAR = 12 << 10, /* elements of K that stay near the core while all channels use them: 48 KiB */
-    MOST_ROWS = 4,  /* outputs whose windows share padded rows */
+    K_NEAR = 12 << 10,              /* elements of K that stay near while all channels use them: 48 KiB */
+    MOST_ROWS = 4,                  /* outputs whose windows share padded rows */
 };
 
 /* Any outputs of a row, tap by tap. */

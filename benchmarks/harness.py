@@ -142,7 +142,7 @@ class Machine:
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():  # compiles, tunes and warms up
             self._time(run)
-        order, started = random.Random(0), time.perf_counter()
+        order, started = random.Random(0), time.perf_counter()  # noqa: S311
         for done in range(self.rounds):
             if done >= _LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
                 break

@@ -53,6 +53,10 @@ def _ms(row: Row) -> float:
     return float(row["median"])
 
 
+def _peak(row: Row) -> float:
+    return float(row["peak_bytes"])
+
+
 def _faster_conv(rows: dict[str, Row]) -> Row:
     return min((rows[name] for name in operators.CONVS), key=_ms)
 
@@ -62,24 +66,31 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
+def _in_table(results: Results, mode: str) -> list[tuple[str, dict[str, Row]]]:
+    """The shapes of the table: workload and rows by backend."""
+    wanted = {workload.id for workload in operators.TABLE}
+    return [(workload, rows) for workload, rows in results.of("pacconv2d", mode) if workload in wanted]
+
+
+def _means(results: Results, mode: str) -> tuple[float, float]:
+    """Our time, and our peak of memory, of the faster convolution's: geometric means over the table of shapes."""
+    pairs = [(rows["pac_ops"], _faster_conv(rows)) for _, rows in _in_table(results, mode)]
+    memory = geometric_mean([_peak(own) / _peak(conv) for own, conv in pairs])
+    return geometric_mean([_ms(own) / _ms(conv) for own, conv in pairs]), memory
+
+
 def layers(results: Results, mode: str) -> str:
     """Each shape: our time, the peers' over it, the limit, and how far we are from it."""
     products = max(results.rate(op, "operations") for op in (limits.PRODUCT, "pacconv2d"))
     moved = results.rate(limits.COPY, "least_bytes")
     table: list[list[str]] = []
-    ratios: dict[str, list[float]] = {"faster conv": [], operators.UNFOLD: [], operators.DEFORM: []}
-    memory: list[float] = []
-    wanted = {workload.id for workload in operators.TABLE}
-    for workload, rows in results.of("pacconv2d", mode):
-        if workload not in wanted:
-            continue
+    ratios: dict[str, list[float]] = {operators.UNFOLD: [], operators.DEFORM: []}
+    for workload, rows in _in_table(results, mode):
         own, conv = rows["pac_ops"], _faster_conv(rows)
         operations, moved_bytes = float(own["operations"]), float(own["least_bytes"])
         by_products, by_bytes = operations / products, moved_bytes / moved
-        peers = {"faster conv": conv, **{name: row for name, row in rows.items() if name in ratios}}
-        for name, row in peers.items():
-            ratios[name].append(_ms(row) / _ms(own))
-        memory.append(float(own["peak_bytes"]) / float(conv["peak_bytes"]))
+        for name in ratios.keys() & rows.keys():
+            ratios[name].append(_ms(rows[name]) / _ms(own))
         table.append(
             [
                 workload,
@@ -89,16 +100,16 @@ def layers(results: Results, mode: str) -> str:
                     f"{_ms(rows[name]) / _ms(own):.1f}" if name in rows else ""
                     for name in (operators.UNFOLD, operators.DEFORM)
                 ),
-                f"{float(own['peak_bytes']) / 2**20:.0f} ({memory[-1]:.2f})",
+                f"{_peak(own) / 2**20:.0f} ({_peak(own) / _peak(conv):.2f})",
                 f"{operations / 1e9:.1f}",
                 f"{moved_bytes / 2**20:.0f}",
                 f"{max(by_products, by_bytes):.1f} ({'products' if by_products > by_bytes else 'bytes'})",
                 f"{_ms(own) / max(by_products, by_bytes):.2f}",
             ]
         )
-    means = [geometric_mean(values) for values in ratios.values()]
-    means_text = [f"{1 / means[0]:.2f}", f"{means[1]:.1f}", f"{means[2]:.1f}", f"({geometric_mean(memory):.2f})"]
-    table.append(["geometric mean", "", *means_text, "", "", "", ""])
+    time, memory = _means(results, mode)
+    peers = [f"{geometric_mean(values):.1f}" for values in ratios.values()]
+    table.append(["geometric mean", "", f"{time:.2f}", *peers, f"({memory:.2f})", "", "", "", ""])
     return _markdown(
         [
             "shape",
@@ -114,14 +125,6 @@ def layers(results: Results, mode: str) -> str:
         ],
         table,
     )
-
-
-def _means(results: Results, mode: str) -> tuple[float, float]:
-    """Our time, and our peak of memory, of the faster convolution's: geometric means over the table of shapes."""
-    wanted = {workload.id for workload in operators.TABLE}
-    pairs = [(r["pac_ops"], _faster_conv(r)) for workload, r in results.of("pacconv2d", mode) if workload in wanted]
-    memory = geometric_mean([float(own["peak_bytes"]) / float(conv["peak_bytes"]) for own, conv in pairs])
-    return geometric_mean([_ms(own) / _ms(conv) for own, conv in pairs]), memory
 
 
 def machines(every: list[Results]) -> str:
@@ -197,8 +200,7 @@ def whole(results: Results) -> str:
     for mode in ("inference", "training step"):
         for workload, rows in results.of("FCN-8s", mode):
             plain, swapped = (rows[name] for name in (networks.PLAIN, networks.SWAPPED))
-            memory = float(swapped["peak_bytes"]) / float(plain["peak_bytes"])
-            ratio = f"{_ms(swapped) / _ms(plain):.3f} (memory {memory:.2f})"
+            ratio = f"{_ms(swapped) / _ms(plain):.3f} (memory {_peak(swapped) / _peak(plain):.2f})"
             table.append([f"FCN-8s, {workload}, {mode}", f"{_ms(swapped):.0f}", f"{_ms(plain):.0f} plain", ratio])
     for workload, rows in results.of("PacCRF", FORWARD):
         own = rows["pac_ops"]

@@ -150,7 +150,7 @@ def test_random_combinations(case):
 
 
 # Of vectors, where they are compiled in and this CPU has them.
-LANES = [8] if native.why_not_built() or native.lanes() == 8 else [8, 16]
+LANES = [8] if native.lanes() == 8 else [8, 16]
 
 # Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, backward 384 output channels
 # and 256 pixels; depthwise 2 channels (4 with vectors of 16), bands of 4 rows or fewer, 4 vectors of a row and then fewer.

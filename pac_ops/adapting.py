@@ -34,6 +34,9 @@ class SmoothType(NamedTuple):
     binomial: bool = False  # 1-2-1, else the average
 
 
+_GAUSSIAN, _NOT_SMOOTHED = KernelType(), SmoothType(0)
+
+
 def kernel_type(name: str) -> KernelType:
     """`gaussian` or `inv_{alpha}_{lambda}[_asym][_fixed]`, parsed.
 
@@ -41,7 +44,7 @@ def kernel_type(name: str) -> KernelType:
         ValueError: for any other name.
     """
     if name == "gaussian":
-        return KernelType()
+        return _GAUSSIAN
     found = _INVERSE.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         raise ValueError(f'kernel_type must be "gaussian" or "inv_{{alpha}}_{{lambda}}[_asym][_fixed]", got {name!r}')
@@ -55,7 +58,7 @@ def smooth_type(name: str) -> SmoothType:
         ValueError: for any other name, or an even n.
     """
     if name == "none":
-        return SmoothType(0)
+        return _NOT_SMOOTHED
     if name == "gaussian":
         return SmoothType(3, binomial=True)
     found = _SMOOTH.fullmatch(name) if isinstance(name, str) else None

@@ -23,6 +23,11 @@ _CPU_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_CAPABILITY = (8, 0)
 
+# What `os.environ` looks things up in: its own `get` raises and catches two errors where nothing is set, which takes
+# longer than the kernel of a small map.
+_environment: Any = os.environ._data  # type: ignore[attr-defined]
+_variable = os.environ.encodekey(ENVIRONMENT_VARIABLE)
+
 _forced: ContextVar[str | None] = ContextVar("pac_ops_backend", default=None)
 
 
@@ -132,7 +137,7 @@ def explain(x: Tensor) -> str:
 
 def _asked_for() -> str | None:
     forced = _forced.get()
-    if forced is None and (named := os.environ.get(ENVIRONMENT_VARIABLE)):
+    if forced is None and _variable in _environment and (named := os.environ[ENVIRONMENT_VARIABLE]):
         return _check_name(named, ENVIRONMENT_VARIABLE)
     return forced
 

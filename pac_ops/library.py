@@ -8,14 +8,18 @@ those. `centred_distance2d` has a kink where it is asymmetric; its second deriva
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _dispatch_keys, _dispatch_tls_local_include_set, _len_torch_function_stack
+from torch._C._autograd import _profiler_enabled
 from torch._functorch import config as functorch_config
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from pac_ops import backends, batching, second_order
 from pac_ops.dtypes import accumulate_dtype
@@ -48,6 +52,7 @@ _SCHEMAS = (
     f"pacresize2d(Tensor input, Tensor kernel, {_ENLARGEMENT}) -> Tensor",
     f"pacresize2d_backward(Tensor grad, Tensor input, Tensor kernel, {_ENLARGEMENT}, bool[2] needs) -> {_TWO}",
 )
+_CAST = ("pacconv2d", "pacconv_transpose2d")  # by autocast
 _library = torch.library.Library("pac_ops", "DEF")
 for _schema in _SCHEMAS:
     _library.define(_schema)
@@ -58,19 +63,52 @@ def _caller(name: str) -> Callable[..., Any]:
 
     What `torch.library.register_autograd` makes is refused by the transforms, and has no forward mode.
     """
-    operator = getattr(torch.ops.pac_ops, name).default
+    operator, cast = getattr(torch.ops.pac_ops, name).default, name in _CAST
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return operator(*arguments)
+        recorded = is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if not recorded and _unwatched(arguments) and not (cast and torch._C._is_any_autocast_enabled()):
+            return _KERNELS[name](*arguments)
         if _transforms_active():
             return _TRANSFORMABLE[name].apply(*arguments)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        if recorded:
             return operator(*arguments)
         with torch._C._AutoDispatchBelowAutograd():  # which its autograd kernel, in Python, would do
             return operator(*arguments)
 
     return call
+
+
+def _unwatched(arguments: Sequence[Any]) -> bool:
+    """Whether the dispatcher would do no more than call the kernel, for longer than a small map takes.
+
+    That is where all tensors are plain ones on the CPU, and no mode, transform, tracer or profiler is on.
+    """
+    if _dispatch_tls_local_include_set().raw_repr() not in _OF_PLAIN_THREADS:
+        return False
+    if forward_ad._current_level >= 0 or _len_torch_function_stack() or _profiler_enabled():
+        return False
+    for x in arguments:
+        if isinstance(x, Tensor) and (
+            type(x) not in _PLAIN_TYPES or _dispatch_keys(x).raw_repr() not in _OF_PLAIN_TENSORS
+        ):
+            return False
+    return True
+
+
+def _keys(*names: str) -> int:
+    """A set of dispatch keys, as the number that two of them are compared by."""
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return reduce(or_, keys).raw_repr()
+
+
+# Outside `torch.inference_mode`, and inside.
+_OF_PLAIN_THREADS = {_keys("BackendSelect", "ADInplaceOrView"), _keys("BackendSelect")}
+_OF_PLAIN_TENSORS = {_keys("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"), _keys("CPU", "AutocastCPU")}
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 def _transforms_active() -> bool:
@@ -113,6 +151,7 @@ def _backend(x: Tensor) -> Any:
 
 def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
+        _KERNELS[name] = run
         torch.library.impl(_library, name, "CompositeExplicitAutograd")(run)
         torch.library.register_torch_dispatch(
             f"pac_ops::{name}", FunctionalTensorMode, partial(_seen_through, run), lib=_library
@@ -629,5 +668,5 @@ for _device, _key in (
     ("xpu", "AutocastXPU"),
     ("mps", "AutocastMPS"),
 ):
-    for _name in ("pacconv2d", "pacconv_transpose2d"):
+    for _name in _CAST:
         _register_autocast(_name, _device, _key)

@@ -1,8 +1,8 @@
 """The compiled CPU path, float32: `csrc`, built when the package is installed where there is a C compiler.
 
 Convolution is an implicit matrix product, K applied to the taps as they are packed for it; its gradients are two such
-products. Pooling, depthwise convolution, distances and enlargement (`native_resize`) go row by row. Nothing is padded
-or copied beyond what a core's cache holds. A transposed convolution is one ordinary convolution for each position
+products. Pooling, depthwise convolution and enlargement (`native_resize`) go row by row; distances are computed once for
+each pair of pixels. Nothing is padded or copied beyond what a core's cache holds. A transposed convolution is one ordinary convolution for each position
 modulo the stride. What it has no code for (gradients of distances, distances from given centres, transposed depthwise
 gradients) is `cpu`'s.
 """
@@ -46,6 +46,22 @@ __all__ = [
     "why_not_built",
 ]
 
+# What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number.
+_ARGUMENTS = {
+    "pac_convolution": "ppppp",
+    "pac_convolution_backward": "ppppppp",
+    "pac_distance": "pp",
+    "pac_gaussian": "pp",
+    "pac_pooling": "ppnppp",
+    "pac_pooling_backward": "ppnppppp",
+    "pac_enlarge": "ppppp",
+    "pac_enlarge_distance": "ppppp",
+    "pac_enlarge_distance_gradients": "ppppppp",
+    "pac_enlarge_input_gradient": "ppppp",
+    "pac_enlarge_kernel_gradient": "ppppp",
+}
+_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
+
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -81,8 +97,8 @@ class _Weights(NamedTuple):
         return cls(weight, 0, (weight.shape[0] // groups * outputs, outputs, inputs, down, across))
 
     @property
-    def pointer(self) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self.of.data_ptr() + self.first * self.of.element_size())
+    def pointer(self) -> int:
+        return self.of.data_ptr() + self.first * self.of.element_size()
 
 
 class _Phase(NamedTuple):
@@ -370,11 +386,10 @@ def _shapes(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> _Win
     return _Window(*input.shape, out.shape[1], *out.shape[-2:], groups, *window)
 
 
-def _run(function: str, shapes: ctypes.Structure, *arguments: Tensor | ctypes.c_void_p | int | None) -> None:
+def _run(function: str, shapes: ctypes.Structure, *arguments: Tensor | int | None) -> None:
     """Call a kernel; of a float32 tensor, it gets the pointer."""
-    passed = [_passed(x) for x in arguments]
-    failed = _entry(function, lanes())(ctypes.byref(shapes), *passed, ctypes.c_int64(torch.get_num_threads()))
-    if failed:
+    passed = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    if _entry(function, lanes())(ctypes.byref(shapes), *passed, torch.get_num_threads()):
         raise MemoryError(f"{function} could not allocate its buffers")
 
 
@@ -391,10 +406,6 @@ def _entry(function: str, lanes: int) -> Any:
     if isinstance(library, str):
         raise RuntimeError(library)  # noqa: TRY004 (`backends.choose` asks why_not_built first)
     wide = f"{function}_avx512"
-    return getattr(library, wide if lanes == 16 and hasattr(library, wide) else function)
-
-
-def _passed(x: Tensor | ctypes.c_void_p | int | None) -> ctypes.c_void_p | ctypes.c_int64:
-    if isinstance(x, Tensor):
-        return ctypes.c_void_p(x.data_ptr())
-    return ctypes.c_int64(x) if isinstance(x, int) else ctypes.c_void_p(None) if x is None else x
+    entry = getattr(library, wide if lanes == 16 and hasattr(library, wide) else function)
+    entry.argtypes = [ctypes.c_void_p, *map(_KINDS.__getitem__, _ARGUMENTS[function]), ctypes.c_int64]
+    return entry

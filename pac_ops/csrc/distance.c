@@ -1,34 +1,8 @@
-/* Squared distances between the guide features of each window, and their gaussians. */
-#include "window.h"
-
-typedef int32_t whole_vec __attribute__((vector_size(4 * LANES)));
+/* Squared distances between the guide features of each window, and their gaussians: by pairs of pixels where there is a
+ * window for every pixel (`pairs.h`), else row by row. */
+#include "pairs.h"
 
 enum { CHANNELS = 4 }; /* channels summed in registers before the sum is stored */
-
-/* sum[x] += |centre - other|^2 over CHANNELS channels that lie `apart`, for a row of outputs, a vector at a time. All
- * rows are padded to whole vectors. */
-INLINE void add_squares(const float *centre, const float *other, int64_t apart, int64_t outputs, float *sum) {
-    for (int64_t x = 0; x < outputs; x += LANES) {
-        vec total = get(sum + x);
-        for (int64_t c = 0; c < CHANNELS; c++) {
-            vec away = get(centre + c * apart + x) - get(other + c * apart + x);
-            total += away * away;
-        }
-        put(sum + x, total);
-    }
-}
-
-/* As `add_squares`, for outputs that lie `stride` columns apart. */
-INLINE void add_squares_apart(const float *centre, const float *other, int64_t apart, int64_t stride, int64_t outputs,
-                              float *sum) {
-    for (int64_t x = 0; x < outputs; x++)
-        for (int64_t c = 0; c < CHANNELS; c++) {
-            float away = centre[c * apart + x * stride] - other[c * apart + x * stride];
-            sum[x] += away * away;
-        }
-}
-
-INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* What a thread works with. */
 typedef struct {
@@ -62,12 +36,6 @@ INLINE void fill_row(const Window *w, const float *channel, int64_t y, int64_t l
         memset(to + w->padding[1], 0, inside * sizeof(float));
 }
 
-/* Bring a row near before it is needed: a few rows of each channel are too short for a CPU to foresee the next. */
-INLINE void prefetch_row(const Window *w, const float *channel, int64_t y) {
-    if (y < 0 || y >= w->height) return;
-    for (int64_t x = 0; x < w->width; x += 16) __builtin_prefetch(channel + y * w->width + x);
-}
-
 /* Each row of the guide that the rows of windows from `from` to `to` see, once. Returns how many. */
 INLINE int64_t rows_read(const Window *w, int64_t from, int64_t to, Rows rows) {
     int64_t count = 0;
@@ -81,37 +49,35 @@ INLINE int64_t rows_read(const Window *w, int64_t from, int64_t to, Rows rows) {
     return count;
 }
 
-/* To the sums of one row of windows, whose taps read the rows at these places of `seen`. */
-INLINE void add_channels(const Window *w, const int64_t *place, Rows rows, float *sums) {
-    int64_t middle[2] = {w->kernel[0] / 2, w->kernel[1] / 2};
-    const float *centre = rows.seen + place[middle[0]] * rows.length + middle[1] * w->dilation[1];
-    for (int64_t i = 0; i < w->kernel[0]; i++)
-        for (int64_t j = 0; j < w->kernel[1]; j++) {
-            if (i == middle[0] && j == middle[1]) continue;
-            const float *other = rows.seen + place[i] * rows.length + j * w->dilation[1];
-            float *sum = sums + (i * w->kernel[1] + j) * whole_vectors(w->out_width);
-            if (w->stride[1] == 1)
-                add_squares(centre, other, rows.apart, w->out_width, sum);
-            else
-                add_squares_apart(centre, other, rows.apart, w->stride[1], w->out_width, sum);
-        }
+/* Outputs of one row from `x` on: a vector of them whose guide features lie `stride` columns apart. */
+INLINE vec seen_at(const float *row, int64_t x, int64_t stride) {
+    if (stride == 1) return get(row + x);
+    vec found;
+    for (int64_t lane = 0; lane < LANES; lane++) found[lane] = row[(x + lane) * stride];
+    return found;
 }
 
-/* exp(-d / 2) for d >= 0, within 2e-7 of it; 0 from d = 174, where it is below 2^-125; a NaN stays one.
- *
- * exp(x) = 2^n exp(r) with n whole and |r| <= ln(2) / 2, exp(r) by its Taylor polynomial of degree 7 (1e-8 off). */
-INLINE vec gaussian(vec d) {
-    const float high = 0.693359375f, low = -2.12194440e-4f; /* of ln(2); n * high is exact */
-    vec x = -0.5f * d;
-    whole_vec whole = __builtin_convertvector(x * 1.44269504f - 0.5f, whole_vec); /* towards 0: the nearest, as x <= 0 */
-    vec n = __builtin_convertvector(whole, vec);
-    vec r = x - n * high - n * low;
-    vec sum = 1.0f / 720 + r * (1.0f / 5040);
-    sum = 1.0f / 24 + r * (1.0f / 120 + r * sum);
-    sum = 0.5f + r * (1.0f / 6 + r * sum);
-    sum = 1 + r * (1 + r * sum);
-    vec power = (vec)((whole + 127) * (1 << 23)); /* 2^n */
-    return (vec)((whole_vec)(sum * power) & ~(x < -87));
+/* |centre - other|^2 over CHANNELS channels to the sums of one row of windows, whose taps read the rows at these places
+ * of `seen`. All rows are padded to whole vectors. The stride is an argument so that it can be a constant. */
+INLINE void add_channels(const Window *w, int64_t stride, const int64_t *place, Rows rows, float *sums) {
+    int64_t middle[2] = {w->kernel[0] / 2, w->kernel[1] / 2}, wide = whole_vectors(w->out_width);
+    const float *centre_row = rows.seen + place[middle[0]] * rows.length + middle[1] * w->dilation[1];
+    for (int64_t x = 0; x < wide; x += LANES) {
+        vec centre[CHANNELS];
+        for (int64_t c = 0; c < CHANNELS; c++) centre[c] = seen_at(centre_row + c * rows.apart, x, stride);
+        for (int64_t i = 0; i < w->kernel[0]; i++)
+            for (int64_t j = 0; j < w->kernel[1]; j++) {
+                if (i == middle[0] && j == middle[1]) continue;
+                const float *other = rows.seen + place[i] * rows.length + j * w->dilation[1];
+                float *sum = sums + (i * w->kernel[1] + j) * wide + x;
+                vec total = get(sum);
+                for (int64_t c = 0; c < CHANNELS; c++) {
+                    vec away = centre[c] - seen_at(other + c * rows.apart, x, stride);
+                    total += away * away;
+                }
+                put(sum, total);
+            }
+    }
 }
 
 /* All taps of the rows of windows from `from` to `to`. */
@@ -123,13 +89,17 @@ static void distance_rows(const Window *w, const float *guide, int as_gaussian, 
     memset(rows.sums, 0, (to - from) * taps * wide * sizeof(float));
     for (int64_t g = 0; g < w->channels; g += CHANNELS) {
         for (int64_t c = g; c < g + CHANNELS; c++)
-            for (int64_t r = 0; r < count; r++) {
+            for (int64_t r = 0; r < count; r++)
                 fill_row(w, guide + c * image, c < w->channels ? rows.read[r] : -1, rows.length,
                          rows.seen + (c - g) * rows.apart + r * rows.length);
-                if (c + CHANNELS < w->channels) prefetch_row(w, guide + (c + CHANNELS) * image, rows.read[r]);
-            }
-        for (int64_t y = 0; y < to - from; y++)
-            add_channels(w, rows.place + y * w->kernel[0], rows, rows.sums + y * taps * wide);
+        for (int64_t y = 0; y < to - from; y++) {
+            const int64_t *place = rows.place + y * w->kernel[0];
+            float *sums = rows.sums + y * taps * wide;
+            if (w->stride[1] == 1)
+                add_channels(w, 1, place, rows, sums);
+            else
+                add_channels(w, w->stride[1], place, rows, sums);
+        }
     }
     for (int64_t y = from; y < to; y++)
         for (int64_t t = 0; t < taps; t++) {
@@ -139,8 +109,8 @@ static void distance_rows(const Window *w, const float *guide, int as_gaussian, 
         }
 }
 
-/* guide [B, G, H, W] -> out [B, 1, kh, kw, Ho, Wo]. Returns 0, or 1 where memory ran out. */
-static int distances(const Window *w, const float *guide, int as_gaussian, float *out, int64_t threads) {
+/* As `distances`, for all windows. */
+static int row_distances(const Window *w, const float *guide, int as_gaussian, float *out, int64_t threads) {
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
     int64_t image = w->channels * w->height * w->width, wide = whole_vectors(w->out_width), length = row_length(w);
     int64_t together = rows_together(w, threads), blocks = (w->out_height + together - 1) / together;
@@ -169,6 +139,11 @@ static int distances(const Window *w, const float *guide, int as_gaussian, float
         free(rows.place);
     }
     return failed;
+}
+
+/* guide [B, G, H, W] -> out [B, 1, kh, kw, Ho, Wo]. Returns 0, or 1 where memory ran out. */
+INLINE int distances(const Window *w, const float *guide, int as_gaussian, float *out, int64_t threads) {
+    return (every_pixel(w) ? pair_distances : row_distances)(w, guide, as_gaussian, out, threads);
 }
 
 int pac_distance(const Window *w, const float *guide, float *out, int64_t threads) {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracle import CASES, TOLERANCE, Case, assert_close, pairs
 
 import pac_ops
-from pac_ops import cpu, native
+from pac_ops import cpu, geometry, native, reference
 from pac_ops.backends import why_not
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
@@ -211,3 +211,28 @@ def test_what_is_infinite_stays_under_the_windows_that_see_it(lanes, monkeypatch
     for actual, expected in zip(run("native"), run("reference"), strict=True):
         assert torch.equal(actual.isfinite(), expected.isfinite())
         assert_close(actual[actual.isfinite()], expected[actual.isfinite()], torch.float32, "what is finite")
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("lanes", LANES)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_window_for_every_pixel(lanes, data):
+    """Each pair of pixels is then computed once, as if an image were one row; windows may be larger than the image."""
+    odd, apart = st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2, 16])
+    batch, channels, height = (data.draw(st.integers(1, most)) for most in (2, 20, 12))
+    width = data.draw(st.one_of(st.integers(1, 40), st.integers(400, 600)))
+    size, dilation = data.draw(st.tuples(odd, odd)), data.draw(st.tuples(apart, apart))
+    padding = (size[0] // 2 * dilation[0], size[1] // 2 * dilation[1])
+    window = geometry.Window(size, (1, 1), padding, dilation)
+    guide = torch.randn(batch, channels, height, width)
+    # What vectors see beside the ends of rows and images: seen by their own windows, and by no other.
+    corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
+    guide[(..., *data.draw(st.sampled_from(corners)))] = data.draw(st.sampled_from([torch.inf, torch.nan, 1.0]))
+    expected = reference.squared_distance2d(guide.double(), window)
+    expected[:, :, size[0] // 2, size[1] // 2] = 0  # by definition, not inf - inf
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "lanes", lambda: lanes)
+        distance, gaussian = native.squared_distance2d(guide, window), native.gaussian_kernel2d(guide, window)
+    torch.testing.assert_close(distance.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(gaussian.double(), (-expected / 2).exp(), rtol=1e-5, atol=1e-6, equal_nan=True)

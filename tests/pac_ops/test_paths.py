@@ -13,6 +13,8 @@ from oracle import PLAIN, TOLERANCE, assert_close
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import pac_ops
@@ -623,6 +625,62 @@ def test_without_gradients(case):
         assert not found.requires_grad
     layer.requires_grad_(False)
     assert not output(layer(*arguments)).requires_grad
+
+
+class Calls(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        seen.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+class Functions(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        seen.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+class Watched(Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        seen.append(str(function))
+        return super().__torch_function__(function, types, arguments, options or {})
+
+
+seen: list[str] = []
+
+
+def by_the_profiler(run):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    seen.extend(event.key.replace("::", ".") for event in profile.key_averages())
+
+
+def by_a_mode(mode):
+    def watch(run):
+        with mode():
+            run()
+
+    return watch
+
+
+def by_a_subclass(run):
+    run(lambda x: x.as_subclass(Watched))
+
+
+@every_layer
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("watch", [by_a_mode(Calls), by_a_mode(Functions), by_the_profiler, by_a_subclass])
+def test_who_watches_sees_the_operators(watch, gradients, case):
+    """Where nothing watches and no gradient is wanted, kernels are called at once."""
+    layer, arguments = case.layer(), case.arguments()
+
+    def run(changed_to=lambda x: x):
+        with torch.set_grad_enabled(gradients):
+            layer(*changed(arguments, floating(changed_to)))
+
+    seen.clear()
+    watch(run)
+    assert any(name.startswith("pac_ops.") for name in seen)
 
 
 @every_layer

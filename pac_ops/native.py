@@ -48,7 +48,7 @@ __all__ = [
 
 # What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number.
 _ARGUMENTS = {
-    "pac_convolution": "ppppp",
+    "pac_convolution": "nppppp",
     "pac_convolution_backward": "ppppppp",
     "pac_distance": "pp",
     "pac_gaussian": "pp",
@@ -78,6 +78,12 @@ class _Window(ctypes.Structure):
         ("grad_kernel_step", ctypes.c_int64 * 5),
         ("grad_weight_step", ctypes.c_int64 * 5),
     ]
+
+
+class _Part(ctypes.Structure):
+    """`Part` of csrc/convolution.c: one convolution of those that share their tensors."""
+
+    _fields_ = [("window", _Window), *((name, ctypes.c_int64) for name in ("kernel", "weight", "out"))]
 
 
 class _Weights(NamedTuple):
@@ -144,7 +150,9 @@ def pacconv2d(
     if _is_depthwise(weight, groups):
         _depthwise(input, kernel, weight, bias, window, out)
     else:
-        _convolve(input, kernel, _Weights.all_of(weight, groups), bias, window, groups, out)
+        input, kernel = input.contiguous(), kernel.float()
+        part = _part(input, kernel, _Weights.all_of(weight, groups), window, groups, out)
+        _run("pac_convolution", part, 1, input, kernel, weight, _in_line(bias), out)
     return out
 
 
@@ -176,17 +184,24 @@ def pacconv_transpose2d(
     if not input.shape[1]:
         return cpu.pacconv_transpose2d(input, kernel, weight, bias, window, groups)
     out = input.new_empty(input.shape[0], weight.shape[1] * groups, *kernel.shape[-2:])
+    input, kernel, parts = input.contiguous(), kernel.float(), []
     for phase in _phases(window):
-        part, k_ij = phase.of(out), phase.of_kernel(kernel)
+        pixels, k_ij = phase.of(out), phase.of_kernel(kernel)
         if not k_ij.numel():  # no tap meets an input pixel
-            part.copy_(torch.zeros(()) if bias is None else bias[:, None, None].expand_as(part))
+            pixels.copy_(torch.zeros(()) if bias is None else bias[:, None, None].expand_as(pixels))
         elif _is_depthwise(weight, groups):
             rows, columns = phase.opposite(window.kernel_size)
-            whole = input.new_empty(part.shape)
+            whole = input.new_empty(pixels.shape)
             _depthwise(input, k_ij, weight[:, :, rows][..., columns], bias, phase.window, whole)
-            part.copy_(whole)
+            pixels.copy_(whole)
         else:
-            _convolve(input, k_ij, phase.of_weight(weight, groups), bias, phase.window, groups, part)
+            part = _part(input, k_ij, phase.of_weight(weight, groups), phase.window, groups, pixels)
+            part.kernel = k_ij.storage_offset() - kernel.storage_offset()
+            part.out = pixels.storage_offset()
+            parts.append(part)
+    if parts:
+        all_parts = (_Part * len(parts))(*parts)
+        _run("pac_convolution", all_parts, len(parts), input, kernel, weight, _in_line(bias), out)
     return out
 
 
@@ -251,16 +266,13 @@ def _new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: tuple[b
     return grad_input, grad_kernel, grad_weight
 
 
-def _convolve(
-    input: Tensor, kernel: Tensor, weights: _Weights, bias: Tensor | None, window: Window, groups: int, out: Tensor
-) -> None:
-    """One convolution into `out`, which with K may have any strides."""
-    input, kernel = input.contiguous(), kernel.float()
+def _part(input: Tensor, kernel: Tensor, weights: _Weights, window: Window, groups: int, out: Tensor) -> _Part:
+    """One convolution; K and output may have any strides."""
     shapes = _shapes(input, out, window, groups)
     shapes.kernel_step = _kernel_step(kernel)
     shapes.weight_step = weights.step
     shapes.out_step = out.stride()
-    _run("pac_convolution", shapes, input, kernel, weights.pointer, _in_line(bias), out)
+    return _Part(shapes, 0, weights.first, 0)
 
 
 def _convolve_backward(
@@ -386,7 +398,7 @@ def _shapes(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> _Win
     return _Window(*input.shape, out.shape[1], *out.shape[-2:], groups, *window)
 
 
-def _run(function: str, shapes: ctypes.Structure, *arguments: Tensor | int | None) -> None:
+def _run(function: str, shapes: ctypes.Structure | ctypes.Array[_Part], *arguments: Tensor | int | None) -> None:
     """Call a kernel; of a float32 tensor, it gets the pointer."""
     passed = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     if _entry(function, lanes())(ctypes.byref(shapes), *passed, torch.get_num_threads()):

@@ -70,45 +70,97 @@ static void convolve_band(const Window *w, const float *image, const float *kern
         }
 }
 
-/* input [B, C, H, W], contiguous; K, weight and output at the steps that the window names; bias [O] or null.
- * Returns 0, or 1 where memory ran out. */
-int pac_convolution(const Window *w, const float *input, const float *kernel, const float *weight, const float *bias,
-                    float *out, int64_t threads) {
-    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
-    int64_t rows = w->out_channels / w->groups, depth = w->channels / w->groups * taps;
-    int64_t tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
-    int64_t depth_slice = least(w->channels / w->groups, most(1, DEEP / taps)) * taps;
-    int64_t wanted = most(LEAST_PIXELS, least(MOST_PIXELS, NEAR / most(1, depth_slice)));
-    int64_t bands = most((pixels + wanted - 1) / wanted, (threads + w->batch - 1) / most(1, w->batch));
-    int64_t size = ((pixels + bands - 1) / most(1, bands) + PIXELS - 1) / PIXELS * PIXELS, panels = size / PIXELS;
-    float *packed = buffer(w->out_channels * depth);
+/* One of the convolutions of one input that share K, weight and output, and which of their elements are its first. */
+typedef struct {
+    Window window;
+    int64_t kernel, weight, out;
+} Part;
+
+/* How a part is carried out. */
+typedef struct {
+    int64_t taps, depth, pixels; /* `pixels` of a band */
+    int64_t packed;              /* where its packed weights begin */
+} Plan;
+
+INLINE int64_t all_pixels(const Window *w) { return w->out_height * w->out_width; }
+INLINE int64_t sliced_depth(const Window *w, int64_t taps) {
+    return least(w->channels / w->groups, most(1, DEEP / most(1, taps))) * taps;
+}
+
+/* How to carry out each part; returns the number of bands, which is that of all. */
+static int64_t plan_parts(const Part *parts, int64_t count, int64_t threads, Plan *plans) {
+    int64_t bands = (threads + parts->window.batch - 1) / most(1, parts->window.batch), packed = 0;
+    for (int64_t p = 0; p < count; p++) {
+        const Window *w = &parts[p].window;
+        Plan *plan = plans + p;
+        plan->taps = w->kernel[0] * w->kernel[1];
+        plan->depth = w->channels / w->groups * plan->taps;
+        plan->packed = packed;
+        packed += w->out_channels * plan->depth;
+        int64_t wanted = most(LEAST_PIXELS, least(MOST_PIXELS, NEAR / most(1, sliced_depth(w, plan->taps))));
+        bands = most(bands, (all_pixels(w) + wanted - 1) / wanted);
+    }
+    for (int64_t p = 0; p < count; p++) {
+        int64_t pixels = (all_pixels(&parts[p].window) + bands - 1) / bands;
+        plans[p].pixels = (pixels + PIXELS - 1) / PIXELS * PIXELS;
+    }
+    return bands;
+}
+
+/* The weights of a part, by all threads. */
+static void pack_part(const Window *w, const float *weight, int64_t depth, float *packed) {
+    int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
+#pragma omp for nowait
+    for (int64_t n = 0; n < w->groups * row_tiles; n++) {
+        int64_t group = n / row_tiles, row = n % row_tiles * tall;
+        pack_weights(w, weight + group * w->weight_step[0] + row * w->weight_step[1], least(tall, rows - row),
+                     packed + (group * rows + row) * depth);
+    }
+}
+
+/* input [B, C, H, W], contiguous; K, weight and output at the steps that the parts name; bias [O] or null. A band is that
+ * of all parts, so that pixels beside each other are written while they are near. Returns 0, or 1 where memory ran out. */
+int pac_convolution(const Part *parts, int64_t count, const float *input, const float *kernel, const float *weight,
+                    const float *bias, float *out, int64_t threads) {
+    const Window *any = &parts->window;
+    Plan *plans = malloc((size_t)count * sizeof(Plan));
+    if (!plans) return 1;
+    int64_t bands = plan_parts(parts, count, threads, plans), panels = 0, found = 0, taps_times_k = 0;
+    for (int64_t p = 0; p < count; p++) {
+        panels = most(panels, plans[p].pixels / PIXELS);
+        found = most(found, plans[p].pixels / PIXELS * plans[p].taps);
+        taps_times_k = most(taps_times_k, plans[p].pixels * sliced_depth(&parts[p].window, plans[p].taps));
+    }
+    float *packed = buffer(plans[count - 1].packed + any->out_channels * plans[count - 1].depth);
     int failed = packed == NULL;
-    if (failed) return 1;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (!failed)
     {
-        Band band = {malloc((size_t)most(1, panels) * sizeof(Panel)),
-                     malloc((size_t)most(1, panels * taps) * sizeof(Tap)), buffer(size * depth_slice)};
+        Band band = {malloc((size_t)most(1, panels) * sizeof(Panel)), malloc((size_t)most(1, found) * sizeof(Tap)),
+                     buffer(taps_times_k)};
         if (!band.panels || !band.found || !band.packed) {
 #pragma omp atomic write
             failed = 1;
         }
-#pragma omp for
-        for (int64_t n = 0; n < w->groups * row_tiles; n++) {
-            int64_t group = n / row_tiles, row = n % row_tiles * tall;
-            pack_weights(w, weight + group * w->weight_step[0] + row * w->weight_step[1], least(tall, rows - row),
-                         packed + (group * rows + row) * depth);
-        }
+#pragma omp barrier
+        for (int64_t p = 0; p < count && !failed; p++)
+            pack_part(&parts[p].window, weight + parts[p].weight, plans[p].depth, packed + plans[p].packed);
+#pragma omp barrier
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t n = 0; n < w->batch; n++)
+        for (int64_t n = 0; n < any->batch; n++)
             for (int64_t b = 0; b < bands; b++)
-                if (!failed && b * size < pixels)
-                    convolve_band(w, input + n * w->channels * w->height * w->width, kernel + n * w->kernel_step[0],
-                                  packed, bias, out + n * w->out_step[0], b * size, least(pixels, (b + 1) * size),
-                                  band);
+                for (int64_t p = 0; p < count && !failed; p++) {
+                    const Window *w = &parts[p].window;
+                    int64_t from = b * plans[p].pixels, to = least(all_pixels(w), from + plans[p].pixels);
+                    if (from < to)
+                        convolve_band(w, input + n * w->channels * w->height * w->width,
+                                      kernel + parts[p].kernel + n * w->kernel_step[0], packed + plans[p].packed, bias,
+                                      out + parts[p].out + n * w->out_step[0], from, to, band);
+                }
         free(band.panels);
         free(band.found);
         free(band.packed);
     }
     free(packed);
+    free(plans);
     return failed;
 }

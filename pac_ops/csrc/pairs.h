@@ -81,8 +81,8 @@ INLINE void add_pairs(const float *guide, int64_t size, int64_t image, int64_t c
     for (int t = 0; t <= PAIR_TAPS; t++) put(sums + t * PAIR_PIXELS, sum[t]);
 }
 
-/* The taps after the centre, `first` to `last`, of the pixels from `from` to `to`, and in the centre's place what a tap
- * outside the image has. */
+/* Of the pixels from `from` to `to`: PAIR_TAPS of the taps after the centre, the one with number `first` and those that
+ * follow, and in the centre's place what a tap outside the image has. */
 FOR_EVERY_CPU
 static void pairs_of_block(const Window *w, const float *guide, int as_gaussian, float *out, int64_t from, int64_t to,
                            int64_t first, float *sums) {

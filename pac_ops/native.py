@@ -2,9 +2,10 @@
 
 Convolution is an implicit matrix product, K applied to the taps as they are packed for it; its gradients are two such
 products. Pooling, depthwise convolution and enlargement (`native_resize`) go row by row; distances are computed once
-for each pair of pixels. Nothing is padded or copied beyond what a core's cache holds. A transposed convolution is one
-ordinary convolution for each position modulo the stride. What it has no code for (gradients of distances, distances
-from given centres, transposed depthwise gradients) is `cpu`'s.
+for each pair of pixels where there is a window for every pixel, else row by row. Nothing is padded or copied beyond
+what a core's cache holds. A transposed convolution is one ordinary convolution for each position modulo the stride.
+What it has no code for (gradients of distances, distances from given centres, transposed depthwise gradients) is
+`cpu`'s.
 """
 
 import ctypes

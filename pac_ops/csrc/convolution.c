@@ -132,8 +132,12 @@ int pac_convolution(const Part *parts, int64_t count, const float *input, const 
         taps_times_k = most(taps_times_k, plans[p].pixels * sliced_depth(&parts[p].window, plans[p].taps));
     }
     float *packed = buffer(plans[count - 1].packed + any->out_channels * plans[count - 1].depth);
-    int failed = packed == NULL;
-#pragma omp parallel num_threads(threads) if (!failed)
+    if (!packed) {
+        free(plans);
+        return 1;
+    }
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
     {
         Band band = {malloc((size_t)most(1, panels) * sizeof(Panel)), malloc((size_t)most(1, found) * sizeof(Tap)),
                      buffer(taps_times_k)};

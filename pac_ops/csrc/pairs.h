@@ -116,17 +116,12 @@ static void pairs_of_block(const Window *w, const float *guide, int as_gaussian,
     }
 }
 
-/* The columns x that see column x + across of the image: first <= x < last. */
-INLINE void seeing(const Window *w, int64_t across, int64_t *first, int64_t *last) {
-    *first = least(w->width, most(0, -across));
-    *last = most(*first, least(w->width, w->width - across));
-}
-
 /* One row of a tap: from what is there for it, and where its pixel is outside the image from `outside`. */
 INLINE void mend_row(const Window *w, int64_t y, int64_t down, int64_t across, const float *there, const float *outside,
                      float *row) {
     int64_t first = 0, last = 0;
-    if (y + down >= 0 && y + down < w->height) seeing(w, across, &first, &last);
+    if (y + down >= 0 && y + down < w->height) seen_range(across, 1, w->width, w->width, &first, &last);
+    if (first >= last) first = last = 0; /* no column sees one of the image */
     memcpy(row, outside, first * sizeof(float));
     if (there != row) memcpy(row + first, there + first, (last - first) * sizeof(float));
     memcpy(row + last, outside + last, (w->width - last) * sizeof(float));

@@ -1,4 +1,4 @@
-"""All there is to check on a GPU machine, in one call: the tests of the GPU's kernels, then the measurements.
+"""All there is to check on a GPU machine, in one call: tests of kernels and of conversions, then measurements.
 
     python -m benchmarks.gpu_check
 
@@ -14,6 +14,7 @@ import torch
 
 COMMANDS = (
     ("-m", "pytest", "tests/pac_ops/test_triton.py", "-m", "gpu and not slow", "--durations=10"),
+    ("-m", "pytest", "tests/hotswap/test_on_cuda.py", "-m", "gpu", "--durations=10"),
     ("-m", "pytest", "tests/pac_ops/test_seen_through.py"),
     ("-m", "benchmarks", "--device", "cuda", "--dtype", "bfloat16"),
     ("-m", "benchmarks", "--device", "cuda"),

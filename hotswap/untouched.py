@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _HOOKS = sorted(name for name in _OF_EVERY_MODULE if name.endswith(("_hooks", "_kwargs", "_called")))
@@ -50,8 +51,10 @@ def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def random_state() -> bytes:
-    """Where the generators of Python, numpy and torch are: it changes when one is drawn from. Not on fake tensors."""
-    return pickle.dumps([random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()])  # noqa: NPY002
+    """Where the generators of Python, numpy and torch are: it changes when one is drawn from."""
+    with unset_fake_temporarily():  # where networks are swapped under it, or the state would be a tensor without data
+        state = torch.get_rng_state().numpy()
+    return pickle.dumps([random.getstate(), np.random.get_state(), state])  # noqa: NPY002 (what users' code draws from)
 
 
 @contextmanager

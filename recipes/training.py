@@ -5,7 +5,7 @@ So a run that is stopped and goes on is the run that was not, and several proces
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from hotswap.errors import HotswapError
 from hotswap.observe import Inputs, mode
+from recipes.batch_norms import OverProcesses
 from recipes.config import Training
 from recipes.datasets import Draws, Item, batches, chunks, length, moved, seeded
 from recipes.optimisation import optimiser, rate
@@ -126,8 +127,8 @@ class Trainer:
         for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * factor
         counted = self._over_processes(sum(self.task.count(truth) for _, truth in items))
-        loss = 0.0
-        with mode(self.model, training=True), seeded(settings.seed, self.step, accelerator.process_index):
+        loss, seeds = 0.0, (settings.seed, self.step, accelerator.process_index)
+        with mode(self.model, training=True), seeded(*seeds), self._joined_batches():
             for index, item in enumerate(items):
                 with accelerator.no_sync(self.network) if index < len(items) - 1 else nullcontext():
                     loss += self._backward(item, counted)
@@ -153,6 +154,9 @@ class Trainer:
         loss = self.task.total(prediction, truth) / max(counted, 1)
         self.accelerator.backward(loss * self.accelerator.num_processes)  # which takes the mean over processes
         return float(loss.detach())
+
+    def _joined_batches(self) -> AbstractContextManager[Any]:
+        return OverProcesses() if self.accelerator.num_processes > 1 else nullcontext()
 
     def _over_processes(self, number: float) -> float:
         """The sum over all processes."""

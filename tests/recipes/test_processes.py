@@ -42,9 +42,10 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(ended_by, exit_code, t
     assert killed["best"] == whole["best"]
 
 
-def test_two_processes_reach_the_weights_of_one(tmp_path):
+@pytest.mark.parametrize("norm", [False, True], ids=["no norm", "batch norm"])
+def test_two_processes_reach_the_weights_of_one(norm, tmp_path):
     changes = {
-        "model": {"name": "runs:Small", "options": {"dropout": 0.0}},
+        "model": {"name": "runs:Small", "options": {"dropout": 0.0, "norm": norm}},
         "swaps": [{"targets": "second", "guide": "input", "learn_scale": True}],
         "calibration": {"batches": 1},
         "accumulation": 2,

@@ -26,9 +26,6 @@ from recipes.pictures import Panel, Pixels, pixels, sheet
 TARGETS = ["conv3_3", "conv4_3", "conv5_3"]  # the paper's choice: the last convolution of each late stage,
 GUIDE = "conv2_2"  # guided by an early activation
 DEVIATION = 0.3  # what calibration aims at: neighbours count 30 % less than in the plain network, on average
-RESIZE_DEVIATION = (
-    0.4  # the same for coarse neighbours of a guided enlargement, whose weights are then made to sum to 1
-)
 
 # scikit-image's photographs, and the pixels (row, column) of each whose adapting kernel is drawn.
 PHOTOS = {
@@ -67,7 +64,7 @@ def main(out: Path, steps: int) -> None:
     show(hotswap.verify(calibrated, photos.values()))
 
     console.rule("[bold]4. Its enlargements guided by the image, no convolution swapped")
-    guided = hotswap.convert(hed, "resize", "input", calibrate_on=list(photos.values()), deviation=RESIZE_DEVIATION)
+    guided = hotswap.convert(hed, "resize", "input", calibrate_on=list(photos.values()))
     show(hotswap.status(guided))
     check(guided.state_dict().keys() == hed.state_dict().keys(), "no parameters were added")
 
@@ -154,9 +151,7 @@ def tune_both(out: Path, steps: int) -> tuple[HedSegmenter, HedSegmenter, Path]:
     samples = torch.stack([train[i][0] for i in range(16)])
     show(hotswap.calibrate(swapped, samples, deviation=DEVIATION))
 
-    guided = hotswap.convert(
-        plain, "resize", "input", calibrate_on=samples, deviation=RESIZE_DEVIATION, learn_scale=True
-    )
+    guided = hotswap.convert(plain, "resize", "input", calibrate_on=samples, learn_scale=True)
     show(hotswap.status(guided))
 
     table = Table("network", "mIoU before tuning", f"after {steps} steps", "loss, last 10 steps")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from hotswap import hooks, surgery
-from hotswap.calibrate import DEFAULT_DEVIATION, calibrate
+from hotswap.calibrate import calibrate
 from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
@@ -118,7 +118,7 @@ def convert(
     kernel: str = DEFAULT_KERNEL,
     conserve: str | None = AUTO,
     calibrate_on: Iterable[Inputs] | Tensor | None = None,
-    deviation: float = DEFAULT_DEVIATION,
+    deviation: float | str = AUTO,
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
@@ -143,7 +143,7 @@ def convert(
             By default "mean" where there is data, else None.
         calibrate_on: a few batches of inputs such as the network will see: the result is calibrated on them, as by
             `hotswap.calibrate`, and `hotswap.status` tells what came of it.
-        deviation: see guide_scale.
+        deviation: see guide_scale; "auto" is 0.3 for convolutions and 0.5 for enlargements.
         method: see `plan`.
         example_inputs: see `plan`.
         resize: see `plan`.
@@ -160,7 +160,7 @@ def convert(
         conserve = None if calibrate_on is None else "mean"
     if calibrate_on is None:
         _require_nothing_measured(guide_scale, conserve)
-        if deviation != DEFAULT_DEVIATION:
+        if deviation != AUTO:
             raise HotswapError(
                 f"deviation is reached on data: give some as calibrate_on, or leave it out, got {deviation!r}"
             )

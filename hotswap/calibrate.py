@@ -13,11 +13,14 @@ from hotswap import kernels, surgery
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
 from hotswap.measure import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
+from hotswap.naming import AUTO
 from hotswap.observe import Inputs
 from hotswap.plan import Swap
 from hotswap.tables import render
 
-DEFAULT_DEVIATION = 0.3  # kept a network's score in the first pilots; larger shrinks responses too much
+# What "auto" is, by docs/evidence.md. Convolutions: more costs them at the swap, and buys nothing after it.
+CONVOLUTION_DEVIATION = 0.3
+RESIZE_DEVIATION = 0.5  # 0.4 and 0.7 do alike, 0.2 gains a third less
 _SAMPLES_PER_CALL = 2**16  # distances kept of one call of one layer, drawn at random: plenty for a mean
 _BISECTIONS = 60  # halvings of the logarithm of a scale: far below float32 resolution
 _SETTLED = 0.01  # by how much the mean distance may change between two passes that count as the same
@@ -41,7 +44,7 @@ class TargetCalibration:
 class Calibration:
     """What `calibrate` measured and set."""
 
-    wanted: float | None  # the deviation; None where scales were left as they are
+    wanted: float | str | None  # the deviation, as it was asked for; None where scales were left as they are
     conserve: str | None
     drift: (
         float | None
@@ -64,7 +67,7 @@ def calibrate(
     model: nn.Module,
     batches: Iterable[Inputs] | Tensor,
     *,
-    deviation: float | None = DEFAULT_DEVIATION,
+    deviation: float | str | None = AUTO,
     conserve: str | None = "mean",
 ) -> Calibration:
     """Set each swapped layer's guide scale, so that the mean of 1 - K on sample data is `deviation`.
@@ -76,7 +79,8 @@ def calibrate(
     Args:
         model: a converted network; its scales, and what it conserves, are changed in place.
         batches: inputs, each a tensor or a tuple of arguments; a lone tensor is one batch. A few: all are kept.
-        deviation: the mean to reach, between 0 and 1; None leaves the scales as they are.
+        deviation: the mean to reach, between 0 and 1; "auto" is 0.3 for convolutions and 0.5 for enlargements, see
+            docs/evidence.md; None leaves the scales as they are.
         conserve: what makes up for K being smaller than 1. "mean" divides it at each tap by its mean there on these
             batches; "window" scales it at every pixel so that its sum over the window is the number of taps inside
             the image; None leaves it, as in the paper.
@@ -85,7 +89,7 @@ def calibrate(
         HotswapError: where nothing is swapped, there is no data, or a guide is too flat to reach the deviation;
             the network is then as it was.
     """
-    if deviation is not None and not (isinstance(deviation, int | float) and 0 < deviation < 1):
+    if deviation not in (AUTO, None) and not (isinstance(deviation, int | float) and 0 < deviation < 1):
         raise HotswapError(f"deviation must be between 0 and 1, got {deviation!r}")
     if conserve not in (None, *kernels.CONSERVE_MODES):
         raise HotswapError(f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {conserve!r}")
@@ -100,7 +104,7 @@ def calibrate(
             previous = last
             if deviation is not None:
                 for path, layer in layers.items():
-                    layer.guide_scale = _scale_for(path, layer, last[path], deviation)
+                    layer.guide_scale = _scale_for(path, layer, last[path], _wanted(layer, deviation))
             means: dict[str, tuple[float, ...]] = {}
             if conserve == "mean":
                 measured = _measured(model, data)
@@ -123,6 +127,11 @@ def calibrate(
             TargetCalibration(path, old.guide_scale, deviations[0], new.guide_scale, deviations[1], *conserved)
         )
     return Calibration(deviation, conserve, gap.relative, tuple(results), gap.why_unknown)
+
+
+def _wanted(layer: Swapped, deviation: float | str) -> float:
+    by_kind = CONVOLUTION_DEVIATION if isinstance(layer, SwappedLayer) else RESIZE_DEVIATION
+    return by_kind if isinstance(deviation, str) else deviation
 
 
 @contextmanager

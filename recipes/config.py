@@ -53,7 +53,7 @@ class Swap(Part):
 class Calibration(Part):
     """What `hotswap.calibrate` takes; it sees all swaps of the network together."""
 
-    deviation: Fraction | None = 0.3  # None: scales stay as they are
+    deviation: Fraction | Literal["auto"] | None = "auto"  # None: scales stay as they are
     conserve: Literal["mean", "window"] | None = "mean"
     batches: Count = 4  # of the training data's first
 

@@ -114,7 +114,9 @@ own_model = click.option(
     help="The plain network, where the file does not name one of torchvision's or timm's.",
 )
 deviation = click.option(
-    "--deviation", type=float, help="The mean of 1 - K to calibrate to, between 0 and 1. Default: 0.3."
+    "--deviation",
+    type=float,
+    help="The mean of 1 - K to calibrate to, between 0 and 1. Default: 0.3 for convolutions, 0.5 for enlargements.",
 )
 conserve = click.option(
     "--conserve",

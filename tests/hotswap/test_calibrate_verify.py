@@ -67,6 +67,17 @@ def test_calibration_hits_the_deviation_at_every_target(vgg, batches, deviation,
     assert "deviation (mean 1-K)" in str(calibration)
 
 
+def test_convolutions_and_enlargements_have_deviations_of_their_own():
+    enlarged = nn.Sequential(
+        collections.OrderedDict(net=networks.Plain(), up=nn.Upsample(scale_factor=2, mode="bilinear"))
+    ).eval()
+    images = torch.rand(2, 3, 32, 32)
+    guides = {"net.target": "net.guide", "up": "input"}
+    swapped = hotswap.convert(enlarged, ["net.target", "up"], guides, calibrate_on=images)
+    found = [check.deviation for check in hotswap.verify(swapped, images).targets]
+    assert found == pytest.approx([0.3, 0.5], abs=0.01)
+
+
 def test_batches_weigh_by_their_taps(vgg, monkeypatch):
     """As verify weighs them, also where a large batch is sampled."""
     import sys

@@ -15,7 +15,7 @@ from PIL import Image
 
 import hotswap
 from hotswap import checkpoint, guide, images, kernels, zoo
-from hotswap.calibrate import DEFAULT_DEVIATION
+from hotswap.calibrate import CONVOLUTION_DEVIATION, RESIZE_DEVIATION
 from hotswap.cli import main
 from hotswap.errors import HotswapError
 
@@ -514,9 +514,8 @@ def test_help_imports_nothing_heavy():
 
 
 def test_help_states_the_librarys_defaults():
-    text = " ".join(run("calibrate", "--help").stdout.split())
-    assert f"Default: {DEFAULT_DEVIATION}." in text
-    text = " ".join(run("convert", "--help").stdout.split())
-    assert f"Default: {DEFAULT_DEVIATION}." in text
+    for command in ("calibrate", "convert"):
+        text = " ".join(run(command, "--help").stdout.split())
+        assert f"Default: {CONVOLUTION_DEVIATION} for convolutions, {RESIZE_DEVIATION} for enlargements." in text
     assert all(mode in text for mode in kernels.CONSERVE_MODES)
     assert all(mode in text for mode in guide.RESIZE_MODES)

@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import hotswap
 import pac_ops
-from benchmarks.evidence import config, controls, depth, page, results, runs, text
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import config, controls, depth, half, page, results, runs, text
 from benchmarks.evidence.config import DenseCrf, Experiment, PacCrf, Skip
 from benchmarks.evidence.runs import Row, Run
 from benchmarks.evidence.statistics import difference
@@ -211,3 +213,24 @@ def test_splits_of_strokes_share_nothing():
     for shared in (text.PHOTOGRAPHS, text.FONTS):
         names = [name for split in shared.values() for name in split]
         assert len(names) == len(set(names))
+
+
+def test_a_network_at_half_the_size_is_guided_at_either():
+    plain = half.HalfResolution(network()).eval()
+    guides = {"resize_1": "shrink", "resize_2": "input"}
+    guided = hotswap.convert(plain, [*guides], guides, calibrate_on=[IMAGES], deviation=0.4)
+    assert guided(IMAGES).shape == (2, 3, 32, 32)
+    assert [check.deviation for check in hotswap.verify(guided, [IMAGES]).targets] == pytest.approx(
+        [0.4, 0.4], abs=0.01
+    )
+
+
+def test_what_is_not_installed_is_one_line(monkeypatch):
+    def needs(*_):
+        raise HotswapError("a dense CRF needs pydensecrf")
+
+    monkeypatch.setattr(command, "carry_out", needs)
+    monkeypatch.setattr(command.results, "read", lambda _: [])
+    result = CliRunner().invoke(command.main, ["run", "crf", "--arm", "dense-crf"])
+    assert result.exit_code == 1
+    assert result.output.rstrip().endswith("Error: a dense CRF needs pydensecrf")

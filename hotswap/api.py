@@ -1,7 +1,7 @@
 """The verbs: plan, apply, convert, revert."""
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -18,9 +18,12 @@ from hotswap.measure import plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, observe
 from hotswap.plan import FX, HOOKS, Plan, Swap
+from hotswap.resizing import hooks as resizing_hooks
+from hotswap.resizing import record as resized
 from hotswap.resizing import surgery as resizing
 from hotswap.resizing.choose import split
 from hotswap.resizing.plan import Resize
+from hotswap.tracing import UntraceableError
 from pac_ops.enlarging import FOOTPRINTS
 
 PAPER_SCALE = 1e-4
@@ -335,7 +338,7 @@ def _by_path(model: nn.Module, named: Any) -> Any:
 class _Prepared(NamedTuple):
     """A plan made ready for one network: its enlargements, which come first, and its convolutions."""
 
-    enlarging: resizing.Graft | None
+    enlarging: resizing.Graft | resizing_hooks.Graft | None
     swapping: surgery.Prepared | None
 
     @property
@@ -366,15 +369,29 @@ def _prepared(
     """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
     if not plan.resizes:
         return _Prepared(None, _by_method(names, plan, method, example_inputs, by_fx))
-    enlarging = resizing.prepare(names.model, plan.resizes, names.observation)
+    enlarging = _enlarging(names, plan.resizes, example_inputs)
     twin = _twin(names.model)
-    resizing.install(twin, enlarging)
+    resized.install(twin, enlarging)
     if plan.swaps:
         guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
         return _Prepared(enlarging, _by_method(guided, replace(plan, resizes=()), method, example_inputs, by_fx))
     if names.observation is not None:
         _check_runs(twin, names.observation, example_inputs)
-    return _Prepared(replace(enlarging, notes=plan.notes, drift=plan.drift), None)
+    return _Prepared(replace(enlarging, notes=plan.notes + enlarging.notes, drift=plan.drift), None)
+
+
+def _enlarging(
+    names: Names, resizes: Sequence[Resize], example_inputs: Inputs | None
+) -> resizing.Graft | resizing_hooks.Graft:
+    """Made ready by fx, or else by hooks, as they were before if they were."""
+    notes: tuple[str, ...] = ()
+    if not any(resize.taps for resize in resizes):
+        try:
+            return resizing.prepare(names.model, resizes, names.observation)
+        except UntraceableError as error:
+            notes = (f"enlargements not by fx: {error}",)
+    hooked = resizing_hooks.prepare(names.model, resizes, names.observation, example_inputs)
+    return replace(hooked, notes=notes + hooked.notes)
 
 
 def _by_method(
@@ -442,7 +459,7 @@ def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
     converted = model if inplace else _deep_copy(model)
     surgery.detach(converted)
     if prepared.enlarging is not None:
-        resizing.install(converted, prepared.enlarging)
+        resized.install(converted, prepared.enlarging)
     if prepared.swapping is not None:
         surgery.install(converted, prepared.swapping)
     return converted

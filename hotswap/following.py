@@ -1,7 +1,7 @@
 """Finds the activation that follows a guide in a network that is only run, not traced."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,20 @@ class Following:
     why_none: str = ""
     by_function: bool = False  # whether there is one that is no module
     before_it: frozenset[str] = frozenset()  # targets that run between the guide and this activation
+
+    def tap_of(self, target: str) -> Tap | None:
+        """Where a target's guide is caught; None where its own output is taken."""
+        return None if target in self.before_it else self.tap
+
+
+def notes_of(found: Mapping[str, Following]) -> tuple[str, ...]:
+    """For people: where guides are caught."""
+    return tuple(
+        f"guide {source!r} is caught at {following.tap[0]!r}, the activation after it"
+        if following.tap
+        else f"guide {source!r} is caught as its module gives it: {following.why_none}"
+        for source, following in found.items()
+    )
 
 
 def activations_after(

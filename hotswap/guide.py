@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.proxy import Proxy
@@ -145,9 +146,14 @@ def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
     """Resize [B, G, h, w] to exactly `height` x `width`; the same tensor where it has that size."""
     if x.shape[2] == height and x.shape[3] == width:
         return x
+    # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
+    if how == "area":
+        return F.adaptive_avg_pool2d(x, (height, width))
     if how == "bilinear":
-        return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-    return F.interpolate(x, size=(height, width), mode=how)
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(x, (height, width), False, None)
+    else:
+        resized = torch.ops.aten.upsample_nearest2d.vec(x, (height, width), None)
+    return resized
 
 
 def _check_guide(guide_name: str, guide: Any) -> None:

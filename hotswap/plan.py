@@ -250,18 +250,21 @@ _RESIZE_TYPES: dict[str, type | tuple[type, ...]] = {
     "after_activation": bool,
     "target_alias": (str, type(None)),
     "guide_alias": list,
+    "taps": list,
 }
 
 
 def _resize(data: Any, index: int) -> Resize:
     where = f"resize {index} of the plan"
-    values = {field.name: _member(data, field.name, _RESIZE_TYPES[field.name], where) for field in fields(Resize)}
+    given = {"taps": []} | dict(data) if isinstance(data, Mapping) else data  # older ones have none
+    values = {field.name: _member(given, field.name, _RESIZE_TYPES[field.name], where) for field in fields(Resize)}
     if unknown := sorted(set(data) - set(values)):
         raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
     values["guide"] = _items(values["guide"], str, f"{where}: guide", "strings")
     values["guide_alias"] = _items(
         values["guide_alias"], (str, type(None)), f"{where}: guide_alias", "strings or null"
     )
+    values["taps"] = tuple(_tap(tap, where) for tap in values["taps"])
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
     return Resize(**values)

@@ -29,7 +29,7 @@ from hotswap.resizing import layers as enlarging
 from hotswap.resizing import record as resized
 from hotswap.resizing.plan import Resize
 from hotswap.sliding import sliding_of
-from hotswap.tracing import Traced, UnpackedError, trace
+from hotswap.tracing import Traced, UnpackedError, UntraceableError, trace
 
 _RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict
 
@@ -112,14 +112,7 @@ class Graft:
         """Make `root` an instance of a subclass of its class that has the rewritten method."""
         traced, plain = self.traced, type(root)
         root.__dict__.update(traced.constants)
-        namespace = {
-            traced.method: _as_method(root, traced),
-            "__module__": plain.__module__,
-            "__qualname__": plain.__qualname__,
-            "__doc__": plain.__doc__,
-        }
-        metaclass: Any = type(plain)
-        root.__class__ = metaclass(plain.__name__, (plain,), namespace)
+        root.__class__ = subclass(plain, **{traced.method: _as_method(root, traced)})
         return _Record(self.plan, self.root_path, plain, tuple(traced.constants))
 
 
@@ -176,6 +169,14 @@ def open_and_trace(
             return trace(root, opened, inside, from_input=from_input, given=given)
         except UnpackedError as error:
             opened = opened | {error.module}
+
+
+def subclass(plain: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.Module]:
+    """A class by the same name with some methods of its own."""
+    namespace = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    metaclass: Any = type(plain)
+    made: type[nn.Module] = metaclass(plain.__name__, (plain,), methods | namespace)
+    return made
 
 
 def tensors_given(observation: Observation | None, path: str) -> int:
@@ -281,28 +282,34 @@ def record_drift(model: nn.Module, drift: float | None) -> None:
 
 
 def _check_openable(path: str, module: nn.Module) -> None:
+    if resized.CALLS in module.__dict__:
+        raise UntraceableError(f"module {path!r} has enlargements whose guides are caught by hooks")
     if isinstance(module, torch.jit.ScriptModule):
-        raise HotswapError(
+        raise UntraceableError(
             f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network"
         )
     if isinstance(module, leaf_modules()):
-        raise HotswapError(f"module {path!r} is a {type(module).__name__}, which is registered as not to be traced")
+        raise UntraceableError(
+            f"module {path!r} is a {type(module).__name__}, which is registered as not to be traced"
+        )
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name) for name in hooks):
-        raise HotswapError(
+        raise UntraceableError(
             f"module {path!r} has hooks, which the rewritten forward would not call; "
             "remove them, or choose a guide and targets in one part of the network"
         )
 
 
 def _check_root(path: str, module: nn.Module) -> None:
+    if resized.CALLS in module.__dict__:
+        raise UntraceableError(f"module {path or 'the network'!r} has enlargements whose guides are caught by hooks")
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
-        raise HotswapError(
+        raise UntraceableError(
             f"module {path or 'the network'!r} is a {type(module).__name__}, whose forward is generated already; "
             "convert the eager network it was made from"
         )
     if "forward" in module.__dict__:
-        raise HotswapError(
+        raise UntraceableError(
             f"module {path or 'the network'!r} has had its forward replaced on the instance, which a rewritten class "
             "would not change; undo that first"
         )

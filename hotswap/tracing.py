@@ -50,6 +50,10 @@ class Traced:
     opened: tuple[str, ...]  # the modules traced through, relative to root
 
 
+class UntraceableError(HotswapError):
+    """Code that cannot be made a graph: what hooks are for."""
+
+
 class UnpackedError(Exception):
     """The traced code unpacks what a module returns that is not opened, so that nobody knows how much it is."""
 
@@ -257,9 +261,9 @@ def _trace(root: nn.Module, opened: Collection[str], method: str, given: int) ->
     return graph
 
 
-def _untraceable(root: nn.Module, method: str, error: Exception) -> HotswapError:
+def _untraceable(root: nn.Module, method: str, error: Exception) -> UntraceableError:
     reason = str(error).strip().splitlines()
-    return HotswapError(
+    return UntraceableError(
         f"{type(root).__name__}.{method} cannot be traced by torch.fx ({type(error).__name__}: "
         f"{reason[0][:200] if reason else 'no message'}); choose a guide and targets inside one part of the "
         "network whose forward has no control flow that depends on data"

@@ -18,7 +18,7 @@ from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """The arguments of `F.interpolate` after its input."""
 
     size: Any = None
@@ -112,7 +112,7 @@ class GuidedResize(GuidedLayer[Resize]):
 
     # What the subclasses differ in.
 
-    def _options(self, further: tuple[Any, ...]) -> _Options:
+    def _options(self, further: tuple[Any, ...]) -> Options:
         raise NotImplementedError
 
     def _size(self, input: Tensor, further: tuple[Any, ...]) -> Pair:
@@ -138,22 +138,22 @@ class GuidedResize(GuidedLayer[Resize]):
 class GuidedInterpolate(GuidedResize):
     """Takes the place of a call of `F.interpolate`, whose further arguments it is called with."""
 
-    def _options(self, further: tuple[Any, ...]) -> _Options:
-        return _Options(*further)
+    def _options(self, further: tuple[Any, ...]) -> Options:
+        return Options(*further)
 
 
 class GuidedUpsample(GuidedResize, nn.Upsample):
     """An `nn.Upsample` that is guided."""
 
-    def _options(self, further: tuple[Any, ...]) -> _Options:
-        return _Options(self.size, self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor)
+    def _options(self, further: tuple[Any, ...]) -> Options:
+        return Options(self.size, self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor)
 
 
 class GuidedConvTranspose2d(GuidedResize, nn.ConvTranspose2d):
     """A transposed convolution with bilinear weights that is guided; beyond the edge of its input it reads zeros."""
 
-    def _options(self, further: tuple[Any, ...]) -> _Options:
-        return _Options(scale_factor=(float(self.stride[0]), float(self.stride[1])), mode="bilinear")
+    def _options(self, further: tuple[Any, ...]) -> Options:
+        return Options(scale_factor=(float(self.stride[0]), float(self.stride[1])), mode="bilinear")
 
     def _finished(self, out: Tensor, input: Tensor) -> Tensor:
         # The weights of a pixel sum to less than 1 at the edge.

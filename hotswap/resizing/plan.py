@@ -29,6 +29,9 @@ class Resize(NamedGuide):
     after_activation: bool = True  # take the guide after the activation that follows its module
     target_alias: str | None = None  # resize_{index}, for people
     guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
+    # With hooks, one for each of `guide`: the activation that it is caught at, as a module's path and its calls since
+    # the guide's to pass over, or None where the guide's own output is taken. Empty with fx.
+    taps: tuple[tuple[str, int] | None, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
@@ -38,6 +41,10 @@ class Resize(NamedGuide):
             raise HotswapError(
                 f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
                 f"got {list(self.guide_alias)}"
+            )
+        if len(self.taps) not in (0, len(self.guide)):
+            raise HotswapError(
+                f"taps must hold one [path, calls] (or null) for each of {list(self.guide)}, got {list(self.taps)}"
             )
         if self.call is not None and self.call < 0:
             raise HotswapError(f"call must be null or a number >= 0, got {self.call}")
@@ -56,7 +63,8 @@ class Resize(NamedGuide):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return values | {"taps": [tap and list(tap) for tap in self.taps]}
 
     @property
     def name(self) -> str:

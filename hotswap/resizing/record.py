@@ -1,27 +1,73 @@
 """What a network carries of guided enlargements: to be known, and undone, by."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import nn
 
 from hotswap.naming import INPUT
 from hotswap.plan import Plan
-from hotswap.resizing.layers import GuidedResize
+from hotswap.resizing.layers import GuidedResize, swap_in
 from hotswap.resizing.plan import Resize
 
-RECORD = "_hotswap_resize_record"  # a plain attribute of the rewritten module, not in its state_dict
+# Plain attributes, which are not in a state_dict:
+RECORD = "_hotswap_resize_record"  # of the module around guides and enlargements
+CALLS = "_hotswap_resize_calls"  # of a module whose calls of F.interpolate are handed over, see `hooks`
+
+
+class Steering(Protocol):
+    """What makes the guides of a network reach its enlargements."""
+
+    def undo(self, root: nn.Module) -> None:
+        """Take it away again, from the module it is in or a copy of it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Left in the module that was rewritten."""
+    """Left in the module around guides and enlargements."""
 
     resizes: tuple[Resize, ...]
     notes: tuple[str, ...]
     root_path: str  # of that module, in the network the plan was made for
-    plain_class: type[nn.Module]
-    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+    steering: Steering
     drift: float | None = None  # as measured by `calibrate`
+
+
+class Prepared(Protocol):
+    """Enlargements made ready for one network, by `surgery` or by `hooks`: all that is left is to install them."""
+
+    @property
+    def resizes(self) -> tuple[Resize, ...]:
+        """What is guided."""
+
+    @property
+    def root_path(self) -> str:
+        """The module around guides and enlargements."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people."""
+
+    @property
+    def drift(self) -> float | None:
+        """As the plan has it."""
+
+    def attach(self, model: nn.Module, root: nn.Module) -> Steering:
+        """Make the guides reach the enlargements, in place."""
+
+
+def install(model: nn.Module, prepared: Prepared) -> None:
+    """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it).
+
+    What is swapped already stays as it is, as in `hotswap.surgery.install`.
+    """
+    guided = {path for path, module in model.named_modules() if isinstance(module, GuidedResize)}
+    for resize in prepared.resizes:
+        if resize.layer_path not in guided:
+            swap_in(model, resize)
+    root = model.get_submodule(prepared.root_path)
+    steering = prepared.attach(model, root)
+    root.__dict__[RECORD] = Record(prepared.resizes, prepared.notes, prepared.root_path, steering, prepared.drift)
 
 
 def of(module: nn.Module) -> Record | None:
@@ -48,7 +94,8 @@ def joined(plan: Plan | None, model: nn.Module) -> Plan | None:
             guide = tuple(s if s == INPUT else _moved(s, record.root_path, path) for s in resize.guide)
             layer = model.get_submodule(replace(resize, target=target).layer_path)
             now = layer.swap if isinstance(layer, GuidedResize) else resize
-            resizes.append(replace(now, target=target, guide=guide))
+            taps = tuple(tap and (_moved(tap[0], record.root_path, path), tap[1]) for tap in resize.taps)
+            resizes.append(replace(now, target=target, guide=guide, taps=taps))
         notes += record.notes
         drift = record.drift if drift is None else drift
     if not resizes:
@@ -73,9 +120,7 @@ def detach(model: nn.Module) -> None:
     for module in list(model.modules()):
         record: Record | None = module.__dict__.pop(RECORD, None)
         if record is not None:
-            for name in record.constants:
-                del module.__dict__[name]
-            module.__class__ = record.plain_class
+            record.steering.undo(module)
 
 
 def _moved(path: str, before: str, now: str) -> str:

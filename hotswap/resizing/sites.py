@@ -3,12 +3,12 @@
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ ALIAS = "resize"
 _SIGNATURE = inspect.signature(F.interpolate)
 
 
+class Line(NamedTuple):
+    """Where a forward calls F.interpolate, which tells its calls from each other whatever comes between them."""
+
+    file: str
+    number: int
+    turn: int  # of several calls from there in one forward
+
+
 @dataclass(frozen=True)
 class Site:
     """One place where a map changes its size, at its first call."""
@@ -33,6 +41,7 @@ class Site:
     input_size: Pair
     output_size: Pair
     why_not: str | None  # None where it can be guided
+    line: Line | None = None  # the code that calls F.interpolate; None where the module itself is meant
 
     @property
     def name(self) -> str:
@@ -86,7 +95,7 @@ class _Watch(TorchFunctionMode):
         self.sizes: dict[str, Pair] = {}
         self._paths = {module: path for path, module in model.named_modules()}
         self._modes = {module: mode_of(module) for module in self._paths}  # reads weights, so not during the run
-        self._running: list[tuple[nn.Module, list[None]]] = []  # forwards, and a None for each call they made so far
+        self._running: list[tuple[nn.Module, Lines]] = []  # forwards, and the calls that they made so far
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -104,7 +113,7 @@ class _Watch(TorchFunctionMode):
     def _begun(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self._paths[module] == "":
             self.image_size = _size(inputs[0] if inputs else None)
-        self._running.append((module, []))
+        self._running.append((module, Lines()))
 
     def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
@@ -118,17 +127,24 @@ class _Watch(TorchFunctionMode):
         """Note calls of F.interpolate, but for those of modules that are sites themselves."""
         result = func(*args, **(kwargs or {}))
         if func is F.interpolate and self._running:
-            module, calls = self._running[-1]
+            module, lines = self._running[-1]
             if self._modes[module] is None:
                 given = bound(args, kwargs or {})
                 mode, size = given["mode"], _size(given["input"])
                 why_not = why_not_enlarged(mode, antialias=given["antialias"])
-                self._note(self._paths[module], len(calls), str(mode), size, _size(result), why_not)
-                calls.append(None)
+                call, line = len(lines), lines.next(calling_line())
+                self._note(self._paths[module], call, str(mode), size, _size(result), why_not, line)
         return result
 
     def _note(
-        self, path: str, call: int | None, mode: str, coarse: Pair | None, fine: Pair | None, why_not: str | None
+        self,
+        path: str,
+        call: int | None,
+        mode: str,
+        coarse: Pair | None,
+        fine: Pair | None,
+        why_not: str | None,
+        line: Line | None = None,
     ) -> None:
         if coarse is None or fine is None:
             return
@@ -136,7 +152,7 @@ class _Watch(TorchFunctionMode):
             why_not = f"it does not enlarge ({coarse[0]} x {coarse[1]} to {fine[0]} x {fine[1]})"
         if why_not is None and math.prod(coarse) == 1:
             why_not = "its input is a single pixel, so there is nothing to weigh"
-        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not))
+        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, line))
 
 
 def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,13 +162,30 @@ def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return given.arguments
 
 
-def calling_line(frame: FrameType | None = None) -> tuple[str, int]:
-    """File and line of the call of F.interpolate that is going on."""
-    frame = frame or sys._getframe(1)
-    while frame.f_back is not None and frame.f_code is not F.interpolate.__code__:
-        frame = frame.f_back
-    caller = frame.f_back or frame
+class Lines(list[tuple[str, int]]):
+    """The calls of F.interpolate that one forward has made."""
+
+    def next(self, place: tuple[str, int]) -> Line:
+        """Add a call."""
+        self.append(place)
+        return Line(*place, self.count(place) - 1)
+
+
+def calling_line() -> tuple[str, int]:
+    """File and line of the call of F.interpolate that is going on, whatever modes it went through."""
+    frame = _behind(sys._getframe(1), lambda code: code is F.interpolate.__code__)
+    caller = _behind(frame, lambda code: code is not F.interpolate.__code__ and code.co_name not in _MODES)
     return caller.f_code.co_filename, caller.f_lineno
+
+
+_MODES = ("__torch_function__", "handle_torch_function")
+
+
+def _behind(frame: FrameType, is_it: Callable[[CodeType], bool]) -> FrameType:
+    """The nearest frame that called this one, for whose code this holds."""
+    while frame.f_back is not None and not is_it(frame.f_code):
+        frame = frame.f_back
+    return frame
 
 
 def _size(x: Any) -> Pair | None:

@@ -14,13 +14,11 @@ from hotswap import surgery
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.guide import require_input_only
-from hotswap.naming import INPUT, closest
+from hotswap.naming import INPUT
 from hotswap.observe import Observation
 from hotswap.placing import all_paths, deepest_caller, parents
-from hotswap.resizing import layers
-from hotswap.resizing.layers import mode_of, why_not_enlarged
+from hotswap.resizing.checks import check_against, check_mode
 from hotswap.resizing.plan import Resize
-from hotswap.resizing.record import RECORD, Record
 from hotswap.resizing.sites import bound, calling_line
 from hotswap.tracing import Traced
 
@@ -44,6 +42,27 @@ class Graft:
         where = f" of {self.root_path!r}" if self.root_path else ""
         return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where} for the enlargements"
 
+    def attach(self, model: nn.Module, root: nn.Module) -> "Steering":
+        """Make `root` an instance of a subclass of its class that has the rewritten method."""
+        traced, plain = self.traced, type(root)
+        root.__dict__.update(traced.constants)
+        root.__class__ = surgery.subclass(plain, **{traced.method: surgery._as_method(root, traced)})
+        return Steering(plain, tuple(traced.constants))
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What `Graft.attach` leaves."""
+
+    plain_class: type[nn.Module]
+    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+
+    def undo(self, root: nn.Module) -> None:
+        """Take it away again."""
+        for name in self.constants:
+            del root.__dict__[name]
+        root.__class__ = self.plain_class
+
 
 def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observation | None) -> Graft:
     """Trace, check and edit graphs, changing nothing in the network.
@@ -58,7 +77,7 @@ def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observatio
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     for resize in resizes:
-        _check_against(modules, resize)
+        check_against(modules, resize)
     sources = {source for resize in resizes for source in resize.guide if source != INPUT}
     targets = {resize.target for resize in resizes}
     inside = all_paths(modules, *sources, *targets)
@@ -77,57 +96,6 @@ def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observatio
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, prefix, resizes, modules, lines)
     return Graft(tuple(resizes), root_path, traced)
-
-
-def install(model: nn.Module, graft: Graft) -> None:
-    """Carry a prepared graft out, in place, on the network it was prepared for (or a deep copy of it).
-
-    What is swapped already stays as it is, as in `hotswap.surgery.install`.
-    """
-    guided = {path for path, module in model.named_modules() if isinstance(module, layers.GuidedResize)}
-    for resize in graft.resizes:
-        if resize.layer_path not in guided:
-            layers.swap_in(model, resize)
-    root, traced = model.get_submodule(graft.root_path), graft.traced
-    plain: Any = type(root)
-    root.__dict__.update(traced.constants)
-    constants = tuple(traced.constants)
-    root.__dict__[RECORD] = Record(graft.resizes, graft.notes, graft.root_path, plain, constants, graft.drift)
-    namespace = {
-        traced.method: surgery._as_method(root, traced),
-        "__module__": plain.__module__,
-        "__qualname__": plain.__qualname__,
-        "__doc__": plain.__doc__,
-    }
-    root.__class__ = type(plain)(plain.__name__, (plain,), namespace)  # type(plain): its metaclass
-
-
-# --- checks -------------------------------------------------------------------------------------------------
-
-
-def _check_against(modules: Mapping[str, nn.Module], resize: Resize) -> None:
-    for role, path in (("target", resize.target), *(("guide", path) for path in resize.guide if path != INPUT)):
-        if path not in modules:
-            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
-    module = modules[resize.target]
-    if resize.call is None:
-        if reason := why_not_enlarged(mode_of(module), module):
-            raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")
-        _check_mode(resize, mode_of(module))
-    for guide in resize.guide:
-        if resize.target.startswith(f"{guide}.") or guide in ("", resize.target):
-            raise HotswapError(
-                f"guide {guide!r} contains target {resize.name!r}, so it is not known before it; "
-                f'name a module that runs earlier, or "{INPUT}"'
-            )
-
-
-def _check_mode(resize: Resize, mode: Any) -> None:
-    if mode != resize.mode:
-        raise HotswapError(
-            f"target {resize.name!r} must be, by the plan, of mode {resize.mode!r}, got {mode!r}; "
-            "the plan was made for another network"
-        )
 
 
 # --- which node is which call --------------------------------------------------------------------------------
@@ -210,7 +178,7 @@ def _edit(
             paths = all_paths(modules, resize.target)
             nodes = [n for path in paths for n in functional.get((path.removeprefix(prefix), resize.call), [])]
             for node in nodes:
-                _check_mode(resize, bound(node.args, node.kwargs)["mode"])
+                check_mode(resize, bound(node.args, node.kwargs)["mode"])
         if not nodes:
             raise HotswapError(f"target {resize.name!r} is never called by {type(root).__name__}; name one that is")
         for node in nodes:

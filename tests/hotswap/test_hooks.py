@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import hotswap
-from hotswap import hooks
+from hotswap import relay as relays
 
 
 @pytest.fixture
@@ -177,8 +177,8 @@ def converted_plain(converted):
 @torch.no_grad()
 def test_nothing_of_a_pass_outlives_it(image, monkeypatch):
     caught = []
-    copied = hooks.guide_copy
-    monkeypatch.setattr(hooks, "guide_copy", lambda *a: caught.append(weakref.ref(g := copied(*a))) or g)
+    copied = relays.guide_copy
+    monkeypatch.setattr(relays, "guide_copy", lambda *a: caught.append(weakref.ref(g := copied(*a))) or g)
     converted = staged()
     caught.clear()
     converted(image)

@@ -1,0 +1,340 @@
+"""Brings guides from where they are caught to the layers they steer, by module hooks.
+
+What is caught belongs to one pass of one thread:
+
+- It lies in a frame that is opened when the module around guides and targets is called and closed when that returns
+  or raises. So nothing outlives the pass, an exception leaves nothing behind, and a network called inside itself has
+  a frame of its own.
+- Where another method enters (timm's `forward_features`, say) no frame is open. Then a frame starts with the guide
+  and ends when its last target has read it.
+- Activation checkpointing runs targets once more in the backward pass, when the frame is long closed. A target's node
+  in the autograd graph therefore keeps its guide, and lets go of it when its gradient is computed.
+"""
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.errors import HotswapError
+from hotswap.guide import guide_copy
+from hotswap.naming import INPUT
+from hotswap.observe import Observation
+from hotswap.plan import Tap
+
+_KEPT = "hotswap.guides"  # in the metadata of autograd nodes
+
+
+class Slot(NamedTuple):
+    """What is caught: the output of a module, or of an activation that follows it; or the image."""
+
+    source: str  # module path, or INPUT
+    tap: Tap | None
+
+
+@dataclass(eq=False)
+class _Caught:
+    guide: Tensor
+    left: dict[str, int]  # target -> calls of it that have yet to read it
+    read: bool = False
+    kept: Tensor | None = None  # the same values for autograd nodes to hold: without the graph behind them
+
+
+@dataclass(eq=False)
+class _Frame:
+    closes: bool  # with the module that opened it; the others end with the last reading
+    caught: dict[Slot, _Caught] = field(default_factory=dict)
+    due: dict[Slot, int] = field(default_factory=dict)  # calls of the activation to let pass before the one to catch
+
+
+class Relay:
+    """What the hooks of one conversion share: the guides of the passes that are under way.
+
+    A copy of it, and so of the network, starts without any.
+    """
+
+    def __init__(self, readers: Mapping[Slot, Mapping[str, int]]) -> None:
+        self.readers = {slot: dict(targets) for slot, targets in readers.items()}  # -> target -> calls a catch
+        self._frames: dict[tuple[int, int], list[_Frame]] = {}
+        self._kept: dict[Slot, list[weakref.ref[Tensor]]] = {slot: [] for slot in readers}
+        self._running: dict[tuple[int, int], list[str]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Relay, (self.readers,)
+
+    def open(self) -> None:
+        """A pass begins; what another one left unfinished ends."""
+        stack = self._frames.setdefault(_scope(), [])
+        if stack and not stack[-1].closes:
+            stack.pop()
+        stack.append(_Frame(closes=True))
+
+    def close(self) -> None:
+        """The pass ends."""
+        stack = self._frames.get(_scope(), [])
+        if stack:
+            stack.pop()
+        self._tidy(stack)
+
+    def catch(self, slot: Slot, output: Any) -> None:
+        """Keep a copy of a guide for its targets; the network may overwrite the original.
+
+        Raises:
+            HotswapError: where no target has read the one before: hooks see the order of calls, not what is
+                computed from what.
+        """
+        frame = self._frame()
+        if frame.closes and slot in frame.caught and not frame.caught[slot].read:
+            raise HotswapError(
+                f"guide {slot.source!r} is called twice before a target reads it, so it is not clear which call "
+                'should steer it; choose another guide, or method="fx"'
+            )
+        frame.caught[slot] = _Caught(guide_copy(slot.source, output), dict(self.readers[slot]))
+
+    def expect(self, slot: Slot, calls: int) -> None:
+        """Catch the activation's output after it was called `calls` times."""
+        self._frame().due[slot] = calls
+
+    def pass_activation(self, slot: Slot, output: Any) -> None:
+        """The activation of a slot was called: catch its output if it is the one expected."""
+        due = self._frame().due
+        if slot not in due:
+            return
+        due[slot] -= 1
+        if due[slot] < 0:
+            del due[slot]
+            self.catch(slot, output)
+
+    def read(self, slot: Slot, target: str, like: Tensor) -> Tensor:
+        """The guide of a target that is about to run on `like`.
+
+        Raises:
+            HotswapError: where this pass has none.
+        """
+        stack = self._frames.get(_scope())
+        if stack and slot in stack[-1].caught:
+            stack[-1].caught[slot].read = True
+            return stack[-1].caught[slot].guide
+        if not torch.compiler.is_compiling() and _in_backward():
+            return self._read_again(slot, target, like)
+        raise HotswapError(
+            f"target {target!r} was called without its guide {slot.source!r}, which did not run before it in this "
+            "pass: call the network itself, or hotswap.revert it"
+        )
+
+    def done(self, slots: Collection[Slot], target: str, output: Any) -> None:
+        """A target has run: let go of guides that nobody waits for, and keep them for a run in the backward."""
+        if not torch.compiler.is_compiling() and _in_backward():
+            return
+        stack = self._frames[_scope()]
+        frame = stack[-1]
+        caught = {slot: frame.caught[slot] for slot in slots}
+        if not torch.compiler.is_compiling() and isinstance(output, Tensor) and output.grad_fn is not None:
+            self._keep(caught, output.grad_fn)
+        if frame.closes:
+            return
+        for slot, item in caught.items():
+            item.left[target] -= 1
+            if max(item.left.values()) <= 0:
+                del frame.caught[slot]
+        if not frame.caught and not frame.due:
+            stack.pop()
+        self._tidy(stack)
+
+    def begin(self, name: str) -> None:
+        """A module that is told from those inside it begins to run; see `innermost`."""
+        self._running.setdefault(_scope(), []).append(name)
+
+    def end(self) -> None:
+        """It has run, or raised."""
+        running = self._running[_scope()]
+        running.pop()
+        if not running:
+            del self._running[_scope()]
+
+    def innermost(self) -> str | None:
+        """The last that began and has not ended."""
+        return self._running.get(_scope(), [None])[-1]
+
+    def _frame(self) -> _Frame:
+        scope = _scope()
+        stack = self._frames.setdefault(scope, [])
+        if not stack:
+            stack.append(_Frame(closes=False))
+            if not torch.compiler.is_compiling() and _in_backward():
+                # At the end of the backward.
+                torch.autograd.Variable._execution_engine.queue_callback(lambda: self._forget(scope))
+        return stack[-1]
+
+    def _tidy(self, stack: list[_Frame]) -> None:
+        if not stack:
+            self._forget(_scope())
+
+    def _forget(self, scope: tuple[int, int]) -> None:
+        self._frames.pop(scope, None)
+
+    def _keep(self, caught: Mapping[Slot, _Caught], node: Any) -> None:
+        for slot, item in caught.items():
+            if item.kept is None:
+                item.kept = item.guide.detach().requires_grad_(item.guide.requires_grad)
+                if item.kept.requires_grad:
+                    item.kept.register_hook(_refuse_gradient)
+                alive = [kept for kept in self._kept[slot] if kept() is not None]
+                self._kept[slot] = [*alive, weakref.ref(item.kept)]
+        metadata = node.metadata
+        metadata[_KEPT] = tuple(item.kept for item in caught.values())
+        node.register_hook(functools.partial(_let_go, metadata))
+
+    def _read_again(self, slot: Slot, target: str, like: Tensor) -> Tensor:
+        """The guide that a target had in its pass, as activation checkpointing runs it a second time."""
+        alive = [guide for kept in self._kept[slot] if (guide := kept()) is not None and guide.device == like.device]
+        if len(alive) == 1:
+            return alive[0]
+        raise HotswapError(
+            f"target {target!r} is run again by activation checkpointing, and "
+            + (f"{len(alive)} passes wait for their backward" if alive else "its guide is gone")
+            + f", so its guide {slot.source!r} is not known; "
+            + ("call backward after each pass" if alive else "checkpoint with use_reentrant=False and no kept graph")
+            + ", or let the part that is checkpointed hold the guide's module too"
+        )
+
+
+def _scope() -> tuple[int, int]:
+    """Whose pass this is: a thread's forward or, where it runs parts of one again, a backward's."""
+    if torch.compiler.is_compiling():  # one pass at a time, which leaves nothing
+        return (0, 0)
+    return threading.get_ident(), torch._C._current_graph_task_id()
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _let_go(metadata: dict[str, Any], *_gradients: Any) -> None:
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        metadata.pop(_KEPT, None)
+
+
+def _refuse_gradient(_gradient: Tensor) -> None:
+    raise HotswapError(
+        "reentrant activation checkpointing runs a target apart from its guide, and would lose the guide's gradient; "
+        "checkpoint with use_reentrant=False"
+    )
+
+
+# --- hooks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Hook:
+    """Of one conversion, known by its relay."""
+
+    relay: Relay
+
+
+@dataclass(frozen=True, eq=False)
+class _Open(Hook):
+    first: str | None  # name of the first argument of the module's forward
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.relay.open()
+        slot = Slot(INPUT, None)
+        if slot not in self.relay.readers:
+            return
+        if not args and self.first not in kwargs:
+            has_none = f"{type(module).__name__} takes none" if self.first is None else "this call has none"
+            raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {has_none}")
+        self.relay.catch(slot, args[0] if args else kwargs[self.first])
+
+
+class _Close(Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.close()
+
+
+@dataclass(frozen=True, eq=False)
+class _Catch(Hook):
+    slot: Slot
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.slot.tap is None:
+            self.relay.catch(self.slot, output)
+        else:
+            self.relay.expect(self.slot, self.slot.tap[1])
+
+
+class _CatchActivation(_Catch):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.pass_activation(self.slot, output)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader(Hook):
+    """Of a target that is steered."""
+
+    target: str
+    slots: tuple[Slot, ...]
+
+    def guides(self, like: Tensor) -> tuple[Tensor, ...]:
+        """What steers it, as it is about to run on `like`."""
+        return tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
+
+
+class Done(Reader):
+    """It has run."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Called by torch."""
+        self.relay.done(self.slots, self.target, output)
+
+
+def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
+    """Catch the guides of a network; a call of `root` is a pass."""
+    first = next(iter(inspect.signature(root.forward).parameters), None)
+    root.register_forward_pre_hook(_Open(relay, first), prepend=True, with_kwargs=True)
+    for slot in relay.readers:
+        if slot.source == INPUT:
+            continue
+        model.get_submodule(slot.source).register_forward_hook(_Catch(relay, slot))
+        if slot.tap is not None:
+            model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot))
+    root.register_forward_hook(_Close(relay), always_call=True)
+
+
+def detach(relay: Relay, root: nn.Module) -> None:
+    """Take all hooks of a conversion away."""
+    for module in root.modules():
+        for kind in (module._forward_pre_hooks, module._forward_hooks):
+            hooks: dict[int, Any] = kind
+            for key in [k for k, hook in hooks.items() if isinstance(hook, Hook) and hook.relay is relay]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+
+
+class Reading(NamedTuple):
+    """A target as those see it who count its readings."""
+
+    name: str
+    path: str  # of the module whose calls are those of the target
+    slots: tuple[Slot, ...]
+
+
+def readers(targets: Iterable[Reading], observation: Observation | None) -> dict[Slot, dict[str, int]]:
+    """For each slot the targets that read it, and how often each does before it is caught anew."""
+    found: dict[Slot, dict[str, int]] = {}
+    calls = [] if observation is None else [call.path for call in observation.calls]
+    for target in targets:
+        for slot in target.slots:
+            count, most = 0, 1
+            for path in calls:
+                count = 0 if path == slot.source else count + (path == target.path)
+                most = max(most, count)
+            found.setdefault(slot, {})[target.name] = most
+    return found

@@ -1,0 +1,46 @@
+"""Whether a guided enlargement fits the network at hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.naming import INPUT, closest
+from hotswap.resizing.layers import mode_of, why_not_enlarged
+from hotswap.resizing.plan import Resize
+
+
+def check_against(modules: Mapping[str, nn.Module], resize: Resize) -> None:
+    """Check that a network, given by its modules' paths, has the target and the guides.
+
+    Raises:
+        HotswapError: where it has not, or a guide is not known before the target.
+    """
+    for role, path in (("target", resize.target), *(("guide", path) for path in resize.guide if path != INPUT)):
+        if path not in modules:
+            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
+    module = modules[resize.target]
+    if resize.call is None:
+        if reason := why_not_enlarged(mode_of(module), module):
+            raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")
+        check_mode(resize, mode_of(module))
+    for guide in resize.guide:
+        if resize.target.startswith(f"{guide}.") or guide in ("", resize.target):
+            raise HotswapError(
+                f"guide {guide!r} contains target {resize.name!r}, so it is not known before it; "
+                f'name a module that runs earlier, or "{INPUT}"'
+            )
+
+
+def check_mode(resize: Resize, mode: Any) -> None:
+    """Check that a target enlarges as it did when the plan was made.
+
+    Raises:
+        HotswapError: where it does not.
+    """
+    if mode != resize.mode:
+        raise HotswapError(
+            f"target {resize.name!r} must be, by the plan, of mode {resize.mode!r}, got {mode!r}; "
+            "the plan was made for another network"
+        )

@@ -28,6 +28,7 @@ from pac_ops.enlarging import FOOTPRINTS
 
 PAPER_SCALE = 1e-4
 METHODS = (AUTO, FX, HOOKS)
+Enlarging = resizing.Graft | resizing_hooks.Graft
 Scales = float | Mapping[Name, float] | Literal["auto"]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -338,7 +339,7 @@ def _by_path(model: nn.Module, named: Any) -> Any:
 class _Prepared(NamedTuple):
     """A plan made ready for one network: its enlargements, which come first, and its convolutions."""
 
-    enlarging: resizing.Graft | resizing_hooks.Graft | None
+    enlarging: Enlarging | None
     swapping: surgery.Prepared | None
 
     @property
@@ -369,29 +370,31 @@ def _prepared(
     """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
     if not plan.resizes:
         return _Prepared(None, _by_method(names, plan, method, example_inputs, by_fx))
-    enlarging = _enlarging(names, plan.resizes, example_inputs)
-    twin = _twin(names.model)
-    resized.install(twin, enlarging)
+    enlarging, twin = _enlarging(names, plan.resizes, example_inputs)
     if plan.swaps:
         guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
         return _Prepared(enlarging, _by_method(guided, replace(plan, resizes=()), method, example_inputs, by_fx))
-    if names.observation is not None:
-        _check_runs(twin, names.observation, example_inputs)
     return _Prepared(replace(enlarging, notes=plan.notes + enlarging.notes, drift=plan.drift), None)
 
 
-def _enlarging(
-    names: Names, resizes: Sequence[Resize], example_inputs: Inputs | None
-) -> resizing.Graft | resizing_hooks.Graft:
-    """Made ready by fx, or else by hooks, as they were before if they were."""
+def _enlarging(names: Names, resizes: Sequence[Resize], example_inputs: Inputs | None) -> tuple[Enlarging, nn.Module]:
+    """Made ready by fx, or else by hooks, as they were before if they were; and a copy that was swapped and run."""
+
+    def tried(enlarging: Enlarging) -> tuple[Enlarging, nn.Module]:
+        twin = _twin(names.model)
+        resized.install(twin, enlarging)
+        if names.observation is not None:
+            _check_runs(twin, names.observation, example_inputs)
+        return enlarging, twin
+
     notes: tuple[str, ...] = ()
     if not any(resize.taps for resize in resizes):
         try:
-            return resizing.prepare(names.model, resizes, names.observation)
+            return tried(resizing.prepare(names.model, resizes, names.observation))
         except UntraceableError as error:
             notes = (f"enlargements not by fx: {error}",)
     hooked = resizing_hooks.prepare(names.model, resizes, names.observation, example_inputs)
-    return replace(hooked, notes=notes + hooked.notes)
+    return tried(replace(hooked, notes=notes + hooked.notes))
 
 
 def _by_method(
@@ -471,7 +474,7 @@ def _check_runs(converted: nn.Module, before: Observation, example_inputs: Input
     types = {call.path: call.output_type for call in before.calls}
     for call in after.calls:
         if call.output_type is not types.get(call.path, call.output_type):  # a guided F.interpolate is a new module
-            raise HotswapError(
+            raise UntraceableError(
                 f"{call.path or 'the network'} gives a {call.output_type.__name__} once it is rewritten, and gave a "
                 f'{types[call.path].__name__}; use method="hooks"'
             )

@@ -7,8 +7,10 @@ import copy
 import threading
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -212,3 +214,37 @@ def test_a_forward_replaced_on_the_instance_is_refused(image):
     net.forward = net.forward
     with pytest.raises(hotswap.HotswapError, match="the network has had its forward replaced on the instance"):
         guided(net, example_inputs=image)
+
+
+def uper_net():
+    backbone = transformers.ConvNextConfig(
+        depths=[1] * 4, hidden_sizes=[8] * 4, out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=8, num_labels=3
+    )
+    return transformers.UperNetForSemanticSegmentation(config)  # by fx it would give a dict
+
+
+REAL = {
+    "smp's Segformer": lambda: smp.Segformer("resnet18", encoder_weights=None, classes=3),
+    "transformers' UperNet": uper_net,
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_networks_that_no_graph_can_be_made_of(name):
+    def logits(model):
+        with torch.no_grad():
+            output = model(x)
+        return output if isinstance(output, torch.Tensor) else output.logits
+
+    torch.manual_seed(0)
+    x, net = torch.rand(1, 3, 128, 128), REAL[name]().eval()
+    plain = logits(net)
+    same, converted = (guided(net, example_inputs=x, guide_scale=scale) for scale in (0.0, 10.0))
+    assert "enlargements not by fx" in str(hotswap.status(converted))
+    assert len(hotswap.status(converted).plan.resizes) > 2
+    torch.testing.assert_close(logits(same), plain)
+    assert (logits(converted) - plain).norm() > 1e-4 * plain.norm()
+    assert torch.equal(logits(hotswap.revert(converted)), plain)

@@ -120,7 +120,7 @@ def prepare(
         _check_hookable(path, modules[path], calls=any(r.target == path and r.call is not None for r in resizes))
     reads = [Reading(resize.name, resize.target, _slots(resize)) for resize in resizes]
     lines = {r.name: line for r in resizes if (line := sites[r.target, r.call].line) is not None}
-    others = _others(resizes, sites.values())
+    others = _others(model, resizes, sites.values())
     return Graft(tuple(resizes), root_path, relay.readers(reads, observation), lines, others, notes)
 
 
@@ -144,11 +144,14 @@ def _with_taps(
     return [resize if resize.taps else replace(resize, taps=taps(resize)) for resize in resizes], notes_of(found)
 
 
-def _others(resizes: Iterable[Resize], sites: Iterable[Site]) -> tuple[str, ...]:
-    """Modules that enlarge something themselves inside one whose calls are handed over."""
+def _others(model: nn.Module, resizes: Iterable[Resize], sites: Iterable[Site]) -> tuple[str, ...]:
+    """Modules inside one whose calls are handed over that enlarge something themselves, or run the same code."""
     owners = {resize.target for resize in resizes if resize.call is not None}
-    inside = {site.path for site in sites if any(site.path.startswith(f"{o}." if o else "") for o in owners)}
-    return tuple(sorted(inside - owners))
+    code = {type(model.get_submodule(owner)).forward for owner in owners}
+    alike = {path for path, module in model.named_modules() if type(module).forward in code}
+    around = tuple(f"{owner}." if owner else "" for owner in owners)
+    inside = ({site.path for site in sites} | alike) - owners
+    return tuple(sorted(path for path in inside if path.startswith(around)))
 
 
 def _check_hookable(path: str, module: nn.Module, *, calls: bool) -> None:

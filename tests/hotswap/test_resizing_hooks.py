@@ -51,7 +51,7 @@ class Nested(nn.Module):
 
     def forward(self, x):
         y = self.down(x)
-        if y.mean() < 10 and self.inner is not None:
+        if y.mean() < 10 and self.inner is not None and x.shape[2] != 20:
             y = self.inner(y)
         return F.interpolate(y, size=x.shape[2:], mode="bilinear")
 
@@ -104,6 +104,15 @@ def test_the_same_line_in_modules_inside_each_other(target, image):
         pooled = F.adaptive_avg_pool2d(image, (x.shape[2], x.shape[3]))
         y = enlarged(y, pooled) if index == target else F.interpolate(y, size=x.shape[2:], mode="bilinear")
     torch.testing.assert_close(converted(image), y)
+
+
+def test_the_same_line_in_a_module_that_only_some_images_call(image):
+    net = Nested(Nested())
+    small = image[:, :, :20]
+    assert len(hotswap.inspect(net, small).resizes) == 1
+    converted, down = guided(net, example_inputs=small), net.down(image)
+    inner = F.interpolate(net.inner.down(down), size=down.shape[2:], mode="bilinear")
+    torch.testing.assert_close(converted(image), enlarged(inner, image))
 
 
 def test_two_threads_have_their_own_guides(image):

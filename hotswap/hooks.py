@@ -19,7 +19,7 @@ from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import called_root, check_swaps, inside_paths
 from hotswap.plan import Plan, Swap, Tap
-from hotswap.relay import Done, Reader, Reading, Relay, Slot
+from hotswap.relay import Done, Reader, Reading, Relay, Slot, slots_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +81,9 @@ class Graft:
         for swap in self.plan.swaps:
             target = model.get_submodule(swap.target)
             asymmetric = kernels.parse(swap.kernel).asymmetric
-            steer = _Steer(own, swap.target, _slots(swap), swap.resize, asymmetric)
+            steer = _Steer(own, swap.target, slots_of(swap), swap.resize, asymmetric)
             target.register_forward_pre_hook(steer, with_kwargs=True)
-            target.register_forward_hook(Done(own, swap.target, _slots(swap)))
+            target.register_forward_hook(Done(own, swap.target, slots_of(swap)))
         return Record(self.plan, self.root_path, own)
 
 
@@ -114,16 +114,10 @@ def prepare(
         if isinstance(modules[path], torch.jit.ScriptModule):
             raise HotswapError(f"module {path or 'the network'!r} is a ScriptModule, which takes no hooks")
     plan = _with_taps(model, plan, example_inputs, by_fx)
-    for swap in plan.swaps:
-        for slot in _slots(swap):
-            if slot.tap is not None and slot.tap[0] not in modules:
-                raise HotswapError(f"the plan catches a guide at {slot.tap[0]!r}, which is no module of this network")
-    targets = [Reading(swap.target, swap.target, _slots(swap)) for swap in plan.swaps]
-    return Graft(plan, root_path, relay.readers(targets, observation))
-
-
-def _slots(swap: Swap) -> tuple[Slot, ...]:
-    return tuple(Slot(source, tap) for source, tap in zip(swap.guide, swap.taps, strict=True))
+    targets = [Reading(swap.target, swap.target, slots_of(swap)) for swap in plan.swaps]
+    readers = relay.readers(targets, observation)
+    relay.check_slots(modules, readers)
+    return Graft(plan, root_path, readers)
 
 
 def _with_taps(model: nn.Module, plan: Plan, example_inputs: Inputs | None, by_fx: Collection[str]) -> Plan:

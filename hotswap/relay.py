@@ -318,6 +318,22 @@ def detach(relay: Relay, root: nn.Module) -> None:
                 module._forward_hooks_always_called.pop(key, None)
 
 
+def slots_of(entry: Any) -> tuple[Slot, ...]:
+    """Where the guides of an entry of a plan, a Swap or a Resize, are caught."""
+    return tuple(Slot(source, tap) for source, tap in zip(entry.guide, entry.taps, strict=True))
+
+
+def check_slots(modules: Mapping[str, nn.Module], slots: Iterable[Slot]) -> None:
+    """Check that a network, given by its modules' paths, has the activations that guides are caught at.
+
+    Raises:
+        HotswapError: where one is missing.
+    """
+    for slot in slots:
+        if slot.tap is not None and slot.tap[0] not in modules:
+            raise HotswapError(f"the plan catches a guide at {slot.tap[0]!r}, which is no module of this network")
+
+
 class Reading(NamedTuple):
     """A target as those see it who count its readings."""
 

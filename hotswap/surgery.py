@@ -78,13 +78,10 @@ class Prepared(Protocol):
 class _Record:
     plan: Plan
     root_path: str
-    plain_class: type[nn.Module]
-    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+    rewritten: "Rewritten"
 
     def undo(self, root: nn.Module) -> None:
-        for name in self.constants:
-            del root.__dict__[name]
-        root.__class__ = self.plain_class
+        self.rewritten.undo(root)
 
     def planned(self, plan: Plan) -> "_Record":
         return replace(self, plan=plan)
@@ -110,10 +107,7 @@ class Graft:
 
     def attach(self, model: nn.Module, root: nn.Module) -> _Record:
         """Make `root` an instance of a subclass of its class that has the rewritten method."""
-        traced, plain = self.traced, type(root)
-        root.__dict__.update(traced.constants)
-        root.__class__ = subclass(plain, **{traced.method: _as_method(root, traced)})
-        return _Record(self.plan, self.root_path, plain, tuple(traced.constants))
+        return _Record(self.plan, self.root_path, rewrite(root, self.traced))
 
 
 def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Graft:
@@ -169,6 +163,28 @@ def open_and_trace(
             return trace(root, opened, inside, from_input=from_input, given=given)
         except UnpackedError as error:
             opened = opened | {error.module}
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What `rewrite` leaves."""
+
+    plain_class: type[nn.Module]
+    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+
+    def undo(self, root: nn.Module) -> None:
+        """Make the module plain again."""
+        for name in self.constants:
+            del root.__dict__[name]
+        root.__class__ = self.plain_class
+
+
+def rewrite(root: nn.Module, traced: Traced) -> Rewritten:
+    """Make `root` an instance of a subclass of its class that has the traced method, in place."""
+    plain = type(root)
+    root.__dict__.update(traced.constants)
+    root.__class__ = subclass(plain, **{traced.method: _as_method(root, traced)})
+    return Rewritten(plain, tuple(traced.constants))
 
 
 def subclass(plain: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.Module]:
@@ -281,9 +297,13 @@ def record_drift(model: nn.Module, drift: float | None) -> None:
 # --- checks -------------------------------------------------------------------------------------------
 
 
-def _check_openable(path: str, module: nn.Module) -> None:
+def _check_calls(path: str, module: nn.Module) -> None:
     if resized.CALLS in module.__dict__:
-        raise UntraceableError(f"module {path!r} has enlargements whose guides are caught by hooks")
+        raise UntraceableError(f"module {path or 'the network'!r} has enlargements whose guides are caught by hooks")
+
+
+def _check_openable(path: str, module: nn.Module) -> None:
+    _check_calls(path, module)
     if isinstance(module, torch.jit.ScriptModule):
         raise UntraceableError(
             f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network"
@@ -301,8 +321,7 @@ def _check_openable(path: str, module: nn.Module) -> None:
 
 
 def _check_root(path: str, module: nn.Module) -> None:
-    if resized.CALLS in module.__dict__:
-        raise UntraceableError(f"module {path or 'the network'!r} has enlargements whose guides are caught by hooks")
+    _check_calls(path, module)
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         raise UntraceableError(
             f"module {path or 'the network'!r} is a {type(module).__name__}, whose forward is generated already; "

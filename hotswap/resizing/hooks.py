@@ -22,7 +22,7 @@ from hotswap.guide import require_input_only
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller
-from hotswap.relay import Done, Hook, Reader, Reading, Relay, Slot
+from hotswap.relay import Done, Hook, Reader, Reading, Relay, Slot, slots_of
 from hotswap.resizing.checks import check_against, check_mode
 from hotswap.resizing.layers import Options
 from hotswap.resizing.plan import Resize
@@ -55,14 +55,14 @@ class Graft:
         handed: dict[str, list[Resize]] = {}  # path of the module whose forward makes the calls -> these
         for resize in self.resizes:
             if resize.call is None:
-                layer, reading = model.get_submodule(resize.target), (own, resize.name, _slots(resize))
+                layer, reading = model.get_submodule(resize.target), (own, resize.name, slots_of(resize))
                 layer.register_forward_pre_hook(_Give(*reading), with_kwargs=True)
                 layer.register_forward_hook(Done(*reading))
             else:
                 handed.setdefault(resize.target, []).append(resize)
         for path, resizes in handed.items():
             owner = model.get_submodule(path)
-            by_line = {self.lines[r.name]: _Handed(r.layer_path.rpartition(".")[2], r, _slots(r)) for r in resizes}
+            by_line = {self.lines[r.name]: _Handed(r.layer_path.rpartition(".")[2], r, slots_of(r)) for r in resizes}
             owner.__dict__[CALLS] = _Calls(own, type(owner), path, by_line)
             owner.__class__ = surgery.subclass(type(owner), forward=_handing(type(owner)))
         for path in self.others:
@@ -118,14 +118,12 @@ def prepare(
     root_path = "" if from_input or "" in targets else deepest_caller(modules, inside, observation)
     for path in {root_path, *inside}:
         _check_hookable(path, modules[path], calls=any(r.target == path and r.call is not None for r in resizes))
-    reads = [Reading(resize.name, resize.target, _slots(resize)) for resize in resizes]
+    reads = [Reading(resize.name, resize.target, slots_of(resize)) for resize in resizes]
     lines = {r.name: line for r in resizes if (line := sites[r.target, r.call].line) is not None}
     others = _others(model, resizes, sites.values())
-    return Graft(tuple(resizes), root_path, relay.readers(reads, observation), lines, others, notes)
-
-
-def _slots(resize: Resize) -> tuple[Slot, ...]:
-    return tuple(Slot(source, tap) for source, tap in zip(resize.guide, resize.taps, strict=True))
+    readers = relay.readers(reads, observation)
+    relay.check_slots(modules, readers)
+    return Graft(tuple(resizes), root_path, readers, lines, others, notes)
 
 
 def _with_taps(

@@ -42,26 +42,9 @@ class Graft:
         where = f" of {self.root_path!r}" if self.root_path else ""
         return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where} for the enlargements"
 
-    def attach(self, model: nn.Module, root: nn.Module) -> "Steering":
+    def attach(self, model: nn.Module, root: nn.Module) -> surgery.Rewritten:
         """Make `root` an instance of a subclass of its class that has the rewritten method."""
-        traced, plain = self.traced, type(root)
-        root.__dict__.update(traced.constants)
-        root.__class__ = surgery.subclass(plain, **{traced.method: surgery._as_method(root, traced)})
-        return Steering(plain, tuple(traced.constants))
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What `Graft.attach` leaves."""
-
-    plain_class: type[nn.Module]
-    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
-
-    def undo(self, root: nn.Module) -> None:
-        """Take it away again."""
-        for name in self.constants:
-            del root.__dict__[name]
-        root.__class__ = self.plain_class
+        return surgery.rewrite(root, self.traced)
 
 
 def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observation | None) -> Graft:

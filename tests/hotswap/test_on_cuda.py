@@ -10,6 +10,7 @@ from typing import Any
 import networks
 import pytest
 import torch
+from devices import needs_fake_cuda
 from networks import conv
 from test_hazards import close
 from timm.layers.conv2d_same import Conv2dSame
@@ -86,17 +87,6 @@ def outputs(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-def cuda_can_be_faked():
-    """Not by every build of torch 2.8 for CUDA where there is no driver."""
-    try:
-        with FakeTensorMode():
-            torch.zeros(2, 3, device="cuda")[:, :1].contiguous()
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_fake_cuda = pytest.mark.skipif(not cuda_can_be_faked(), reason="no fake tensors of cuda here")
 # torch's own, where it copies one
 copies = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
 

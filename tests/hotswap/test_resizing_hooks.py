@@ -5,6 +5,7 @@ test_resizing.py has what they and graphs have in common.
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -202,6 +203,16 @@ def test_a_plan_made_for_hooks_is_carried_out_by_hooks(image):
     assert [resize.taps for resize in plan.resizes] == [(None,), (None,)]
     traced = hotswap.apply(Traceable().eval(), plan, example_inputs=image)
     assert traced.__dict__[CALLS].relay is relays(traced)[0].steering.relay
+
+
+def test_a_plan_that_catches_a_guide_where_nothing_is_is_refused(image):
+    net = Data().eval()
+    plan = hotswap.status(guided(net, "resize_1", "first", example_inputs=image)).plan
+    lost = replace(plan, resizes=(replace(plan.resizes[0], taps=(("nowhere", 0),)),))
+    with pytest.raises(
+        hotswap.HotswapError, match="catches a guide at 'nowhere', which is no module of this network"
+    ):
+        hotswap.apply(net, lost, example_inputs=image)
 
 
 def test_with_convolutions_beside(image):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import forks
 import pytest
 import torch
+from devices import needs_fake_cuda
 from oracle import PLAIN, TOLERANCE, assert_close
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -740,19 +741,6 @@ def test_any_other_device_takes_the_reference_path(device, monkeypatch):
         monkeypatch.setenv("PAC_OPS_BACKEND", "cpu")
         with pytest.raises(ValueError, match=f"^backend 'cpu' was asked for but cannot run: .*{device}[^\n]*$"):
             choose(x)
-
-
-def cuda_can_be_faked():
-    """Not by every build of torch 2.8 for CUDA where there is no driver."""
-    try:
-        with FakeTensorMode():
-            torch.zeros(2, 3, device="cuda")[:, :1].contiguous()
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_fake_cuda = pytest.mark.skipif(not cuda_can_be_faked(), reason="no fake tensors of cuda here")
 
 
 @every_layer

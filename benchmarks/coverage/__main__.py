@@ -11,12 +11,11 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from benchmarks.coverage import tables
 from benchmarks.coverage.networks import all_networks
-from benchmarks.coverage.sweep import NONE, OK, PLAIN, append, commit, read, sweep
-
-RESULTS = Path(__file__).parents[1] / "results" / "coverage.csv"
+from benchmarks.coverage.sweep import KINDS, NONE, OK, PLAIN, append, commit, read, sweep
 
 
 @click.command()
+@click.option("--swap", default="convolutions", type=click.Choice(list(KINDS)), help="What to swap; convolutions.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Such as 'timm:resnet*'. May be given again.")
 @click.option("--shard", default="1/1", metavar="I/N", help="Every N-th network, from the I-th.")
 @click.option("--limit", default=0, help="Stop after so many networks; 0: no limit.")
@@ -26,9 +25,10 @@ RESULTS = Path(__file__).parents[1] / "results" / "coverage.csv"
 @click.option("--jobs", default=1, type=click.IntRange(1), help="Networks at a time.")
 @click.option("--seconds", default=300, type=click.IntRange(1), help="Of the processor, for one network.")
 @click.option("--gigabytes", default=10.0, help="Of memory, for one network.")
-@click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="CSV to append to.")
+@click.option("--output", type=click.Path(path_type=Path), help="CSV to append to; by default that of all results.")
 @click.option("--table", type=click.Path(path_type=Path), help="Only write this page from the rows there are.")
 def main(
+    swap: str,
     only: tuple[str, ...],
     shard: str,
     limit: int,
@@ -38,15 +38,17 @@ def main(
     jobs: int,
     seconds: int,
     gigabytes: float,
-    output: Path,
+    output: Path | None,
     table: Path | None,
 ) -> None:
     """Convert, run, differentiate and revert every network of timm, torchvision, smp and transformers."""
     console = Console(width=150)
     if table is not None:
-        table.write_text(tables.page(read(output)))
+        table.write_text(tables.page(*(read(kind.results) for kind in KINDS.values())))
         console.print(f"{table} written")
         return
+    kind = KINDS[swap]
+    output = output or kind.results
     rows, at = read(output), commit()  # now, as the folder may move on to another commit meanwhile
     first, count = (int(part) for part in shard.split("/"))
     chosen = [n for n in all_networks() if not only or any(fnmatch.fnmatch(n.id, glob) for glob in only)]
@@ -57,7 +59,7 @@ def main(
     with Progress(*columns, TextColumn("{task.fields[now]}"), console=console) as progress:
         task = progress.add_task("networks", total=len(chosen), now="")
         due = itertools.takewhile(lambda _: time.monotonic() < deadline, chosen)
-        for row in sweep(due, jobs=jobs, seconds=seconds, gigabytes=gigabytes):
+        for row in sweep(kind, due, jobs=jobs, seconds=seconds, gigabytes=gigabytes):
             append(row, output)
             progress.update(task, advance=1, now=row.id)
             if row.outcome not in (OK, NONE):

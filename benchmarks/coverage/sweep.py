@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +21,10 @@ from typing import Any
 import torch
 
 import hotswap
-from benchmarks.coverage.check import BrokenPromise, NotApplicable, PlainError, Report, check, one_line
+from benchmarks.coverage import convolutions, enlargements
 from benchmarks.coverage.networks import Network
+from benchmarks.coverage.plain import NotApplicable, PlainError, one_line
+from benchmarks.coverage.promises import BrokenPromise
 
 # What became of a network.
 OK, REFUSED, BROKEN, FAILED, TIMEOUT = "ok", "refused", "broken", "failed", "timeout"  # of those that count
@@ -30,6 +32,22 @@ PLAIN, NONE = "plain fails", "not applicable"  # which do not
 COUNTED = (OK, REFUSED, BROKEN, FAILED, TIMEOUT)
 _PACKAGES = {"smp": "segmentation_models_pytorch"}
 _FORK = multiprocessing.get_context("fork")  # a child has the libraries imported already
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is swapped and checked, and where its rows are kept."""
+
+    check: Callable[[Network, Any], None]  # fills in the report as it goes on
+    report: Callable[[], Any]  # a new one: a dataclass
+    results: Path
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+KINDS = {
+    "convolutions": Kind(convolutions.check, convolutions.Report, RESULTS / "coverage.csv"),
+    "enlargements": Kind(enlargements.check, enlargements.Report, RESULTS / "coverage_enlargements.csv"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,17 +59,7 @@ class Row:
     family: str
     outcome: str
     reason: str  # why it is no "ok"
-    parameters: int
-    convolutions: int
-    size: int
-    choice: str
-    targets: str
-    guide: str
-    method: str
-    difference_zero: float
-    difference_paper: float
-    difference_strong: float
-    notes: str
+    report: Any  # its fields are columns
     seconds: float  # of the processor
     peak_mb: int  # resident, at most
     commit: str  # the last that touched what converts
@@ -64,6 +72,21 @@ class Row:
         """Such as timm:resnet18."""
         return f"{self.library}:{self.name}"
 
+    def cells(self) -> dict[str, Any]:
+        """A line of the table, by column."""
+        cells: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            cells |= {key: _cell(x) for key, x in vars(value).items()} if name == "report" else {name: value}
+        return cells
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):  # notes
+        return "; ".join(value)
+    if isinstance(value, tuple):  # names
+        return " ".join(map(str, value))
+    return float(f"{value:.2g}") if isinstance(value, float) else value
+
 
 def read(path: Path) -> dict[str, dict[str, str]]:
     """The newest row of each network, by its id; none where there is no file."""
@@ -75,15 +98,16 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 def append(row: Row, path: Path) -> None:
     """Add one row; several processes may."""
+    cells = row.cells()
     with path.open("a", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
+        writer = csv.DictWriter(file, fieldnames=list(cells))
         if file.seek(0, os.SEEK_END) == 0:
             writer.writeheader()
-        writer.writerow(asdict(row))
+        writer.writerow(cells)
 
 
-def sweep(networks: Iterable[Network], *, jobs: int, seconds: int, gigabytes: float) -> Iterator[Row]:
+def sweep(kind: Kind, networks: Iterable[Network], *, jobs: int, seconds: int, gigabytes: float) -> Iterator[Row]:
     """Rows of all networks, as they finish. `seconds` are of the processor, so that a busy machine fails nothing."""
     waiting = iter(networks)
     running: list[_Run] = []
@@ -94,7 +118,7 @@ def sweep(networks: Iterable[Network], *, jobs: int, seconds: int, gigabytes: fl
             if network is None:
                 more = False
             else:
-                running.append(_Run(network, seconds, gigabytes))
+                running.append(_Run(kind, network, seconds, gigabytes))
         multiprocessing.connection.wait([run.process.sentinel for run in running], timeout=0.2)
         for run in [run for run in running if run.is_over()]:
             running.remove(run)
@@ -104,11 +128,12 @@ def sweep(networks: Iterable[Network], *, jobs: int, seconds: int, gigabytes: fl
 class _Run:
     """One network's process."""
 
-    def __init__(self, network: Network, seconds: int, gigabytes: float) -> None:
+    def __init__(self, kind: Kind, network: Network, seconds: int, gigabytes: float) -> None:
+        self.kind = kind
         self.network = network
         self.limit = seconds
         self.received, sent = _FORK.Pipe(duplex=False)
-        self.process = _FORK.Process(target=_child, args=(network, sent, seconds, gigabytes))
+        self.process = _FORK.Process(target=_child, args=(kind, network, sent, seconds, gigabytes))
         self.process.start()
         sent.close()
 
@@ -122,7 +147,8 @@ class _Run:
             self.process.join()
         except EOFError:  # it died before it sent anything
             self.process.join()
-            report, outcome, reason, seconds, peak = Report(), FAILED, f"died ({self.process.exitcode})", math.nan, 0
+            report, outcome, seconds, peak = self.kind.report(), FAILED, math.nan, 0
+            reason = f"died ({self.process.exitcode})"
             if self.process.exitcode == -signal.SIGXCPU:
                 outcome, reason = TIMEOUT, f"more than {self.limit} s"
         return Row(
@@ -131,17 +157,7 @@ class _Run:
             self.network.family,
             outcome,
             reason,
-            report.parameters,
-            report.convolutions,
-            report.size,
-            report.choice,
-            " ".join(report.targets),
-            " ".join(report.guides),
-            report.method,
-            _rounded(report.difference_zero),
-            _rounded(report.difference_paper),
-            _rounded(report.difference_strong),
-            "; ".join(report.notes),
+            report,
             round(seconds, 2),
             peak,
             commit(),
@@ -151,12 +167,12 @@ class _Run:
         )
 
 
-def _rounded(x: float) -> float:
-    return float(f"{x:.2g}")
-
-
 def _child(
-    network: Network, results: "multiprocessing.connection.Connection[Any, Any]", seconds: int, gigabytes: float
+    kind: Kind,
+    network: Network,
+    results: "multiprocessing.connection.Connection[Any, Any]",
+    seconds: int,
+    gigabytes: float,
 ) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and jobs must not wait for each other
     limit = int(gigabytes * 2**30)
@@ -166,8 +182,8 @@ def _child(
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    report = Report()
-    outcome, reason = attempt(lambda: check(network, report))
+    report = kind.report()
+    outcome, reason = attempt(lambda: kind.check(network, report))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     results.send((report, outcome, reason, time.process_time() - started, peak))
     results.close()

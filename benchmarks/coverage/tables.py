@@ -17,12 +17,20 @@ gradients reach every target's weight and the guide, `state_dict` keys and class
 bit-identical outputs. Networks that call fewer than two spatial convolutions of odd window are left out, and those
 whose plain version does not run are counted apart. Images are small: some networks made for one large size were built
 for a smaller one, and some of transformers with fewer layers behind their convolutions."""
+ENLARGEMENTS = """\
+The same for every network that enlarges a map by 2 or more at the size it was run at: all those enlargements, guided by
+the image; or, where a network is given none as a tensor, as detection networks are, by what the refusal proposes. It
+counts as converted when at `guide_scale=0` outputs and all parameters' gradients are the plain network's to rounding,
+both are finite at the default deviation of 0.5, `state_dict` keys and class are the same, and `revert` gives back
+bit-identical outputs. A nearest enlargement reads one coarse pixel, where there is nothing to steer, so networks that
+have some are converted with a footprint of 4 x 4 too, which even at `guide_scale=0` is another enlargement; there all but
+the first of these holds."""
 _COLUMNS = ("library", "networks", "converted", "share", "families", "fx", "hooks", "not converted", "plain fails")
 
 
 def totals(rows: Rows) -> Table:
     """One line a library, and all of them."""
-    table = Table(title="networks whose plain version runs and that have two spatial convolutions")
+    table = Table(title="networks whose plain version runs and that have what is to be swapped")
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "library" else "right")
     for line in _lines(rows.values()):
@@ -30,29 +38,46 @@ def totals(rows: Rows) -> Table:
     return table
 
 
-def page(rows: Rows) -> str:
+def page(convolutions: Rows, enlargements: Rows) -> str:
     """docs/coverage.md: totals, then by name all that do not convert or do not run."""
-    counted = [row for row in rows.values() if row["outcome"] in COUNTED]
+    parts = [
+        "# Coverage",
+        WHAT,
+        _measured(convolutions, "coverage.csv", "python -m benchmarks.coverage")
+        + " `--table docs/coverage.md` writes this page.",
+        *_section(convolutions),
+        "## The plain network does not run",
+        _named([row for row in convolutions.values() if row["outcome"] == PLAIN], "All of them run."),
+        "# Enlargements",
+        ENLARGEMENTS,
+        _measured(enlargements, "coverage_enlargements.csv", "python -m benchmarks.coverage --swap enlargements"),
+        *_section(enlargements),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(rows: Rows, file: str, command: str) -> str:
+    """When and with what."""
     dates = sorted({row["date"] for row in rows.values()})
     versions = sorted({f"{row['library']} {row['library_version']}" for row in rows.values()})
     torches = sorted({row["torch"] for row in rows.values()})
     commits = Counter(row["commit"] for row in rows.values())
-    parts = [
-        "# Coverage",
-        WHAT,
+    return (
         f"Measured {dates[0]} to {dates[-1]}, torch {', '.join(torches)}, {', '.join(versions)}; at hotswap commits "
         + ", ".join(f"{name} ({count} networks)" for name, count in commits.most_common())
-        + ". `python -m benchmarks.coverage` repeats it, and `--table docs/coverage.md` writes this page from "
-        "[the rows](../benchmarks/results/coverage.csv).",
+        + f". `{command}` repeats it and adds to [the rows](../benchmarks/results/{file})."
+    )
+
+
+def _section(rows: Rows) -> list[str]:
+    counted = [row for row in rows.values() if row["outcome"] in COUNTED]
+    return [
         _markdown(_COLUMNS, _lines(rows.values())),
         "## Families",
         _markdown(("library", "family", "converted", "method"), _families(counted)),
         "## Not converted",
         _named([row for row in counted if row["outcome"] != OK], "All of them convert."),
-        "## The plain network does not run",
-        _named([row for row in rows.values() if row["outcome"] == PLAIN], "All of them run."),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def _lines(rows: Iterable[Mapping[str, str]]) -> list[tuple[str, ...]]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.coverage import check, sweep, tables
-from benchmarks.coverage.check import BrokenPromise, NotApplicable, PlainError, Report
+from benchmarks.coverage import convolutions, enlargements, sweep, tables
 from benchmarks.coverage.networks import Network, all_networks, image
+from benchmarks.coverage.plain import NotApplicable, PlainError
+from benchmarks.coverage.promises import BrokenPromise
 from hotswap.layers import SwappedConv2d
 
 SAMPLE = {
@@ -49,8 +50,8 @@ def networks():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_every_promise_holds_for(name, networks):
-    report = Report()
-    check.check(networks[name], report)
+    report = convolutions.Report()
+    convolutions.check(networks[name], report)
     assert report.method == SAMPLE[name]
 
 
@@ -70,15 +71,15 @@ def network(build=Small):
 
 
 def test_a_network_with_too_few_stages_is_guided_by_its_first_convolution():
-    report = Report()
-    check.check(network(), report)
-    assert (report.choice, report.targets, report.guides) == ("first-last", ("convs.2",), ("convs.0",))
+    report = convolutions.Report()
+    convolutions.check(network(), report)
+    assert (report.choice, report.targets, report.guide) == ("first-last", ("convs.2",), ("convs.0",))
     assert report.difference_strong > 1e-4
 
 
 def test_too_few_convolutions_do_not_apply_and_a_broken_network_is_told_apart():
     with pytest.raises(NotApplicable, match="1 spatial"):
-        check.check(network(lambda: Small(1)), Report())
+        convolutions.check(network(lambda: Small(1)), convolutions.Report())
 
     def broken():
         made = Small()
@@ -86,7 +87,7 @@ def test_too_few_convolutions_do_not_apply_and_a_broken_network_is_told_apart():
         return made
 
     with pytest.raises(PlainError, match="at 8: RuntimeError"):
-        check.check(network(broken), Report())
+        convolutions.check(network(broken), convolutions.Report())
 
 
 def _biased(self, distance):
@@ -110,7 +111,7 @@ def test_a_swap_that_does_something_else_is_found(kernel, message, monkeypatch):
             return self.convs[2](x)  # so that only the swap leads to the guide
 
     with pytest.raises(BrokenPromise, match=message):
-        check.check(network(Detached), Report())
+        convolutions.check(network(Detached), convolutions.Report())
 
 
 def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
@@ -121,7 +122,9 @@ def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
     def dies():
         os._exit(3)
 
-    rows = list(sweep.sweep([network(hangs), network(dies)], jobs=2, seconds=1, gigabytes=20))
+    rows = list(
+        sweep.sweep(sweep.KINDS["convolutions"], [network(hangs), network(dies)], jobs=2, seconds=1, gigabytes=20)
+    )
     assert sorted(row.outcome for row in rows) == ["failed", "timeout"]
     path = tmp_path / "rows.csv"
     for row in rows:

@@ -1,10 +1,7 @@
-"""Converts one network and holds it to every promise of DESIGN.md section 4."""
+"""Swaps convolutions of one network, and holds it to every promise of DESIGN.md section 4."""
 
-import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,29 +9,18 @@ from torch import Tensor, nn
 
 import hotswap
 from benchmarks.coverage.networks import Inputs, Network
+from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_float64, run
+from benchmarks.coverage.plain import NotApplicable, running
+from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, check_kept, check_reverted
 from hotswap.api import PAPER_SCALE
 from hotswap.layers import SwappedConv2d
 
 LEAST_CONVOLUTIONS = 2  # a target and something to guide it
-ROUNDING = 1e-5  # relative, float32: what a deep network makes of another order of summation ...
-ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
 PAPER_DIFFERENCE = 1e-3
 CHANGES = 5  # of weights, by chance, at most
 AS_MUCH = 10  # up to so many times what a chance change does, a difference is the network's own: it sorts, or rounds
 DEVIATION = 0.3  # mean of 1 - K at which gradients are looked at
 _COPIED_UP_TO = 200_000_000  # parameters; larger networks are converted in place, for memory's sake
-
-
-class PlainError(Exception):
-    """The network itself does not run."""
-
-
-class NotApplicable(Exception):  # noqa: N818 (no error: there is nothing to do)
-    """Fewer convolutions than a swap needs."""
-
-
-class BrokenPromise(Exception):  # noqa: N818 (what a check found)
-    """The swapped network does something it must not."""
 
 
 @dataclass
@@ -46,7 +32,7 @@ class Report:
     size: int = 0  # side length of its input
     choice: str = ""  # "auto", or "first-last"
     targets: tuple[str, ...] = ()
-    guides: tuple[str, ...] = ()
+    guide: tuple[str, ...] = ()
     method: str = ""
     difference_zero: float = math.nan  # relative, at guide_scale=0
     difference_paper: float = math.nan  # ... and at 1e-4
@@ -66,7 +52,8 @@ def check(network: Network, report: Report) -> None:
     count_before_building(network)
     sizes = list(network.sizes)
     while sizes:
-        model, inputs, calls = _running(replace(network, sizes=sizes), report)
+        model, inputs = running(replace(network, sizes=sizes), report)
+        calls = _observed(model, inputs)
         report.convolutions = len(calls.candidates)
         if report.convolutions < LEAST_CONVOLUTIONS:
             raise NotApplicable(f"{report.convolutions} spatial convolutions of odd window are called")
@@ -90,10 +77,7 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
     plain = run(model, inputs)
     keys, kind = list(model.state_dict()), type(model)
     swapped = _convert(model, inputs, calls, report)
-    if list(swapped.state_dict()) != keys:
-        raise BrokenPromise("state_dict has other keys")
-    if not isinstance(swapped, kind) or type(swapped).__name__ != kind.__name__:
-        raise BrokenPromise(f"class {type(swapped).__name__} instead of {kind.__name__}")
+    check_kept(swapped, keys, kind)
     _compare(_outputs(swapped, inputs), plain, report)
     if not (report.difference_zero <= ROUNDING and report.difference_paper <= PAPER_DIFFERENCE):
         in_float32 = f"rounding makes {report.difference_zero:.1e}, and 1e-4 {report.difference_paper:.1e}"
@@ -111,14 +95,10 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
         )
     hotswap.calibrate(swapped, [inputs], deviation=DEVIATION, conserve=None)
     report.difference_strong = _check_gradients(swapped, inputs, report, plain)
-    reverted = hotswap.revert(swapped, inplace=True)
-    if type(reverted) is not kind or any(isinstance(m, SwappedConv2d) for m in reverted.modules()):
-        raise BrokenPromise("revert leaves something swapped")
-    if not same(run(reverted, inputs), plain):
-        raise BrokenPromise("the reverted network's outputs are not bit-identical")
+    check_reverted(swapped, kind, inputs, plain)
 
 
-# --- the plain network ----------------------------------------------------------------------------------
+# --- its convolutions --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -151,74 +131,6 @@ def _is_candidate(module: nn.Module) -> bool:
     )
 
 
-def _running(network: Network, report: Report) -> tuple[nn.Module, Inputs, Calls]:
-    torch.manual_seed(0)
-    try:
-        model = network.build().eval()
-    except Exception as error:  # whatever a constructor raises
-        raise PlainError(f"cannot be built: {one_line(error)}") from error
-    report.parameters = sum(p.numel() for p in model.parameters())
-    awaken(model)
-    reasons = []
-    for size in network.sizes:
-        torch.manual_seed(1)
-        try:
-            inputs = network.inputs(model, size)
-            with _norms_fitted(model):
-                run(model, inputs)
-            calls = _observed(model, inputs)
-        except Exception as error:  # noqa: BLE001 (whatever a forward raises; the last reason is reported)
-            reasons.append(f"at {size}: {one_line(error)}")
-            continue
-        report.size = size
-        return model, inputs, calls
-    raise PlainError(reasons[-1])
-
-
-def awaken(model: nn.Module) -> None:
-    """Fill what fresh networks start at (nearly) zero: it would hide a swap and stop gradients.
-
-    Those are last norms of blocks, layer scales and zero-initialised heads; biases may stay as they are.
-    """
-    frozen = [(name, x) for name, x in model.named_buffers() if name.endswith("weight")]  # of norms
-    with torch.no_grad():
-        for name, p in [*model.named_parameters(), *frozen]:
-            if not p.is_floating_point() or p.numel() == 0 or (name.endswith("bias") and p.dim() == 1):
-                continue
-            first = p.flatten()[0]
-            if first.abs() < 0.1 and bool((p == first).all()):
-                if p.dim() > 1 and p.shape[1:].numel() > 1:
-                    p.normal_(0, p[0].numel() ** -0.5)
-                else:
-                    p.uniform_(0.5, 1.0)
-
-
-@contextmanager
-def _norms_fitted(model: nn.Module) -> Iterator[None]:
-    """Let batch norms take the statistics of what they see, so that activations of a fresh network stay near 1."""
-
-    def fit(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x, kept_mean, kept_variance = arguments[0], norm.running_mean, norm.running_var
-        assert isinstance(kept_mean, Tensor)
-        assert isinstance(kept_variance, Tensor)
-        # One number for all channels: of each by itself, few pixels would be pushed together or torn apart.
-        kept_mean.fill_(x.mean())
-        kept_variance.fill_(x.var() + 1e-6)
-
-    # Detection networks have frozen ones of their own class.
-    norms = [
-        m
-        for m in model.modules()
-        if all(isinstance(getattr(m, f"running_{x}", None), Tensor) for x in ("mean", "var"))
-    ]
-    handles = [norm.register_forward_pre_hook(fit) for norm in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _observed(model: nn.Module, inputs: Inputs) -> Calls:
     paths: dict[nn.Module, str] = {m: path for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     called: dict[str, nn.Module] = {}
@@ -229,13 +141,9 @@ def _observed(model: nn.Module, inputs: Inputs) -> Calls:
         batches.setdefault(paths[module], output.shape[0])
 
     handles = [module.register_forward_hook(note) for module in paths]
-    output = run(model, inputs)
+    run(model, inputs)
     for handle in handles:
         handle.remove()
-    if not tensors(output):
-        raise PlainError("it returns no floating-point tensor")
-    if not all(bool(torch.isfinite(x).all()) for x in tensors(output)):
-        raise PlainError("its outputs are not finite")
     candidates = tuple(path for path, module in called.items() if _is_candidate(module))
     return Calls(batches, candidates)
 
@@ -260,7 +168,7 @@ def _convert(model: nn.Module, inputs: Inputs, calls: Calls, report: Report) -> 
     plan = hotswap.status(swapped).plan
     assert plan is not None
     report.targets = tuple(swap.target for swap in plan.swaps)
-    report.guides = tuple(dict.fromkeys(path for swap in plan.swaps for path in swap.guide))
+    report.guide = tuple(dict.fromkeys(path for swap in plan.swaps for path in swap.guide))
     report.method = plan.method
     return swapped
 
@@ -297,8 +205,7 @@ def _compare(outputs: tuple[Any, Any], plain: Any, report: Report) -> None:
 
 
 def _compare_in_float64(swapped: nn.Module, inputs: Inputs, report: Report) -> None:
-    twin = copy.deepcopy(swapped).double()
-    doubled = tuple(_double(x) for x in inputs)
+    twin, doubled = in_float64(swapped, inputs)
     outputs = _outputs(twin, doubled)
     # In place, as memory for two of the largest is not there.
     _compare(outputs, run(hotswap.revert(twin, inplace=True), doubled), report)
@@ -324,28 +231,22 @@ def _moved_by_chance(swapped: nn.Module, inputs: Inputs, plain: Any, report: Rep
     return change, moved
 
 
-def _double(x: Any) -> Any:
-    if isinstance(x, list):
-        return [_double(item) for item in x]
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-
 def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: Any) -> float:
     """Gradients must reach each target's weight and what the guide is made by; returns how far outputs moved."""
     for p in swapped.parameters():
         p.requires_grad_(False)
     weights = {path: swapped.get_submodule(path).weight for path in report.targets}
-    guides = {p for path in report.guides for p in swapped.get_submodule(path).parameters()}
+    guides = {p for path in report.guide for p in swapped.get_submodule(path).parameters()}
     sources: list[Any] = [*weights.values(), *guides]
     for x in sources:
         x.requires_grad_(True)
     output = run(swapped, inputs, gradients=True)
-    if not _has_gradient(output):
-        if _has_gradient(run(hotswap.revert(swapped), inputs, gradients=True)):
+    if not has_gradient(output):
+        if has_gradient(run(hotswap.revert(swapped), inputs, gradients=True)):
             raise BrokenPromise("no output has a gradient")
         report.notes.append("no output has a gradient, and none has in the plain network")
         return difference(output, plain)
-    found = _gradients(output, sources)
+    found = gradients(output, sources)
     for path, gradient in zip([*weights, *["the guide"] * len(guides)], found, strict=True):
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise BrokenPromise(f"the gradient of {path} is not finite")
@@ -354,67 +255,10 @@ def _check_gradients(swapped: nn.Module, inputs: Inputs, report: Report, plain: 
     if missed:
         twin = hotswap.revert(swapped)
         unswapped = run(twin, inputs, gradients=True)
-        plainly = _gradients(unswapped, [twin.get_submodule(path).weight for path in missed])
+        plainly = gradients(unswapped, [twin.get_submodule(path).weight for path in missed])
         if len(missed) == len(weights) or any(gradient is not None and bool(gradient.any()) for gradient in plainly):
             raise BrokenPromise(f"no gradient reaches {', '.join(missed)}")
         report.notes.append(f"no gradient reaches {', '.join(missed)}, and none does in the plain network")
     if guides and not any(reached[len(weights) :]):
         raise BrokenPromise("no gradient reaches the guide")
     return difference(output, plain)
-
-
-def _has_gradient(output: Any) -> bool:
-    return any(x.requires_grad for x in tensors(output))
-
-
-def _gradients(output: Any, sources: Sequence[Any]) -> Sequence[Tensor | None]:
-    loss = sum(_weighted_sum(x) for x in tensors(output) if x.requires_grad)
-    assert isinstance(loss, Tensor)
-    return torch.autograd.grad(loss, sources, allow_unused=True)
-
-
-def _weighted_sum(x: Tensor) -> Tensor:
-    """A sum that norms and softmax do not make constant."""
-    return (x * torch.linspace(-1, 1, x.numel()).to(x).sin().view(x.shape)).sum() + x.square().sum() / x.numel()
-
-
-# --- outputs ----------------------------------------------------------------------------------------------
-
-
-def run(model: nn.Module, inputs: Inputs, *, gradients: bool = False) -> Any:
-    """The network's output; random numbers it draws are the same each time."""
-    torch.manual_seed(2)
-    with torch.set_grad_enabled(gradients):
-        return model(*inputs)
-
-
-def tensors(output: Any) -> list[Tensor]:
-    """Every floating-point tensor of an output, however nested."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() and output.numel() else []
-    if isinstance(output, Mapping):
-        return [x for value in output.values() for x in tensors(value)]
-    if isinstance(output, list | tuple):
-        return [x for value in output for x in tensors(value)]
-    if is_dataclass(output):
-        return [x for f in fields(output) for x in tensors(getattr(output, f.name))]
-    return []
-
-
-def difference(a: Any, b: Any) -> float:
-    """The largest relative difference of norms over all tensors of two outputs."""
-    pairs = list(zip(tensors(a), tensors(b), strict=True))
-    if any(x.shape != y.shape for x, y in pairs):
-        return math.inf
-    return max(float((x - y).detach().double().norm() / (y.double().norm() + 1e-12)) for x, y in pairs)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether all tensors of two outputs are equal, bit for bit."""
-    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
-
-
-def one_line(error: BaseException) -> str:
-    """Its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -34,10 +34,10 @@ def tensors(output: Any) -> list[Tensor]:
 
 def difference(a: Any, b: Any) -> float:
     """The largest relative difference of norms over all tensors of two outputs."""
-    pairs = list(zip(tensors(a), tensors(b), strict=True))
+    pairs = [(x.detach(), y.detach()) for x, y in zip(tensors(a), tensors(b), strict=True)]
     if any(x.shape != y.shape for x, y in pairs):
         return math.inf
-    return max(float((x - y).detach().double().norm() / (y.double().norm() + 1e-12)) for x, y in pairs)
+    return max(float((x - y).double().norm() / (y.double().norm() + 1e-12)) for x, y in pairs)
 
 
 def same(a: Any, b: Any) -> bool:

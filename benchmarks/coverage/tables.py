@@ -18,13 +18,13 @@ bit-identical outputs. Networks that call fewer than two spatial convolutions of
 whose plain version does not run are counted apart. Images are small: some networks made for one large size were built
 for a smaller one, and some of transformers with fewer layers behind their convolutions."""
 ENLARGEMENTS = """\
-The same for every network that enlarges a map by 2 or more at the size it was run at: all those enlargements, guided by
-the image; or, where a network is given none as a tensor, as detection networks are, by what the refusal proposes. It
-counts as converted when at `guide_scale=0` outputs and all parameters' gradients are the plain network's to rounding,
-both are finite at the default deviation of 0.5, `state_dict` keys and class are the same, and `revert` gives back
-bit-identical outputs. A nearest enlargement reads one coarse pixel, where there is nothing to steer, so networks that
-have some are converted with a footprint of 4 x 4 too, which even at `guide_scale=0` is another enlargement; there all but
-the first of these holds."""
+The same for every network that enlarges a map by 2 or more at the size it was run at: all those enlargements,
+guided by the image; or, where a network is given none as a tensor, as detection networks are, by what the refusal
+proposes. It counts as converted when at `guide_scale=0` outputs and all gradients of parameters are the plain
+network's to rounding, both are finite at the default deviation of 0.5, `state_dict` keys and class are the same,
+and `revert` gives back bit-identical outputs. A nearest enlargement reads one coarse pixel, where there is nothing
+to steer, so networks that have some are converted with a footprint of 4 x 4 too, which even at `guide_scale=0` is
+another enlargement; there all but the first of these holds."""
 _COLUMNS = ("library", "networks", "converted", "share", "families", "fx", "hooks", "not converted", "plain fails")
 
 

@@ -13,8 +13,7 @@ from hotswap.naming import AUTO, INPUT
 from hotswap.observe import Inputs
 from hotswap.resizing.layers import mode_of
 from hotswap.resizing.plan import why_not_guided
-from hotswap.resizing.sites import ALIAS, Site, Sites, find
-from pac_ops.geometry import Pair
+from hotswap.resizing.sites import ALIAS, Site, Sites, find, fine_enough
 
 RESIZE = "resize"  # as a target: every enlargement by 2 or more
 
@@ -197,30 +196,21 @@ def _sources(names: Names, sites: Sites, site: Site, guide: Any) -> tuple[str, .
         path = INPUT if name in (INPUT, AUTO) else _exact(names, name, "guide")
         size = sites.image_size if path == INPUT else sites.sizes.get(path)
         if size is None:
-            raise HotswapError(
-                f"guide {path!r} must give a [B, G, H, W] map, and does not{_finer(names, sites, site)}"
-            )
-        if not _fine_enough(size, site):
+            raise HotswapError(f"guide {path!r} must give a [B, G, H, W] map, and does not{_finer(sites, site)}")
+        if not fine_enough(size, site.output_size):
             fine = site.output_size
             raise HotswapError(
                 f"guide {_shown(name)} of {size[0]} x {size[1]} is coarser than the output {fine[0]} x {fine[1]} of "
-                f"target {sites.alias_of[site]} ({site.name}){_finer(names, sites, site)}"
+                f"target {sites.alias_of[site]} ({site.name}){_finer(sites, site)}"
             )
         paths[path] = None
     return tuple(paths)
 
 
-def _finer(names: Names, sites: Sites, site: Site) -> str:
+def _finer(sites: Sites, site: Site) -> str:
     """A guide that would work, as the end of a sentence."""
-    if sites.image_size is not None and _fine_enough(sites.image_size, site):
+    if fine_enough(sites.image_size, site.output_size):
         return f'; "{INPUT}" is fine enough'
-    convolutions = [path for stage in names.stages for path in stage]
-    for path in convolutions:
-        if path in sites.sizes and _fine_enough(sites.sizes[path], site):
-            return f"; {path!r} is fine enough"
-    return "; nothing in this network is fine enough, so leave this target out"
-
-
-def _fine_enough(size: Pair, site: Site) -> bool:
-    """At least as fine as the output, give or take the pixels that odd sizes add: less than a third."""
-    return all(4 * own > 3 * fine for own, fine in zip(size, site.output_size, strict=True))
+    # There is one, or the site would not be here; and the first to end is before it.
+    path = next(path for path, size in sites.sizes.items() if fine_enough(size, site.output_size))
+    return f"; {path!r} is fine enough"

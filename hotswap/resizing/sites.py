@@ -118,10 +118,10 @@ class _Watch(TorchFunctionMode):
     def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
         path, fine = self._paths[module], _size(output)
-        if fine is not None:
-            self.sizes.setdefault(path, fine)
         if (mode := self._modes[module]) is not None:
             self._note(path, None, mode, _size(inputs[0] if inputs else None), fine, why_not_enlarged(mode, module))
+        if fine is not None:  # only now, as nothing guides itself
+            self.sizes.setdefault(path, fine)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note calls of F.interpolate, but for those of modules that are sites themselves."""
@@ -152,7 +152,14 @@ class _Watch(TorchFunctionMode):
             why_not = f"it does not enlarge ({coarse[0]} x {coarse[1]} to {fine[0]} x {fine[1]})"
         if why_not is None and math.prod(coarse) == 1:
             why_not = "its input is a single pixel, so there is nothing to weigh"
+        if why_not is None and not any(fine_enough(size, fine) for size in (self.image_size, *self.sizes.values())):
+            why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
         self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, line))
+
+
+def fine_enough(size: Pair | None, output_size: Pair) -> bool:
+    """Whether a guide is as fine as an output, give or take the pixels that odd sizes add: less than a third."""
+    return size is not None and all(4 * own > 3 * fine for own, fine in zip(size, output_size, strict=True))
 
 
 def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.coverage import convolutions, enlargements, sweep, tables
@@ -13,6 +14,7 @@ from benchmarks.coverage.networks import Network, all_networks, image
 from benchmarks.coverage.plain import NotApplicable, PlainError
 from benchmarks.coverage.promises import BrokenPromise
 from hotswap.layers import SwappedConv2d
+from hotswap.resizing.layers import GuidedResize
 
 SAMPLE = {
     "timm:resnetv2_18": "fx",  # activations before the convolutions
@@ -53,6 +55,21 @@ def test_every_promise_holds_for(name, networks):
     report = convolutions.Report()
     convolutions.check(networks[name], report)
     assert report.method == SAMPLE[name]
+
+
+ENLARGED = {  # method, and footprints
+    "smp:deeplabv3plus/resnet18": ("fx", (2,)),
+    "smp:unet/resnet18": ("fx", (4,)),  # nearest ones alone
+    "transformers:SegformerForSemanticSegmentation": ("hooks", (2,)),
+}
+
+
+@pytest.mark.parametrize("name", ENLARGED)
+def test_every_promise_holds_for_enlargements_of(name, networks):
+    report = enlargements.Report()
+    enlargements.check(networks[name], report)
+    assert (report.method, report.footprints) == ENLARGED[name]
+    assert report.difference_strong > 1e-2
 
 
 class Small(nn.Module):
@@ -114,6 +131,49 @@ def test_a_swap_that_does_something_else_is_found(kernel, message, monkeypatch):
         convolutions.check(network(Detached), convolutions.Report())
 
 
+class Enlarging(nn.Module):
+    """Both kinds of enlargement, of an image in a list: what guides is a convolution's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+
+    def forward(self, images):
+        fine = torch.tanh(self.fine(images[0]))
+        coarse = torch.tanh(self.coarse(fine))
+        x = F.interpolate(self.last(coarse), scale_factor=2) * coarse
+        return F.interpolate(x, scale_factor=2, mode="bilinear") * fine
+
+
+def enlarging(build=Enlarging):
+    return Network("timm", "small", "small", build, lambda model, size: ([image(3, size)],), (8,))
+
+
+def test_enlargements_of_both_kinds_are_swapped_with_both_footprints():
+    report = enlargements.Report()
+    enlargements.check(enlarging(), report)
+    assert (report.enlargements, report.footprints) == (2, (2, 4))
+    assert (report.targets, report.guide) == (("resize_1", "resize_2"), ("fine",))
+    assert "guide 'input' must give" in report.notes[0]
+    with pytest.raises(NotApplicable, match="enlarges nothing"):
+        enlargements.check(network(), enlargements.Report())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: 1.001 * x, "at guide_scale=0 outputs differ"),
+        (lambda x: x.detach(), "at guide_scale=0 gradients differ"),
+    ],
+)
+def test_a_guided_enlargement_that_does_something_else_is_found(wrong, message, monkeypatch):
+    right = GuidedResize.forward
+    monkeypatch.setattr(GuidedResize, "forward", lambda *args, **kwargs: wrong(right(*args, **kwargs)))
+    with pytest.raises(BrokenPromise, match=message):
+        enlargements.check(enlarging(), enlargements.Report())
+
+
 def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
     def hangs():
         while True:
@@ -131,7 +191,7 @@ def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
         sweep.append(row, path)
     (kept,) = sweep.read(path).values()  # the newest, as both have one name
     assert kept["outcome"] == rows[-1].outcome
-    assert kept["reason"] in tables.page(sweep.read(path))
+    assert kept["reason"] in tables.page(sweep.read(path), sweep.read(path))
 
 
 def test_the_command_keeps_a_row_and_skips_what_has_one(tmp_path):

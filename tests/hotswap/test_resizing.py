@@ -506,8 +506,36 @@ def test_nothing_fine_enough_is_said():
         def forward(self, image):
             return F.interpolate(image, scale_factor=4, mode="bilinear")
 
-    with pytest.raises(HotswapError, match="nothing in this network is fine enough"):
+    with pytest.raises(HotswapError, match="where nothing before it is as fine as its output of 96 x 160"):
         hotswap.convert(Super(), "resize", example_inputs=IMAGE)
+    with pytest.raises(HotswapError, match="target 'resize_1' cannot be swapped: nothing before it is as fine"):
+        hotswap.convert(Super(), "resize_1", example_inputs=IMAGE)
+
+
+class Detecting(nn.Module):
+    """Given a list, as detection networks are; enlarges the image itself, which nothing can guide."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.last = nn.Upsample(scale_factor=2, mode="bilinear")
+
+    def forward(self, images):
+        image = F.interpolate(images[0][None], scale_factor=2, mode="bilinear")
+        fine = torch.relu(self.stem(image))
+        return self.last(self.up(torch.tanh(self.down(fine))) + fine)
+
+
+def test_what_nothing_can_guide_is_passed_over_and_what_is_fine_enough_is_said():
+    net, images = Detecting().eval(), ([IMAGE[0]],)
+    with pytest.raises(HotswapError, match="guide 'input' must give .*; 'stem' is fine enough"):
+        hotswap.convert(net, "resize", "input", example_inputs=images)
+    converted = hotswap.convert(net, "resize", "stem", example_inputs=images)
+    plan = hotswap.status(converted).plan
+    assert [resize.target for resize in plan.resizes] == ["up"]  # nor the last one, which enlarges beyond all others
+    assert "'resize' also matched 2 that cannot be swapped" in plan.notes[0]
+    assert [info.automatic for info in hotswap.inspect(net, images).resizes] == [False, True, False]
 
 
 def test_a_guided_layer_called_without_its_guide_says_so(net):

@@ -28,7 +28,7 @@ import hotswap
 from hotswap import hf, hub, pickled, sharded, stated, surgery, zoo
 from hotswap.api import apply
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there
+from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there, read_text
 from hotswap.matching import clipped, listed, matched
 from hotswap.plan import Plan
 from hotswap.stated import Stated
@@ -61,7 +61,7 @@ _ROOM = (
     1 << 29
 )  # bytes that a network may take beside its weights, in float32 where the file has them in half precision
 _LARGEST_HEADER = 16 * 2**20  # bytes of a safetensors file's: a hundred thousand tensors
-_LARGEST_PLAN = 16 * 2**20
+_LARGEST_PLAN = 16 * 2**20  # bytes
 
 _log = logging.getLogger(__name__)
 
@@ -139,15 +139,7 @@ def read_plan(path: PathLike) -> Plan:
     Raises:
         HotswapError: where the file cannot be read, or holds anything but a plan.
     """
-    file = check_readable(path)
-    if file.stat().st_size > _LARGEST_PLAN:
-        raise HotswapError(f"{str(path)!r} must hold a plan as JSON, and has {file.stat().st_size / 1e6:.3g} MB")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise HotswapError(f"{str(path)!r} must hold a plan as JSON, and is no text") from error
+    text = read_text(path, "a plan as JSON", _LARGEST_PLAN)
     return _plan(_from_json(text, str(path)), str(path))
 
 

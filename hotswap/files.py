@@ -111,6 +111,28 @@ def check_readable(path: PathLike) -> Path:
     return Path(path)
 
 
+def read_text(path: PathLike, what: str, largest: int) -> str:
+    """A small file of text, in UTF-8.
+
+    Args:
+        path: the file.
+        what: it must hold, for people, such as "a plan as JSON".
+        largest: its size in bytes, at most.
+
+    Raises:
+        HotswapError: where it cannot be read, is larger, or no text.
+    """
+    file = check_readable(path)
+    if (size := file.stat().st_size) > largest:
+        raise HotswapError(f"{str(path)!r} must hold {what}, and has {size / 1e6:.3g} MB")
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise HotswapError(f"{str(path)!r} must hold {what}, and is no text") from error
+
+
 def is_there(path: PathLike) -> bool:
     """Whether there is something at a path; no where that cannot be found out, as `Path.exists` raises then."""
     return os.path.exists(path)  # noqa: PTH110

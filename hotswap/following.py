@@ -11,8 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap import effects
 from hotswap.errors import HotswapError
+from hotswap.guided import Entry, Tap
+from hotswap.naming import INPUT
 from hotswap.observe import Inputs, run_once
-from hotswap.plan import Tap
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,24 @@ def notes_of(found: Mapping[str, Following]) -> tuple[str, ...]:
         else f"guide {source!r} is caught as its module gives it: {following.why_none}"
         for source, following in found.items()
     )
+
+
+def with_taps(
+    model: nn.Module, entries: Sequence[Entry], example_inputs: Inputs | None
+) -> tuple[tuple[Entry, ...], Mapping[str, Following]]:
+    """Entries of a plan, saying of each guide at which activation it is caught; and what a run found of it.
+
+    Those that say it already stay as they are.
+    """
+    wanted = {source for e in entries if e.after_activation and not e.taps for source in e.guide} - {INPUT}
+    targets = [entry.target for entry in entries]
+    found = activations_after(model, wanted, targets, example_inputs) if wanted else {}
+
+    def taps(entry: Entry) -> tuple[Tap | None, ...]:
+        taken = found if entry.after_activation else {}
+        return tuple(taken[source].tap_of(entry.target) if source in taken else None for source in entry.guide)
+
+    return tuple(entry if entry.taps else replace(entry, taps=taps(entry)) for entry in entries), found
 
 
 def activations_after(

@@ -1,17 +1,59 @@
 """What swapped convolutions and guided enlargements have in common: a guide with a name, and its scale."""
 
+import math
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hotswap.errors import HotswapError
+
+# The activation that a hook takes a guide at: its path, and its calls since the guide's to pass over.
+Tap = tuple[str, int]
+
 
 class NamedGuide:
     """The guide of an entry of a plan."""
 
+    target: str
     guide: tuple[str, ...]
+    guide_scale: float
+    learn_scale: bool
+    deviation: float | None
     guide_alias: tuple[str | None, ...]
+    taps: tuple[Tap | None, ...]
+
+    @property
+    def name(self) -> str:
+        """The target in a few words."""
+        return self.target
+
+    def check_guide(self) -> None:
+        """Check the values a user or a file can get wrong.
+
+        Raises:
+            HotswapError: what is wrong.
+        """
+        if not self.guide:
+            raise HotswapError(f"the guide of target {self.name!r} must have at least one source, got none")
+        if len(self.guide_alias) not in (0, len(self.guide)):
+            raise HotswapError(
+                f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
+                f"got {list(self.guide_alias)}"
+            )
+        if len(self.taps) not in (0, len(self.guide)):
+            raise HotswapError(
+                f"taps must hold one [path, calls] (or null) for each of {list(self.guide)}, got {list(self.taps)}"
+            )
+        if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
+            raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
+        if self.learn_scale and self.guide_scale == 0:
+            raise HotswapError(
+                "guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn"
+            )
+        if self.deviation is not None and not math.isfinite(self.deviation):
+            raise HotswapError(f"deviation must be a finite number or null, got {self.deviation!r}")
 
     @property
     def guide_names(self) -> tuple[tuple[str, str | None], ...]:

@@ -3,7 +3,7 @@
 A guide is caught where its module returns, and each target gets its distances just before it runs; see `relay`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,13 +12,12 @@ from torch import nn
 
 from hotswap import kernels, relay
 from hotswap.errors import HotswapError
-from hotswap.following import activations_after, notes_of
+from hotswap.following import Following, notes_of, with_taps
 from hotswap.guide import image_size, require_input_only, window_distance
 from hotswap.layers import SwappedLayer
-from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import called_root, check_swaps, inside_paths
-from hotswap.plan import Plan, Swap, Tap
+from hotswap.plan import Plan, Swap
 from hotswap.relay import Done, Reader, Reading, Relay, Slot, slots_of
 
 
@@ -113,34 +112,20 @@ def prepare(
     for path in {root_path, *inside}:
         if isinstance(modules[path], torch.jit.ScriptModule):
             raise HotswapError(f"module {path or 'the network'!r} is a ScriptModule, which takes no hooks")
-    plan = _with_taps(model, plan, example_inputs, by_fx)
-    targets = [Reading(swap.target, swap.target, slots_of(swap)) for swap in plan.swaps]
+    swaps, found = with_taps(model, plan.swaps, example_inputs)
+    _check_as_by_fx(swaps, found, by_fx)
+    plan = replace(plan, swaps=swaps).noted(*notes_of(found))
+    targets = [Reading(swap.target, swap.target, slots_of(swap)) for swap in swaps]
     readers = relay.readers(targets, observation)
     relay.check_slots(modules, readers)
     return Graft(plan, root_path, readers)
 
 
-def _with_taps(model: nn.Module, plan: Plan, example_inputs: Inputs | None, by_fx: Collection[str]) -> Plan:
-    """The plan, saying of each guide at which activation it is caught; a note where that is not the one wanted."""
-    wanted = {source for swap in plan.swaps if swap.after_activation and not swap.taps for source in swap.guide} - {
-        INPUT
-    }
-    targets = [swap.target for swap in plan.swaps]
-    found = activations_after(model, wanted, targets, example_inputs) if wanted else {}
-
-    for swap in plan.swaps:
+def _check_as_by_fx(swaps: Sequence[Swap], found: Mapping[str, Following], by_fx: Collection[str]) -> None:
+    for swap in swaps:
         for source in swap.guide:
             if swap.target in by_fx and swap.after_activation and source in found and found[source].by_function:
                 raise HotswapError(
                     f"target {swap.target!r} was swapped by fx, with guide {source!r} after a function that hooks "
                     'cannot catch; name further targets with method="fx", or hotswap.revert the network first'
                 )
-
-    def tap(swap: Swap, source: str) -> Tap | None:
-        return found[source].tap_of(swap.target) if swap.after_activation and source in found else None
-
-    swaps = [
-        swap if swap.taps else replace(swap, taps=tuple(tap(swap, source) for source in swap.guide))
-        for swap in plan.swaps
-    ]
-    return replace(plan, swaps=tuple(swaps)).noted(*notes_of(found))

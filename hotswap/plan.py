@@ -8,14 +8,11 @@ from typing import Any
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
-from hotswap.guided import NamedGuide
+from hotswap.guided import NamedGuide, Tap
 from hotswap.resizing.plan import Resize
 from hotswap.tables import render
 
 FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
-Tap = tuple[
-    str, int
-]  # the activation a hook takes a guide at: its path, and its calls since the guide's to pass over
 
 
 @dataclass(frozen=True)
@@ -45,23 +42,7 @@ class Swap(NamedGuide):
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
-        if not self.guide:
-            raise HotswapError(f"the guide of target {self.target!r} must have at least one source, got none")
-        if len(self.guide_alias) not in (0, len(self.guide)):
-            raise HotswapError(
-                f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
-                f"got {list(self.guide_alias)}"
-            )
-        if len(self.taps) not in (0, len(self.guide)):
-            raise HotswapError(
-                f"taps must hold one [path, calls] (or null) for each of {list(self.guide)}, got {list(self.taps)}"
-            )
-        if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
-            raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
-        if self.learn_scale and self.guide_scale == 0:
-            raise HotswapError(
-                "guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn"
-            )
+        self.check_guide()
         kernels.parse(self.kernel)
         if self.conserve not in (None, *kernels.CONSERVE_MODES):
             raise HotswapError(
@@ -76,8 +57,6 @@ class Swap(NamedGuide):
             taps = math.prod(self.kernel_size)
             if len(self.tap_means) != taps or not all(math.isfinite(m) and m > 0 for m in self.tap_means):
                 raise HotswapError(f"tap_means must be {taps} numbers > 0, one for each tap, got {self.tap_means!r}")
-        if self.deviation is not None and not math.isfinite(self.deviation):
-            raise HotswapError(f"deviation must be a finite number or null, got {self.deviation!r}")
         if self.resize not in RESIZE_MODES:
             raise HotswapError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}")
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy
+from hotswap.guided import Tap
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
-from hotswap.plan import Tap
 
 _KEPT = "hotswap.guides"  # in the metadata of autograd nodes
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, check_readable, is_there
+from hotswap.files import PathLike, check_readable, is_there, read_text
 from hotswap.naming import closest
 from recipes.config import EARLIER, Recipe
 
@@ -86,15 +86,7 @@ def contents(path: PathLike) -> dict[str, Any]:
     Raises:
         HotswapError: where it cannot be read, or holds something else.
     """
-    file = check_readable(path)
-    if (size := file.stat().st_size) > _LARGEST:
-        raise HotswapError(f"{str(path)!r} must hold a recipe, which has a few lines, and has {size / 1e6:.3g} MB")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise HotswapError(f"{str(path)!r} must hold a recipe as YAML, and is no text") from error
+    text = read_text(path, "a recipe as YAML", _LARGEST)
     content = _from_yaml(text, f"{str(path)!r} must hold a recipe as YAML")
     if not isinstance(content, dict):
         raise HotswapError(f"{str(path)!r} must hold a recipe, that is keys and values, got {_shown(content)}")

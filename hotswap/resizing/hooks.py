@@ -7,7 +7,7 @@ them by the line of code that makes them: a call that only some images, or only 
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap import relay, surgery
 from hotswap.errors import HotswapError
-from hotswap.following import activations_after, notes_of
+from hotswap.following import notes_of, with_taps
 from hotswap.guide import require_input_only
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
@@ -110,7 +110,7 @@ def prepare(
         if site is None:
             raise HotswapError(f"target {resize.name!r} is never called by {type(model).__name__}; name one that is")
         check_mode(resize, site.mode)
-    resizes, notes = _with_taps(model, resizes, example_inputs)
+    resizes, found = with_taps(model, resizes, example_inputs)
     sources = {source for resize in resizes for source in resize.guide if source != INPUT}
     targets = {resize.target for resize in resizes}
     inside = all_paths(modules, *sources, *targets)
@@ -123,23 +123,7 @@ def prepare(
     others = _others(model, resizes, sites.values())
     readers = relay.readers(reads, observation)
     relay.check_slots(modules, readers)
-    return Graft(tuple(resizes), root_path, readers, lines, others, notes)
-
-
-def _with_taps(
-    model: nn.Module, resizes: Sequence[Resize], example_inputs: Inputs | None
-) -> tuple[list[Resize], tuple[str, ...]]:
-    """The enlargements, saying of each guide at which activation it is caught; and notes of that, for people."""
-    new = [resize for resize in resizes if not resize.taps]
-    wanted = {source for resize in new if resize.after_activation for source in resize.guide} - {INPUT}
-    targets = [resize.target for resize in resizes]
-    found = activations_after(model, wanted, targets, example_inputs) if wanted else {}
-
-    def taps(resize: Resize) -> tuple[tuple[str, int] | None, ...]:
-        taken = found if resize.after_activation else {}
-        return tuple(taken[source].tap_of(resize.target) if source in taken else None for source in resize.guide)
-
-    return [resize if resize.taps else replace(resize, taps=taps(resize)) for resize in resizes], notes_of(found)
+    return Graft(resizes, root_path, readers, lines, others, notes_of(found))
 
 
 def _others(model: nn.Module, resizes: Iterable[Resize], sites: Iterable[Site]) -> tuple[str, ...]:

@@ -1,11 +1,10 @@
 """One enlargement to be guided: resolved, printable, serialisable."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from hotswap.errors import HotswapError
-from hotswap.guided import NamedGuide
+from hotswap.guided import NamedGuide, Tap
 from pac_ops.enlarging import FOOTPRINTS
 
 TRANSPOSED = "transposed"  # a transposed convolution whose weights are a bilinear interpolation's
@@ -31,21 +30,11 @@ class Resize(NamedGuide):
     guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
     # With hooks, one for each of `guide`: the activation that it is caught at, as a module's path and its calls since
     # the guide's to pass over, or None where the guide's own output is taken. Empty with fx.
-    taps: tuple[tuple[str, int] | None, ...] = ()
+    taps: tuple[Tap | None, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
-        if not self.guide:
-            raise HotswapError(f"the guide of target {self.name!r} must have at least one source, got none")
-        if len(self.guide_alias) not in (0, len(self.guide)):
-            raise HotswapError(
-                f"guide_alias must hold one alias (or null) for each of {list(self.guide)}, "
-                f"got {list(self.guide_alias)}"
-            )
-        if len(self.taps) not in (0, len(self.guide)):
-            raise HotswapError(
-                f"taps must hold one [path, calls] (or null) for each of {list(self.guide)}, got {list(self.taps)}"
-            )
+        self.check_guide()
         if self.call is not None and self.call < 0:
             raise HotswapError(f"call must be null or a number >= 0, got {self.call}")
         if self.mode not in MODES:
@@ -54,12 +43,6 @@ class Resize(NamedGuide):
             raise HotswapError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {self.footprint!r}")
         if reason := why_not_guided(self.mode, self.footprint):
             raise HotswapError(f"target {self.name!r} cannot be swapped: {reason}")
-        if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
-            raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
-        if self.learn_scale and self.guide_scale == 0:
-            raise HotswapError(
-                "guide_scale must be > 0 where learn_scale=True: a scale of 0 has no logarithm to learn"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from hotswap.observe import Inputs, observe
 from hotswap.resizing.layers import mode_of, why_not_enlarged
@@ -96,6 +97,7 @@ class _Watch(TorchFunctionMode):
         self._paths = {module: path for path, module in model.named_modules()}
         self._modes = {module: mode_of(module) for module in self._paths}  # reads weights, so not during the run
         self._running: list[tuple[nn.Module, Lines]] = []  # forwards, and the calls that they made so far
+        self._constants = _Constants(model)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -113,27 +115,29 @@ class _Watch(TorchFunctionMode):
     def _begun(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self._paths[module] == "":
             self.image_size = _size(inputs[0] if inputs else None)
+            self._constants.forget()  # the inputs themselves were made by functions
         self._running.append((module, Lines()))
 
     def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
         path, fine = self._paths[module], _size(output)
         if (mode := self._modes[module]) is not None:
-            self._note(path, None, mode, _size(inputs[0] if inputs else None), fine, why_not_enlarged(mode, module))
+            self._note(path, None, mode, inputs[0] if inputs else None, fine, why_not_enlarged(mode, module))
         if fine is not None:  # only now, as nothing guides itself
             self.sizes.setdefault(path, fine)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note calls of F.interpolate, but for those of modules that are sites themselves."""
         result = func(*args, **(kwargs or {}))
+        self._constants.follow(func, (args, kwargs), result)
         if func is F.interpolate and self._running:
             module, lines = self._running[-1]
             if self._modes[module] is None:
                 given = bound(args, kwargs or {})
-                mode, size = given["mode"], _size(given["input"])
+                mode = given["mode"]
                 why_not = why_not_enlarged(mode, antialias=given["antialias"])
                 call, line = len(lines), lines.next(calling_line())
-                self._note(self._paths[module], call, str(mode), size, _size(result), why_not, line)
+                self._note(self._paths[module], call, str(mode), given["input"], _size(result), why_not, line)
         return result
 
     def _note(
@@ -141,20 +145,50 @@ class _Watch(TorchFunctionMode):
         path: str,
         call: int | None,
         mode: str,
-        coarse: Pair | None,
+        given: Any,
         fine: Pair | None,
         why_not: str | None,
         line: Line | None = None,
     ) -> None:
+        coarse = _size(given)
         if coarse is None or fine is None:
             return
         if why_not is None and (fine[0] < coarse[0] or fine[1] < coarse[1] or fine == coarse):
             why_not = f"it does not enlarge ({coarse[0]} x {coarse[1]} to {fine[0]} x {fine[1]})"
         if why_not is None and math.prod(coarse) == 1:
             why_not = "its input is a single pixel, so there is nothing to weigh"
+        if why_not is None and given in self._constants:
+            why_not = "what it enlarges is the same for every image: a position embedding, or the like"
         if why_not is None and not any(fine_enough(size, fine) for size in (self.image_size, *self.sizes.values())):
             why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
         self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, line))
+
+
+class _Constants:
+    """The parameters and buffers of a network, and what is made of nothing but these and numbers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
+        self._made: dict[int, Tensor] = {}  # kept, as an id is given again once its tensor is gone
+
+    def __contains__(self, x: Any) -> bool:
+        return id(x) in self._own or id(x) in self._made
+
+    def forget(self) -> None:
+        """What was made of them is no longer known."""
+        self._made.clear()
+
+    def follow(self, func: Any, given: Any, result: Any) -> None:
+        """Note what a function makes of what it is given."""
+        if all(x in self for x in pytree.tree_leaves(given) if isinstance(x, Tensor)):
+            self._made |= {id(x): x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
+        elif _writes(func):
+            self.forget()  # as it may write into any of these, through a view
+
+
+def _writes(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def fine_enough(size: Pair | None, output_size: Pair) -> bool:

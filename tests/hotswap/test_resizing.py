@@ -538,6 +538,35 @@ def test_what_nothing_can_guide_is_passed_over_and_what_is_fine_enough_is_said()
     assert [info.automatic for info in hotswap.inspect(net, images).resizes] == [False, True, False]
 
 
+class Positions(nn.Module):
+    """A position embedding that is enlarged to the image's size, and a canvas that the image is drawn on."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.rand(1, 16, 4))  # of 4 x 4 patches
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, image):
+        x = torch.relu_(self.conv(image))
+        grid = self.positions.reshape(1, 4, 4, 4).permute(0, 3, 1, 2)
+        x = x + F.interpolate(grid, size=x.shape[2:], mode="bilinear")
+        canvas = torch.zeros(*x.shape[:2], x.shape[2] + 2, x.shape[3] + 2)
+        canvas[:, :, 1:-1, 1:-1] = x
+        return F.interpolate(canvas, scale_factor=2, mode="bilinear")
+
+
+def test_position_embeddings_are_not_guided():
+    # One for all images of a batch, where guides are one for each.
+    net, images = Positions().eval(), torch.rand(3, 3, 16, 16)
+    with pytest.raises(
+        HotswapError, match="'resize_1' cannot be swapped: what it enlarges is the same for every image"
+    ):
+        hotswap.convert(net, "resize_1", example_inputs=images[:1])
+    converted = hotswap.convert(net, "resize", guide_scale=0.0, example_inputs=images[:1])
+    assert [resize.target_alias for resize in hotswap.status(converted).plan.resizes] == ["resize_2"]
+    torch.testing.assert_close(run(converted, images), run(net, images))
+
+
 def test_a_guided_layer_called_without_its_guide_says_so(net):
     with pytest.raises(HotswapError, match="was called without its guide"):
         convert(net).up(torch.rand(1, 4, 3, 3))

@@ -13,6 +13,7 @@ from benchmarks.coverage.networks import Inputs, Network
 from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_float64, run, tensors
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, check_kept, check_reverted
+from hotswap.plan import FX, HOOKS
 from hotswap.resizing.choose import RESIZE, is_automatic
 from hotswap.resizing.sites import find
 from pac_ops.enlarging import FOOTPRINTS
@@ -94,7 +95,7 @@ def _convert(model: nn.Module, inputs: Inputs, footprint: int, report: Report) -
     report.targets = tuple(resize.target_alias or resize.name for resize in plan.resizes)
     report.guide = plan.resizes[0].guide
     report.footprints += (footprint,)
-    report.method = plan.method
+    report.method = HOOKS if plan.resizes[0].taps else FX  # the plan's own is that of convolutions
     return swapped
 
 

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
+from benchmarks.evidence.comparing import Compared
 from benchmarks.evidence.config import Experiment
 from hotswap.files import atomic_write
-
-if TYPE_CHECKING:
-    from benchmarks.evidence.page import Compared
 
 _HELPS, _HARMS, _UNCLEAR = "#1a7f37", "#b3261e", "#6e7781"
 
 
-def differences(experiment: Experiment, arms: Sequence["Compared"], path: Path) -> Path:
+def differences(experiment: Experiment, arms: Sequence[Compared], path: Path) -> Path:
     """Draw one column a metric, one line an arm; the same rows give the same file."""
     _, *others = arms
     others = others[::-1]  # the first one on top

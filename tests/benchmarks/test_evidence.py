@@ -8,7 +8,7 @@ from torch import nn
 import hotswap
 import pac_ops
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import config, controls, depth, half, page, results, runs, text
+from benchmarks.evidence import config, controls, depth, half, page, results, runs, summary, text
 from benchmarks.evidence.config import DenseCrf, Experiment, PacCrf, Skip
 from benchmarks.evidence.runs import Row, Run
 from benchmarks.evidence.statistics import difference
@@ -182,6 +182,13 @@ def test_unknown_disparities_are_in_the_truth_and_not_in_the_coarse_map():
 def test_the_page_says_what_the_results_say(name):
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.filled(text, name, page.block(name, config.read(name), results.read(name))) == text
+
+
+def test_the_summary_says_what_the_results_say():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text, page.SUMMARY, summary.table()) == text
+    named = {(name, arm) for _, arms in summary.ARMS for name, arm in arms.items()}
+    assert all(arm in config.read(name).arms for name, arm in named)
 
 
 def test_an_unknown_experiment_is_named_with_those_there_are():

@@ -28,7 +28,7 @@ class Report:
 
     parameters: int = 0
     size: int = 0  # side length of its input
-    enlargements: int = 0  # by 2 or more
+    enlargements: int = 0  # by 2 or more, of more than a pixel
     targets: tuple[str, ...] = ()  # those that were swapped
     guide: tuple[str, ...] = ()
     footprints: tuple[int, ...] = ()  # that it was swapped with
@@ -45,16 +45,16 @@ def check(network: Network, report: Report) -> None:
     is converted with that, too.
 
     Raises:
-        NotApplicable: it enlarges nothing by 2 or more.
+        NotApplicable: it enlarges nothing by 2 or more, but for single pixels, where there is nothing to weigh.
         PlainError: it cannot be built or run at any of its sizes.
         HotswapError: it cannot be converted.
         BrokenPromise: the swapped network differs where it must not.
     """
     model, inputs = running(network, report)
-    sites = [site for site in find(model, inputs).found if site.doubles]
+    sites = [site for site in find(model, inputs).found if site.doubles and math.prod(site.input_size) > 1]
     report.enlargements = len(sites)
     if not sites:
-        raise NotApplicable("it enlarges nothing by 2 or more")
+        raise NotApplicable("it enlarges nothing by 2 or more, but for single pixels")
     # The narrowest of those footprints that take the same; where none takes any, the refusal says why.
     swaps = {taken: f for f in reversed(FOOTPRINTS) if any(taken := tuple(is_automatic(site, f) for site in sites))}
     for footprint in sorted(swaps.values()) or FOOTPRINTS[:1]:

@@ -123,6 +123,8 @@ def _compare(model: nn.Module, swapped: nn.Module, inputs: Inputs, report: Repor
         return 0.0
     pairs = zip(_of_parameters(swapped, found), _of_parameters(model, expected), strict=True)
     norms = [(float((a - b).double().norm()), float(b.double().norm())) for a, b in pairs]
+    for network in (model, swapped):
+        run(network, inputs)  # some keep what they computed last, and with a graph that cannot be copied
     return math.hypot(*(apart for apart, _ in norms)) / (math.hypot(*(whole for _, whole in norms)) + 1e-12)
 
 

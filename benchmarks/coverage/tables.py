@@ -50,7 +50,7 @@ def page(convolutions: Rows, enlargements: Rows) -> str:
         _named([row for row in convolutions.values() if row["outcome"] == PLAIN], "All of them run."),
         "# Enlargements",
         ENLARGEMENTS,
-        f"Looked at so far: {len(enlargements)} of {len(convolutions)} networks, first those whose code resizes maps.",
+        f"Looked at so far: {len(enlargements)} of {len(convolutions)} networks, first those whose code resizes.",
         _measured(enlargements, "coverage_enlargements.csv", "python -m benchmarks.coverage --swap enlargements"),
         *_section(enlargements),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from benchmarks import crf, exported, limits, networks, operators, resizing
+from benchmarks import crf, exported, limits, markdown, networks, operators, resizing
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
 
 mpl.use("svg")
@@ -61,11 +61,6 @@ def _faster_conv(rows: dict[str, Row]) -> Row:
     return min((rows[name] for name in operators.CONVS), key=_ms)
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
 def _in_table(results: Results, mode: str) -> list[tuple[str, dict[str, Row]]]:
     """The shapes of the table: workload and rows by backend."""
     wanted = {workload.id for workload in operators.TABLE}
@@ -110,7 +105,7 @@ def layers(results: Results, mode: str) -> str:
     time, memory = _means(results, mode)
     peers = [f"{geometric_mean(values):.1f}" for values in ratios.values()]
     table.append(["geometric mean", "", f"{time:.2f}", *peers, f"({memory:.2f})", "", "", "", ""])
-    return _markdown(
+    return markdown.table(
         [
             "shape",
             "ms",
@@ -148,7 +143,7 @@ def machines(every: list[Results]) -> str:
                 " / ".join(f"{ratio:.2f}" for ratio in whole_networks),
             ]
         )
-    return _markdown(
+    return markdown.table(
         [
             "device",
             "forward",
@@ -168,7 +163,7 @@ def adapting_kernels(results: Results) -> str:
         own, unfold, conv = (_ms(rows[name]) for name in ("pac_ops", operators.UNFOLD, operators.CONV))
         size = workload.split("-")[2]
         table.append([size, f"{own:.2f}", f"{unfold / own:.1f}", f"{100 * own / conv:.1f} %"])
-    return _markdown(["size", "ms", "unfold, of ours", "of a 256-channel 3x3 convolution"], table)
+    return markdown.table(["size", "ms", "unfold, of ours", "of a 256-channel 3x3 convolution"], table)
 
 
 def transposed(results: Results) -> str:
@@ -181,7 +176,7 @@ def transposed(results: Results) -> str:
                 ratios.append(inserted / own)
             table.append([workload, mode, f"{own:.1f}", f"{inserted / own:.2f}", f"{own / conv:.2f}"])
     table.append(["geometric mean, forward", "", "", f"{geometric_mean(ratios):.2f}", ""])
-    return _markdown(["input", "", "ms", "zeros inserted, of ours", "of `conv_transpose2d`'s time"], table)
+    return markdown.table(["input", "", "ms", "zeros inserted, of ours", "of `conv_transpose2d`'s time"], table)
 
 
 def enlargements(results: Results) -> str:
@@ -191,7 +186,7 @@ def enlargements(results: Results) -> str:
         for workload, rows in results.of("pacresize2d", mode):
             own, wide, plain = (_ms(rows[name]) for name in ("pac_ops", resizing.WIDE, resizing.BILINEAR))
             table.append([workload, mode, f"{own:.1f}", f"{wide:.1f}", f"{plain:.1f}"])
-    return _markdown(["map", "", "guided, ms", "4 x 4 footprint, ms", "bilinear, ms"], table)
+    return markdown.table(["map", "", "guided, ms", "4 x 4 footprint, ms", "bilinear, ms"], table)
 
 
 def whole(results: Results) -> str:
@@ -208,7 +203,7 @@ def whole(results: Results) -> str:
             dense = rows[crf.DENSE]
             ratio = f"{_ms(own) / _ms(dense):.2f}"
             table.append([f"PacCRF, {workload}", f"{_ms(own):.0f}", f"{_ms(dense):.0f} {crf.DENSE}", ratio])
-    return _markdown(["what", "ms", "against, ms", "ratio"], table)
+    return markdown.table(["what", "ms", "against, ms", "ratio"], table)
 
 
 def growth(results: Results, path: Path) -> None:
@@ -262,7 +257,7 @@ def in_onnxruntime(results: Results) -> str:
         swapped, plain = (_ms(rows[name + exported.IN_ORT]) for name in (networks.SWAPPED, networks.PLAIN))
         own = _ms(rows[networks.SWAPPED])
         table.append([workload, f"{swapped:.1f}", f"{plain:.1f}", f"{swapped / plain:.2f}", f"{own:.1f}"])
-    return _markdown(["network", "swapped, ms", "plain, ms", "ratio", "swapped in PyTorch, ms"], table)
+    return markdown.table(["network", "swapped, ms", "plain, ms", "ratio", "swapped in PyTorch, ms"], table)
 
 
 def _with_table(page: str, name: str, table: str) -> str:
@@ -270,7 +265,7 @@ def _with_table(page: str, name: str, table: str) -> str:
     _, end, after = rest.partition("<!-- end -->")
     if not (start and end):
         raise click.ClickException(f"{PAGE.name} has no place for the table {name!r}")
-    return before + start + table + end + after
+    return before + start + table + "\n" + end + after
 
 
 @click.command()

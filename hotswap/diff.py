@@ -119,11 +119,10 @@ def _flat(metadata: Metadata) -> dict[str, Any]:
     if metadata.plan is None:
         return {}
     flat: dict[str, Any] = {"method": metadata.plan.method}
-    for layer, data in [(s.target, s.to_dict()) for s in metadata.plan.swaps] + [
-        (r.name, r.to_dict()) for r in metadata.plan.resizes
-    ]:
-        flat[layer] = "swapped"
-        flat |= {f"{layer}: {field}": value for field, value in data.items() if not field.endswith("alias")}
+    for entry in metadata.plan.entries:
+        flat[entry.name] = "swapped"
+        settings = entry.to_dict().items()
+        flat |= {f"{entry.name}: {field}": value for field, value in settings if not field.endswith("alias")}
     return flat
 
 

@@ -76,6 +76,11 @@ class Plan:
         if self.method not in (FX, HOOKS):
             raise HotswapError(f"the plan's method must be {FX} or {HOOKS}, got {self.method!r}")
 
+    @property
+    def entries(self) -> tuple[Swap | Resize, ...]:
+        """The convolutions, then the enlargements."""
+        return (*self.swaps, *self.resizes)
+
     def noted(self, *notes: str) -> "Plan":
         """The same plan with more notes."""
         return replace(self, notes=self.notes + notes)

@@ -22,11 +22,8 @@ class Status:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
-        found: dict[str, float | None] = {}
-        if self.plan is not None:
-            found = {swap.target: swap.deviation for swap in self.plan.swaps}
-            found |= {resize.name: resize.deviation for resize in self.plan.resizes}
-        return inert_warnings({name: deviation for name, deviation in found.items() if deviation is not None})
+        entries = () if self.plan is None else self.plan.entries
+        return inert_warnings({entry.name: entry.deviation for entry in entries if entry.deviation is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -11,7 +11,7 @@ import hotswap
 from benchmarks.coverage.networks import Inputs, Network
 from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_float64, run
 from benchmarks.coverage.plain import NotApplicable, running
-from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, check_kept, check_reverted
+from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.api import PAPER_SCALE
 from hotswap.layers import SwappedConv2d
 
@@ -74,11 +74,10 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
         HotswapError: it cannot be converted.
         BrokenPromise: the swapped network differs where it must not.
     """
-    plain = run(model, inputs)
-    keys, kind = list(model.state_dict()), type(model)
+    plain = Plain(model, inputs)
     swapped = _convert(model, inputs, calls, report)
-    check_kept(swapped, keys, kind)
-    _compare(_outputs(swapped, inputs), plain, report)
+    plain.check_kept(swapped)
+    _compare(_outputs(swapped, inputs), plain.output, report)
     if not (report.difference_zero <= ROUNDING and report.difference_paper <= PAPER_DIFFERENCE):
         in_float32 = f"rounding makes {report.difference_zero:.1e}, and 1e-4 {report.difference_paper:.1e}"
         report.notes.append(f"compared in float64, as in float32 {in_float32}")
@@ -86,7 +85,7 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
         if not report.difference_zero <= ROUNDING_64:
             raise BrokenPromise(f"at guide_scale=0 outputs differ by {report.difference_zero:.1e} in float64")
     if not report.difference_paper <= PAPER_DIFFERENCE:
-        change, moved = _moved_by_chance(swapped, inputs, plain, report)
+        change, moved = _moved_by_chance(swapped, inputs, plain.output, report)
         if not moved >= report.difference_paper / AS_MUCH:
             raise BrokenPromise(f"at guide_scale=1e-4 outputs differ by {report.difference_paper:.1e}")
         report.notes.append(
@@ -94,8 +93,8 @@ def check_model(model: nn.Module, inputs: Inputs, calls: "Calls", report: Report
             f"changing the plain network's weights by as much moves them by {moved:.1e}"
         )
     hotswap.calibrate(swapped, [inputs], deviation=DEVIATION, conserve=None)
-    report.difference_strong = _check_gradients(swapped, inputs, report, plain)
-    check_reverted(swapped, kind, inputs, plain)
+    report.difference_strong = _check_gradients(swapped, inputs, report, plain.output)
+    plain.check_reverted(swapped)
 
 
 # --- its convolutions --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import hotswap
 from benchmarks.coverage.networks import Inputs, Network
 from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_float64, run, tensors
 from benchmarks.coverage.plain import NotApplicable, running
-from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, check_kept, check_reverted
+from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.plan import FX, HOOKS
 from hotswap.resizing.choose import RESIZE, is_automatic
 from hotswap.resizing.sites import find
@@ -68,15 +68,14 @@ def check_model(model: nn.Module, inputs: Inputs, footprint: int, report: Report
         HotswapError: it cannot be converted.
         BrokenPromise: the swapped network differs where it must not.
     """
-    plain = run(model, inputs)
-    keys, kind = list(model.state_dict()), type(model)
+    plain = Plain(model, inputs)
     swapped = _convert(model, inputs, footprint, report)
-    check_kept(swapped, keys, kind)
+    plain.check_kept(swapped)
     if footprint == min(FOOTPRINTS):
         _check_same(model, swapped, inputs, report)
     hotswap.calibrate(swapped, [inputs], deviation=DEVIATION)
-    report.difference_strong = _check_strong(swapped, inputs, plain)
-    check_reverted(swapped, kind, inputs, plain)
+    report.difference_strong = _check_strong(swapped, inputs, plain.output)
+    plain.check_reverted(swapped)
 
 
 def _convert(model: nn.Module, inputs: Inputs, footprint: int, report: Report) -> nn.Module:

@@ -1,7 +1,5 @@
 """What every converted network is held to."""
 
-from typing import Any
-
 from torch import nn
 
 import hotswap
@@ -16,26 +14,38 @@ class BrokenPromise(Exception):  # noqa: N818 (what a check found)
     """The swapped network does something it must not."""
 
 
-def check_kept(swapped: nn.Module, keys: list[str], kind: type[nn.Module]) -> None:
-    """A converted network has the plain one's keys and class.
+class Plain:
+    """What a network was before it was converted.
 
-    Raises:
-        BrokenPromise: it has others.
+    Args:
+        model: it, not converted yet.
+        inputs: what it is fed.
     """
-    if list(swapped.state_dict()) != keys:
-        raise BrokenPromise("state_dict has other keys")
-    if not isinstance(swapped, kind) or type(swapped).__name__ != kind.__name__:
-        raise BrokenPromise(f"class {type(swapped).__name__} instead of {kind.__name__}")
 
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.output = run(model, inputs)
+        self._keys, self._kind = list(model.state_dict()), type(model)
 
-def check_reverted(swapped: nn.Module, kind: type[nn.Module], inputs: Inputs, plain: Any) -> None:
-    """Reverted, in place, it is the plain network.
+    def check_kept(self, swapped: nn.Module) -> None:
+        """Converted, it has the same keys and class.
 
-    Raises:
-        BrokenPromise: it is not.
-    """
-    reverted = hotswap.revert(swapped, inplace=True)
-    if type(reverted) is not kind or hotswap.status(reverted).plan is not None:
-        raise BrokenPromise("revert leaves something swapped")
-    if not same(run(reverted, inputs), plain):
-        raise BrokenPromise("the reverted network's outputs are not bit-identical")
+        Raises:
+            BrokenPromise: it has others.
+        """
+        if list(swapped.state_dict()) != self._keys:
+            raise BrokenPromise("state_dict has other keys")
+        if not isinstance(swapped, self._kind) or type(swapped).__name__ != self._kind.__name__:
+            raise BrokenPromise(f"class {type(swapped).__name__} instead of {self._kind.__name__}")
+
+    def check_reverted(self, swapped: nn.Module) -> None:
+        """Reverted, in place, it is what it was.
+
+        Raises:
+            BrokenPromise: it is not.
+        """
+        reverted = hotswap.revert(swapped, inplace=True)
+        if type(reverted) is not self._kind or hotswap.status(reverted).plan is not None:
+            raise BrokenPromise("revert leaves something swapped")
+        if not same(run(reverted, self.inputs), self.output):
+            raise BrokenPromise("the reverted network's outputs are not bit-identical")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+from benchmarks import markdown
 from benchmarks.coverage.sweep import COUNTED, OK, PLAIN
 
 Rows = Mapping[str, Mapping[str, str]]
@@ -73,9 +74,9 @@ def _measured(rows: Rows, file: str, command: str) -> str:
 def _section(rows: Rows) -> list[str]:
     counted = [row for row in rows.values() if row["outcome"] in COUNTED]
     return [
-        _markdown(_COLUMNS, _lines(rows.values())),
+        markdown.table(_COLUMNS, _lines(rows.values())),
         "## Families",
-        _markdown(("library", "family", "converted", "method"), _families(counted)),
+        markdown.table(("library", "family", "converted", "method"), _families(counted)),
         "## Not converted",
         _named([row for row in counted if row["outcome"] != OK], "All of them convert."),
     ]
@@ -113,13 +114,7 @@ def _families(rows: list[Mapping[str, str]]) -> list[tuple[str, ...]]:
 def _named(rows: list[Mapping[str, str]], none: str) -> str:
     if not rows:
         return none
-    return _markdown(
+    return markdown.table(
         ("network", "outcome", "reason"),
         [(f"{row['library']}:{row['name']}", row["outcome"], row["reason"].replace("|", "\\|")) for row in rows],
     )
-
-
-def _markdown(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
-    names = list(columns)
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

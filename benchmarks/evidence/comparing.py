@@ -75,10 +75,5 @@ def signed(experiment: Experiment, found: Difference, *, bold: bool = True) -> s
     return f"**{text}**" if bold and found.is_clear else text
 
 
-def line(cells: Sequence[str]) -> str:
-    """A row of a table in Markdown."""
-    return f"| {' | '.join(cells)} |"
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import markdown
 from benchmarks.evidence import config, plots, results, summary
-from benchmarks.evidence.comparing import Compared, compared, line, signed
+from benchmarks.evidence.comparing import Compared, compared, signed
 from benchmarks.evidence.config import Experiment
 from benchmarks.evidence.runs import Row, known
 from hotswap.files import atomic_write
@@ -32,7 +33,7 @@ def table(experiment: Experiment, arms: Sequence[Compared]) -> str:
     head += [f"{metrics[name]} after" for name in more]
     head += ["of its error"] if not experiment.higher_is_better else []
     head += ["rate"]
-    lines = [about, "", line(head), line(["---"] * len(head))]
+    lines = []
     for arm in others:
         cells = [f"`{arm.name}`", arm.about]
         cells += [signed(experiment, arm.before, bold=False)] if arm.before else []
@@ -41,8 +42,8 @@ def table(experiment: Experiment, arms: Sequence[Compared]) -> str:
         cells += [signed(experiment, arm.after[name]) for name in more]
         cells += [f"{arm.relative:.2f}"] if not experiment.higher_is_better else []
         cells += [f"{arm.rate:g}" if arm.rate else "-"]
-        lines.append(line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return f"{about}\n\n{markdown.table(head, lines)}"
 
 
 def block(name: str, experiment: Experiment, rows: Sequence[Row]) -> str:

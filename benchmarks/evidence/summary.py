@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from benchmarks import markdown
 from benchmarks.evidence import config, results
-from benchmarks.evidence.comparing import compared, line, signed
+from benchmarks.evidence.comparing import compared, signed
 
 _NETWORKS = {"scenes": "small network, scenes", "landwater": "VGG16, land and water", "text": "CRAFT, text"}
 _RESIZE = {"scenes": "resize-0.4", "landwater": "resize-last", "text": "resize-last"}
@@ -38,11 +39,11 @@ def table() -> str:
     """Markdown: a row for each of `ARMS`, a column for each network, of the first metric after training."""
     experiments = {name: config.read(name) for name in _NETWORKS}
     found = {name: {arm.name: arm for arm in compared(e, results.read(name))} for name, e in experiments.items()}
-    lines = [line(["points of mIoU over plain fine-tuning", *_NETWORKS.values()]), line(["---"] * (len(found) + 1))]
+    lines = []
     for what, arms in ARMS:
         cells = [what]
         for name, experiment in experiments.items():
             arm = found[name].get(arms.get(name, ""))
             cells.append("-" if arm is None else signed(experiment, arm.after[next(iter(experiment.metrics))]))
-        lines.append(line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown.table(["points of mIoU over plain fine-tuning", *_NETWORKS.values()], lines)

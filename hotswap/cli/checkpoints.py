@@ -116,8 +116,7 @@ def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool
     if found.metadata is None or found.metadata.plan is None:
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
     write(found.state_dict, path, replace(found.metadata, plan=None, learned_scales={}), max_shard_size)
-    plan = found.metadata.plan
-    targets = (*(swap.target for swap in plan.swaps), *(resize.name for resize in plan.resizes))
+    targets = tuple(entry.name for entry in found.metadata.plan.entries)
     output.show(_Reverted(targets), as_json=as_json, output=path)
     output.wrote(path)
 

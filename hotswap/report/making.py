@@ -73,7 +73,7 @@ def make(
 
 
 def _targets(plan: Plan, figures: Figures, verification: Verification, costs: Costs) -> list[Target]:
-    entries = {swap.target: swap for swap in plan.swaps} | {resize.name: resize for resize in plan.resizes}
+    entries = {entry.name: entry for entry in plan.entries}
     found = []
     for check in verification.targets:
         entry: Any = entries[check.path]

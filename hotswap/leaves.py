@@ -41,8 +41,8 @@ def leaf_modules() -> tuple[type[nn.Module], ...]:
 
 
 def leaf_functions() -> tuple[Callable[..., Any], ...]:
-    """Those registered here, and with timm where that is loaded."""
-    timm: Any = sys.modules.get("timm.layers")
+    """Those registered here, and with timm where that is loaded. From 1.0.17 on, timm.layers has its list too."""
+    timm: Any = sys.modules.get("timm.models")
     of_timm = [] if timm is None else timm.get_notrace_functions()
     return (*_FUNCTIONS, *(function for function in of_timm if callable(function)))
 

@@ -64,26 +64,25 @@ class Sliding(NamedTuple):
     output_padding: Pair = (0, 0)  # of a transposed convolution
     ceil_mode: bool = False  # of a pool
 
-    @property
-    def window(self) -> Window:
+    def window(self) -> Window:  # no property: torch.compile before 2.9 does not follow those of named tuples
         """The window of the layer's own operator."""
         return Window(self.kernel_size, self.stride, self.padding, self.dilation)
 
     def on_guide(self) -> Window:
         """The window that slides over the guide once it is padded."""
-        return self.window.on_output() if self.kind == TRANSPOSED else self.window
+        return self.window().on_output() if self.kind == TRANSPOSED else self.window()
 
     def guide_size(self, height: int, width: int) -> Pair:
         """What the guide has to be resized to, for an input of this size: that size, or a transposed one's output."""
         if self.kind == TRANSPOSED:
-            return self.window.transposed_size(height, width, self.output_padding)
+            return self.window().transposed_size(height, width, self.output_padding)
         return height, width
 
     def padded(self, x: Tensor) -> Tensor:
         """The layer's input, or a guide of `guide_size`, with all around it but the window's own zeros."""
-        pads = _RULES[self.pads](self.window, x.shape[2], x.shape[3]) if isinstance(self.pads, str) else self.pads
+        pads = _RULES[self.pads](self.window(), x.shape[2], x.shape[3]) if isinstance(self.pads, str) else self.pads
         if self.ceil_mode:
-            rows, columns = self.window.ceil_padding(x.shape[2], x.shape[3])
+            rows, columns = self.window().ceil_padding(x.shape[2], x.shape[3])
             pads = (0, columns, 0, rows)
         return x if pads == _NONE else F.pad(x, pads, self.pad_mode)
 
@@ -232,7 +231,7 @@ class _Steer(TorchFunctionMode):
         return self._steered(_Conv2d(*args, **kwargs)) if func is torch.conv2d else func(*args, **kwargs)
 
     def _steered(self, call: _Conv2d) -> Tensor:
-        window, input = self.sliding.window, call.input
+        window, input = self.sliding.window(), call.input
         if not call.is_of(window.kernel_size, self.own):
             return torch.conv2d(*call)
         self.done.append(True)

@@ -96,9 +96,10 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
     from rich.progress import track
 
     console = Console(stderr=True)
-    yield from track(
-        items, what, total=total, console=console, disable=is_quiet() or not console.is_terminal, transient=True
-    )
+    if is_quiet() or not console.is_terminal:  # rich before 14.3 writes an empty line for a bar that is disabled
+        yield from items
+        return
+    yield from track(items, what, total=total, console=console, transient=True)
 
 
 @contextmanager

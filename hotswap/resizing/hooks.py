@@ -189,7 +189,10 @@ class _Calls:
         """The call that is being made, after those that were."""
         if torch.compiler.is_compiling():  # which cannot look at lines: counted, as evaluation makes them
             made.append(("", 0))
-            return next((handed for handed in self.by_line.values() if handed.resize.call == len(made) - 1), None)
+            for handed in self.by_line.values():
+                if handed.resize.call == len(made) - 1:
+                    return handed
+            return None
         return self.by_line.get(made.next(calling_line()))
 
 

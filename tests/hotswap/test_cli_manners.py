@@ -68,6 +68,11 @@ def test_wrong_usage_is_2(words):
     assert (done.exit_code, done.stdout) == (2, "")
 
 
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "hotswap", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"hotswap, version {hotswap.__version__}\n")
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -26,13 +26,17 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (hostile.torch_zip(BYTEARRAY), "raw bytes beside its tensors"),
-        (hostile.torch_zip(LONG), "more than 8 MiB beside its tensors"),
-        (LEGACY + BYTEARRAY + b"\x80\x02].", "raw bytes beside its tensors"),
-        (LEGACY + LONG, "more than 8 MiB beside its tensors"),
-        (BYTEARRAY, "a pickle that torch.save did not write, which could run code"),
-        (hostile.two_directories(2**20), "names another directory"),
-        (hostile.torch_zip(b"\x80\x02}.")[:-2] + struct.pack("<H", 3) + b"abc", "names another directory"),
+        pytest.param(hostile.torch_zip(BYTEARRAY), "raw bytes beside its tensors", id="raw bytes"),
+        pytest.param(hostile.torch_zip(LONG), "more than 8 MiB beside its tensors", id="a long string"),
+        pytest.param(LEGACY + BYTEARRAY + b"\x80\x02].", "raw bytes beside its tensors", id="raw bytes, legacy"),
+        pytest.param(LEGACY + LONG, "more than 8 MiB beside its tensors", id="a long string, legacy"),
+        pytest.param(BYTEARRAY, "a pickle that torch.save did not write, which could run code", id="raw bytes, bare"),
+        pytest.param(hostile.two_directories(2**20), "names another directory", id="two directories"),
+        pytest.param(
+            hostile.torch_zip(b"\x80\x02}.")[:-2] + struct.pack("<H", 3) + b"abc",
+            "names another directory",
+            id="a comment",
+        ),
     ],
 )
 def test_what_could_take_any_amount_of_memory_is_refused(tmp_path, content, reason):

@@ -59,6 +59,8 @@ def operators_in(graph):
 @pytest.fixture(autouse=True)
 def _hopper(monkeypatch):
     if not torch.cuda.is_available():
+        if torch.__version__.startswith("2.8."):
+            pytest.skip("torch 2.8 asks the CUDA driver also where tensors are fake")
         hopper.pretend(monkeypatch)
 
 

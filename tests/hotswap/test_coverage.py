@@ -37,7 +37,7 @@ SAMPLE = {
     "smp:unet/resnet18": "fx",
     "smp:linknet/resnet18": "fx",
     "smp:deeplabv3plus/resnet18": "fx",  # looks whether the size of its input suits it
-    "smp:segformer/mit_b0": "fx",
+    "smp:segformer/mit_b0": "hooks" if torch.__version__.startswith("2.8.") else "fx",  # torch.empty, of traced sizes
     "transformers:ResNetModel": "hooks",  # output classes, keyword arguments
     "transformers:MobileNetV2Model": "hooks",
     "transformers:SegformerForSemanticSegmentation": "hooks",  # tokens between its convolutions

@@ -162,7 +162,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
         )
     found.sort(key=lambda conv: order.get(conv.path, len(order) + len(calls)))
     if state.plan is not None:
-        notes.append(f"{len(swap_of) + len(state.plan.resizes)} are swapped; hotswap.status tells more")
+        notes.append(f"{len(state.plan.entries)} are swapped; hotswap.status tells more")
         if state.plan.drift is not None:
             notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
     notes += [f"warning: {text}" for text in state.warnings]

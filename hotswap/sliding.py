@@ -64,7 +64,7 @@ class Sliding(NamedTuple):
     output_padding: Pair = (0, 0)  # of a transposed convolution
     ceil_mode: bool = False  # of a pool
 
-    def window(self) -> Window:  # no property: torch.compile before 2.9 does not follow those of named tuples
+    def window(self) -> Window:  # no property: torch 2.8 compiles none of a named tuple
         """The window of the layer's own operator."""
         return Window(self.kernel_size, self.stride, self.padding, self.dilation)
 

@@ -77,7 +77,7 @@ def _under(names: Iterable[str], places: Collection[str]) -> set[str]:
 def _until_guide(model: nn.Module, example: Inputs) -> list[str]:
     """Modules without modules inside that have been called when the last guide is there."""
     plan = _plan(model)
-    guides = {source for swap in (*plan.swaps, *plan.resizes) for source in swap.guide}
+    guides = {source for entry in plan.entries for source in entry.guide}
     plain = plain_copy(model)
     leaves = {path for path, module in plain.named_modules() if path and not any(module.children())}
     called = [call.path for call in observe(plain, example).calls]

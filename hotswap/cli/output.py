@@ -6,11 +6,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from hotswap.errors import HotswapError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Item = TypeVar("Item")
 _QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
@@ -92,11 +95,10 @@ def _print(text: str) -> None:
 
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """The same items, with a progress bar on stderr where that is a terminal."""
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
-    if is_quiet() or not console.is_terminal:  # rich before 14.3 writes an empty line for a bar that is disabled
+    console = _watched()
+    if console is None:  # asked first, as rich before 14.3 writes an empty line for a bar that is disabled
         yield from items
         return
     yield from track(items, what, total=total, console=console, transient=True)
@@ -105,11 +107,17 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """Around work of unknown length: show on stderr that it goes on, where that is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if is_quiet() or not console.is_terminal:
+    console = _watched()
+    if console is None:
         yield
         return
     with console.status(what):
         yield
+
+
+def _watched() -> "Console | None":
+    """stderr, where it is a terminal and may be written to."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return None if is_quiet() or not console.is_terminal else console

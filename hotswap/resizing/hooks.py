@@ -189,7 +189,7 @@ class _Calls:
         """The call that is being made, after those that were."""
         if torch.compiler.is_compiling():  # which cannot look at lines: counted, as evaluation makes them
             made.append(("", 0))
-            for handed in self.by_line.values():
+            for handed in self.by_line.values():  # no next(): torch 2.8 does not compile it over a generator
                 if handed.resize.call == len(made) - 1:
                     return handed
             return None

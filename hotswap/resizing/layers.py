@@ -125,6 +125,7 @@ class GuidedResize(GuidedLayer[Resize]):
         factor = None if options.recompute_scale_factor else options.scale_factor
         if factor is None:
             return None, bool(options.align_corners)
+        # No union type, which torch 2.8 does not compile.
         both = (factor, factor) if isinstance(factor, (int, float)) else tuple(factor)
         return (float(both[0]), float(both[1])), bool(options.align_corners)
 

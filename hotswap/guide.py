@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.proxy import Proxy
 
@@ -13,6 +12,7 @@ from hotswap.errors import HotswapError
 from hotswap.sliding import Sliding
 from pac_ops import library
 from pac_ops.adapting import centres
+from pac_ops.area import area_average2d, has_size
 from pac_ops.geometry import Window
 
 RESIZE_MODES = ("bilinear", "area", "nearest")
@@ -143,12 +143,15 @@ def guide_copy(guide_name: str, guide: Any) -> Tensor:
 
 
 def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
-    """Resize [B, G, h, w] to exactly `height` x `width`; the same tensor where it has that size."""
-    if x.shape[2] == height and x.shape[3] == width:
+    """Resize [B, G, h, w] to exactly `height` x `width`; the same tensor where it has that size.
+
+    An area average of half-precision values is float32.
+    """
+    if has_size(x, (height, width)):
         return x
-    # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
     if how == "area":
-        return F.adaptive_avg_pool2d(x, (height, width))
+        return area_average2d(x, (height, width))
+    # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
     if how == "bilinear":
         resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(x, (height, width), False, None)
     else:

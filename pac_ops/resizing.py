@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pac_ops import library
+from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlarging import FOOTPRINTS, Enlargement
@@ -65,7 +65,7 @@ def pacresize2d(
         )
     check_devices(input.device, {"guide": guide})
     if coarse_guide is None:
-        coarse_guide = F.adaptive_avg_pool2d(guide, coarse)
+        coarse_guide = area_average2d(guide, coarse)
     elif isinstance(coarse_guide, Tensor) and coarse_guide.dim() == 4 and coarse_guide.shape[2:] != input.shape[2:]:
         raise ValueError(
             f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
@@ -87,7 +87,7 @@ def resize_distance2d(
 
     Args:
         guide: f, [B, G, H, W], any floating dtype, any G.
-        coarse_guide: g, [B, G, h, w], no larger, of the guide's dtype.
+        coarse_guide: g, [B, G, h, w], no larger, of the guide's dtype or, for a half-precision guide, float32.
         scale_factor: as in `F.interpolate`, where it says where the coarse pixels lie; else None.
         align_corners: as in `F.interpolate`.
         footprint: n, the neighbours along each axis: 2 or 4.
@@ -102,8 +102,9 @@ def resize_distance2d(
     check_image("guide", guide)
     check_image("coarse_guide", coarse_guide)
     check_devices(guide.device, {"coarse_guide": coarse_guide}, "guide")
-    if coarse_guide.dtype != guide.dtype:
-        raise TypeError(f"coarse_guide must have the guide's dtype {guide.dtype}, got {coarse_guide.dtype}")
+    if coarse_guide.dtype not in (allowed := {guide.dtype: None, accumulate_dtype(guide.dtype): None}):
+        dtypes = " or ".join(map(str, allowed))
+        raise TypeError(f"coarse_guide must have the guide's dtype, {dtypes}, got {coarse_guide.dtype}")
     if coarse_guide.shape[:2] != guide.shape[:2]:
         raise ValueError(
             f"coarse_guide must have the guide's batch and channels {list(guide.shape[:2])}, "

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pac_ops import area
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlarging import Enlargement
 from pac_ops.geometry import Window, pad, spread, taps
@@ -25,6 +26,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     Results agree with the operators' up to rounding. There are no gradients: it is for inference.
     """
     names = (
+        "area_average2d",
         "squared_distance2d",
         "gaussian_kernel2d",
         "centred_distance2d",
@@ -34,7 +36,19 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
         "resize_distance2d",
         "pacresize2d",
     )
-    return {getattr(torch.ops.pac_ops, name).default: globals()[f"_{name}"] for name in names}
+    table = {getattr(torch.ops.pac_ops, name).default: globals()[f"_{name}"] for name in names}
+    # Networks' own: exporters take the example's sizes for granted in it.
+    return table | {torch.ops.aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d}
+
+
+def _area_average2d(image: Tensor, size: Ints, fit: bool) -> Tensor:
+    wide = image.to(accumulate_dtype(image.dtype))
+    down, across = area.matrices(image.shape[2], image.shape[3], (size[0], size[1]), fit, wide)
+    return ((wide @ across.T).transpose(2, 3) @ down.T).transpose(2, 3)
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
+    return _area_average2d(input, output_size, False).to(input.dtype)
 
 
 def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:

@@ -14,6 +14,7 @@ from hotswap.errors import HotswapError
 from hotswap.guided import GuidedLayer
 from hotswap.layers import plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
+from pac_ops.area import area_average2d, fitted2d
 from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
 
@@ -71,7 +72,7 @@ class GuidedResize(GuidedLayer[Resize]):
         if guide is None:
             return None
         coarse, (factors, align_corners) = (input.shape[2], input.shape[3]), self._places(input, further)
-        averaged = F.adaptive_avg_pool2d(guide, coarse)
+        averaged = area_average2d(guide, coarse)
         distance = pac_ops.resize_distance2d(guide, averaged, factors, align_corners, self._swap.footprint)
         weights = pac_ops.resize_kernel2d(distance[:1], coarse, factors, align_corners, scale=0.0)
         return distance, weights[0, 0] > 0
@@ -107,7 +108,7 @@ class GuidedResize(GuidedLayer[Resize]):
                     f"guide {source!r} must have the batch size {input.shape[0]} of target {name!r}, got "
                     f"{guide.shape[0]}; take a guide from the same branch"
                 )
-            found.append(_at_size(guide, fine))
+            found.append(fitted2d(guide, fine))
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     # What the subclasses differ in.
@@ -261,14 +262,6 @@ def is_bilinear(conv: nn.ConvTranspose2d) -> bool:
 
 
 _TRANSPOSED_FORWARD: Any = nn.ConvTranspose2d.forward
-
-
-def _at_size(guide: Tensor, fine: Pair) -> Tensor:
-    if guide.shape[2:] == fine:
-        return guide
-    if guide.shape[2] < fine[0] or guide.shape[3] < fine[1]:  # by some pixels: odd sizes, rounded up by a stride
-        return F.interpolate(guide, size=fine, mode="bilinear", align_corners=False)
-    return F.adaptive_avg_pool2d(guide, fine)
 
 
 def _describe(x: Any) -> str:

@@ -193,7 +193,7 @@ def pacresize2d_backward(
 
 def _from_coarse(coarse: Tensor, kernel: Tensor, where: Enlargement, fine: Tensor | None) -> Tensor:
     """The kernel of that name; with `fine`, the pull on it."""
-    out = coarse.new_empty(*coarse.shape[:2], *kernel.shape[4:])
+    out = (coarse if fine is None else fine).new_empty(*coarse.shape[:2], *kernel.shape[4:])
     coarse, kernel = coarse.contiguous(), kernel.contiguous()
     fine = None if fine is None else fine.contiguous()
     rows, columns = where.neighbours((coarse.shape[2], coarse.shape[3]), (out.shape[2], out.shape[3]), out.device)

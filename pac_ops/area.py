@@ -1,0 +1,131 @@
+"""The area average of an image, at any size: what brings a guide to the size of what it guides.
+
+Under `torch.export` it is one operator, which `pac_ops.standard` writes in operations that leave sizes open:
+exporters take the example's sizes for granted in `torch.nn.functional.adaptive_avg_pool2d`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.geometry import Pair
+
+
+def area_average2d(image: Tensor, size: Pair) -> Tensor:
+    """The image at another size, each pixel the mean of the area that it covers: `F.interpolate(mode="area")`.
+
+    Args:
+        image: [B, C, H, W], any floating dtype.
+        size: (h, w).
+
+    Returns:
+        [B, C, h, w], float32 (float64 for a float64 image): a mean of half-precision values is not rounded to one.
+    """
+    if torch.compiler.is_exporting():
+        averaged: Tensor = _operator(image, size, False)
+        return averaged
+    return _averaged(image, size)
+
+
+def fitted2d(image: Tensor, size: Pair) -> Tensor:
+    """`area_average2d`, or where the image is smaller along an axis, by some pixels, bilinear interpolation.
+
+    Args:
+        image: [B, C, H, W], any floating dtype.
+        size: (h, w).
+
+    Returns:
+        [B, C, h, w], as `area_average2d`; the image itself where it has that size.
+    """
+    if has_size(image, size):
+        return image
+    if torch.compiler.is_exporting():
+        fitted: Tensor = _operator(image, size, True)
+        return fitted
+    return _fitted(image, size)
+
+
+def has_size(image: Tensor, size: Pair) -> bool:
+    """Whether an image has this height and width; under `torch.export`, whether it has at every size."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: not for every user
+
+        return all(statically_known_true(n == wanted) for n, wanted in zip(image.shape[2:], size, strict=True))
+    return bool(image.shape[2:] == size)
+
+
+def matrices(height: int, width: int, size: Pair, fit: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What rows, [h, H], and columns, [w, W], of the result are made of; all four sizes may be symbolic."""
+    sides = tuple(zip((height, width), size, strict=True))
+    averages = [_averages(n, wanted, like) for n, wanted in sides]
+    if fit:
+        larger = (_number(height, like) < size[0]) | (_number(width, like) < size[1])
+        tents = [_tents(n, wanted, like) for n, wanted in sides]
+        averages = [torch.where(larger, tent, mean) for tent, mean in zip(tents, averages, strict=True)]
+    return averages[0], averages[1]
+
+
+def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
+    """Row i is 1 over the length of bin i, from floor(i n / wanted) to ceil((i + 1) n / wanted), inside it."""
+    i = torch.arange(wanted, device=like.device)[:, None]
+    first, end = i * n // wanted, ((i + 1) * n + wanted - 1) // wanted
+    p = torch.arange(n, device=like.device)
+    inside = (torch.minimum(p + 1, end) - torch.maximum(p, first)).clamp(0, 1)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)
+
+
+def _tents(n: int, wanted: int, like: Tensor) -> Tensor:
+    """Row i holds the two weights of bilinear interpolation, pixel centres as with align_corners=False."""
+    place = (torch.arange(wanted, device=like.device, dtype=torch.float64) + 0.5) * (n / wanted) - 0.5
+    place = place.clamp(0, n - 1)[:, None]
+    pixels = torch.arange(n, device=like.device, dtype=torch.float64)
+    return (1 - (place - pixels).abs()).clamp_min(0).to(like.dtype)
+
+
+def _number(n: int, like: Tensor) -> Tensor:
+    """A size as a tensor, so that comparing it is an operation of the graph."""
+    return torch.full((), n, dtype=torch.int64, device=like.device)
+
+
+def _averaged(image: Tensor, size: Sequence[int]) -> Tensor:
+    height, width = size
+    return F.adaptive_avg_pool2d(image.to(accumulate_dtype(image.dtype)), (height, width))
+
+
+def _fitted(image: Tensor, size: Sequence[int]) -> Tensor:
+    if image.shape[2] < size[0] or image.shape[3] < size[1]:
+        wide = image.to(accumulate_dtype(image.dtype))
+        # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(wide, tuple(size), False, None)
+        return resized
+    return _averaged(image, size)
+
+
+@torch.library.custom_op("pac_ops::area_average2d", mutates_args=())
+def _operator(image: Tensor, size: Sequence[int], fit: bool) -> Tensor:
+    """`fitted2d` if `fit`, else `area_average2d`."""
+    made = (_fitted if fit else _averaged)(image, size)
+    return made.clone() if made is image else made  # an operator returns no input of its own
+
+
+@_operator.register_fake
+def _(image: Tensor, size: Sequence[int], fit: bool) -> Tensor:
+    return image.new_empty((*image.shape[:2], *size), dtype=accumulate_dtype(image.dtype))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    image, ctx.size, ctx.fit = inputs
+    ctx.shape, ctx.dtype = image.shape, image.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    run = _fitted if ctx.fit else _averaged
+    transposed: Any = torch.func.vjp(lambda x: run(x, ctx.size), grad.new_zeros(ctx.shape))[1]
+    return transposed(grad)[0].to(ctx.dtype), None, None
+
+
+_operator.register_autograd(_backward, setup_context=_setup)

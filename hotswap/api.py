@@ -1,6 +1,5 @@
 """The verbs: plan, apply, convert, revert."""
 
-import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from hotswap import hooks, surgery
 from hotswap.calibrate import calibrate
 from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
+from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
 from hotswap.kernels import CONSERVE_MODES, DEFAULT_KERNEL, parse
@@ -487,7 +487,7 @@ def _check_runs(converted: nn.Module, before: Observation, example_inputs: Input
 
 def _deep_copy(model: Model, shared: dict[int, Any] | None = None) -> Model:
     try:
-        return copy.deepcopy(model, shared)
+        return deep_copy(model, shared)
     except Exception as error:  # whatever a user's module does when copied
         raise HotswapError(
             f"the network cannot be deep-copied ({type(error).__name__}: {error}); pass inplace=True"

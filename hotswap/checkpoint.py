@@ -6,7 +6,6 @@ network's, under its names: learned scales go into the JSON, so that a loader th
 original network's weights.
 """
 
-import copy
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 import hotswap
 from hotswap import hf, hub, pickled, sharded, stated, surgery, zoo
 from hotswap.api import apply
+from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there, read_text
 from hotswap.matching import clipped, listed, matched
@@ -634,7 +634,7 @@ def _without_memory(x: Tensor) -> Tensor:
 
 def _deep_copy(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.Module:
     try:
-        return copy.deepcopy(model, replaced)
+        return deep_copy(model, replaced)
     except Exception as error:  # whatever a user's module does when copied
         raise HotswapError(f"the network cannot be deep-copied ({_one_line(error)})") from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap import surgery
+from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
 from hotswap.observe import Inputs, as_arguments, mode
@@ -77,7 +78,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """
     shared: dict[int, Any] = {id(x): x for x in (*model.parameters(), *model.buffers())}
     try:
-        plain = copy.deepcopy(model, dict(shared))
+        plain = deep_copy(model, shared)
     except Exception as error:  # whatever a user's module does when copied
         reason = str(error).partition("\n")[0]
         raise HotswapError(

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError, one_line
+from hotswap.graph_modules import graphs_of_modes
 from hotswap.receptive import ReceptiveFields
 from hotswap.untouched import random_numbers_kept, untouched, written_back
 
@@ -55,7 +56,8 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     for module in before:
         module.training = training
     try:
-        yield
+        with graphs_of_modes(model):
+            yield
     finally:
         for module, was_training in before.items():
             module.training = was_training

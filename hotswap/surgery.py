@@ -14,11 +14,12 @@ from typing import Any, Protocol, Self
 import torch
 import torch.fx
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
-from hotswap import effects, kernels, layers
+from hotswap import effects, kernels, layers, regraphing
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
+from hotswap.graph_modules import by_mode, is_stale
 from hotswap.guide import guide_copy, image_size, require_input_only, window_distance
 from hotswap.leaves import leaf_modules
 from hotswap.naming import INPUT
@@ -160,9 +161,12 @@ def open_and_trace(
             _check_openable(prefix + path, root.get_submodule(path))
         looked_at = opened
         try:
-            return trace(root, opened, inside, from_input=from_input, given=given)
+            traced = trace(root, opened, inside, from_input=from_input, given=given)
         except UnpackedError as error:
             opened = opened | {error.module}
+        else:
+            _check_one_graph(root_path, traced)
+            return traced
 
 
 @dataclass(frozen=True)
@@ -176,14 +180,23 @@ class Rewritten:
         """Make the module plain again."""
         for name in self.constants:
             del root.__dict__[name]
-        root.__class__ = self.plain_class
+        if isinstance(root, GraphModule):
+            regraphing.undo(root)
+        else:
+            root.__class__ = self.plain_class
 
 
 def rewrite(root: nn.Module, traced: Traced) -> Rewritten:
-    """Make `root` an instance of a subclass of its class that has the traced method, in place."""
+    """Make `root` an instance of a subclass of its class that has the traced method, in place.
+
+    A GraphModule gets the graphs instead.
+    """
     plain = type(root)
     root.__dict__.update(traced.constants)
-    root.__class__ = subclass(plain, **{traced.method: _as_method(root, traced)})
+    if isinstance(root, GraphModule):
+        regraphing.rewrite(root, traced.training, traced.evaluation)
+    else:
+        root.__class__ = subclass(plain, **{traced.method: _as_method(root, traced)})
     return Rewritten(plain, tuple(traced.constants))
 
 
@@ -214,6 +227,7 @@ def install(model: nn.Module, prepared: Prepared) -> None:
             layers.swap_in(target, swap, device)
     root = model.get_submodule(prepared.root_path)
     root.__dict__[_RECORD] = prepared.attach(model, root)
+    regraphing.keep_whole(model)
 
 
 def remove(model: nn.Module) -> None:
@@ -226,12 +240,18 @@ def remove(model: nn.Module) -> None:
 
 
 def detach(model: nn.Module) -> None:
-    """Undo what steers swapped layers, in place; the layers themselves stay swapped."""
+    """Undo what steers swapped layers, in place; the layers themselves stay swapped.
+
+    Raises:
+        HotswapError: where it cannot be undone, as a graph was edited since; nothing has changed then.
+    """
+    regraphing.require_unedited(model)
     for module in model.modules():
         record: Record | None = module.__dict__.pop(_RECORD, None)
         if record is not None:
             record.undo(module)
     resized.detach(model)  # last, as it came first
+    regraphing.release(model)
 
 
 def require_own_input(model: nn.Module) -> None:
@@ -298,6 +318,11 @@ def record_drift(model: nn.Module, drift: float | None) -> None:
 
 
 def _check_calls(path: str, module: nn.Module) -> None:
+    if isinstance(module, GraphModule) and is_stale(module):
+        raise UntraceableError(
+            f"module {path or 'the network'!r} has a graph that was edited since its code was generated, so it runs "
+            "other code; call its recompile() first"
+        )
     if resized.CALLS in module.__dict__:
         raise UntraceableError(f"module {path or 'the network'!r} has enlargements whose guides are caught by hooks")
 
@@ -322,16 +347,27 @@ def _check_openable(path: str, module: nn.Module) -> None:
 
 def _check_root(path: str, module: nn.Module) -> None:
     _check_calls(path, module)
-    if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
+    if isinstance(module, torch.jit.ScriptModule):
         raise UntraceableError(
-            f"module {path or 'the network'!r} is a {type(module).__name__}, whose forward is generated already; "
-            "convert the eager network it was made from"
+            f"module {path or 'the network'!r} is a ScriptModule, whose code cannot be edited; "
+            "convert the eager network"
         )
     if "forward" in module.__dict__:
         raise UntraceableError(
             f"module {path or 'the network'!r} has had its forward replaced on the instance, which a rewritten class "
             "would not change; undo that first"
         )
+
+
+def _check_one_graph(path: str, traced: Traced) -> None:
+    """A GraphModule has no code of its own to choose between the modes of the modules that it opened."""
+    if isinstance(traced.root, GraphModule) and traced.opened:
+        sources = [graph.python_code("self").src for graph in (traced.training, traced.evaluation)]
+        if by_mode(traced.root) or sources[0] != sources[1]:
+            raise UntraceableError(
+                f"module {path or 'the network'!r} is a {type(traced.root).__name__}, and {traced.opened[0]!r} in it "
+                "does different things in training and in evaluation, which one graph cannot"
+            )
 
 
 # --- the edit -------------------------------------------------------------------------------------------

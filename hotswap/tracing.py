@@ -19,11 +19,12 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.proxy import Proxy
 
 from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
+from hotswap.graph_modules import called, graph_of, placeholders, stepped
 from hotswap.guide import guide_copy, require_given, require_value, same
 from hotswap.input_checks import called_as_they_are, own_methods
 from hotswap.leaves import fixed_arguments, leaf_functions
@@ -75,6 +76,18 @@ class PathTracer(torch.fx.Tracer):
         """Everything but the modules on the way down to an edit."""
         return module_qualified_name not in self.opened
 
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: Any = None) -> torch.fx.Graph:
+        """As torch.fx; the inputs of a GraphModule stay arranged as they are."""
+        graph: torch.fx.Graph = super().trace(root, concrete_args)
+        if isinstance(root, GraphModule):
+            graph.set_codegen(graph_of(root)._codegen)
+        return graph
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """As torch.fx; a GraphModule that is opened is gone through node by node."""
+        by_node = called(m, self) if isinstance(m, GraphModule) else None
+        return super().call_module(m, by_node or forward, args, kwargs)
+
     def iter(self, obj: Proxy) -> Iterator[Any]:
         """Refuse, as torch.fx does, but say whose output it is."""
         source = obj.node
@@ -97,8 +110,10 @@ class PathTracer(torch.fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Make the graph's inputs: one a parameter, those with a default fixed at it but for the given ones.
 
-        Those registered as concrete are fixed at that value.
+        Those registered as concrete are fixed at that value. Those of a GraphModule are those of its graph.
         """
+        if isinstance(self.root, GraphModule):
+            return stepped(self.root, self), placeholders(self.root, self)
         fixed = fixed_arguments(self.root) if self.traced_func_name == "forward" else {}
         positional: list[Any] = [self.root]
         keywords: dict[str, Any] = {}
@@ -152,7 +167,7 @@ def trace(
     method = "forward"
     own = [p for module in through for p in module._parameters.values() if p is not None]
     with written_back([*root.buffers(), *own]) as written:
-        if inside is not None:
+        if inside is not None and not isinstance(root, GraphModule):  # whose one method is forward
             with random_numbers_kept(), untouched(root.modules()):  # of a first pass that only looks
                 method = _method_to_rewrite(root, opened, inside, from_input=from_input, given=given)
         with random_numbers_kept():

@@ -7,6 +7,7 @@ from torch import nn
 
 from hotswap.naming import INPUT
 from hotswap.plan import Plan
+from hotswap.regraphing import keep_whole
 from hotswap.resizing.layers import GuidedResize, swap_in
 from hotswap.resizing.plan import Resize
 
@@ -68,6 +69,7 @@ def install(model: nn.Module, prepared: Prepared) -> None:
     root = model.get_submodule(prepared.root_path)
     steering = prepared.attach(model, root)
     root.__dict__[RECORD] = Record(prepared.resizes, prepared.notes, prepared.root_path, steering, prepared.drift)
+    keep_whole(model)
 
 
 def of(module: nn.Module) -> Record | None:

@@ -1,0 +1,67 @@
+"""Deep copies of networks that keep everything, GraphModules included.
+
+What torch makes of a `torch.fx.GraphModule` that is deep-copied is a new one of the same graph: without hooks,
+without attributes that the graph does not name, without what its class was given and, if torchvision made it,
+in training mode. Here it is copied as any other module is.
+"""
+
+import copy
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+Model = TypeVar("Model", bound=nn.Module)
+_GENERATED = "GraphModuleImpl"  # what torch names the class that it makes for each GraphModule
+
+
+def deep_copy(model: Model, replaced: dict[int, Any] | None = None) -> Model:
+    """A deep copy; `replaced` maps ids of what is not to be copied to what stands for it, as a memo of deepcopy does.
+
+    Raises:
+        Exception: whatever a module does when it is copied.
+    """
+    return copy.deepcopy(model, _Memo(model, replaced or {}))
+
+
+class _Memo(dict[Any, Any]):
+    """What `copy.deepcopy` asks for a copy before it makes one."""
+
+    def __init__(self, model: nn.Module, replaced: dict[int, Any]) -> None:
+        super().__init__(replaced)
+        self._uncopied = {id(module): module for module in model.modules() if isinstance(module, GraphModule)}
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        module = self._uncopied.pop(key, None)
+        if module is not None and key not in self:
+            return copied(module, self)
+        return super().get(key, default)
+
+
+def copied(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
+    """A deep copy of a GraphModule with all that it has; a `__deepcopy__`."""
+    made: GraphModule = object.__new__(_class_of_its_own(type(module)))
+    memo[id(module)] = made
+    made.__dict__.update(copy.deepcopy(module.__dict__, memo))
+    for graph in graphs(made).values():
+        graph.owning_module = made
+    return made
+
+
+def graphs(module: GraphModule) -> dict[str, Graph]:
+    """The graphs that a GraphModule holds, by attribute."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Graph)}
+
+
+def _class_of_its_own(kind: Any) -> Any:
+    """Like a class, with what torch makes for each GraphModule made anew: `recompile` writes into that."""
+    if not issubclass(kind, GraphModule) or kind.__qualname__.rpartition(".")[2] != _GENERATED:
+        return kind
+    namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    namespace["__qualname__"] = kind.__qualname__  # not among its vars
+    made: Any = type(kind)(kind.__name__, tuple(_class_of_its_own(base) for base in kind.__bases__), namespace)
+    if "_wrapped_call" in namespace:  # which calls the __call__ of the class above one of these
+        plain = kind._wrapped_call
+        above = next(new for new, old in zip(made.__mro__, kind.__mro__, strict=True) if old is plain.cls)
+        made._wrapped_call = type(plain)(above, plain.cls_call)
+    return made

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import random
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ PLACES = [
     {"scale_factor": 2.5},
     {"scale_factor": 2.5, "recompute_scale_factor": True},
     {"scale_factor": (3.3, 1.9)},
+    {"scale_factor": (1.1, 1.9)},  # the rows stay as many, and are copied
 ]
 PLACES = [place | {"align_corners": align} for place in PLACES for align in (False, True)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -49,6 +51,8 @@ def spelt_out(v, f, place, scale, footprint):
         n, m = v.shape[axis], out.shape[axis]
         if place["align_corners"]:
             return pixel * (n - 1) / (m - 1) if m > 1 else 0.0
+        if n == m:
+            return pixel
         ratio = n / m if factors is None else 1 / factors[axis]
         return min(max((pixel + 0.5) * ratio - 0.5, 0), n - 1)
 
@@ -89,6 +93,66 @@ def test_without_a_difference_in_the_guide_it_is_interpolate(backend, dtype, pla
             out = pacresize2d(v, guide, **place, scale=scale)
             assert out.dtype == dtype
             assert_close(out, expected, dtype, f"scale {scale}")
+
+
+def random_call(chance):
+    """The size of an input and arguments of F.interpolate, those at which an axis may stay as long among them."""
+
+    def length():
+        return chance.choice([1, 2, 3, chance.randint(1, 12), chance.randint(1, 40)])
+
+    def factor(n):
+        ways = (
+            1.0,
+            1 + chance.random() * min(2.5 / n, 1),  # the axis stays as long about as often as not
+            chance.randint(n, 4 * n) / n,  # a ratio of sizes, which the product may miss by its rounding
+            float(chance.randint(2, 9)),
+            100.0 / n,
+            1 + chance.random() * 3,
+        )
+        return max(1.0, chance.choices(ways, [2, 5, 2, 2, 0.5, 4])[0])
+
+    coarse = (length(), length())
+    place = {"align_corners": chance.random() < 0.4}
+    if chance.random() < 0.3:
+        size = tuple(n + chance.choice([0, 1, chance.randint(0, 3 * n)]) for n in coarse)
+        return coarse, place | {"size": max(size) if chance.random() < 0.2 else size}
+    factors = (factor(coarse[0]), factor(coarse[1]))
+    place["scale_factor"] = factors[0] if chance.random() < 0.3 else factors
+    return coarse, place | ({} if chance.random() < 0.5 else {"recompute_scale_factor": chance.random() < 0.6})
+
+
+def check_random_calls(number, seed):
+    """Hold random calls at scale 0 against F.interpolate; the worst error of each dtype."""
+    chance, worst = random.Random(seed), {torch.float64: 0.0, torch.float32: 0.0}
+    backends = [pair.values for pair in pairs([*worst]) if not pair.marks]
+    for count in range(number):
+        coarse, place = random_call(chance)
+        backend, dtype = backends[count % len(backends)]
+        v = make(chance.randint(1, 2), chance.randint(1, 3), *coarse, dtype=dtype, seed=count)
+        if chance.random() < 0.3:
+            v = v.contiguous(memory_format=torch.channels_last)
+        expected = F.interpolate(v, mode="bilinear", **place)
+        f = make(v.shape[0], 1, *expected.shape[2:], dtype=dtype, seed=count + 1)
+        with pac_ops.use_backend(backend):
+            out = pacresize2d(v, f, scale=0.0, **place)
+        assert out.shape == expected.shape, (coarse, place)
+        error = (out - expected).abs().max().item()
+        # PyTorch reckons places in the map's dtype: off by an ulp or two of the size, where two pixels differ by up
+        # to twice the largest.
+        bound = 8 * torch.finfo(dtype).eps * max(coarse) * v.abs().max().item()
+        assert error <= bound, (coarse, place, backend, dtype, error)
+        worst[dtype] = max(worst[dtype], error)
+    return worst
+
+
+def test_random_calls_without_a_difference_in_the_guide_are_interpolate():
+    check_random_calls(2_000, seed=20)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_random_calls():
+    print(check_random_calls(20_000, seed=5))
 
 
 def gradients(v, f, g, s, grad, place, footprint):

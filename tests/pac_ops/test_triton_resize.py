@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from interpreted import DEVICE, INTERPRETED
 from oracle import assert_close
 
+import pac_ops
 from pac_ops import reference
 from pac_ops.enlarging import Enlargement
 
@@ -68,3 +70,15 @@ def test_outputs_and_gradients(call, dtype):
         )
         for a, e in zip(actual, expected, strict=True):
             assert_close(a.cpu(), e, a.dtype, name, floor=1e-3)
+
+
+@on_device
+@pytest.mark.parametrize("factors", [(1.1, 1.9), (1.1, 1.05)])
+def test_an_axis_that_stays_as_long_is_as_in_interpolate_on_that_device(factors):
+    """On a GPU PyTorch copies only where both axes stay as long."""
+    v = torch.randn(1, 2, 5, 7).to(DEVICE)
+    expected = F.interpolate(v, scale_factor=factors, mode="bilinear")
+    f = torch.randn(1, 1, *expected.shape[2:]).to(DEVICE)
+    with pac_ops.use_backend("triton"):
+        actual = pac_ops.pacresize2d(v, f, scale_factor=factors, scale=0.0)
+    assert_close(actual.cpu(), expected.cpu().double(), torch.float32, str(factors))

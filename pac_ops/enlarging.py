@@ -56,7 +56,7 @@ class Enlargement(NamedTuple):
 
 
 def _stays(axis: int, coarse: Pair, fine: Pair, device: torch.device) -> int:
-    """1 where an axis is copied because it stays as long, else 0; arithmetic, for sizes that an exporter leaves open."""
+    """1 where an axis is copied because it stays as long, else 0; arithmetic, as an exporter leaves sizes open."""
     stays = [1 - torch.sym_min(fine[k] - coarse[k], 1) for k in (0, 1)]
     copied: int = stays[axis] if device.type == "cpu" else stays[0] * stays[1]
     return copied

@@ -124,7 +124,8 @@ def random_call(chance):
 
 def check_random_calls(number, seed):
     """Hold random calls at scale 0 against F.interpolate; the worst error of each dtype."""
-    chance, worst = random.Random(seed), {torch.float64: 0.0, torch.float32: 0.0}
+    chance = random.Random(seed)  # noqa: S311
+    worst = {torch.float64: 0.0, torch.float32: 0.0}
     backends = [pair.values for pair in pairs([*worst]) if not pair.marks]
     for count in range(number):
         coarse, place = random_call(chance)

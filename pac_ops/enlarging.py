@@ -1,7 +1,7 @@
 """Which coarse pixels each fine pixel of a bilinear enlargement is made of, and their weights."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,6 @@ class Enlargement(NamedTuple):
 
 def _stays(axis: int, coarse: Pair, fine: Pair, device: torch.device) -> int:
     """1 where an axis is copied because it stays as long, else 0; arithmetic, as an exporter leaves sizes open."""
-    stays = [1 - torch.sym_min(fine[k] - coarse[k], 1) for k in (0, 1)]
+    stays: list[Any] = [1 - torch.sym_min(fine[k] - coarse[k], 1) for k in (0, 1)]
     copied: int = stays[axis] if device.type == "cpu" else stays[0] * stays[1]
     return copied

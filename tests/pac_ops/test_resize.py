@@ -152,6 +152,7 @@ def test_random_calls_without_a_difference_in_the_guide_are_interpolate():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twenty_thousand_random_calls():
     print(check_random_calls(20_000, seed=5))
 

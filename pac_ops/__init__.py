@@ -19,7 +19,7 @@ from pac_ops.functional import (
     squared_distance2d,
 )
 from pac_ops.layers import PacConv2d, PacConvTranspose2d, PacPool2d
-from pac_ops.resizing import PacResize2d, pacresize2d, resize_distance2d, resize_kernel2d
+from pac_ops.resizing import PacResize2d, pacresize2d, pacresize2d_labels, resize_distance2d, resize_kernel2d
 
 __all__ = [
     "PacCRF",
@@ -42,6 +42,7 @@ __all__ = [
     "packernel2d",
     "pacpool2d",
     "pacresize2d",
+    "pacresize2d_labels",
     "refine",
     "resize_distance2d",
     "resize_kernel2d",

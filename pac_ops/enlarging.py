@@ -24,16 +24,24 @@ class Enlargement(NamedTuple):
     scale_factor: Sequence[float] | None  # vertical, horizontal; None where the sizes alone say it
     align_corners: bool
     footprint: int
+    band: Sequence[int] | None = None  # the fine rows at hand: the first, the one after the last, of how many
 
     def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """The rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours, one repeated where there are fewer."""
-        rows, columns = (self._axis(axis, coarse, fine, device)[0] for axis in (0, 1))
+        (rows, _), (columns, _) = self._both(coarse, fine, device)
         return rows, columns
 
     def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """Their weights down, [Ho, n], and across, [Wo, n]: 0 for those that do not count; not normalised."""
-        down, across = (self._axis(axis, coarse, fine, device)[1] for axis in (0, 1))
+        (_, down), (_, across) = self._both(coarse, fine, device)
         return down, across
+
+    def _both(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        if self.band is None:
+            return [self._axis(axis, coarse, fine, device) for axis in (0, 1)]
+        first, last, height = self.band
+        (near, weight), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
+        return [(near[first:last], weight[first:last]), across]
 
     def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64

@@ -1,20 +1,22 @@
 """Guided enlargement as functions and as a layer, with their argument checks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pac_ops import library
+from pac_ops import backends, library
 from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
+from pac_ops.binary import labels_of
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlarging import FOOTPRINTS, Enlargement
 from pac_ops.geometry import Pair
 
 Factor = float | Sequence[float]
+TAPS_OF_A_BAND = 2**19  # weights of neighbours that are held at a time, where nothing is recorded: 2 MiB stay near
 
 
 def pacresize2d(
@@ -54,26 +56,71 @@ def pacresize2d(
         TypeError: where an argument is of the wrong type.
         ValueError: where an argument has the wrong shape or value.
     """
-    check_image("input", input)
-    check_image("guide", guide)
-    coarse = (input.shape[2], input.shape[3])
-    fine, factors = _output(coarse, guide, size, scale_factor, recompute_scale_factor)
-    if guide.shape[0] != input.shape[0] or (guide.shape[2], guide.shape[3]) != fine:
-        raise ValueError(
-            f"guide must be [B, G, H, W] with the input's batch and the output's height and width, "
-            f"[{input.shape[0]}, G, {fine[0]}, {fine[1]}], got {list(guide.shape)}"
-        )
-    check_devices(input.device, {"guide": guide})
-    if coarse_guide is None:
-        coarse_guide = area_average2d(guide, coarse)
-    elif isinstance(coarse_guide, Tensor) and coarse_guide.dim() == 4 and coarse_guide.shape[2:] != input.shape[2:]:
-        raise ValueError(
-            f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
-        )
+    coarse_guide, factors = _checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    if library.may_split(input, guide, coarse_guide, scale) and _in_bands(guide, coarse_guide, footprint):
+        out = input.new_empty(*input.shape[:2], *guide.shape[2:])
+        for rows, band in _bands(input, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
+            out[:, :, rows] = band
+        return out
     distance = resize_distance2d(guide, coarse_guide, factors, align_corners, footprint)
-    kernel = resize_kernel2d(distance, coarse, factors, align_corners, scale)
+    kernel = resize_kernel2d(distance, (input.shape[2], input.shape[3]), factors, align_corners, scale)
     result: Tensor = library.pacresize2d(input, kernel, factors, align_corners, footprint)
     return result
+
+
+def pacresize2d_labels(
+    input: Tensor,
+    guide: Tensor,
+    size: IntOrPair | None = None,
+    scale_factor: Factor | None = None,
+    align_corners: bool = False,
+    recompute_scale_factor: bool = False,
+    coarse_guide: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    footprint: int = 2,
+) -> Tensor:
+    """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
+
+    It is `pacresize2d(...).argmax(1)` of the same arguments, called without gradients: the lowest of classes that
+    tie. Scores of a single channel are logits of a class against another: label 1 where the enlarged one is above 0,
+    else 0. Rows are enlarged a few at a time, so memory beyond input, guide and labels does not grow with H;
+    where a call is traced or compiled, all are at once.
+
+    Args:
+        input: class scores, [B, C, h, w].
+        guide: f, [B, G, H, W], and all others: see `pacresize2d`.
+        size: see `pacresize2d`.
+        scale_factor: see `pacresize2d`.
+        align_corners: see `pacresize2d`.
+        recompute_scale_factor: see `pacresize2d`.
+        coarse_guide: see `pacresize2d`.
+        scale: see `pacresize2d`.
+        footprint: see `pacresize2d`.
+
+    Returns:
+        Labels [B, H, W], int64, which take 8 bytes a pixel: `.to(torch.uint8)` holds 256 classes.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value, or where a gradient would be recorded: labels
+            have none.
+    """
+    coarse_guide, factors = _checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    for name, x in {"input": input, "guide": guide, "coarse_guide": coarse_guide, "scale": scale}.items():
+        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient, which labels do not have: call pacresize2d_labels under "
+                "torch.no_grad(), or train on the scores of pacresize2d"
+            )
+    if not input.shape[1]:
+        raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
+    if not (library.may_split(input, guide, coarse_guide, scale) and _in_bands(guide, coarse_guide, footprint)):
+        options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": footprint}
+        return labels_of(pacresize2d(input, guide, scale_factor=factors, coarse_guide=coarse_guide, **options))
+    labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)
+    for rows, band in _bands(input, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
+        labels[:, rows] = labels_of(band)
+    return labels
 
 
 def resize_distance2d(
@@ -99,20 +146,7 @@ def resize_distance2d(
         TypeError: where an argument is of the wrong type.
         ValueError: where an argument has the wrong shape or value.
     """
-    check_image("guide", guide)
-    check_image("coarse_guide", coarse_guide)
-    check_devices(guide.device, {"coarse_guide": coarse_guide}, "guide")
-    if coarse_guide.dtype not in (allowed := {guide.dtype: None, accumulate_dtype(guide.dtype): None}):
-        dtypes = " or ".join(map(str, allowed))
-        raise TypeError(f"coarse_guide must have the guide's dtype, {dtypes}, got {coarse_guide.dtype}")
-    if coarse_guide.shape[:2] != guide.shape[:2]:
-        raise ValueError(
-            f"coarse_guide must have the guide's batch and channels {list(guide.shape[:2])}, "
-            f"got {list(coarse_guide.shape[:2])}"
-        )
-    _check_enlarges((coarse_guide.shape[2], coarse_guide.shape[3]), (guide.shape[2], guide.shape[3]))
-    if footprint not in FOOTPRINTS:
-        raise ValueError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {footprint!r}")
+    _check_guides(guide, coarse_guide, footprint)
     result: Tensor = library.resize_distance2d(guide, coarse_guide, _factors(scale_factor), align_corners, footprint)
     return result
 
@@ -146,10 +180,7 @@ def resize_kernel2d(
     coarse, fine = pair("input_size", input_size, 1), (distance.shape[4], distance.shape[5])
     _check_enlarges(coarse, fine)
     where = Enlargement(_factors(scale_factor), align_corners, distance.shape[2])
-    down, across = (w.log().to(distance.dtype).T for w in where.weights(coarse, fine, distance.device))  # [n, H or W]
-    half = -0.5 * _scale(scale, distance) ** 2
-    logits = distance * half + down[:, None, :, None] + across[:, None, :]
-    return logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
+    return _weights(distance, coarse, where, scale)
 
 
 def enlarged_size(coarse: Pair, size: IntOrPair | None, scale_factor: Factor | None) -> Pair:
@@ -216,6 +247,80 @@ _OPTIONS = ("size", "scale_factor", "align_corners", "recompute_scale_factor", "
 
 
 # --- parts ------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    input: Tensor,
+    guide: Tensor,
+    size: IntOrPair | None,
+    scale_factor: Factor | None,
+    recompute: bool,
+    coarse_guide: Tensor | None,
+) -> tuple[Tensor, tuple[float, float] | None]:
+    """The coarse guide, and the factors where they, rather than the sizes, say where the coarse pixels lie."""
+    check_image("input", input)
+    check_image("guide", guide)
+    coarse = (input.shape[2], input.shape[3])
+    fine, factors = _output(coarse, guide, size, scale_factor, recompute)
+    if guide.shape[0] != input.shape[0] or (guide.shape[2], guide.shape[3]) != fine:
+        raise ValueError(
+            f"guide must be [B, G, H, W] with the input's batch and the output's height and width, "
+            f"[{input.shape[0]}, G, {fine[0]}, {fine[1]}], got {list(guide.shape)}"
+        )
+    check_devices(input.device, {"guide": guide})
+    if coarse_guide is None:
+        coarse_guide = area_average2d(guide, coarse)
+    elif isinstance(coarse_guide, Tensor) and coarse_guide.dim() == 4 and coarse_guide.shape[2:] != input.shape[2:]:
+        raise ValueError(
+            f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
+        )
+    return coarse_guide, factors
+
+
+def _check_guides(guide: Tensor, coarse_guide: Tensor, footprint: int) -> None:
+    check_image("guide", guide)
+    check_image("coarse_guide", coarse_guide)
+    check_devices(guide.device, {"coarse_guide": coarse_guide}, "guide")
+    if coarse_guide.dtype not in (allowed := {guide.dtype: None, accumulate_dtype(guide.dtype): None}):
+        dtypes = " or ".join(map(str, allowed))
+        raise TypeError(f"coarse_guide must have the guide's dtype, {dtypes}, got {coarse_guide.dtype}")
+    if coarse_guide.shape[:2] != guide.shape[:2]:
+        raise ValueError(
+            f"coarse_guide must have the guide's batch and channels {list(guide.shape[:2])}, "
+            f"got {list(coarse_guide.shape[:2])}"
+        )
+    _check_enlarges((coarse_guide.shape[2], coarse_guide.shape[3]), (guide.shape[2], guide.shape[3]))
+    if footprint not in FOOTPRINTS:
+        raise ValueError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {footprint!r}")
+
+
+def _in_bands(guide: Tensor, coarse_guide: Tensor, footprint: int) -> bool:
+    """Whether there are more pixels than one band has."""
+    _check_guides(guide, coarse_guide, footprint)
+    return guide.shape[0] * guide.shape[2] * guide.shape[3] * footprint**2 > TAPS_OF_A_BAND
+
+
+def _bands(
+    input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the enlargement, from the top down, and what they hold, [B, C, rows, W]."""
+    coarse, (b, _, height, width) = (input.shape[2], input.shape[3]), guide.shape
+    high = max(1, TAPS_OF_A_BAND // (b * width * where.footprint**2))
+    for first in range(0, height, high):
+        rows = slice(first, min(first + high, height))
+        here = where._replace(band=(rows.start, rows.stop, height))
+        distance = backends.load(backends.choose(guide)).resize_distance2d(guide[:, :, rows], coarse_guide, here)
+        kernel = _weights(distance, coarse, here, scale)
+        yield rows, backends.load(backends.choose(input)).pacresize2d(input, kernel, here)
+
+
+def _weights(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor) -> Tensor:
+    """See `resize_kernel2d`."""
+    fine = (distance.shape[4], distance.shape[5])
+    down, across = (w.log().to(distance.dtype).T for w in where.weights(coarse, fine, distance.device))  # [n, H or W]
+    half = -0.5 * _scale(scale, distance) ** 2
+    logits = distance * half + down[:, None, :, None] + across[:, None, :]
+    return logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
 
 
 def _output(

@@ -29,6 +29,8 @@ class Seen(Protocol):
 def running(network: Network, report: Seen) -> tuple[nn.Module, Inputs]:
     """A network in evaluation mode, and what it is fed at the first of its sizes at which it runs.
 
+    Every other plain convolution is in training mode, which makes no difference to it but must be kept.
+
     Raises:
         PlainError: it cannot be built, or runs at none of its sizes.
     """
@@ -37,6 +39,8 @@ def running(network: Network, report: Seen) -> tuple[nn.Module, Inputs]:
         model = network.build().eval()
     except Exception as error:  # whatever a constructor raises
         raise PlainError(f"cannot be built: {one_line(error)}") from error
+    for convolution in [module for module in model.modules() if type(module) is nn.Conv2d][::2]:
+        convolution.training = True
     report.parameters = sum(p.numel() for p in model.parameters())
     awaken(model)
     reasons = []

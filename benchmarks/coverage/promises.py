@@ -5,6 +5,7 @@ from torch import nn
 import hotswap
 from benchmarks.coverage.networks import Inputs
 from benchmarks.coverage.outputs import run, same
+from benchmarks.coverage.state import State
 
 ROUNDING = 1e-5  # relative, float32: what a deep network makes of another order of summation ...
 ROUNDING_64 = 1e-9  # ... and, where it makes more of it, float64
@@ -26,13 +27,17 @@ class Plain:
         self.inputs = inputs
         self.output = run(model, inputs)
         self._keys, self._kind = list(model.state_dict()), type(model)
+        self._model, self._state = model, State(model)
 
     def check_kept(self, swapped: nn.Module) -> None:
-        """Converted, it has the same keys and class.
+        """Converted, it has the same keys, class, modes, parameters, buffers and hooks, and so has what it was made from.
 
         Raises:
             BrokenPromise: it has others.
         """
+        for network in {id(x): x for x in (self._model, swapped)}.values():
+            if changed := self._state.differences(network, copied=network is not self._model):
+                raise BrokenPromise(f"convert changed {len(changed)} things of the network: {changed[0]}")
         if list(swapped.state_dict()) != self._keys:
             raise BrokenPromise("state_dict has other keys")
         if not isinstance(swapped, self._kind) or type(swapped).__name__ != self._kind.__name__:

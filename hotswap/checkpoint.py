@@ -30,6 +30,7 @@ from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there, read_text
 from hotswap.matching import clipped, listed, matched
+from hotswap.observe import Inputs
 from hotswap.plan import Plan
 from hotswap.stated import Stated
 
@@ -249,7 +250,7 @@ def write(
         raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error.__context__ or error)}") from error
 
 
-def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
+def load(path: PathLike, model: nn.Module | None = None, *, example_inputs: Inputs | None = None) -> nn.Module:
     """The network of a file, swapped as it was when saved, with its weights; in training mode, as built.
 
     Args:
@@ -257,20 +258,25 @@ def load(path: PathLike, model: nn.Module | None = None) -> nn.Module:
             `hf-hub:owner/name[@revision]`: which commit it is of is logged.
         model: the plain network, where the file names none, or one of the user's own. It is not changed: the result
             is a copy, in the mode it is in.
+        example_inputs: see `plan`; needed where the network takes no image of 224 x 224 and states no other size.
 
     Raises:
         HotswapError: where the file cannot be read (see `read`), names no architecture that it may name and no
             `model` is given, or does not fit the network.
     """
     checkpoint = read(path)
-    loaded, notes = load_checkpoint(checkpoint, model)
+    loaded, notes = load_checkpoint(checkpoint, model, example_inputs=example_inputs)
     for note in (*checkpoint.notes, *notes):
         _log.info("%s: %s", path, note)
     return loaded
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, model: nn.Module | None = None, *, inplace: bool = False
+    checkpoint: Checkpoint,
+    model: nn.Module | None = None,
+    *,
+    inplace: bool = False,
+    example_inputs: Inputs | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """`load`, of a file that was read already, with the notes of `load_weights`.
 
@@ -300,7 +306,7 @@ def load_checkpoint(
     if metadata is not None and (model is None or stated.of(model) == Stated()):
         stated.put(loaded, metadata.images)
     if metadata is not None and metadata.plan is not None:
-        apply(loaded, metadata.plan, inplace=True)
+        apply(loaded, metadata.plan, example_inputs=example_inputs, inplace=True)
     return loaded, load_weights(loaded, checkpoint, mapped=inplace)
 
 

@@ -30,7 +30,7 @@ class Plain:
         self._model, self._state = model, State(model)
 
     def check_kept(self, swapped: nn.Module) -> None:
-        """Converted, it has the same keys, class, modes, parameters, buffers and hooks, and so has what it was made from.
+        """Converted, it has the same keys, class, modes, parameters, buffers and hooks, and its original has too.
 
         Raises:
             BrokenPromise: it has others.

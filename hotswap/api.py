@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
 from hotswap.kernels import CONSERVE_MODES, DEFAULT_KERNEL, parse
 from hotswap.layers import shape_of
-from hotswap.measure import plain_copy
+from hotswap.measure import as_batches, plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, observe
 from hotswap.plan import FX, HOOKS, Plan, Swap
@@ -23,6 +24,7 @@ from hotswap.resizing import record as resized
 from hotswap.resizing import surgery as resizing
 from hotswap.resizing.choose import split
 from hotswap.resizing.plan import Resize
+from hotswap.selfcheck import DiffersError, SelfCheck
 from hotswap.tracing import UntraceableError
 from pac_ops.enlarging import FOOTPRINTS
 
@@ -47,6 +49,7 @@ def plan(
     resize: str = "bilinear",
     footprint: int = 2,
     after_activation: bool = True,
+    check: bool = True,
 ) -> Plan:
     """What `convert` with the same arguments would do: resolved, checked to the end, and nothing changed.
 
@@ -77,6 +80,9 @@ def plan(
         footprint: how many coarse pixels a guided enlargement weighs along each axis: 2, those of the original, or 4.
         after_activation: take the guide after the activation that follows its module through norms and
             residual sums, as the paper does; False takes the module's own output.
+        check: run a swapped copy beside the network before anything else, both on numbers, and see that with its
+            guide scales at 0 it gives what the network gives: up to four forward passes. Where it does not, hooks are
+            tried, or it is refused.
 
     Raises:
         HotswapError: where anything of it cannot be done, with the reason and the closest choice that works.
@@ -90,13 +96,23 @@ def plan(
         "after_activation": after_activation,
     }
     _check_values(swapping | {"footprint": footprint})
-    made = _planned(model, targets, guide, guide_scale, method, example_inputs, swapping, footprint).plan
+    known = _Inputs(example_inputs)
+    made = _planned(model, targets, guide, guide_scale, method, known, swapping, footprint, check).plan
     _require_kernel_used(model, made, kernel)
     return made
 
 
-def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False) -> Model:
+def apply(
+    model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inplace: bool = False, check: bool = True
+) -> Model:
     """Carry out a plan, made by `plan` for this architecture here or on another machine.
+
+    Args:
+        model: the network.
+        plan: what to swap.
+        example_inputs: see `plan`.
+        inplace: convert `model` itself instead of a deep copy.
+        check: see `plan`.
 
     Returns:
         A converted deep copy, or `model` itself, converted, where `inplace` is True.
@@ -109,7 +125,8 @@ def apply(model: Model, plan: Plan, *, example_inputs: Inputs | None = None, inp
             "the network is converted already: hotswap.revert it first, or hotswap.convert more targets"
         )
     names = _names(model, example_inputs)
-    return _carried_out(model, _prepared(names, plan, plan.method, example_inputs), inplace)
+    selfcheck = SelfCheck(model, example_inputs) if check else None
+    return _carried_out(model, _prepared(names, plan, plan.method, example_inputs, selfcheck), inplace)
 
 
 def convert(
@@ -129,6 +146,7 @@ def convert(
     footprint: int = 2,
     after_activation: bool = True,
     inplace: bool = False,
+    check: bool = True,
 ) -> Model:
     """Make some convolutions of a network pixel-adaptive (Su et al., CVPR 2019), keeping their trained weights.
 
@@ -154,6 +172,7 @@ def convert(
         footprint: see `plan`.
         after_activation: see `plan`.
         inplace: convert `model` itself instead of a deep copy.
+        check: see `plan`.
 
     Raises:
         HotswapError: where it cannot be done; `model` is then as it was.
@@ -182,16 +201,31 @@ def convert(
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
     _check_values(swapping | {"footprint": footprint})
-    prepared = _planned(model, targets, guide, scale, method, example_inputs, swapping, footprint)
+    known = _Inputs(example_inputs, calibrate_on)
+    prepared = _planned(model, targets, guide, scale, method, known, swapping, footprint, check)
     _require_kernel_used(model, prepared.plan, kernel)
     converted = _carried_out(model, prepared, inplace)
-    if calibrate_on is not None:
+    if known.batches:
         try:
-            calibrate(converted, calibrate_on, deviation=deviation if to_calibrate else None, conserve=conserve)
+            calibrate(converted, known.batches, deviation=deviation if to_calibrate else None, conserve=conserve)
         except BaseException:
             surgery.remove(converted)
             raise
     return converted
+
+
+def check_swapped(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[str, ...]:
+    """Compare a swapped network, at guide scale 0, with its plain self, as `convert` does; nothing in it changes.
+
+    Returns:
+        Notes on what could not be compared.
+
+    Raises:
+        HotswapError: where it gives other numbers than rounding explains.
+    """
+    check = SelfCheck(plain_copy(model), example_inputs)
+    check.compare(_twin(model))
+    return check.notes
 
 
 def revert(model: Model, *, inplace: bool = False) -> Model:
@@ -253,14 +287,16 @@ def _planned(
     guide: Guides,
     guide_scale: Scales,
     method: str,
-    example_inputs: Inputs | None,
+    inputs: "_Inputs",
     swapping: Mapping[str, Any],
     footprint: int,
+    check: bool,
 ) -> "_Prepared":
     if not isinstance(model, nn.Module):
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    example_inputs = inputs.example
     swapped = surgery.current_plan(model)
     if swapped is not None:
         surgery.require_own_input(model)
@@ -323,7 +359,8 @@ def _planned(
         notes += (f"not checked by a run: {names.why_unobserved}",)
     made = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
-    prepared = _prepared(names, made, method, example_inputs, by_fx)
+    selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
+    prepared = _prepared(names, made, method, example_inputs, selfcheck, by_fx)
     return prepared.noted(*prepared.how)
 
 
@@ -334,6 +371,28 @@ def _by_path(model: nn.Module, named: Any) -> Any:
     if isinstance(named, Mapping):
         return {_by_path(model, key): _by_path(model, value) for key, value in named.items()}
     return [_by_path(model, item) for item in named] if isinstance(named, list | tuple) else named
+
+
+class _Inputs:
+    """What there is to run a network on: what was given for that, and real data."""
+
+    def __init__(self, given: Inputs | None, data: Iterable[Inputs] | Tensor | None = None) -> None:
+        self._given, self._data = given, data
+
+    @cached_property
+    def batches(self) -> tuple[tuple[Any, ...], ...]:
+        """Of the data: all of them, as an iterator gives them once."""
+        return () if self._data is None else tuple(as_batches(self._data))
+
+    @property
+    def example(self) -> Inputs | None:
+        """To look at the network with."""
+        return self.batches[0] if self._given is None and self.batches else self._given
+
+    @property
+    def numbers(self) -> Inputs | None:
+        """To compare outputs on: real data first."""
+        return self.batches[0] if self.batches else self._given
 
 
 class _Prepared(NamedTuple):
@@ -365,19 +424,31 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(
-    names: Names, plan: Plan, method: str, example_inputs: Inputs | None, by_fx: Collection[str] = ()
+    names: Names,
+    plan: Plan,
+    method: str,
+    example_inputs: Inputs | None,
+    check: SelfCheck | None,
+    by_fx: Collection[str] = (),
 ) -> _Prepared:
     """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
     if not plan.resizes:
-        return _Prepared(None, _by_method(names, plan, method, example_inputs, by_fx))
-    enlarging, twin = _enlarging(names, plan.resizes, example_inputs)
-    if plan.swaps:
-        guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
-        return _Prepared(enlarging, _by_method(guided, replace(plan, resizes=()), method, example_inputs, by_fx))
-    return _Prepared(replace(enlarging, notes=plan.notes + enlarging.notes, drift=plan.drift), None)
+        prepared = _Prepared(None, _by_method(names, plan, method, example_inputs, check, by_fx))
+    else:
+        enlarging, twin = _enlarging(names, plan.resizes, example_inputs, check)
+        if plan.swaps:
+            guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
+            swapping = _by_method(guided, replace(plan, resizes=()), method, example_inputs, check, by_fx)
+            prepared = _Prepared(enlarging, swapping)
+        else:
+            prepared = _Prepared(replace(enlarging, notes=plan.notes + enlarging.notes, drift=plan.drift), None)
+    notes = () if check is None else check.notes
+    return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
 
 
-def _enlarging(names: Names, resizes: Sequence[Resize], example_inputs: Inputs | None) -> tuple[Enlarging, nn.Module]:
+def _enlarging(
+    names: Names, resizes: Sequence[Resize], example_inputs: Inputs | None, check: SelfCheck | None
+) -> tuple[Enlarging, nn.Module]:
     """Made ready by fx, or else by hooks, as they were before if they were; and a copy that was swapped and run."""
 
     def tried(enlarging: Enlarging) -> tuple[Enlarging, nn.Module]:
@@ -385,38 +456,53 @@ def _enlarging(names: Names, resizes: Sequence[Resize], example_inputs: Inputs |
         resized.install(twin, enlarging)
         if names.observation is not None:
             _check_runs(twin, names.observation, example_inputs)
+            if check is not None:
+                check.compare(twin)
         return enlarging, twin
 
     notes: tuple[str, ...] = ()
     if not any(resize.taps for resize in resizes):
         try:
             return tried(resizing.prepare(names.model, resizes, names.observation))
-        except UntraceableError as error:
+        except (UntraceableError, DiffersError) as error:
             notes = (f"enlargements not by fx: {error}",)
     hooked = resizing_hooks.prepare(names.model, resizes, names.observation, example_inputs)
     return tried(replace(hooked, notes=notes + hooked.notes))
 
 
 def _by_method(
-    names: Names, plan: Plan, method: str, example_inputs: Inputs | None, by_fx: Collection[str]
+    names: Names,
+    plan: Plan,
+    method: str,
+    example_inputs: Inputs | None,
+    check: SelfCheck | None,
+    by_fx: Collection[str],
 ) -> surgery.Prepared:
     if method == HOOKS:
-        return _with_hooks(names, plan, example_inputs, by_fx)
+        return _with_hooks(names, plan, example_inputs, check, by_fx)
     try:
-        return _tried(names, surgery.prepare(names.model, plan, names.observation), example_inputs)
+        return _tried(names, surgery.prepare(names.model, plan, names.observation), example_inputs, check)
+    except DiffersError as error:
+        if method == FX:
+            raise DiffersError(f'rewritten by fx, the network is not itself: {error}; use method="hooks"') from error
+        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs, check, by_fx)
     except HotswapError as error:
         if method == FX:
             raise
-        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs, by_fx)
+        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs, check, by_fx)
 
 
-def _with_hooks(names: Names, plan: Plan, example_inputs: Inputs | None, by_fx: Collection[str]) -> surgery.Prepared:
+def _with_hooks(
+    names: Names, plan: Plan, example_inputs: Inputs | None, check: SelfCheck | None, by_fx: Collection[str]
+) -> surgery.Prepared:
     hooked = replace(plan, method=HOOKS)
     prepared = hooks.prepare(names.model, hooked, names.observation, example_inputs, by_fx)
-    return _tried(names, prepared, example_inputs)
+    return _tried(names, prepared, example_inputs, check)
 
 
-def _tried(names: Names, prepared: surgery.Prepared, example_inputs: Inputs | None) -> surgery.Prepared:
+def _tried(
+    names: Names, prepared: surgery.Prepared, example_inputs: Inputs | None, check: SelfCheck | None
+) -> surgery.Prepared:
     """Carry a plan out on a copy that shares all weights, and run it."""
     if names.observation is None:
         return prepared
@@ -426,6 +512,8 @@ def _tried(names: Names, prepared: surgery.Prepared, example_inputs: Inputs | No
         return prepared.noted("not tried on a copy first: the network cannot be copied")
     surgery.install(twin, prepared)
     _check_runs(twin, names.observation, example_inputs)
+    if check is not None:
+        check.compare(twin)
     return prepared
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import hotswap
 from hotswap import hf, hub, pickled, sharded, stated, surgery, zoo
-from hotswap.api import apply
+from hotswap.api import apply, check_swapped
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there, read_text
@@ -250,7 +250,9 @@ def write(
         raise HotswapError(f"cannot write {str(path)!r}: {_one_line(error.__context__ or error)}") from error
 
 
-def load(path: PathLike, model: nn.Module | None = None, *, example_inputs: Inputs | None = None) -> nn.Module:
+def load(
+    path: PathLike, model: nn.Module | None = None, *, example_inputs: Inputs | None = None, check: bool = True
+) -> nn.Module:
     """The network of a file, swapped as it was when saved, with its weights; in training mode, as built.
 
     Args:
@@ -259,13 +261,14 @@ def load(path: PathLike, model: nn.Module | None = None, *, example_inputs: Inpu
         model: the plain network, where the file names none, or one of the user's own. It is not changed: the result
             is a copy, in the mode it is in.
         example_inputs: see `plan`; needed where the network takes no image of 224 x 224 and states no other size.
+        check: see that with its guide scales at 0 the network gives what the plain one gives, as `convert` does.
 
     Raises:
         HotswapError: where the file cannot be read (see `read`), names no architecture that it may name and no
             `model` is given, or does not fit the network.
     """
     checkpoint = read(path)
-    loaded, notes = load_checkpoint(checkpoint, model, example_inputs=example_inputs)
+    loaded, notes = load_checkpoint(checkpoint, model, example_inputs=example_inputs, check=check)
     for note in (*checkpoint.notes, *notes):
         _log.info("%s: %s", path, note)
     return loaded
@@ -277,6 +280,7 @@ def load_checkpoint(
     *,
     inplace: bool = False,
     example_inputs: Inputs | None = None,
+    check: bool = True,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """`load`, of a file that was read already, with the notes of `load_weights`.
 
@@ -306,8 +310,11 @@ def load_checkpoint(
     if metadata is not None and (model is None or stated.of(model) == Stated()):
         stated.put(loaded, metadata.images)
     if metadata is not None and metadata.plan is not None:
-        apply(loaded, metadata.plan, example_inputs=example_inputs, inplace=True)
-    return loaded, load_weights(loaded, checkpoint, mapped=inplace)
+        apply(loaded, metadata.plan, example_inputs=example_inputs, inplace=True, check=False)
+    notes = load_weights(loaded, checkpoint, mapped=inplace)
+    if check and metadata is not None and metadata.plan is not None:  # only now, with the weights
+        notes += check_swapped(loaded, example_inputs)
+    return loaded, notes
 
 
 def check_destination(path: PathLike, max_shard_size: int | str | None = None) -> None:

@@ -101,6 +101,11 @@ class GuidedLayer(nn.Module, Generic[Entry]):
             with torch.no_grad():
                 self.guide_log_scale.fill_(self._swap.guide_scale).log_()
 
+    def neutralise(self) -> None:
+        """Make K 1 whatever the guide: in a copy that is only run, to be compared with the plain network."""
+        self._parameters["guide_log_scale"] = None
+        self._swap = replace(self._swap, guide_scale=0.0, learn_scale=False, deviation=None)
+
     def shown(self) -> list[str]:
         """What print(model) shows of the guide and its scale."""
         learned = "" if self.guide_log_scale is None else " (learned)"

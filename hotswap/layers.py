@@ -33,6 +33,11 @@ class SwappedLayer(GuidedLayer[Swap]):
         super().reset(**changes)
         self._set_tap_factors()
 
+    def neutralise(self) -> None:
+        """Also conserve nothing, as nothing is lost; see the base class."""
+        super().neutralise()
+        self.reset(conserve=None, tap_means=None)
+
     def adapting_kernel(self, distance: Tensor) -> Tensor:
         """K for these distances, before anything is conserved, in their shape and dtype."""
         if self.guide_log_scale is None:

@@ -37,6 +37,13 @@ class GuidedResize(GuidedLayer[Resize]):
     with all their channels. What is no enlargement, because another image came, stays as it was.
     """
 
+    neutral = False  # whether it is only compared with the plain network
+
+    def neutralise(self) -> None:
+        """Also weigh the neighbours of the original alone, as more of them are another enlargement whatever K is."""
+        super().neutralise()
+        self.neutral = True
+
     def deviation(self, distance: Tensor) -> Tensor:
         """1 - K in float64, also where K itself would round to 1 in float32."""
         return -torch.expm1(distance.double() * (-0.5 * self.guide_scale**2))
@@ -50,6 +57,8 @@ class GuidedResize(GuidedLayer[Resize]):
         guide = self._guide(input, guides, further)
         if guide is None:
             return self._plain(input, *further)
+        if self.neutral and self._swap.footprint != 2:
+            return self._finished(self._plain(input, *further), input)
         scale = self._swap.guide_scale if self.guide_log_scale is None else self.guide_log_scale.exp()
         factors, align_corners = self._places(input, further)
         out = pac_ops.pacresize2d(

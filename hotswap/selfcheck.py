@@ -1,0 +1,237 @@
+"""Whether a swapped network computes, at guide scale 0, what the plain one does.
+
+Every kernel of a swap is 1 there, so all that may differ is rounding. Where the numbers differ by more than rounding
+in the network's own dtype should, wider copies of both networks decide, for that dtype may be coarse, and some
+networks make much of little: a detector that keeps its best boxes, a label map.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hotswap.alike import Distance, distance, values, why_nothing
+from hotswap.copying import deep_copy
+from hotswap.errors import HotswapError, one_line
+from hotswap.guided import GuidedLayer
+from hotswap.observe import Inputs, as_arguments, default_inputs, mode
+from hotswap.untouched import random_numbers_kept, untouched, written_back
+
+# What rounding may do to outputs, in units of the last place of the largest: it is below a tenth of this in networks
+# of a hundred layers.
+_UNITS = 128
+# A float64 copy is held to this instead: parts of it may go on in float32, as norms and position embeddings do.
+_BOUND_OF_FLOAT64 = 1e-5
+_REACTION = 10  # times what a change of the input's last bits does to the outputs may be rounding too
+_WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+_LARGE = 64  # pixels: from there on the second size is smaller than the first
+
+
+class DiffersError(HotswapError):
+    """The swapped network computes something else than the plain one."""
+
+
+class _Run(NamedTuple):
+    arguments: tuple[Any, ...]
+    outputs: dict[str, Any]
+
+
+class SelfCheck:
+    """The plain network's outputs on what inputs there are, computed once, to hold swapped copies of it to.
+
+    Nothing of the network changes: no buffer, cache or mode, nor the generators of random numbers.
+
+    Args:
+        plain: the network, not swapped.
+        inputs: a tensor or a tuple of arguments; None for an image of random numbers.
+    """
+
+    def __init__(self, plain: nn.Module, inputs: Inputs | None) -> None:
+        self.plain, self.inputs = plain, inputs
+        self._runs: list[_Run] | None = None
+        self._why_not: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be compared, for people."""
+        return () if self._why_not is None else (f"not compared with the plain network: {self._why_not}",)
+
+    def compare(self, swapped: nn.Module) -> None:
+        """Run a swapped copy that shares the plain network's weights, after setting its guide scales to 0.
+
+        Raises:
+            DiffersError: where it gives other numbers than rounding explains.
+        """
+        for module in list(swapped.modules()):
+            if isinstance(module, GuidedLayer):
+                module.neutralise()
+        if self._runs is None:
+            self._runs, self._why_not = _runs(self.plain, self.inputs)
+        for run in self._runs:
+            self._why_not = _check(self.plain, swapped, run) or self._why_not
+
+
+def _runs(plain: nn.Module, inputs: Inputs | None) -> tuple[list[_Run], str | None]:
+    """The plain network on its inputs, and at another size if it runs there; or why there is nothing to compare."""
+    if why_not := _why_not_run(plain):
+        return [], why_not
+    try:
+        arguments = _numbers(plain, inputs)
+        first = _Run(arguments, _outputs(plain, arguments))
+    except Exception as error:  # noqa: BLE001 (whatever the user's code raises on such inputs: told in a note)
+        return [], f"it does not run on the inputs at hand ({one_line(error, 160)})"
+    if why_not := why_nothing(first.outputs):
+        return [], why_not
+    other = _at_another_size(arguments)
+    if other is None:
+        return [first], None
+    try:
+        return [first, _Run(other, _outputs(plain, other))], None
+    except Exception:  # noqa: BLE001 (it is made for one size, or for some)
+        return [first], None
+
+
+def _why_not_run(plain: nn.Module) -> str | None:
+    for name, x in (*plain.named_parameters(), *plain.named_buffers()):
+        if isinstance(x, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            return f"{name!r} is not initialised yet"
+        if x.is_meta or isinstance(x, FakeTensor):
+            return f"{name!r} has no values"
+        if hasattr(x, "device_mesh"):
+            return f"{name!r} is spread over several processes"
+    return None
+
+
+def _outputs(model: nn.Module, arguments: Sequence[Any]) -> dict[str, Any]:
+    copies = [x.clone() if isinstance(x, Tensor) else deepcopy(x) for x in arguments]
+    kept = (random_numbers_kept(), written_back(model.buffers()), untouched(model.modules()))
+    with kept[0], kept[1], kept[2], mode(model, training=False), torch.no_grad():
+        return values(model(*copies))
+
+
+def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
+    """Arguments on the network's device; an image without contents, as examples may be, gets random ones."""
+    device = next((x.device for x in plain.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        image = x.dim() == 4 and x.is_floating_point()
+        if x.is_meta or (image and (not x.isfinite().all() or bool((x == x.flatten()[:1]).all()))):
+            noise = torch.rand(x.shape, generator=generator)
+            return noise.to(device, x.dtype)
+        return x.detach().to(device)
+
+    return tuple(filled(x) for x in (default_inputs(plain) if inputs is None else as_arguments(inputs)))
+
+
+def _at_another_size(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The same with images of an odd size, smaller ones where they are not small."""
+    images = [x for x in arguments if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()]
+    if not images or min(images[0].shape[2:]) < 2:
+        return None
+    height, width = images[0].shape[2:]
+    factors = (5 / 8, 3 / 4) if min(height, width) >= _LARGE else (5 / 4, 3 / 2)
+    size = int(height * factors[0]) | 1, int(width * factors[1]) | 1
+
+    def resized(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.shape[2:] != (height, width) or not x.is_floating_point():
+            return x
+        return nn.functional.interpolate(x, size, mode="bilinear")
+
+    return tuple(resized(x) for x in arguments)
+
+
+# --- is it rounding? ------------------------------------------------------------------------------------------
+
+
+def _check(plain: nn.Module, swapped: nn.Module, run: _Run) -> str | None:
+    """Compare one run; why that says nothing, if so.
+
+    Raises:
+        DiffersError: where the outputs differ by more than rounding.
+    """
+    gap = distance(run.outputs, _outputs_of(swapped, run.arguments))
+    own = min(_dtypes(plain), key=lambda dtype: -torch.finfo(dtype).eps, default=torch.float32)
+    if own.itemsize >= torch.float32.itemsize and gap.size <= _bound(own):
+        return None
+    first, dtype = gap, own
+    while dtype in _WIDER:
+        try:
+            wide = _widened(plain, swapped, run.arguments, _WIDER[dtype])
+        except Exception:  # noqa: BLE001 (there are networks that run in no other dtype: then these numbers count)
+            break
+        dtype, run, plain, gap = _WIDER[dtype], wide.run, wide.plain, wide.gap
+        if gap.size <= _bound(dtype):
+            return None
+    rounding = max(_reaction(plain, run, torch.finfo(dtype).eps, seed) for seed in range(2))
+    if gap.size <= max(_bound(dtype), _REACTION * rounding):
+        return f"its outputs change as much by rounding alone ({first.text})"
+    raise DiffersError(f"it does not compute what the plain one does: {first.text}")
+
+
+def _outputs_of(swapped: nn.Module, arguments: Sequence[Any]) -> dict[str, Any]:
+    try:
+        return _outputs(swapped, arguments)
+    except HotswapError:
+        raise
+    except Exception as error:  # whatever the code of the user's network raises
+        sizes = ", ".join(str(list(x.shape)) for x in arguments if isinstance(x, Tensor))
+        raise DiffersError(
+            f"it fails on inputs {sizes}, which the plain one takes ({one_line(error, 160)})"
+        ) from error
+
+
+def _bound(dtype: torch.dtype) -> float:
+    return _BOUND_OF_FLOAT64 if dtype is torch.float64 else _UNITS * torch.finfo(dtype).eps
+
+
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    return {x.dtype for x in model.parameters() if x.dtype in (*_WIDER, torch.float64)}
+
+
+class _Wide(NamedTuple):
+    plain: nn.Module
+    run: _Run
+    gap: Distance
+
+
+def _widened(plain: nn.Module, swapped: nn.Module, arguments: Sequence[Any], dtype: torch.dtype) -> _Wide:
+    """Copies of both networks in a wider dtype, which share their weights, and how far they are from each other."""
+
+    def wide(x: Any) -> Any:
+        return x.detach().to(dtype) if isinstance(x, Tensor) and x.dtype in _WIDER else x
+
+    memo: dict[int, Any] = {}
+    for model in (plain, swapped):
+        for module in model.modules():
+            for held in (module._parameters, module._buffers, vars(module)):
+                for x in held.values():
+                    if isinstance(x, Tensor) and id(x) not in memo and x.dtype in _WIDER:
+                        memo[id(x)] = (
+                            nn.Parameter(wide(x), x.requires_grad) if isinstance(x, nn.Parameter) else wide(x)
+                        )
+    plain, swapped = deep_copy(plain, memo), deep_copy(swapped, memo)
+    arguments = tuple(wide(x) for x in arguments)
+    run = _Run(arguments, _outputs(plain, arguments))
+    return _Wide(plain, run, distance(run.outputs, _outputs(swapped, arguments)))
+
+
+def _reaction(plain: nn.Module, run: _Run, eps: float, seed: int) -> float:
+    """How far the plain network's outputs are from its own on inputs that differ in their last bits."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def changed(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=generator).to(x.device, x.dtype)
+        return x * (1 + 4 * eps * noise)
+
+    try:
+        return distance(run.outputs, _outputs(plain, [changed(x) for x in run.arguments])).size
+    except Exception:  # noqa: BLE001 (no answer: then nothing is explained by rounding)
+        return 0.0

@@ -105,11 +105,11 @@ class Machine:
         """This machine, with its versions."""
         on = torch.device(device)
         facts = {
-            "device": torch.cuda.get_device_name(on) if on.type == "cuda" else _processor(),
+            "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "triton": _version("triton"),
-            "commit": _commit(),
+            "commit": commit(),
             "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         }
         return cls(on, seconds, rounds, facts)
@@ -214,7 +214,8 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -228,7 +229,8 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit at hand, "-dirty" where it is not quite that."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)  # noqa: S603
     return done.stdout.strip() or "unknown"

@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pac_ops import library, mean_field
 from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
+from pac_ops.binary import one_channel
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.features import create_position_feats, create_YXRGB
 from pac_ops.functional import pacconv2d, packernel2d
 from pac_ops.geometry import Pair
 from pac_ops.layers import PacConv2d
+from pac_ops.mean_field import Unary, enlarged_message, inverse_root, pooled, pooled_guide, weighed
 
 COMPAT_TYPES = ("4d", "2d", "potts", "na")
 FINAL_OUTPUTS = ("log_Q", "softmax", "log_softmax")
@@ -78,10 +81,18 @@ class PacCRF(nn.Module):
     `add_pairwise_kernel`, or given as dictionaries of its arguments.
 
     Called as `crf(unary, features)`: unary log-probabilities or logits [B, C, H, W], and one guide [B, G_i, H, W] a
-    kernel -> [B, C, H, W]. K is made once a call, not once a step.
+    kernel -> [B, C, H, W]. K is made once a call; where it is large and nothing is recorded for gradients, it is made
+    in bands of rows once a step, and never held whole.
+
+    A logit of -inf says that a class is impossible there; so does the output. At every pixel a class must be
+    possible: where none is, and where a logit is nan, the result is nan, and its neighbours' with the next step.
+
+    With one channel, unary is a binary logit, of a class against another whose logits are 0: everything is computed
+    for two classes, weights included, and one channel comes back: the difference of their logQ, or of "softmax" and
+    "log_softmax" the second class's.
 
     Args:
-        channels: the number of classes, C.
+        channels: the number of classes, C; 1 for a binary logit.
         num_steps: mean-field steps, at least 1.
         final_output: "log_Q" (not normalised), "softmax" or "log_softmax".
         perturbed_init: add uniform noise of +-0.0005 to the `4d` weights, so that classes are not alike at first.
@@ -110,6 +121,7 @@ class PacCRF(nn.Module):
         _check_numbers(channels=channels, num_steps=num_steps)
         _check_final_output(final_output)
         self.channels, self.num_steps, self.final_output = channels, num_steps, final_output
+        self.classes = max(2, channels)
         self.perturbed_init, self.fixed_weighting = perturbed_init, fixed_weighting
         self.dense_features: DenseFeatures | None = None
         self.specs: list[PairwiseKernel] = []
@@ -150,22 +162,22 @@ class PacCRF(nn.Module):
             kernel_size, dilation, blur, compat_type, spatial_filter, pairwise_weight, symmetric_normalization
         )
         index, window = len(self.specs), make_window(kernel_size, 1, "same", dilation)
-        sizes = (self.channels, self.channels, window.kernel_size, 1, window.padding, window.dilation)
+        sizes = (self.classes, self.classes, window.kernel_size, 1, window.padding, window.dilation)
         messenger: nn.Conv2d
         if compat_type == "na":
             messenger = nn.Conv2d(*sizes, bias=False)
         else:
             messenger = PacConv2d(*sizes, bias=False, shared_filters=spec.shared)
-        weight = _starting_weight(self.channels, window.kernel_size, spec)
+        weight = _starting_weight(self.classes, window.kernel_size, spec)
         if self.perturbed_init and not spec.shared:
             weight += torch.empty_like(weight).uniform_(-0.0005, 0.0005)
         del messenger.weight
         _hold(messenger, "weight", weight, learnable=spec.spatial_filter)
         compat: nn.Module = nn.Identity()
         if compat_type == "2d":
-            compat = nn.Conv2d(self.channels, self.channels, 1, bias=False)
+            compat = nn.Conv2d(self.classes, self.classes, 1, bias=False)
             with torch.no_grad():
-                compat.weight.copy_(1 - torch.eye(self.channels)[:, :, None, None])
+                compat.weight.copy_(1 - torch.eye(self.classes)[:, :, None, None])
         # Potts: 1 - I adds the same to all classes and takes a class's own message away: only a sign is left of it.
         number = self.unary_weight.new_tensor(-pairwise_weight if compat_type == "potts" else pairwise_weight)
         learnable = compat_type == "potts" and not spatial_filter and not self.fixed_weighting
@@ -213,14 +225,14 @@ class PacCRF(nn.Module):
         _check_numbers(kernel_size=kernel_size, blur=blur)
         crf = cls(channels, num_steps, final_output, fixed_weighting=True)
         terms = ((gaussian_sxy, gaussian_compat, 1), (bilateral_sxy, bilateral_compat, blur))
-        for sxy, compat, pooled in terms:
-            dilation = max(1, round(2 * sxy / (pooled * max(1, kernel_size // 2))))
+        for sxy, compat, by in terms:
+            dilation = max(1, round(2 * sxy / (by * max(1, kernel_size // 2))))
             # A tap stands for this many pixels. Normalisation divides it out again, a bare sum has to count them.
-            pixels = 1 if symmetric_normalization else (pooled * dilation) ** 2
+            pixels = 1 if symmetric_normalization else (by * dilation) ** 2
             crf.add_pairwise_kernel(
                 kernel_size,
                 dilation,
-                pooled,
+                by,
                 "potts",
                 spatial_filter=False,
                 pairwise_weight=compat * pixels,
@@ -256,45 +268,47 @@ class PacCRF(nn.Module):
 
     def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Run all steps; see the class."""
-        kernels = self.adapting_kernels(unary, features)
-        scales = self.scales(unary, kernels)
-        log_q = unary
-        for _ in range(self.num_steps):
-            log_q = self.step(unary, log_q, kernels, scales)
-        return _finish(log_q, self.final_output)
+        self._check(unary, features)
+        return _finish(
+            _inferred([self] * self.num_steps, Unary.of(unary), features), self.final_output, self.channels
+        )
 
     def refine(self, logits: Tensor, image: Tensor) -> Tensor:
         """Refine coarse or fine logits [B, C, h, w] along an image [B, 3, H, W]: [B, C, H, W].
 
-        For a CRF from `from_densecrf` or `conv_crf`. Logits smaller than the image are enlarged bilinearly first.
+        For a CRF from `from_densecrf` or `conv_crf`. Logits smaller than the image are enlarged bilinearly first;
+        neighbours at which a class is impossible, -inf, do not count, unless it is impossible at all of them. One
+        channel is a binary logit, as in the class.
 
         Raises:
             TypeError: where an argument is no floating tensor.
-            ValueError: where a shape does not fit, or this CRF has features of its own.
+            ValueError: where a shape does not fit, this CRF has features of its own, the image is not finite, or at a
+                pixel a logit is nan or +inf, or all are -inf. Values are not looked at where a call is traced.
         """
         if self.dense_features is None:
             raise ValueError("this PacCRF was not made by from_densecrf or conv_crf: call crf(unary, features)")
         check_image("logits", logits)
         check_image("image", image)
         check_devices(logits.device, {"image": image}, "logits")
-        if logits.shape[2:] != image.shape[2:]:
-            logits = F.interpolate(logits, size=image.shape[2:], mode="bilinear")
-        refined: Tensor = self(logits, self.dense_features.of(image))
-        return refined
+        if logits.shape[1] != self.channels:
+            raise ValueError(f"logits must have {self.channels} channels, got {logits.shape[1]}")
+        unary = Unary.of(logits, (image.shape[2], image.shape[3]))
+        _check_values(unary.logits, image)
+        features = self.dense_features.of(image)
+        if image.shape[0] != logits.shape[0]:
+            raise ValueError(f"image must have the logits' batch of {logits.shape[0]}, got {image.shape[0]}")
+        return _finish(_inferred([self] * self.num_steps, unary, features), self.final_output, self.channels)
 
     def adapting_kernels(self, unary: Tensor, features: Sequence[Tensor]) -> list[Tensor | None]:
         """K of every pairwise kernel, None for `na`; they serve all steps."""
-        self._check(unary, features)
         kernels: list[Tensor | None] = []
         for spec, feature in zip(self.specs, features, strict=True):
             if spec.compat_type == "na":
                 kernels.append(None)
                 continue
-            window = make_window(spec.kernel_size, 1, "same", spec.dilation)
-            # ceil_mode averages over the pixels there are; those past the border do not count.
-            pooled = F.avg_pool2d(feature, spec.blur, ceil_mode=True) if spec.blur > 1 else feature
+            window, guide = make_window(spec.kernel_size, 1, "same", spec.dilation), pooled_guide(feature, spec.blur)
             kernels.append(
-                packernel2d(pooled, None, window.kernel_size, 1, window.padding, dilation=window.dilation)[0]
+                packernel2d(guide, None, window.kernel_size, 1, window.padding, dilation=window.dilation)[0]
             )
         return kernels
 
@@ -308,9 +322,12 @@ class PacCRF(nn.Module):
             if kernel is None or not spec.symmetric_normalization:
                 scales.append(None)
                 continue
-            inside = _pool(unary.new_ones(1, 1, *unary.shape[2:], dtype=kernel.dtype), spec.blur)
+            inside = pooled(unary.new_ones(1, 1, *unary.shape[2:], dtype=kernel.dtype), spec.blur)
             inside = inside.expand(unary.shape[0], -1, -1, -1)
-            scales.append(_inverse_root_of_sums(kernel, messenger, inside).to(unary.dtype))
+            sliding: Any = (1, messenger.padding, messenger.dilation)
+            weight: Tensor = messenger.weight  # type: ignore[assignment]
+            sums = pacconv2d(inside, kernel, weight.to(kernel.dtype), None, *sliding)
+            scales.append(inverse_root(sums).to(unary.dtype))
         return scales
 
     def step(
@@ -320,9 +337,9 @@ class PacCRF(nn.Module):
         kernels: Sequence[Tensor | None],
         scales: Sequence[Tensor | None],
     ) -> Tensor:
-        """One mean-field step: [B, C, H, W] -> [B, C, H, W]."""
+        """One mean-field step: [B, C, H, W] -> [B, C, H, W], of the two classes of a binary logit."""
         q = F.softmax(log_q, dim=1)
-        result = unary * self.unary_weight
+        result = weighed(unary, self.unary_weight)
         for index, (kernel, scale) in enumerate(zip(kernels, scales, strict=True)):
             weight: Tensor = getattr(self.pairwise_weights, str(index))
             result = result - weight * self._message(index, q, kernel, scale)
@@ -331,16 +348,14 @@ class PacCRF(nn.Module):
     def _message(self, index: int, q: Tensor, kernel: Tensor | None, scale: Tensor | None) -> Tensor:
         spec, messenger, compat = self.specs[index], self.messengers[index], self.compat[index]
         height, width = q.shape[2:]
-        q = _pool(q, spec.blur)
+        q = pooled(q, spec.blur)
         if scale is not None:
             q = q * scale
         message: Tensor = messenger(q) if kernel is None else messenger(q, None, kernel)
         if scale is not None:
             message = message * scale
         message = compat(message)
-        if spec.blur > 1:
-            message = F.interpolate(message, scale_factor=float(spec.blur), mode="bilinear")[:, :, :height, :width]
-        return message
+        return enlarged_message(message, spec.blur, (height, width))
 
     def _check(self, unary: Tensor, features: Sequence[Tensor]) -> None:
         check_image("unary", unary)
@@ -395,11 +410,8 @@ class PacCRFLoose(nn.Module):
     def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Run all steps; see `PacCRF`."""
         steps = self._steps()
-        kernels = steps[0].adapting_kernels(unary, features)
-        log_q = unary
-        for step in steps:
-            log_q = step.step(unary, log_q, kernels, step.scales(unary, kernels))
-        return _finish(log_q, self.final_output)
+        steps[0]._check(unary, features)
+        return _finish(_inferred(steps, Unary.of(unary), features), self.final_output, steps[0].channels)
 
     def _steps(self) -> list[PacCRF]:
         return list(self.steps)  # type: ignore[arg-type] # a ModuleList does not say of what
@@ -437,26 +449,42 @@ def _starting_weight(channels: int, kernel_size: Pair, spec: PairwiseKernel) -> 
     return (1 - torch.eye(channels))[:, :, None, None] * plane
 
 
-def _pool(x: Tensor, blur: int) -> Tensor:
-    """Averages of blur x blur pixels; those past the border are 0 and send nothing."""
-    if blur == 1:
-        return x
-    return F.avg_pool2d(F.pad(x, (0, -x.shape[3] % blur, 0, -x.shape[2] % blur)), blur)
+def _inferred(steps: Sequence[PacCRF], unary: Unary, features: Sequence[Tensor]) -> Tensor:
+    """All steps: -> logQ [B, C, H, W]."""
+    if mean_field.too_large(steps, unary, features):
+        return mean_field.in_bands(steps, unary, features)
+    logits = unary.enlarged()
+    kernels = steps[0].adapting_kernels(logits, features)
+    log_q, last, scales = logits, None, []
+    for step in steps:
+        if step is not last:
+            last, scales = step, step.scales(logits, kernels)
+        log_q = step.step(logits, log_q, kernels, scales)
+    return log_q
 
 
-def _inverse_root_of_sums(kernel: Tensor, messenger: nn.Module, inside: Tensor) -> Tensor:
-    """D^-1/2, with D_i the sum of filter times K over a window, each tap counted as far as it is inside the image."""
-    weight: Tensor = messenger.weight  # type: ignore[assignment]
-    dilation: Pair = messenger.dilation  # type: ignore[assignment]
-    padding: Pair = messenger.padding  # type: ignore[assignment]
-    sums = pacconv2d(inside, kernel, weight.to(kernel.dtype), None, 1, padding, dilation)
-    return torch.where(sums > 0, sums, 1).rsqrt()
+def _check_values(logits: Tensor, image: Tensor) -> None:
+    """Of the logits of two classes or more."""
+    if not library.untraced(logits, image):
+        return
+    if not bool(image.isfinite().all()):
+        raise ValueError("image must be finite, got nan or inf in it")
+    highest = logits.detach().amax(dim=1)
+    if not bool(highest.isfinite().all()):
+        found = (
+            "nan" if bool(highest.isnan().any()) else "+inf" if bool((highest > 0).any()) else "-inf of all classes"
+        )
+        raise ValueError(
+            "logits must be finite, or -inf where a class is impossible; one must be possible at every pixel: got "
+            f"{found}"
+        )
 
 
-def _finish(log_q: Tensor, final_output: str) -> Tensor:
-    if final_output == "softmax":
-        return F.softmax(log_q, dim=1)
-    return F.log_softmax(log_q, dim=1) if final_output == "log_softmax" else log_q
+def _finish(log_q: Tensor, final_output: str, channels: int) -> Tensor:
+    if final_output == "log_Q":
+        return one_channel(log_q) if channels == 1 else log_q
+    normalised = F.softmax(log_q, dim=1) if final_output == "softmax" else F.log_softmax(log_q, dim=1)
+    return normalised[:, 1:] if channels == 1 else normalised
 
 
 def _hold(module: nn.Module, name: str, value: Tensor, *, learnable: bool) -> None:

@@ -81,16 +81,19 @@ def _caller(name: str) -> Callable[..., Any]:
     return call
 
 
+def untraced(*arguments: Any) -> bool:
+    """Whether these tensors are plain ones, whose values are known, and no tracer or transform is on."""
+    if is_compiling() or torch._C._get_tracing_state() is not None or _transforms_active():
+        return False
+    return all(type(x) in _PLAIN_TYPES and not x.is_meta for x in arguments if isinstance(x, Tensor))
+
+
 def may_split(*arguments: Any) -> bool:
     """Whether work on these tensors may be done in parts, by the backend itself: nothing is recorded or traced.
 
     What is made of parts is right for these sizes alone; a trace must hold for others.
     """
-    if is_compiling() or torch._C._get_tracing_state() is not None or _transforms_active():
-        return False
-    if is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return False
-    return all(type(x) in _PLAIN_TYPES for x in arguments if isinstance(x, Tensor))
+    return untraced(*arguments) and not (is_grad_enabled() and torch._C._any_requires_grad(*arguments))
 
 
 def _unwatched(arguments: Sequence[Any]) -> bool:

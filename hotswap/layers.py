@@ -145,7 +145,7 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
             self.ceil_mode,
         )
         # What the plain pool makes of ones is the share of its divisor that lies inside the image.
-        shares = super().forward(torch.ones_like(input[:1, :1], dtype=torch.float32))
+        shares = super().forward(torch.ones_like(input[:1, :1], dtype=accumulate_dtype(input.dtype)))
         taps = self.sliding.valid_taps(input).sum((0, 1))
         averages: Tensor = sums * (shares / taps).to(sums.dtype)
         return averages

@@ -14,6 +14,7 @@ import networks
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hotswap
@@ -73,6 +74,24 @@ def test_a_network_of_the_zoo_needs_no_model(tmp_path, suffix):
     assert hotswap.status(loaded) == hotswap.status(model)
     assert type(loaded).__mro__[-4:] == type(model).__mro__[-4:]
     assert loaded.training
+
+
+class Pooled(nn.Module):
+    """Nothing in it tells what images it takes, and its code has to be run to find what it enlarges."""
+
+    def forward(self, x):
+        y = F.avg_pool2d(x, 2)
+        return F.interpolate(y, size=x.shape[2:], mode="bilinear") if x.shape[2] > 2 else y
+
+
+def test_a_network_with_inputs_of_its_own_loads_on_examples(tmp_path):
+    x = torch.rand(1, 5, 8, 10)
+    model = hotswap.convert(Pooled(), "resize", "input", guide_scale=3.0, example_inputs=x)
+    hotswap.save(model, tmp_path / "m.safetensors")
+    with pytest.raises(HotswapError, match="no 2-D convolution"):
+        hotswap.load(tmp_path / "m.safetensors", Pooled())
+    loaded = hotswap.load(tmp_path / "m.safetensors", Pooled(), example_inputs=x)
+    assert torch.equal(loaded(x), model(x))
 
 
 def test_a_plain_network_can_be_saved_too(tmp_path):

@@ -244,6 +244,10 @@ def test_average_pools(options, method, image):
     assert converted.target.guide_log_scale.grad.abs() > 0
     hotswap.calibrate(converted, [image], deviation=0.2)
     assert type(hotswap.revert(converted).target) is nn.AvgPool2d
+    wide, exact = image.double(), hotswap.convert(net.double(), "target", "guide", guide_scale=0, method=method)
+    torch.testing.assert_close(
+        exact(wide), net(wide), rtol=1e-12, atol=1e-12
+    )  # its divisor is not rounded to float32
 
 
 class Functional(nn.Module):

@@ -1,0 +1,1 @@
+"""Surgery tested as compilers are tested: random small networks, random plans, and laws that must hold for each."""

@@ -1,0 +1,26 @@
+"""What hotswap may refuse, by its words: docs/swapping.md says the same for people."""
+
+import re
+from collections.abc import Mapping
+
+_NAME = r"'[^']*'"
+DOCUMENTED = {
+    "a guide called twice before a target reads it (hooks)": rf"guide {_NAME} is called twice before a target reads it",
+    "a guide called several times, none of which the target comes from": rf"guide {_NAME} is called \d+ times and",
+    "code that torch.fx cannot trace": r"\w+\.\w+ cannot be traced by torch\.fx",
+    "a module with hooks (fx)": rf"module {_NAME} has hooks, which the rewritten forward would not call",
+    "enlargements by hooks, convolutions by fx": rf"module {_NAME} has enlargements whose guides are caught by hooks",
+    "a guide that runs after the target": rf"guide {_NAME} is computed after target",
+    "a guide that the code around it does not call itself (fx)": rf"guide {_NAME} is never called; name one that is",
+    "a guide that is too coarse": rf"guide {_NAME} of \d+ x \d+ is coarser than the output",
+    "a guide of another batch": rf"guide {_NAME} must have the target's batch size",
+}
+
+RUNNING = {  # what a converted network may refuse
+    "a target apart from its guide in the checkpointed part": r"target .* is run again by activation checkpointing",
+}
+
+
+def reason(message: str, documented: Mapping[str, str] = DOCUMENTED) -> str | None:
+    """The documented reason that a refusal gives; None where it is not one of them."""
+    return next((name for name, words in documented.items() if re.search(words, message)), None)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from .laws import Outcome
 from .refusals import reason
 from .run import Found, run
 from .shrink import as_test, shrink

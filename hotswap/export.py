@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from hotswap import exporting
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import PathLike, atomic_write, check_writable
 from hotswap.observe import Inputs, as_arguments, default_inputs, mode
@@ -143,7 +144,7 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
     shapes = tuple(open_sizes if axes and _is_image(x) else None for x in arguments)
     try:
         with _silence():
-            program = torch.export.export(model, arguments, dynamic_shapes=shapes)
+            program = exporting.program(model, arguments, shapes)
             standardised: ExportedProgram = program.run_decompositions(standard.decompositions())
             return standardised
     except Exception as error:  # whatever a user's forward raises when it is traced

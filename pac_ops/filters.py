@@ -1,17 +1,21 @@
 """What pixel-adaptive convolution generalises, as small functions over the same operators."""
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pac_ops import library
 from pac_ops.arguments import IntOrPair, check_devices, check_fits, check_image, make_window
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.functional import packernel2d, pacpool2d
 from pac_ops.geometry import Pair
 
 FloatOrPair = float | tuple[float, float]
+_Tap = tuple[Tensor, Tensor]  # along an axis: which coarse pixel each fine one sees, and its log weight
+PIXELS_OF_A_BAND = 2**16  # of an enlargement, where nothing is recorded: what is held of them stays in the cache
 _BORDERS = ("reflect", "replicate", "circular", "constant")
 
 
@@ -90,7 +94,8 @@ def joint_bilateral_upsample(
     out_i = sum_j w_ij K(f_i, g_j) v_j / sum_j w_ij K(f_i, g_j) over the coarse pixels around fine pixel i, with K the
     gaussian kernel of f / sigma_color, f the guide, g its area average at the coarse size, and w a Gaussian of
     the distance in coarse pixels (pixel centres as in `interpolate(align_corners=False)`). Any factor, whole or not,
-    different in the two directions. Where every K of a window underflows, w alone decides.
+    different in the two directions. Where every K of a window underflows, w alone decides. Where nothing is recorded
+    for gradients, rows are made a few at a time, and memory beyond input, guide and output does not grow with them.
 
     Args:
         input: v, [B, C, h, w], any floating dtype.
@@ -121,19 +126,17 @@ def joint_bilateral_upsample(
     rows, columns = (
         _coarse_taps(k, s, c, n, f) for k, s, c, n in zip(window.kernel_size, sigmas, coarse, fine, strict=True)
     )
-    taps = [(row, column) for row in rows for column in columns]
-    # The same quotient for any shift of the exponents; with their largest it cannot be 0 / 0. Found first, so that
-    # no more than one tap is held at a time.
-    with torch.no_grad():
-        shift = _exponent(f, g, *taps[0])
-        for tap in taps[1:]:
-            shift = torch.maximum(shift, _exponent(f, g, *tap))
-    total, out = torch.zeros_like(shift), v.new_zeros(*v.shape[:2], *fine)
-    for row, column in taps:
-        weight = torch.exp(_exponent(f, g, row, column) - shift)
-        total = total + weight
-        out = torch.addcmul(out, weight, v.index_select(2, row[0]).index_select(3, column[0]))
-    return (out / total).to(input.dtype)
+    if not library.may_split(input, guide, sigma_color):
+        return _upsampled(v, f, g, rows, columns).to(input.dtype)
+    out = input.new_empty(*input.shape[:2], *fine)
+    high = max(1, PIXELS_OF_A_BAND // (f.shape[0] * fine[1]))
+    for first in range(0, fine[0], high):
+        band = slice(first, min(first + high, fine[0]))
+        seen = [(index[band], weight[band]) for index, weight in rows]
+        above, below = int(seen[0][0][0]), int(seen[-1][0][-1]) + 1  # of the coarse rows
+        near = [(index - above, weight) for index, weight in seen]
+        out[:, :, band] = _upsampled(v[:, :, above:below], f[:, :, band], g[:, :, above:below], near, columns)
+    return out
 
 
 def detail_preserving_pool2d(
@@ -280,7 +283,7 @@ def _gaussian_window(kernel_size: Pair, sigmas: tuple[float, float], like: Tenso
     return torch.outer(sides[0], sides[1])[None, None, :, :, None, None]
 
 
-def _coarse_taps(kernel_size: int, sigma: float, coarse: int, fine: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _coarse_taps(kernel_size: int, sigma: float, coarse: int, fine: int, like: Tensor) -> list[_Tap]:
     """Along one axis and for each tap: which coarse pixel each fine one sees, and its log weight (-inf: none)."""
     position = (torch.arange(fine, device=like.device, dtype=like.dtype) + 0.5) * (coarse / fine) - 0.5
     nearest = (position + 0.5).floor().long()
@@ -293,7 +296,20 @@ def _coarse_taps(kernel_size: int, sigma: float, coarse: int, fine: int, like: T
     return found
 
 
-def _exponent(f: Tensor, g: Tensor, row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor]) -> Tensor:
-    """The log of w_ij K(f_i, g_j) for one tap: [B, 1, H, W]."""
-    away = f - g.index_select(2, row[0]).index_select(3, column[0])
-    return row[1][:, None] + column[1] - 0.5 * away.square().sum(dim=1, keepdim=True)
+def _upsampled(v: Tensor, f: Tensor, g: Tensor, rows: list[_Tap], columns: list[_Tap]) -> Tensor:
+    """See `joint_bilateral_upsample`. What the taps see is spread along a row first, while there are few rows."""
+    held = [(v.index_select(3, across), g.index_select(3, across), weight) for across, weight in columns]
+    exponents = [
+        row[1][:, None] + weight - 0.5 * (f - g_j.index_select(2, row[0])).square().sum(dim=1, keepdim=True)
+        for row in rows
+        for _, g_j, weight in held
+    ]
+    # The same quotient for any shift of the exponents; with their largest it cannot be 0 / 0.
+    shift = reduce(torch.maximum, (x.detach() for x in exponents))
+    total, out, remaining = torch.zeros_like(shift), v.new_zeros(*v.shape[:2], *f.shape[2:]), iter(exponents)
+    for down, _ in rows:
+        for v_j, _, _ in held:
+            weight = torch.exp(next(remaining) - shift)
+            total = total + weight
+            out = torch.addcmul(out, weight, v_j.index_select(2, down))
+    return out / total

@@ -7,6 +7,7 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
+from held import largest_tensor
 from torch import nn
 
 import pac_ops
@@ -14,6 +15,7 @@ from pac_ops import (
     bilateral_filter,
     detail_preserving_pool2d,
     dynamic_filter2d,
+    filters,
     joint_bilateral_filter,
     joint_bilateral_upsample,
 )
@@ -108,6 +110,24 @@ def test_joint_bilateral_upsample_survives_a_guide_unlike_all_its_neighbours():
     assert out.isfinite().all()
     assert out.min() >= v.min()
     assert out.max() <= v.max()
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("coarse", "fine"), [((5, 7), (37, 29)), ((1, 3), (11, 3)), ((6, 5), (6, 17))], ids=str)
+def test_joint_bilateral_upsampling_in_bands_is_the_whole(coarse, fine, dtype, monkeypatch):
+    v, f = images(2, size=coarse, dtype=dtype)[0], images(3, size=fine, dtype=dtype)[0]
+    whole = joint_bilateral_upsample(v, f, 0.3, kernel_size=(5, 3))
+    for high in (1, 3, 8):  # none of them divides 37, 11 and 6 rows all
+        monkeypatch.setattr(filters, "PIXELS_OF_A_BAND", high * fine[1] * len(v))
+        in_bands = joint_bilateral_upsample(v, f, 0.3, kernel_size=(5, 3))
+        bound = 4 * torch.finfo(dtype).eps  # torch may round a product before it is added, or not, by its place
+        torch.testing.assert_close(in_bands, whole, rtol=bound, atol=bound)
+
+
+def test_joint_bilateral_upsampling_holds_no_taps_of_the_whole(monkeypatch):
+    few, image = torch.rand(1, 1, 8, 8), torch.rand(1, 3, 64, 64)
+    monkeypatch.setattr(filters, "PIXELS_OF_A_BAND", 64)
+    assert largest_tensor(lambda: joint_bilateral_upsample(few, image, 0.1)) <= image.nbytes
 
 
 def test_joint_bilateral_upsample_finds_edges_that_bilinear_does_not():

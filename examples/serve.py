@@ -50,7 +50,8 @@ def predict(session: onnxruntime.InferenceSession, content: bytes) -> bytes:
     pixels = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR), np.float32) / 255
     batch = ((pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).transpose(2, 0, 1)[None]
     scores = session.run(None, {entry.name: batch})[0][0]
-    labels = Image.fromarray(scores.argmax(0).astype(np.uint8))
+    found = scores.argmax(0) if len(scores) > 1 else scores[0] > 0  # one channel is a binary logit
+    labels = Image.fromarray(found.astype(np.uint8))
     labels = labels.resize(image.size, Image.Resampling.NEAREST)
     labels.putpalette(palette(256).tobytes())
     stream = io.BytesIO()

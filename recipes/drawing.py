@@ -12,6 +12,7 @@ from torchvision.utils import flow_to_image
 from hotswap.observe import mode
 from hotswap.report import colours
 from hotswap.report.colours import labels_palette
+from pac_ops.binary import labels_of
 from recipes import config
 from recipes.datasets import Tensors, collate, moved
 from recipes.pictures import Panel, Pixels, pixels
@@ -59,7 +60,7 @@ def draw(
 
     def coloured(x: Tensor) -> Image.Image:
         if isinstance(task, config.Segmentation):
-            image = Image.fromarray((x if x.dim() == 2 else x.argmax(dim=0)).byte().numpy(), mode="P")
+            image = Image.fromarray((x if x.dim() == 2 else labels_of(x[None])[0]).byte().numpy(), mode="P")
             image.putpalette(labels_palette().tobytes())
             return image
         if isinstance(task, config.Depth):

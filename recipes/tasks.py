@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from hotswap.errors import HotswapError
+from pac_ops.binary import labels_of, two_classes
 from recipes import config
 from recipes.datasets import Tensors
 
@@ -87,7 +88,10 @@ def predict(model: nn.Module, inputs: Tensors, size: torch.Size | None = None) -
 
 
 class Segmentation:
-    """Class logits [B, classes, H, W] against labels [B, H, W]; the mean over pixels of their cross-entropy."""
+    """Class logits [B, classes, H, W] against labels [B, H, W]; the mean over pixels of their cross-entropy.
+
+    A single channel is a binary logit, of label 1 against label 0.
+    """
 
     best, higher_is_better = "miou", True
 
@@ -101,6 +105,7 @@ class Segmentation:
             HotswapError: where a label is no class of the network.
         """
         truth = target(truth)
+        prediction = _classes(prediction)
         _check_labels(truth, prediction.shape[1], self.ignore)
         return F.cross_entropy(prediction, truth, ignore_index=self.ignore, reduction="sum")
 
@@ -122,9 +127,9 @@ class SegmentationMeasure:
 
     def update(self, prediction: Tensor, truth: Tensors) -> None:
         """Logits [B, classes, H, W] and labels [B, H, W]."""
-        classes, truth = prediction.shape[1], target(truth)
+        classes, truth = max(2, prediction.shape[1]), target(truth)
         _check_labels(truth, classes, self.ignore)
-        found = prediction.argmax(dim=1)
+        found = labels_of(prediction)
         truths = {"miou": truth} | {
             f"boundary_iou_{d}": torch.where(near_edges(truth, d), truth, self.ignore) for d in EDGE_DISTANCES
         }
@@ -152,6 +157,10 @@ def near_edges(labels: Tensor, distance: int) -> Tensor:
     edges[..., :-1, :] |= down
     window = 2 * distance - 1
     return F.max_pool2d(edges[:, None].float(), window, stride=1, padding=distance - 1)[:, 0] > 0
+
+
+def _classes(prediction: Tensor) -> Tensor:
+    return two_classes(prediction) if prediction.shape[1] == 1 else prediction
 
 
 def _check_labels(truth: Tensor, classes: int, ignore: int) -> None:

@@ -31,8 +31,8 @@ from hotswap.cli import options, output
     type=click.Choice(["auto", "labels", "maps"]),
     default="auto",
     show_default=True,
-    help="How output maps are drawn: the label that is highest, or numbers. auto: one channel as numbers, three as a "
-    "picture, any other number as labels.",
+    help="How output maps are drawn: the label that is highest (of one channel, whether it is above 0), or numbers. "
+    "auto: one channel as numbers, three as a picture, any other number as labels.",
 )
 @options.as_json
 def report(

@@ -72,8 +72,9 @@ def report(
         mean: for a folder: of images in 0..1, one number or one for each channel. By default the network's own, or
             ImageNet's.
         std: for a folder: as mean.
-        outputs: how output maps are drawn: "labels", of the channel that is highest; "maps", numbers; or "auto": one
-            channel as numbers, three as a picture, any other number as labels.
+        outputs: how output maps are drawn: "labels", of the channel that is highest (of a single one, 1 where it is
+            above 0); "maps", numbers; or "auto": one channel as numbers, three as a picture, any other number as
+            labels.
         checkpoint: the file that the network was loaded from, for the page to say how it is made again.
         architecture: the plain network's name, such as "torchvision:vgg16" or "package.module:factory", where the
             checkpoint does not say it.

@@ -13,6 +13,7 @@ from torch import Tensor
 from hotswap.measure import tensors
 from hotswap.report import colours, encoding
 from hotswap.report.encoding import Picture
+from pac_ops.binary import labels_of
 
 AUTO, LABELS, MAPS = "auto", "labels", "maps"
 KINDS = (AUTO, LABELS, MAPS)
@@ -71,8 +72,8 @@ def compare(plain: Any, swapped: Any, kind: str = AUTO) -> Compared | None:
     Args:
         plain: the plain network's output: tensors in sequences, mappings and dataclasses.
         swapped: the swapped network's.
-        kind: how maps are drawn: "labels", of the channel that is highest, "maps", numbers, or "auto": one channel
-            as numbers, three as a picture, any other number as labels.
+        kind: how maps are drawn: "labels", of the channel that is highest (of a single one, 1 where it is above 0),
+            "maps", numbers, or "auto": one channel as numbers, three as a picture, any other number as labels.
     """
     before, after = tensors(plain), tensors(swapped)
     alike = [name for name, x in before.items() if x.numel() and x.dim() and _same_shape(x, after.get(name))]
@@ -102,14 +103,14 @@ def _kind(name: str, x: Tensor, wanted: str) -> str:
         return ""
     if wanted == AUTO:
         return {1: MAPS, 3: PICTURE}.get(x.shape[0], LABELS)
-    return wanted if wanted == MAPS or x.shape[0] > 1 else MAPS
+    return wanted
 
 
 # --- label maps ---------------------------------------------------------------------------------------------------
 
 
 def _labels(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tuple[str, ...]) -> Compared:
-    before, after = x.argmax(dim=0), y.argmax(dim=0)
+    before, after = (labels_of(values[None])[0] for values in (x, y))
     changed = before != after
     share = float(changed.float().mean())
     palette = colours.labels_palette()
@@ -118,7 +119,9 @@ def _labels(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tu
     grey = np.full((1, 3), 235, np.uint8)
     marked = torch.where(changed, after % 255 + 1, 0).byte().numpy()
     difference = encoding.indexed(marked, np.concatenate([grey, palette[:255]]))
-    shares = [torch.bincount(labels.flatten(), minlength=len(x)) / labels.numel() for labels in (before, after)]
+    shares = [
+        torch.bincount(labels.flatten(), minlength=max(2, len(x))) / labels.numel() for labels in (before, after)
+    ]
     largest = torch.maximum(*shares).argsort(descending=True)[:_LEGEND].tolist()
     legend = tuple(
         Label(n, "#" + bytes(palette[n % 256]).hex(), float(shares[0][n]), float(shares[1][n]))

@@ -213,7 +213,7 @@ def test_labels_that_changed_are_counted():
         ((1, 3, 4, 4), "auto", "picture"),
         ((1, 2, 4, 4), "auto", "labels"),
         ((1, 3, 4, 4), "labels", "labels"),
-        ((1, 1, 4, 4), "labels", "maps"),
+        ((1, 1, 4, 4), "labels", "labels"),
         ((1, 8, 4, 4), "maps", "maps"),
         ((1, 10), "auto", "scores"),
         ((1, 10, 1, 1), "auto", None),
@@ -225,6 +225,14 @@ def test_labels_that_changed_are_counted():
 def test_outputs_are_drawn_by_their_shape(shape, wanted, kind):
     made = outputs.compare([torch.rand(shape)], [torch.rand(shape)], wanted)
     assert (None if made is None else made.kind) == kind
+
+
+def test_labels_of_one_channel_are_those_of_a_binary_logit():
+    plain, swapped = torch.full((1, 1, 4, 5), -1.0), torch.full((1, 1, 4, 5), -1.0)
+    plain[0, 0, 0], swapped[0, 0, :2] = 2, 2
+    made = outputs.compare(plain, swapped, "labels")
+    assert made.changed == pytest.approx(0.25)
+    assert {label.number: (label.plain, label.swapped) for label in made.labels} == {0: (0.75, 0.5), 1: (0.25, 0.5)}
 
 
 def test_scores_are_told_of_the_largest_of_either():

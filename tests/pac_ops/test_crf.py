@@ -12,6 +12,7 @@ from torch import nn
 
 from pac_ops import PacCRF, PacCRFLoose, create_position_feats, create_YXRGB, mean_field, refine
 from pac_ops.crf import PairwiseKernel
+from pac_ops.standard import decompositions
 from recipes import landwater
 
 D = torch.float64
@@ -227,6 +228,13 @@ def test_one_channel_is_a_binary_logit(kind):
         assert out.shape == unary.shape
         assert torch.equal(out, expected)
         assert not out.isnan().any()
+
+
+def test_one_channel_is_exported():
+    crf, unary = PacCRF(1, 2, pairwise_kernels=[{}]).eval(), torch.randn(1, 1, 6, 7)
+    unary[0, 0, 2, 2], features = torch.inf, [torch.randn(1, 2, 6, 7)]
+    program = torch.export.export(crf, (unary, features)).run_decompositions(decompositions())
+    torch.testing.assert_close(program.module()(unary, features), crf(unary, features))
 
 
 @pytest.mark.parametrize("value", [3.0, -3.0])

@@ -65,6 +65,12 @@ def test_segmentation_is_drawn_beside_input_and_truth():
     assert (np.asarray(drawn.predictions["a"]) == 1).all()  # a label map that programs can read
 
 
+def test_one_channel_is_drawn_as_the_label_it_decides():
+    logit = torch.tensor([-1.0, 2.0]).expand(1, 4, 2).repeat_interleave(3, dim=2)
+    drawn = draw({"a": Always(logit)}, IMAGE, IMAGE, None, config.Segmentation(name="segmentation"))
+    assert np.asarray(drawn.predictions["a"])[0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_depth_is_drawn_in_the_truth_s_range_and_flow_by_its_direction():
     truth = torch.linspace(2, 4, 24).view(1, 4, 6)
     drawn = draw(

@@ -72,6 +72,22 @@ def test_intersection_over_union_is_of_all_pixels_together_everywhere_and_near_e
     assert measure.compute() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_one_channel_is_a_binary_logit():
+    """As two classes of which the first's logits are 0, in loss and metrics."""
+    logit, labels = random(2, 1, 12, 12) * 6 - 3, labelled(classes=2)
+    pair = torch.cat([torch.zeros_like(logit), logit], 1)
+    known = labels != 255
+    expected = F.binary_cross_entropy_with_logits(logit[:, 0][known], labels[known].float(), reduction="sum")
+    torch.testing.assert_close(SEGMENTATION.total(logit, labels), expected)
+    torch.testing.assert_close(SEGMENTATION.total(pair, labels), expected)
+    measures = [SEGMENTATION.measure(), SEGMENTATION.measure()]
+    for measure, prediction in zip(measures, (logit, pair), strict=True):
+        measure.update(prediction, labels)
+    assert measures[0].compute() == measures[1].compute()
+    with pytest.raises(HotswapError, match="labels must be from 0 to 1, "):
+        SEGMENTATION.total(logit, labelled(classes=3))
+
+
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 def test_depth(loss):
     depth = task(config.Depth(name="depth", loss=loss, border=2))

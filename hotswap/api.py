@@ -304,9 +304,9 @@ def _planned(
         targets, guide, guide_scale = (_by_path(model, x) for x in (listed(targets), guide, guide_scale))
     names = _names(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
-    wanted = split(names, targets, guide, guide_scale, footprint, example_inputs)
     swaps = [] if swapped is None else list(swapped.swaps)
     resizes = [] if swapped is None else list(swapped.resizes)
+    wanted = split(names, targets, guide, guide_scale, footprint, example_inputs, resizes)
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
     resizes += [
         Resize(
@@ -320,6 +320,7 @@ def _planned(
             after_activation=swapping["after_activation"],
             target_alias=chosen.alias,
             guide_alias=tuple(alias_of.get(source) for source in chosen.guide),
+            at=chosen.site.at,
         )
         for chosen in wanted.enlargements
         if chosen.site.name not in before
@@ -463,7 +464,7 @@ def _enlarging(
     notes: tuple[str, ...] = ()
     if not any(resize.taps for resize in resizes):
         try:
-            return tried(resizing.prepare(names.model, resizes, names.observation))
+            return tried(resizing.prepare(names.model, resizes, names.observation, example_inputs))
         except (UntraceableError, DiffersError) as error:
             notes = (f"enlargements not by fx: {error}",)
     hooked = resizing_hooks.prepare(names.model, resizes, names.observation, example_inputs)

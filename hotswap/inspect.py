@@ -211,8 +211,9 @@ def _resizes(names: Names, plan: Plan | None, example_inputs: Inputs | None) -> 
     if names.observation is None:
         return ()
     # Once a call of F.interpolate is swapped it is no such call any more, and those after it would count anew.
-    sites = find(plain_copy(names.model) if plan is not None and plan.resizes else names.model, example_inputs)
-    swap_of = {} if plan is None else {resize.name: resize for resize in plan.resizes}
+    swaps = () if plan is None else plan.resizes
+    sites = find(plain_copy(names.model) if swaps else names.model, example_inputs, swaps)
+    swap_of = {resize.name: resize for resize in swaps}
     return tuple(
         ResizeInfo(
             alias=alias,

@@ -235,12 +235,13 @@ _RESIZE_TYPES: dict[str, type | tuple[type, ...]] = {
     "target_alias": (str, type(None)),
     "guide_alias": list,
     "taps": list,
+    "at": list,
 }
 
 
 def _resize(data: Any, index: int) -> Resize:
     where = f"resize {index} of the plan"
-    given = {"taps": []} | dict(data) if isinstance(data, Mapping) else data  # older ones have none
+    given = {"taps": [], "at": []} | dict(data) if isinstance(data, Mapping) else data  # older ones have none
     values = {field.name: _member(given, field.name, _RESIZE_TYPES[field.name], where) for field in fields(Resize)}
     if unknown := sorted(set(data) - set(values)):
         raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
@@ -249,6 +250,7 @@ def _resize(data: Any, index: int) -> Resize:
         values["guide_alias"], (str, type(None)), f"{where}: guide_alias", "strings or null"
     )
     values["taps"] = tuple(_tap(tap, where) for tap in values["taps"])
+    values["at"] = _items(values["at"], str, f"{where}: at", "strings")
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
     return Resize(**values)

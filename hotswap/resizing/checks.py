@@ -1,6 +1,7 @@
 """Whether a guided enlargement fits the network at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from hotswap.errors import HotswapError
 from hotswap.naming import INPUT, closest
 from hotswap.resizing.layers import mode_of, why_not_enlarged
 from hotswap.resizing.plan import Resize
+from hotswap.resizing.sites import Sites
 
 
 def check_against(modules: Mapping[str, nn.Module], resize: Resize) -> None:
@@ -44,3 +46,40 @@ def check_mode(resize: Resize, mode: Any) -> None:
             f"target {resize.name!r} must be, by the plan, of mode {resize.mode!r}, got {mode!r}; "
             "the plan was made for another network"
         )
+
+
+def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[Resize, ...]:
+    """The same enlargements, each saying where the code makes its call.
+
+    Args:
+        model: the network.
+        resizes: what to guide.
+        sites: of this network, with numbers as `resizes` have them.
+
+    Raises:
+        HotswapError: where the network does not call one of them, or in another mode.
+    """
+    found = []
+    for resize in resizes:
+        site = next((x for x in sites.found if (x.path, x.call) == (resize.target, resize.call)), None)
+        if site is None:
+            raise HotswapError(_missing(model, resize))
+        alike = [x for x in sites.found if (x.path, x.at) == (site.path, site.at)]
+        if site.at and len(alike) > 1:
+            raise HotswapError(
+                f"target {resize.name!r} is one of {len(alike)} calls at {' > '.join(site.at)}, which a plan cannot tell "
+                "apart; have the code make the call in a module of its own"
+            )
+        check_mode(resize, site.mode)
+        found.append(replace(resize, at=site.at))
+    return tuple(found)
+
+
+def _missing(model: nn.Module, resize: Resize) -> str:
+    name = type(model).__name__
+    if not resize.at:
+        return f"target {resize.name!r} is never called by {name}; name one that is"
+    return (
+        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and {name} makes no such call with "
+        "these inputs; give example_inputs with which it does, or convert the network anew if its code has changed"
+    )

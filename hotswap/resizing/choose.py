@@ -12,7 +12,7 @@ from hotswap.errors import HotswapError
 from hotswap.naming import AUTO, INPUT
 from hotswap.observe import Inputs
 from hotswap.resizing.layers import mode_of
-from hotswap.resizing.plan import why_not_guided
+from hotswap.resizing.plan import Resize, why_not_guided
 from hotswap.resizing.sites import ALIAS, Site, Sites, find, fine_enough
 
 RESIZE = "resize"  # as a target: every enlargement by 2 or more
@@ -40,12 +40,19 @@ class Choice:
 
 
 def split(
-    names: Names, targets: Targets, guide: Any, guide_scale: Any, footprint: int, example_inputs: Inputs | None
+    names: Names,
+    targets: Targets,
+    guide: Any,
+    guide_scale: Any,
+    footprint: int,
+    example_inputs: Inputs | None,
+    known: Iterable[Resize] = (),
 ) -> Choice:
     """Tell enlargements from convolutions in `targets`, and in `guide` and `guide_scale` where they are mappings.
 
     An enlargement is named by "resize" (all by 2 or more), by its alias `resize_{i}` or a pattern over these, or,
-    where it is a module, by that or its path. A pattern that matches no convolution is tried on these paths.
+    where it is a module, by that or its path. A pattern that matches no convolution is tried on these paths. Those
+    `known`, which are guided already, keep their names.
 
     Raises:
         HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
@@ -57,7 +64,7 @@ def split(
         raise HotswapError(
             f"enlargements are found in one run of the network on fake inputs, and {names.why_unobserved}"
         )
-    sites = find(names.model, example_inputs)
+    sites = find(names.model, example_inputs, known)
     convolutions: list[Name] = []
     found: dict[Site, None] = {}  # an ordered set
     notes: list[str] = []

@@ -2,12 +2,14 @@
 
 Guides are caught and read as in `hotswap.relay`. An enlargement that is a module is given its guides just before it
 runs. A forward that calls `F.interpolate` runs under a mode that hands those calls over to guided layers. It knows
-them by the line of code that makes them: a call that only some images, or only training, makes shifts no others.
+them by the chain of calls that leads to them, and in a loop by what their input is made of: see `Identity`. A call
+that only some images, or only training, makes shifts no others; one that could be either of two is an error.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +25,13 @@ from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller
 from hotswap.relay import Done, Hook, Reader, Reading, Relay, Slot, slots_of
-from hotswap.resizing.checks import check_against, check_mode
+from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.layers import Options
+from hotswap.resizing.origins import Origins
+from hotswap.resizing.places import begun, key_here, key_traced, rerun_apart
 from hotswap.resizing.plan import Resize
 from hotswap.resizing.record import CALLS
-from hotswap.resizing.sites import Line, Lines, Site, calling_line, find
+from hotswap.resizing.sites import Sites, find, hookable
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,7 @@ class Graft:
     resizes: tuple[Resize, ...]
     root_path: str  # of the module whose call is a pass
     readers: Mapping[Slot, Mapping[str, int]]
-    lines: Mapping[str, Line]  # by name of the target, where that is a call of F.interpolate
-    others: tuple[str, ...]  # paths of modules inside whose enlargements are their own
+    chains: Mapping[str, Mapping[str, "_Chain"]]  # of the guided calls of F.interpolate, by module's path and key
     notes: tuple[str, ...] = ()
     drift: float | None = None  # as the plan has it
 
@@ -52,22 +55,23 @@ class Graft:
         """Let the guides of a pass reach its enlargements."""
         own = Relay(self.readers)
         relay.attach(own, model, root)
-        handed: dict[str, list[Resize]] = {}  # path of the module whose forward makes the calls -> these
         for resize in self.resizes:
             if resize.call is None:
                 layer, reading = model.get_submodule(resize.target), (own, resize.name, slots_of(resize))
                 layer.register_forward_pre_hook(_Give(*reading), with_kwargs=True)
                 layer.register_forward_hook(Done(*reading))
-            else:
-                handed.setdefault(resize.target, []).append(resize)
-        for path, resizes in handed.items():
+        for path, chains in self.chains.items():
             owner = model.get_submodule(path)
-            by_line = {self.lines[r.name]: _Handed(r.layer_path.rpartition(".")[2], r, slots_of(r)) for r in resizes}
-            owner.__dict__[CALLS] = _Calls(own, type(owner), path, by_line)
-            owner.__class__ = surgery.subclass(type(owner), forward=_handing(type(owner)))
-        for path in self.others:
-            model.get_submodule(path).register_forward_pre_hook(_Begin(own, path))
-            model.get_submodule(path).register_forward_hook(_End(own, path), always_call=True)
+            calls = _Calls(own, type(owner), path, chains)
+            owner.__dict__[CALLS] = calls
+            forward = _handing(type(owner))
+            if calls.follows:  # which tells tensors from each other, and graphs have none
+                forward = torch.compiler.disable(forward)
+                for name, module in owner.named_modules():
+                    if name and hookable(module):
+                        module.register_forward_pre_hook(_Enter(own, calls, name))
+                        module.register_forward_hook(_Leave(own, calls, name), always_call=True)
+            owner.__class__ = surgery.subclass(type(owner), forward=forward)
         return Steering(own)
 
 
@@ -104,12 +108,8 @@ def prepare(
     modules = dict(model.named_modules(remove_duplicate=False))
     for resize in resizes:
         check_against(modules, resize)
-    sites = {(site.path, site.call): site for site in find(model, example_inputs).found}
-    for resize in resizes:
-        site = sites.get((resize.target, resize.call))
-        if site is None:
-            raise HotswapError(f"target {resize.name!r} is never called by {type(model).__name__}; name one that is")
-        check_mode(resize, site.mode)
+    sites = find(model, example_inputs, resizes)
+    resizes = located(model, resizes, sites)
     resizes, found = with_taps(model, resizes, example_inputs)
     sources = {source for resize in resizes for source in resize.guide if source != INPUT}
     targets = {resize.target for resize in resizes}
@@ -119,26 +119,35 @@ def prepare(
     for path in {root_path, *inside}:
         _check_hookable(path, modules[path], calls=any(r.target == path and r.call is not None for r in resizes))
     reads = [Reading(resize.name, resize.target, slots_of(resize)) for resize in resizes]
-    lines = {r.name: line for r in resizes if (line := sites[r.target, r.call].line) is not None}
-    others = _others(model, resizes, sites.values())
     readers = relay.readers(reads, observation)
     relay.check_slots(modules, readers)
-    return Graft(resizes, root_path, readers, lines, others, notes_of(found))
+    return Graft(resizes, root_path, readers, _chains(resizes, sites), notes_of(found))
 
 
-def _others(model: nn.Module, resizes: Iterable[Resize], sites: Iterable[Site]) -> tuple[str, ...]:
-    """Modules inside one whose calls are handed over that enlarge something themselves, or run the same code."""
-    owners = {resize.target for resize in resizes if resize.call is not None}
-    code = {type(model.get_submodule(owner)).forward for owner in owners}
-    alike = {path for path, module in model.named_modules() if type(module).forward in code}
-    around = tuple(f"{owner}." if owner else "" for owner in owners)
-    inside = ({site.path for site in sites} | alike) - owners
-    return tuple(sorted(path for path in inside if path.startswith(around)))
+def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Chain"]]:
+    """The chains of the calls to be guided, with all that may come along them."""
+    found: dict[str, dict[str, _Chain]] = {}
+    for resize in resizes:
+        if resize.call is None:
+            continue
+        calls = sites.calls[resize.target]
+        key, origins, _ = next(identity for identity, number in calls.items() if number == resize.call)
+        alike = [identity for identity in calls if identity[:2] == (key, origins)]
+        if len(alike) > 1:
+            raise HotswapError(
+                f"target {resize.name!r} is one of {len(alike)} calls of F.interpolate from one place "
+                f"({key.rpartition(' > ')[2]}) that nothing tells apart while the network runs; choose another target, "
+                "or have the code make the call in a module of its own"
+            )
+        chain = found.setdefault(resize.target, {}).setdefault(key, _Chain(origins is not None, {}))
+        chain.turns.update({other: chain.turns.get(other) for k, other, _ in calls if k == key})
+        chain.turns[origins] = _Handed(resize.layer_path.rpartition(".")[2], resize, slots_of(resize))
+    return found
 
 
 def _check_hookable(path: str, module: nn.Module, *, calls: bool) -> None:
     name = repr(path) if path else "the network"
-    if isinstance(module, torch.jit.ScriptModule):
+    if not hookable(module):
         raise HotswapError(f"module {name} is a ScriptModule, which takes no hooks")
     if calls and "forward" in module.__dict__:
         raise HotswapError(
@@ -163,7 +172,7 @@ class _Give(Reader):
 class _Handed(NamedTuple):
     """A call that is handed over."""
 
-    layer: str  # the attribute of the module that makes the call
+    layer: str  # the attribute of the module that makes it
     resize: Resize
     slots: tuple[Slot, ...]
 
@@ -176,6 +185,13 @@ class _Handed(NamedTuple):
         return output
 
 
+class _Chain(NamedTuple):
+    """What may be called along a chain."""
+
+    repeats: bool
+    turns: dict[frozenset[str] | None, _Handed | None]  # by origins of the input; None where it is not guided
+
+
 @dataclass(frozen=True, eq=False)
 class _Calls:
     """Left in a module whose forward makes calls that are handed over."""
@@ -183,17 +199,18 @@ class _Calls:
     relay: Relay
     plain_class: type[nn.Module]
     path: str
-    by_line: Mapping[Line, _Handed]
+    chains: Mapping[str, _Chain]
+    running: dict[int, list[Origins]] = field(default_factory=dict)  # by thread, of forwards whose tensors are followed
 
-    def at(self, made: Lines) -> _Handed | None:
-        """The call that is being made, after those that were."""
-        if torch.compiler.is_compiling():  # which cannot look at lines: counted, as evaluation makes them
-            made.append(("", 0))
-            for handed in self.by_line.values():  # no next(): torch 2.8 does not compile it over a generator
-                if handed.resize.call == len(made) - 1:
-                    return handed
-            return None
-        return self.by_line.get(made.next(calling_line()))
+    @property
+    def follows(self) -> bool:
+        """Whether its tensors must be told apart."""
+        return any(chain.repeats for chain in self.chains.values())
+
+    def innermost(self) -> Origins | None:
+        """Of its forward that is running, where no forward within that is."""
+        running = self.running.get(threading.get_ident())
+        return running[-1] if running and self.relay.innermost() == self.path else None
 
 
 def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
@@ -204,8 +221,10 @@ def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
         calls: _Calls = self.__dict__[CALLS]
         calls.relay.begin(calls.path)
         try:
-            with _HandOver(self, calls):
-                return plain.forward(self, *args, **kwargs)
+            if not calls.follows:
+                with _HandOver(self, calls):
+                    return begun(plain.forward, self, *args, **kwargs)
+            return _followed(_Following(self, calls, args, kwargs), plain, args, kwargs)
         finally:
             calls.relay.end()
 
@@ -215,17 +234,88 @@ def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
 class _HandOver(TorchFunctionMode):
     def __init__(self, owner: nn.Module, calls: _Calls) -> None:
         super().__init__()
-        self.owner, self.calls, self.made = owner, calls, Lines()
+        self.owner, self.calls = owner, calls
+        self.made: list[str] = []  # keys of the guided calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.interpolate or self.calls.relay.innermost() != self.calls.path:
             return func(*args, **kwargs)
-        handed = self.calls.at(self.made)
+        traced = torch.compiler.is_dynamo_compiling()
+        key = key_traced() if traced else key_here()
+        chain = self.calls.chains.get(key)
+        handed = None if chain is None else self.which(key, chain, *args, **kwargs)
         if handed is None:
             return func(*args, **kwargs)
+        if not traced and rerun_apart():
+            raise HotswapError(
+                f"target {handed.resize.name!r} lies in a part of its forward that activation checkpointing runs again "
+                "by itself, where it is not guided; checkpoint whole modules, or none"
+            )
         input, options = _apart(*args, **kwargs)
         return handed.to(self.owner, self.calls.relay, input, options)
+
+    def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _Handed | None:
+        """The guided call that this one is."""
+        if key in self.made:
+            raise _ambiguous(chain, key)
+        self.made.append(key)
+        return chain.turns[None]
+
+
+class _Following(_HandOver):
+    """Tells turns of a loop apart, too."""
+
+    def __init__(self, owner: nn.Module, calls: _Calls, args: Any, kwargs: Any) -> None:
+        super().__init__(owner, calls)
+        self.origins = Origins(args, kwargs)
+        self.turns: dict[str, list[frozenset[str]]] = {}  # by key
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.origins.follow(func, args, kwargs or {}, result)
+        return result
+
+    def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _Handed | None:
+        """The guided call that this one is."""
+        if not chain.repeats:
+            return super().which(key, chain, *args, **kwargs)
+        origins, made = self.origins.of(_apart(*args, **kwargs)[0]), self.turns.setdefault(key, [])
+        if origins in made and chain.turns.get(origins) is not None:
+            raise _ambiguous(chain, key)
+        made.append(origins)
+        return chain.turns.get(origins)
+
+    def finish(self) -> None:
+        """Check that no call that nobody knows came in a guided one's stead."""
+        for key, made in self.turns.items():
+            chain = self.calls.chains[key]
+            missing = any(handed is not None and turn not in made for turn, handed in chain.turns.items())
+            if missing and not chain.turns.keys() >= set(made):
+                raise _ambiguous(chain, key)
+
+
+def _followed(mode: _Following, plain: type[nn.Module], args: Any, kwargs: Any) -> Any:
+    running = mode.calls.running.setdefault(threading.get_ident(), [])
+    running.append(mode.origins)
+    try:
+        with mode:
+            output = begun(plain.forward, mode.owner, *args, **kwargs)
+        mode.finish()
+        return output
+    finally:
+        running.pop()
+        if not running:
+            del mode.calls.running[threading.get_ident()]
+
+
+def _ambiguous(chain: _Chain, key: str) -> HotswapError:
+    names = " and ".join(repr(handed.resize.name) for handed in chain.turns.values() if handed is not None)
+    return HotswapError(
+        f"the code that makes the guided call {names} ({key.rpartition(' > ')[2]}) makes other calls of F.interpolate at "
+        "this size than at that of the example inputs, so it is not clear which of them to guide; hotswap.revert the "
+        "network and give example_inputs of this size, or have the code make the call in a module of its own"
+    )
 
 
 def _apart(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Options]:
@@ -233,13 +323,16 @@ def _apart(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Options]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Begin(Hook):
-    path: str
+class _Enter(Hook):
+    calls: _Calls
+    name: str  # from the module whose forward is followed
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self.relay.begin(self.path)
+        if (origins := self.calls.innermost()) is not None:
+            origins.enter()
 
 
-class _End(_Begin):
+class _Leave(_Enter):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # type: ignore[override]
-        self.relay.end()
+        if (origins := self.calls.innermost()) is not None:
+            origins.leave(self.name, args, output)

@@ -31,6 +31,9 @@ class Resize(NamedGuide):
     # With hooks, one for each of `guide`: the activation that it is caught at, as a module's path and its calls since
     # the guide's to pass over, or None where the guide's own output is taken. Empty with fx.
     taps: tuple[Tap | None, ...] = ()
+    # Where the code makes the call, as the number depends on the size: see `Chain.at`; in a loop also what its input
+    # is made of. Empty in older plans, and where the module is meant.
+    at: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""

@@ -1,15 +1,17 @@
 """Where a network enlarges its maps: found in one run on fake tensors."""
 
+import functools
 import inspect
+import itertools
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,19 +19,21 @@ from torch.utils import _pytree as pytree
 
 from hotswap.observe import Inputs, observe
 from hotswap.resizing.layers import mode_of, why_not_enlarged
-from hotswap.resizing.plan import named
+from hotswap.resizing.origins import Origins
+from hotswap.resizing.places import Chain, begun, chain_here
+from hotswap.resizing.plan import Resize, named
 from pac_ops.geometry import Pair
 
 ALIAS = "resize"
 _SIGNATURE = inspect.signature(F.interpolate)
 
 
-class Line(NamedTuple):
-    """Where a forward calls F.interpolate, which tells its calls from each other whatever comes between them."""
+class Identity(NamedTuple):
+    """What a call of F.interpolate is known by among those of one module's forward, at any size."""
 
-    file: str
-    number: int
-    turn: int  # of several calls from there in one forward
+    key: str  # of its chain: see `places`
+    origins: frozenset[str] | None = None  # of its input, where several calls may have the chain
+    turn: int = 0  # of calls that have both in common, which nothing tells apart while the network runs
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Site:
     input_size: Pair
     output_size: Pair
     why_not: str | None  # None where it can be guided
-    line: Line | None = None  # the code that calls F.interpolate; None where the module itself is meant
+    identity: Identity | None = None  # of the call; None where the module itself is meant
+    at: tuple[str, ...] = ()  # the same as a plan keeps it
 
     @property
     def name(self) -> str:
@@ -62,6 +67,9 @@ class Sites:
     found: tuple[Site, ...]
     image_size: Pair | None  # of the network's first argument; None where it is no image
     sizes: Mapping[str, Pair]  # by path, of modules that give a map
+    calls: Mapping[str, Mapping[Identity, int]]  # by path, the calls of F.interpolate in that module's forward
+    # By path and chain: the calls that had the chain, in order, in each forward of the module.
+    turns: Mapping[tuple[str, str], Collection[tuple[int, ...]]]
 
     @cached_property
     def by_alias(self) -> dict[str, Site]:
@@ -74,81 +82,156 @@ class Sites:
         return {site: alias for alias, site in self.by_alias.items()}
 
 
-def find(model: nn.Module, example_inputs: Inputs | None) -> Sites:
+def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize] = ()) -> Sites:
     """Run a network on fake tensors, and note each `F.interpolate`, `nn.Upsample` and bilinear `nn.ConvTranspose2d`.
+
+    Args:
+        model: the network.
+        example_inputs: as for `observe`.
+        known: enlargements whose calls of `F.interpolate` keep their numbers, which depend on the size otherwise.
 
     Raises:
         HotswapError: where it cannot be run on fake tensors.
     """
-    watch = _Watch(model)
+    watch = _Watch(model, known)
     with watch.hooked(), watch:
         observe(model, example_inputs)
-    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes)
+    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns)
+
+
+@dataclass(eq=False)
+class _Forward:
+    """One that is running."""
+
+    module: nn.Module
+    origins: Origins
+    made: Counter[tuple[str, frozenset[str] | None]] = field(default_factory=Counter)
+    turns: dict[str, list[int]] = field(default_factory=dict)
 
 
 class _Watch(TorchFunctionMode):
     """Knows which module's forward runs, and which of its calls of F.interpolate this is."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, known: Iterable[Resize]) -> None:
         super().__init__()
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._modes = {module: mode_of(module) for module in self._paths}  # reads weights, so not during the run
+        self._numbers = {(x.target, x.at): x.call for x in known if x.call is not None and x.at}
+        self._running: list[_Forward] = []
+        self._names: dict[nn.Module, dict[nn.Module, str]] = {}  # by module, of those inside it
+        self._constants = _Constants(model)
+        self._forget()
+
+    def _forget(self) -> None:
         self.found: dict[tuple[str, int | None], Site] = {}
         self.image_size: Pair | None = None
         self.sizes: dict[str, Pair] = {}
-        self._paths = {module: path for path, module in model.named_modules()}
-        self._modes = {module: mode_of(module) for module in self._paths}  # reads weights, so not during the run
-        self._running: list[tuple[nn.Module, Lines]] = []  # forwards, and the calls that they made so far
-        self._constants = _Constants(model)
+        self.calls: dict[str, dict[Identity, int]] = {}
+        self.turns: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        self._unmet = dict(self._numbers)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Follow the modules' calls."""
         handles = []
+        before = {module: module.__dict__.get("forward") for module in self._paths}
         for module in self._paths:
             handles.append(module.register_forward_pre_hook(self._begun))
-            handles.append(module.register_forward_hook(self._ended))
+            handles.append(module.register_forward_hook(self._ended, always_call=True))
+            if hookable(module):
+                module.__dict__["forward"] = self._followed(module, module.forward)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for module, forward in before.items():
+                if forward is not None:
+                    module.__dict__["forward"] = forward
+                else:
+                    module.__dict__.pop("forward", None)
+
+    def _followed(self, module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            path = self._paths[module]
+            self._running.append(_Forward(module, Origins(args, kwargs)))
+            try:
+                output = begun(plain, *args, **kwargs)
+                for key, turns in self._running[-1].turns.items():
+                    self.turns.setdefault((path, key), set()).add(tuple(turns))
+                return output
+            finally:
+                self._running.pop()
+
+        return forward
 
     def _begun(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self._paths[module] == "":
+        if self._running:
+            if self._name(module) is not None:
+                self._running[-1].origins.enter()
+        elif self._paths[module] == "":
+            self._forget()  # what was seen of an attempt that failed
             self.image_size = _size(inputs[0] if inputs else None)
             self._constants.forget()  # the inputs themselves were made by functions
-        self._running.append((module, Lines()))
 
     def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._running.pop()
         path, fine = self._paths[module], _size(output)
+        if self._running and (name := self._name(module)) is not None:
+            self._running[-1].origins.leave(name, inputs, output)
         if (mode := self._modes[module]) is not None:
             self._note(path, None, mode, inputs[0] if inputs else None, fine, why_not_enlarged(mode, module))
         if fine is not None:  # only now, as nothing guides itself
             self.sizes.setdefault(path, fine)
 
+    def _name(self, module: nn.Module) -> str | None:
+        """In the module whose forward runs; None outside it, and where hooks cannot be."""
+        owner = self._running[-1].module
+        names = self._names.get(owner)
+        if names is None:
+            names = self._names[owner] = {m: n for n, m in owner.named_modules() if n and hookable(m)}
+        return names.get(module)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note calls of F.interpolate, but for those of modules that are sites themselves."""
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         self._constants.follow(func, (args, kwargs), result)
-        if func is F.interpolate and self._running:
-            module, lines = self._running[-1]
-            if self._modes[module] is None:
-                given = bound(args, kwargs or {})
-                mode = given["mode"]
-                why_not = why_not_enlarged(mode, antialias=given["antialias"])
-                call, line = len(lines), lines.next(calling_line())
-                self._note(self._paths[module], call, str(mode), given["input"], _size(result), why_not, line)
+        if not self._running:
+            return result
+        forward = self._running[-1]
+        if func is F.interpolate and self._modes[forward.module] is None:
+            given = bound(args, kwargs)
+            mode = given["mode"]
+            why_not = why_not_enlarged(mode, antialias=given["antialias"])
+            named = self._identify(forward, given["input"])
+            self._note(self._paths[forward.module], named, str(mode), given["input"], _size(result), why_not)
+        forward.origins.follow(func, args, kwargs, result)
         return result
+
+    def _identify(self, forward: _Forward, given: Any) -> "_Named":
+        """Which of its forward's calls of F.interpolate is going on."""
+        chain, path = chain_here(), self._paths[forward.module]
+        origins = forward.origins.of(given) if chain.repeats else None
+        turn = forward.made[chain.key, origins]
+        forward.made[chain.key, origins] += 1
+        identity = Identity(chain.key, origins, turn)
+        at, calls = at_of(chain, origins, turn), self.calls.setdefault(path, {})
+        if identity not in calls:
+            taken = {*calls.values(), *(number for (target, _), number in self._numbers.items() if target == path)}
+            free = next(number for number in itertools.count() if number not in taken)
+            calls[identity] = self._unmet.pop((path, at), free)
+        forward.turns.setdefault(chain.key, []).append(calls[identity])
+        return _Named(calls[identity], identity, at)
 
     def _note(
         self,
         path: str,
-        call: int | None,
+        named: "_Named | None",
         mode: str,
         given: Any,
         fine: Pair | None,
         why_not: str | None,
-        line: Line | None = None,
     ) -> None:
         coarse = _size(given)
         if coarse is None or fine is None:
@@ -161,7 +244,25 @@ class _Watch(TorchFunctionMode):
             why_not = "what it enlarges is the same for every image: a position embedding, or the like"
         if why_not is None and not any(fine_enough(size, fine) for size in (self.image_size, *self.sizes.values())):
             why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
-        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, line))
+        call, identity, at = named or _Named(None)
+        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
+
+
+def hookable(module: nn.Module) -> bool:
+    """Whether a module's calls can be followed."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
+class _Named(NamedTuple):
+    call: int | None
+    identity: Identity | None = None
+    at: tuple[str, ...] = ()
+
+
+def at_of(chain: Chain, origins: Iterable[str] | None, turn: int) -> tuple[str, ...]:
+    """An identity as a plan keeps it: the same in another process, and on another machine."""
+    of = [f"of {origin}" for origin in sorted(origins or ())]
+    return (*chain.at, *of, *([f"turn {turn}"] if turn else []))
 
 
 class _Constants:
@@ -201,32 +302,6 @@ def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     given = _SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     return given.arguments
-
-
-class Lines(list[tuple[str, int]]):
-    """The calls of F.interpolate that one forward has made."""
-
-    def next(self, place: tuple[str, int]) -> Line:
-        """Add a call."""
-        self.append(place)
-        return Line(*place, self.count(place) - 1)
-
-
-def calling_line() -> tuple[str, int]:
-    """File and line of the call of F.interpolate that is going on, whatever modes it went through."""
-    frame = _behind(sys._getframe(1), lambda code: code is F.interpolate.__code__)
-    caller = _behind(frame, lambda code: code is not F.interpolate.__code__ and code.co_name not in _MODES)
-    return caller.f_code.co_filename, caller.f_lineno
-
-
-_MODES = ("__torch_function__", "handle_torch_function")
-
-
-def _behind(frame: FrameType, is_it: Callable[[CodeType], bool]) -> FrameType:
-    """The nearest frame that called this one, for whose code this holds."""
-    while frame.f_back is not None and not is_it(frame.f_code):
-        frame = frame.f_back
-    return frame
 
 
 def _size(x: Any) -> Pair | None:

@@ -1,6 +1,6 @@
 """Carries guided enlargements out on a graph, as `hotswap.surgery` does swaps of convolutions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,16 @@ from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.guide import require_input_only
 from hotswap.naming import INPUT
-from hotswap.observe import Observation
+from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller, parents
-from hotswap.resizing.checks import check_against, check_mode
+from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.plan import Resize
-from hotswap.resizing.sites import bound, calling_line
-from hotswap.tracing import Traced
+from hotswap.resizing.places import chain_here
+from hotswap.resizing.sites import bound, find
+from hotswap.tracing import Traced, UntraceableError
 
-_LINE = "hotswap_line"  # in a node's meta: the line of code that called F.interpolate
-_Site = tuple[str, int]  # path of the module whose forward makes the call, and which of its calls it is
+_CHAIN = "hotswap_chain"  # in a node's meta: of the call of F.interpolate that it is
+_Turns = Mapping[tuple[str, str], Collection[tuple[int, ...]]]  # as `Sites` has them
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,19 @@ class Graft:
         return surgery.rewrite(root, self.traced)
 
 
-def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observation | None) -> Graft:
+def prepare(
+    model: nn.Module,
+    resizes: Sequence[Resize],
+    observation: Observation | None,
+    example_inputs: Inputs | None = None,
+) -> Graft:
     """Trace, check and edit graphs, changing nothing in the network.
 
     Args:
         model: the network.
         resizes: what to guide.
         observation: one run of the network, if it could be run.
+        example_inputs: what it was run on.
 
     Raises:
         HotswapError: where it cannot be done on this network, with the reason.
@@ -73,65 +80,87 @@ def prepare(model: nn.Module, resizes: Sequence[Resize], observation: Observatio
     below = {path.removeprefix(prefix) for path in inside if path != root_path}
     opened = {parent for path in below for parent in parents(path) if parent}
     opened |= {path.removeprefix(prefix) for path in callers if path != root_path}
-    with _LineMarker():
+    with _Marker():
         traced = surgery.open_and_trace(root_path, root, opened, None, observation)
-    lines = _sites_by_line(traced.evaluation)
+    if observation is None:
+        turns = _turns(traced.evaluation, prefix)
+    else:
+        sites = find(model, example_inputs, resizes)
+        resizes, turns = located(model, resizes, sites), sites.turns
     for graph in (traced.training, traced.evaluation):
-        _edit(graph, root, prefix, resizes, modules, lines)
+        _edit(graph, root, prefix, resizes, modules, turns)
     return Graft(tuple(resizes), root_path, traced)
 
 
 # --- which node is which call --------------------------------------------------------------------------------
 
 
-class _LineMarker(TorchFunctionMode):
-    """Notes in each node of F.interpolate which line of code called it.
+class _Marker(TorchFunctionMode):
+    """Notes in each node of F.interpolate which chain of calls led to it.
 
-    The code of a module can make more calls in training than in evaluation; the line tells which is which.
+    The code of a module can make more calls in training than in evaluation; the chain tells which is which.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is F.interpolate and isinstance(result, Proxy):
-            result.node.meta[_LINE] = calling_line()
+            result.node.meta[_CHAIN] = chain_here(traced=True)
         return result
 
 
-def _calls(graph: torch.fx.Graph) -> Iterator[tuple[str, list[Node]]]:
-    """For each call of each module: the module's path, and the nodes of F.interpolate that its own code made."""
+def _forwards(graph: torch.fx.Graph, prefix: str) -> Iterator[tuple[str, list[Node]]]:
+    """For each call of each module: its path, and the nodes of F.interpolate that its own code made."""
     found: dict[str, tuple[str, list[Node]]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target is F.interpolate:
             stack = node.meta.get("nn_module_stack") or {"": ("", None)}
             which_call, (path, _) = list(stack.items())[-1]
+            path = f"{prefix}{path}" if path else prefix.removesuffix(".")
             found.setdefault(which_call, (path, []))[1].append(node)
     yield from found.values()
 
 
-def _with_lines(nodes: Sequence[Node]) -> Iterator[tuple[tuple[Any, int], Node]]:
-    """Each node with its line and which of that line's calls it is."""
-    seen: dict[Any, int] = {}
-    for node in nodes:
-        line = node.meta.get(_LINE)
-        yield (line, seen.setdefault(line, 0)), node
-        seen[line] += 1
+def _turns(graph: torch.fx.Graph, prefix: str) -> _Turns:
+    """What a run would tell, where there was none."""
+    numbers: dict[str, dict[tuple[str, int], int]] = {}
+    found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for path, nodes in _forwards(graph, prefix):
+        own, turns = numbers.setdefault(path, {}), dict[str, list[int]]()
+        for node in nodes:
+            key = node.meta[_CHAIN].key
+            made = turns.setdefault(key, [])
+            made.append(own.setdefault((key, len(made)), len(own)))
+        for key, made in turns.items():
+            found.setdefault((path, key), set()).add(tuple(made))
+    return found
 
 
-def _sites_by_line(evaluation: torch.fx.Graph) -> dict[tuple[str, Any, int], int]:
-    """By module, line and which of the line's calls: which of the forward's calls it is in evaluation mode."""
-    return {
-        (path, *key): index for path, nodes in _calls(evaluation) for index, (key, _) in enumerate(_with_lines(nodes))
-    }
+def _nodes(graph: torch.fx.Graph, prefix: str, paths: Collection[str], resize: Resize, turns: _Turns) -> list[Node]:
+    """The nodes of a call of F.interpolate: one for each call of its module, known by these paths.
 
-
-def _nodes_by_site(graph: torch.fx.Graph, lines: Mapping[tuple[str, Any, int], int]) -> dict[_Site, list[Node]]:
-    """The nodes of each site: one for each call of its module."""
-    found: dict[_Site, list[Node]] = {}
-    for path, nodes in _calls(graph):
-        for key, node in _with_lines(nodes):
-            index = lines.get((path, *key))
-            if index is not None:
-                found.setdefault((path, index), []).append(node)
+    Raises:
+        UntraceableError: where other calls are made along its chain than when the network was run.
+    """
+    chains = {k: made for (path, k), made in turns.items() if path in paths and any(resize.call in m for m in made)}
+    found = []
+    for path, nodes in _forwards(graph, prefix):
+        for key, runs in chains.items():
+            along = [node for node in nodes if path in paths and node.meta[_CHAIN].key == key]
+            if not along:
+                continue
+            run, *others = runs
+            if others or len(run) != len(along):
+                raise UntraceableError(
+                    f"a graph calls F.interpolate {len(along)} times where target {resize.name!r} does "
+                    f"({key.rpartition(' > ')[2]}), and the network did {' or '.join(str(len(m)) for m in runs)} times"
+                )
+            node = along[run.index(resize.call)]
+            if resize.at[: len(at := node.meta[_CHAIN].at)] not in ((), at):
+                raise HotswapError(
+                    f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and here at "
+                    f"{' > '.join(at)}; give example_inputs, or convert the network anew if its code has changed"
+                )
+            found.append(node)
     return found
 
 
@@ -144,7 +173,7 @@ def _edit(
     prefix: str,
     resizes: Sequence[Resize],
     modules: Mapping[str, nn.Module],
-    lines: Mapping[tuple[str, Any, int], int],
+    turns: _Turns,
 ) -> None:
     """Give every call of every target its guides, in place."""
     position = {node: index for index, node in enumerate(graph.nodes)}
@@ -152,14 +181,13 @@ def _edit(
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(id(root.get_submodule(str(node.target))), []).append(node)
-    functional = _nodes_by_site(graph, lines)
     work: list[tuple[Node, tuple[Node, ...], Resize]] = []
     for resize in resizes:
         if resize.call is None:
             nodes = calls.get(id(modules[resize.target]), [])
         else:
             paths = all_paths(modules, resize.target)
-            nodes = [n for path in paths for n in functional.get((path.removeprefix(prefix), resize.call), [])]
+            nodes = _nodes(graph, prefix, paths, resize, turns)
             for node in nodes:
                 check_mode(resize, bound(node.args, node.kwargs)["mode"])
         if not nodes:

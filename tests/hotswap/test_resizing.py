@@ -404,7 +404,7 @@ def test_a_plan_with_wrong_values_is_refused(net, changed, message):
     ("changed", "message"),
     [
         ({"target": "blok"}, "target 'blok' is no module of this network; closest: block"),
-        ({"call": 2}, "target 'F.interpolate 2 in block' is never called by Net"),
+        ({"call": 2, "at": []}, "target 'F.interpolate 2 in block' is never called by Net"),
         ({"call": None}, "target 'block' cannot be swapped: its mode is None"),
         ({"mode": "nearest", "footprint": 4}, "must be, by the plan, of mode 'nearest', got 'bilinear'"),
         ({"guide": ["block"]}, "guide 'block' .* target"),

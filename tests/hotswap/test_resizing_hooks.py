@@ -200,6 +200,7 @@ def test_a_plan_made_for_hooks_is_carried_out_by_hooks(image):
     assert "rewrites" in str(hotswap.status(converted))
     by_hooks = guided(Data(), example_inputs=image)
     plan = hotswap.Plan.from_dict(hotswap.status(by_hooks).plan.to_dict())
+    plan = replace(plan, resizes=tuple(replace(resize, at=()) for resize in plan.resizes))  # of other code
     assert [resize.taps for resize in plan.resizes] == [(None,), (None,)]
     traced = hotswap.apply(Traceable().eval(), plan, example_inputs=image)
     assert traced.__dict__[CALLS].relay is relays(traced)[0].steering.relay

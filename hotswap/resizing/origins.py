@@ -1,0 +1,65 @@
+"""What tensors are made of, as seen by one forward: its arguments, and what the modules that it calls return.
+
+It tells the turns of a loop apart, `for f in features: f = F.interpolate(f, size)`, however many of them there are at
+a size. Functions that only change a tensor's size leave its origins as they are, as many are called for odd sizes only.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+# A getter is none of them: shapes are no tensors.
+_RESIZING = {"interpolate", "pad", "adaptive_avg_pool2d", "adaptive_max_pool2d", "getitem", "contiguous", "to", "float"}
+
+
+class Origins:
+    """Of the tensors of one call of a forward."""
+
+    def __init__(self, args: Any, kwargs: Any) -> None:
+        self._of: dict[int, tuple[weakref.ref[Tensor], frozenset[str]]] = {}
+        self._depth = 0  # of calls of modules that are going on
+        for index, x in enumerate(_tensors((args, kwargs))):
+            self._set(x, {f"argument {index}"})
+
+    def of(self, x: Any) -> frozenset[str]:
+        """What a tensor is made of; nothing where that is not known."""
+        reference, origins = self._of.get(id(x), (None, frozenset[str]()))
+        return origins if reference is not None and reference() is x else frozenset()
+
+    def enter(self) -> None:
+        """A module is called."""
+        self._depth += 1
+
+    def leave(self, name: str, args: Any, output: Any) -> None:
+        """It returns, or raises. `name` is its path from the module whose forward this is."""
+        self._depth -= 1
+        if self._depth == 0:
+            given = {origin.partition(" of ")[0] for x in _tensors(args) for origin in self.of(x)}
+            behind = f" of {', '.join(sorted(given))}" if given else ""
+            for index, x in enumerate(_tensors(output)):
+                self._set(x, {f"{name}[{index}]{behind}"})
+
+    def follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """A function is called, by the forward itself or by a module."""
+        if self._depth or not isinstance(result, Tensor | tuple | list):
+            return
+        name = str(getattr(func, "__name__", "")).strip("_")
+        origins = {origin for x in _tensors((args, kwargs)) for origin in self.of(x)}
+        origins |= set() if name in _RESIZING else {f"{name}()"}
+        for x in _tensors(result):
+            self._set(x, origins)
+
+    def _set(self, x: Tensor, origins: set[str]) -> None:
+        self._of[id(x)] = (weakref.ref(x), frozenset(origins))
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))

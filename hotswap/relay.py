@@ -29,6 +29,7 @@ from hotswap.naming import INPUT
 from hotswap.observe import Observation
 
 _KEPT = "hotswap.guides"  # in the metadata of autograd nodes
+_COMPILED = (0, 0)  # the scope of all that is compiled
 
 
 class Slot(NamedTuple):
@@ -123,6 +124,11 @@ class Relay:
             return stack[-1].caught[slot].guide
         if not torch.compiler.is_compiling() and _in_backward():
             return self._read_again(slot, target, like)
+        if self._frames.get(_COMPILED) and not torch.compiler.is_compiling():
+            raise HotswapError(
+                f"target {target!r} runs outside the graph that torch.compile made for its guide {slot.source!r}; "
+                "compile with fullgraph=True, which says where the network was split, or only modules without targets"
+            )
         raise HotswapError(
             f"target {target!r} was called without its guide {slot.source!r}, which did not run before it in this "
             "pass: call the network itself, or hotswap.revert it"
@@ -208,7 +214,7 @@ class Relay:
 def _scope() -> tuple[int, int]:
     """Whose pass this is: a thread's forward or, where it runs parts of one again, a backward's."""
     if torch.compiler.is_compiling():  # one pass at a time, which leaves nothing
-        return (0, 0)
+        return _COMPILED
     return threading.get_ident(), torch._C._current_graph_task_id()
 
 

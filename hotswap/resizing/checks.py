@@ -67,8 +67,8 @@ def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[
         alike = [x for x in sites.found if (x.path, x.at) == (site.path, site.at)]
         if site.at and len(alike) > 1:
             raise HotswapError(
-                f"target {resize.name!r} is one of {len(alike)} calls at {' > '.join(site.at)}, which a plan cannot tell "
-                "apart; have the code make the call in a module of its own"
+                f"target {resize.name!r} is one of {len(alike)} calls at {' > '.join(site.at)}, which a plan cannot "
+                "tell apart; have the code make the call in a module of its own"
             )
         check_mode(resize, site.mode)
         found.append(replace(resize, at=site.at))
@@ -80,6 +80,6 @@ def _missing(model: nn.Module, resize: Resize) -> str:
     if not resize.at:
         return f"target {resize.name!r} is never called by {name}; name one that is"
     return (
-        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and {name} makes no such call with "
-        "these inputs; give example_inputs with which it does, or convert the network anew if its code has changed"
+        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and {name} makes no such "
+        "call with these inputs; give example_inputs with which it does, or convert the network anew if its code has changed"
     )

@@ -28,7 +28,16 @@ from hotswap.relay import Done, Hook, Reader, Reading, Relay, Slot, slots_of
 from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.layers import Options
 from hotswap.resizing.origins import Origins
-from hotswap.resizing.places import begun, key_here, key_traced, rerun_apart
+from hotswap.resizing.places import (
+    begun,
+    broken,
+    checkpointed,
+    checkpointed_traced,
+    key_here,
+    key_traced,
+    last_of,
+    rerun_apart,
+)
 from hotswap.resizing.plan import Resize
 from hotswap.resizing.record import CALLS
 from hotswap.resizing.sites import Sites, find, hookable
@@ -66,7 +75,7 @@ class Graft:
             owner.__dict__[CALLS] = calls
             forward = _handing(type(owner))
             if calls.follows:  # which tells tensors from each other, and graphs have none
-                forward = torch.compiler.disable(forward)
+                forward = torch.compiler.disable(forward, reason=_NOT_COMPILED)
                 for name, module in owner.named_modules():
                     if name and hookable(module):
                         module.register_forward_pre_hook(_Enter(own, calls, name))
@@ -136,8 +145,8 @@ def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Ch
         if len(alike) > 1:
             raise HotswapError(
                 f"target {resize.name!r} is one of {len(alike)} calls of F.interpolate from one place "
-                f"({key.rpartition(' > ')[2]}) that nothing tells apart while the network runs; choose another target, "
-                "or have the code make the call in a module of its own"
+                f"({last_of(key)}) that nothing tells apart while the network runs; choose another "
+                "target, or have the code make the call in a module of its own"
             )
         chain = found.setdefault(resize.target, {}).setdefault(key, _Chain(origins is not None, {}))
         chain.turns.update({other: chain.turns.get(other) for k, other, _ in calls if k == key})
@@ -191,6 +200,11 @@ class _Chain(NamedTuple):
     repeats: bool
     turns: dict[frozenset[str] | None, _Handed | None]  # by origins of the input; None where it is not guided
 
+    @property
+    def names(self) -> str:
+        """Of the guided ones."""
+        return " and ".join(repr(handed.resize.name) for handed in self.turns.values() if handed is not None)
+
 
 @dataclass(frozen=True, eq=False)
 class _Calls:
@@ -200,7 +214,9 @@ class _Calls:
     plain_class: type[nn.Module]
     path: str
     chains: Mapping[str, _Chain]
-    running: dict[int, list[Origins]] = field(default_factory=dict)  # by thread, of forwards whose tensors are followed
+    running: dict[int, list[Origins]] = field(
+        default_factory=dict
+    )  # by thread, of forwards whose tensors are followed
 
     @property
     def follows(self) -> bool:
@@ -244,16 +260,27 @@ class _HandOver(TorchFunctionMode):
         traced = torch.compiler.is_dynamo_compiling()
         key = key_traced() if traced else key_here()
         chain = self.calls.chains.get(key)
+        if chain is None and broken(key):
+            raise HotswapError(
+                f"torch.compile split the forward of {self.calls.path or 'the network'!r}, and which of its calls of "
+                "F.interpolate is guided is not known there any more; compile it with fullgraph=True, which says "
+                "where it was split, or compile only the modules inside it"
+            )
+        if chain is None and (checkpointed_traced() if traced else checkpointed()):
+            self.refuse_alike(key)
         handed = None if chain is None else self.which(key, chain, *args, **kwargs)
         if handed is None:
             return func(*args, **kwargs)
         if not traced and rerun_apart():
-            raise HotswapError(
-                f"target {handed.resize.name!r} lies in a part of its forward that activation checkpointing runs again "
-                "by itself, where it is not guided; checkpoint whole modules, or none"
-            )
+            raise _checkpointed(repr(handed.resize.name))
         input, options = _apart(*args, **kwargs)
         return handed.to(self.owner, self.calls.relay, input, options)
+
+    def refuse_alike(self, key: str) -> None:
+        """Refuse a call in a checkpointed part that may be a guided one, which came there in another way."""
+        for other, chain in self.calls.chains.items():
+            if last_of(other) == last_of(key):
+                raise _checkpointed(chain.names)
 
     def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _Handed | None:
         """The guided call that this one is."""
@@ -310,12 +337,24 @@ def _followed(mode: _Following, plain: type[nn.Module], args: Any, kwargs: Any) 
 
 
 def _ambiguous(chain: _Chain, key: str) -> HotswapError:
-    names = " and ".join(repr(handed.resize.name) for handed in chain.turns.values() if handed is not None)
     return HotswapError(
-        f"the code that makes the guided call {names} ({key.rpartition(' > ')[2]}) makes other calls of F.interpolate at "
-        "this size than at that of the example inputs, so it is not clear which of them to guide; hotswap.revert the "
-        "network and give example_inputs of this size, or have the code make the call in a module of its own"
+        f"the code that makes the guided call {chain.names} ({last_of(key)}) makes other calls of F.interpolate at "
+        "this size than at that of the example inputs, so it is not clear which of them to guide; hotswap.revert "
+        "the network and give example_inputs of this size, or have the code make the call in a module of its own"
     )
+
+
+def _checkpointed(names: str) -> HotswapError:
+    return HotswapError(
+        f"target {names} lies in a part of its forward that activation checkpointing runs again by itself, where it "
+        "would not be guided; checkpoint whole modules, or none"
+    )
+
+
+_NOT_COMPILED = (
+    "hotswap tells turns of a loop apart by what they enlarge, which it follows while the code runs; compile the "
+    "modules inside it"
+)
 
 
 def _apart(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Options]:

@@ -1,7 +1,7 @@
 """What tensors are made of, as seen by one forward: its arguments, and what the modules that it calls return.
 
-It tells the turns of a loop apart, `for f in features: f = F.interpolate(f, size)`, however many of them there are at
-a size. Functions that only change a tensor's size leave its origins as they are, as many are called for odd sizes only.
+It tells the turns of a loop apart, `for f in features: f = F.interpolate(f, size)`, however many there are at a size.
+Functions that only change a tensor's size leave its origins as they are: many are called at odd sizes only.
 """
 
 import weakref
@@ -11,7 +11,16 @@ from typing import Any
 from torch import Tensor
 
 # A getter is none of them: shapes are no tensors.
-_RESIZING = {"interpolate", "pad", "adaptive_avg_pool2d", "adaptive_max_pool2d", "getitem", "contiguous", "to", "float"}
+_RESIZING = {
+    "interpolate",
+    "pad",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "getitem",
+    "contiguous",
+    "to",
+    "float",
+}
 
 
 class Origins:

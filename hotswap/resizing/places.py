@@ -1,8 +1,8 @@
 """Where in a network's code a call is made: the chain of calls from the module's own forward down to it.
 
-Each link is a function and the place in it, by line and column, so that two calls on one line differ. Plans keep which
-of the function's calls by that name it is, which outlives comments and another formatting. Frames of torch and of this
-package are left out: hooks, modes, checkpointing and decorators of torch come and go between two runs.
+Each link is a function and the place in it, by line and column, so that two calls on one line differ. Plans keep
+which of the function's calls by that name it is, which outlives comments and another formatting. Frames of torch and
+of this package are left out: hooks, modes, checkpointing and decorators of torch come and go between two runs.
 """
 
 import dis
@@ -43,7 +43,7 @@ def chain_here(*, traced: bool = False) -> Chain:
     Args:
         traced: by torch.fx, where chains begin at a module's call and nothing calls `begun`.
     """
-    links = list(_links(sys._getframe(1), _TRACING if traced else (begun.__code__,)))
+    links = list(_links(sys._getframe(1), _TRACING if traced else (_BEGUN,)))
     own = [link for link in links if not _is_foreign(link[0])]
     called = [*(code.co_name for code, _ in own[1:]), F.interpolate.__name__]
     at = tuple(_at(*link, name) for link, name in zip(own, called, strict=True))
@@ -52,46 +52,81 @@ def chain_here(*, traced: bool = False) -> Chain:
 
 def key_here() -> str:
     """`Chain.key` of the call of `F.interpolate` that is going on, at little cost."""
-    return _key(_links(sys._getframe(1), (begun.__code__,)))
+    return _key(_links(sys._getframe(1), (_BEGUN,)))
 
 
-@torch.compiler.assume_constant_result  # called while Dynamo traces a call, which it then has a constant for
 def key_traced() -> str:
-    """`key_here` where Dynamo reads the code instead of running it."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and "tx" not in frame.f_locals:
-        frame = frame.f_back
-    assert frame is not None  # noqa: S101 (it is called by Dynamo alone)
-    places, translator, last = list[str](), frame.f_locals["tx"], False
-    while translator is not None and not last:
-        code, positions = translator.f_code, translator.current_instruction.positions
-        last = code is begun.__code__
-        if code.co_name == _DISPATCH:
-            places.clear()
-        elif not last and not _is_foreign(code):
-            places.append(_named(code, positions.lineno, positions.col_offset))
+    """`key_here` where Dynamo reads the code instead of running it, and takes this for a constant."""
+    inside: list[tuple[CodeType, Any]] = []
+    translator = _translator()
+    while translator is not None and not _is(translator.f_code, _BEGUN):
+        inside.append((translator.f_code, translator.current_instruction.positions))
         translator = translator.parent
-    outside = "" if last else _key(_links(frame, (begun.__code__,)))
-    return _ARROW.join([*filter(None, [outside]), *reversed(places)])
+    links = _links(sys._getframe(1), (_BEGUN,)) if translator is None else []
+    outside = [link for link in links if not _is_foreign(link[0])]
+    last_dispatch = max((n for n, (code, _) in enumerate(inside, 1) if code.co_name == _DISPATCH), default=0)
+    inside = inside[last_dispatch:]
+    if outside and inside and _resumes(inside[-1][0], outside[-1][0]):
+        outside.pop()
+    within = [_named(code, at.lineno, at.col_offset) for code, at in reversed(inside) if not _is_foreign(code)]
+    return _ARROW.join([*filter(None, [_key(outside)]), *within])
 
 
-def rerun_apart() -> bool:
-    """Whether activation checkpointing will run the call of `F.interpolate` going on again without its forward."""
+def last_of(key: str) -> str:
+    """The call itself, without what leads to it."""
+    return key.rpartition(_ARROW)[2]
+
+
+def broken(key: str) -> bool:
+    """Whether a key has a place in code that `torch.compile` made, of which it is not known where it comes from."""
+    return ":None" in key
+
+
+def checkpointed() -> bool:
+    """Whether the call of `F.interpolate` going on is in a part of its forward that is checkpointed."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not begun.__code__:
-        if frame.f_code is _REENTRANT and any(frame.f_locals["ctx"].needs_input_grad):
-            return True
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__ and torch.is_grad_enabled():
+    while frame is not None and not _is(frame.f_code, _BEGUN):
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
             return True
         frame = frame.f_back
     return False
 
 
+def rerun_apart() -> bool:
+    """Whether activation checkpointing will run the call of `F.interpolate` going on again without its forward."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _is(frame.f_code, _BEGUN):
+        if _is(frame.f_code, _REENTRANT):  # which runs all without gradients
+            return any(frame.f_locals["ctx"].needs_input_grad)
+        frame = frame.f_back
+    return torch.is_grad_enabled() and checkpointed()
+
+
+def checkpointed_traced() -> bool:
+    """`checkpointed` where Dynamo reads the code: whether it is in a graph of its own."""
+    return _translator().output.current_tracer.parent is not None
+
+
+def _translator() -> Any:
+    """What Dynamo reads the code with that the call is in."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and "tx" not in frame.f_locals:
+        frame = frame.f_back
+    assert frame is not None  # noqa: S101 (it is called by Dynamo alone)
+    return frame.f_locals["tx"]
+
+
+# As torch.compiler.assume_constant_result does, which imports all of the compiler.
+key_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+checkpointed_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 _ARROW = " > "
 _DISPATCH = "__torch_function__"
 _REENTRANT = torch.utils.checkpoint.CheckpointFunction.forward.__code__
+_BEGUN = begun.__code__
 _TRACING: tuple[CodeType, ...] = (nn.Module._call_impl.__code__, torch.fx.Tracer.trace.__code__)
-_FOREIGN = tuple(f"{Path(package.__file__).parent}{os.sep}" for package in (torch, hotswap))
+_FOREIGN = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (torch, hotswap))
 _CALLING_BACK = frozenset({"map", "starmap", "reduce", "filter", "accumulate"})  # loops in C, which show no jump
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.*)_at_\d+$")
 
@@ -99,13 +134,29 @@ _RESUMED = re.compile(r"torch_dynamo_resume_in_(.*)_at_\d+$")
 def _links(frame: FrameType | None, beginnings: tuple[CodeType, ...]) -> Iterator[tuple[CodeType, int]]:
     """Code and instruction of each function on the way from a forward to a call, whatever modes that goes through."""
     links: list[tuple[CodeType, int]] = []
-    while frame is not None and not any(frame.f_code is code for code in beginnings):
-        if frame.f_code is F.interpolate.__code__ or frame.f_code.co_name == _DISPATCH:
+    while frame is not None and not any(_is(frame.f_code, code) for code in beginnings):
+        if _is(frame.f_code, F.interpolate.__code__) or frame.f_code.co_name == _DISPATCH:
             links.clear()
+        elif links and _resumes(links[-1][0], frame.f_code):
+            pass
         else:
             links.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return reversed(links)
+
+
+def _is(code: CodeType, original: CodeType) -> bool:
+    """Whether this is that code, or what `torch.compile` made of it."""
+    return code is original or (code.co_name == original.co_name and code.co_filename == original.co_filename)
+
+
+def _resumes(code: CodeType, caller: CodeType) -> bool:
+    """Whether this is the rest, after a graph break, of the function that calls it."""
+    return _RESUMED.match(code.co_name) is not None and _function(code) == _function(caller)
+
+
+def _function(code: CodeType) -> str:
+    return _RESUMED.sub(r"\1", code.co_qualname)
 
 
 _places: dict[tuple[int, int], tuple[CodeType, str]] = {}  # by id, as code is hashed by all it holds
@@ -128,8 +179,7 @@ def _named(code: CodeType, line: int | None, column: int | None) -> str:
     file = Path(code.co_filename).name
     if file.startswith("<"):  # generated code, whose names are numbered
         file = re.sub(r"\d+", "", file)
-    function = _RESUMED.sub(r"\1", code.co_qualname)
-    return f"{file}:{function}:{line}:{column}"
+    return f"{file}:{_function(code)}:{line}:{column}"
 
 
 def _is_foreign(code: CodeType) -> bool:

@@ -18,8 +18,8 @@ from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller, parents
 from hotswap.resizing.checks import check_against, check_mode, located
+from hotswap.resizing.places import chain_here, last_of
 from hotswap.resizing.plan import Resize
-from hotswap.resizing.places import chain_here
 from hotswap.resizing.sites import bound, find
 from hotswap.tracing import Traced, UntraceableError
 
@@ -152,7 +152,7 @@ def _nodes(graph: torch.fx.Graph, prefix: str, paths: Collection[str], resize: R
             if others or len(run) != len(along):
                 raise UntraceableError(
                     f"a graph calls F.interpolate {len(along)} times where target {resize.name!r} does "
-                    f"({key.rpartition(' > ')[2]}), and the network did {' or '.join(str(len(m)) for m in runs)} times"
+                    f"({last_of(key)}), and the network {' or '.join(str(len(m)) for m in runs)} times"
                 )
             node = along[run.index(resize.call)]
             if resize.at[: len(at := node.meta[_CHAIN].at)] not in ((), at):

@@ -80,6 +80,6 @@ def _missing(model: nn.Module, resize: Resize) -> str:
     if not resize.at:
         return f"target {resize.name!r} is never called by {name}; name one that is"
     return (
-        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and {name} makes no such "
-        "call with these inputs; give example_inputs with which it does, or convert the network anew if its code has changed"
+        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and {name} makes no such call "
+        "with these inputs; give example_inputs with which it does, or convert the network anew if its code changed"
     )

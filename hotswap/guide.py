@@ -13,7 +13,9 @@ from hotswap.sliding import Sliding
 from pac_ops import library
 from pac_ops.adapting import centres
 from pac_ops.area import area_average2d, has_size
+from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Window
+from pac_ops.subclasses import as_plain
 
 RESIZE_MODES = ("bilinear", "area", "nearest")
 Size = tuple[int, int, int]
@@ -87,7 +89,8 @@ def window_distance(
 ) -> tuple[Size, Tensor]:
     """||f_i - f_j||^2 over a target's window, of the guides resized to the target's input size.
 
-    Several guides count as one with all their channels, so their squared distances are added.
+    Several guides count as one with all their channels, so their squared distances are added. They are plain tensors,
+    whatever class the guides are of: a target's output is of the class that its input and weights make it.
 
     Args:
         names: of the guides, for error messages.
@@ -117,7 +120,7 @@ def window_distance(
                 f"guide {name!r} must have the target's batch size {batch}, got {guide.shape[0]}; "
                 "take a guide from the same branch"
             )
-        padded = sliding.padded(resize_to(guide, height, width, resize))
+        padded = sliding.padded(resize_to(as_plain(guide), height, width, resize))
         distance = _distance(padded, sliding.on_guide(), asymmetric=asymmetric)
         total = distance if total is None else total + distance
     assert total is not None  # noqa: S101 (a plan names at least one)
@@ -145,7 +148,7 @@ def guide_copy(guide_name: str, guide: Any) -> Tensor:
 def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
     """Resize [B, G, h, w] to exactly `height` x `width`; the same tensor where it has that size.
 
-    An area average of half-precision values is float32.
+    What is made of half-precision values, of several at least, is float32.
     """
     if has_size(x, (height, width)):
         return x
@@ -153,7 +156,8 @@ def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
         return area_average2d(x, (height, width))
     # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
     if how == "bilinear":
-        resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(x, (height, width), False, None)
+        wide = x.to(accumulate_dtype(x.dtype))
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(wide, (height, width), False, None)
     else:
         resized = torch.ops.aten.upsample_nearest2d.vec(x, (height, width), None)
     return resized

@@ -14,6 +14,7 @@ from hotswap.plan import Swap
 from hotswap.sliding import Sliding, has_own_forward, own_parameters, own_weight, sliding_of, steered_forward
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype
+from pac_ops.subclasses import as_plain
 
 
 class SwappedLayer(GuidedLayer[Swap]):
@@ -135,20 +136,18 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """Pixel-adaptive average of the input; see the class."""
         window = self.sliding.window()
-        sums = pac_ops.pacpool2d(
+        # What the plain pool makes of ones is the share of its divisor that lies inside the image.
+        ones = torch.ones_like(as_plain(input)[:1, :1], dtype=accumulate_dtype(input.dtype))
+        divided = super().forward(ones) / self.sliding.valid_taps(input).sum((0, 1))
+        return pac_ops.pacpool2d(
             input,
-            self.steering_kernel(input, distance),
+            self.steering_kernel(input, distance) * divided,  # before the sums, which half precision may not hold
             window.kernel_size,
             window.stride,
             window.padding,
             window.dilation,
             self.ceil_mode,
         )
-        # What the plain pool makes of ones is the share of its divisor that lies inside the image.
-        shares = super().forward(torch.ones_like(input[:1, :1], dtype=accumulate_dtype(input.dtype)))
-        taps = self.sliding.valid_taps(input).sum((0, 1))
-        averages: Tensor = sums * (shares / taps).to(sums.dtype)
-        return averages
 
 
 class SwappedFunction(SwappedLayer):

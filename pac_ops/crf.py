@@ -322,7 +322,7 @@ class PacCRF(nn.Module):
             if kernel is None or not spec.symmetric_normalization:
                 scales.append(None)
                 continue
-            inside = pooled(unary.new_ones(1, 1, *unary.shape[2:], dtype=kernel.dtype), spec.blur)
+            inside = pooled(unary.new_ones((1, 1, *unary.shape[2:]), dtype=kernel.dtype), spec.blur)
             inside = inside.expand(unary.shape[0], -1, -1, -1)
             sliding: Any = (1, messenger.padding, messenger.dilation)
             weight: Tensor = messenger.weight  # type: ignore[assignment]

@@ -306,7 +306,7 @@ def _upsampled(v: Tensor, f: Tensor, g: Tensor, rows: list[_Tap], columns: list[
     ]
     # The same quotient for any shift of the exponents; with their largest it cannot be 0 / 0.
     shift = reduce(torch.maximum, (x.detach() for x in exponents))
-    total, out, remaining = torch.zeros_like(shift), v.new_zeros(*v.shape[:2], *f.shape[2:]), iter(exponents)
+    total, out, remaining = torch.zeros_like(shift), v.new_zeros((*v.shape[:2], *f.shape[2:])), iter(exponents)
     for down, _ in rows:
         for v_j, _, _ in held:
             weight = torch.exp(next(remaining) - shift)

@@ -18,7 +18,7 @@ from pac_ops.arguments import (
     make_window,
     pair,
 )
-from pac_ops.dtypes import autocast_dtype
+from pac_ops.dtypes import accumulate_dtype, autocast_dtype
 from pac_ops.geometry import Pair, Window
 
 
@@ -163,7 +163,7 @@ def mask_kernel2d(
         ceil_mode: see stride.
 
     Returns:
-        K as masked, and the output mask [B, 1, Ho, Wo] in the mask's dtype.
+        K as masked, float32 or wider, and the output mask [B, 1, Ho, Wo] in the mask's dtype.
 
     Raises:
         TypeError: where an argument is of the wrong type.
@@ -185,8 +185,9 @@ def mask_kernel2d(
                 f"mask must be of the input's height and width, of which the window makes {list(kernel.shape[4:])}, "
                 f"got {list(image)}, of which it makes {list(size)}"
             )
+    wide = kernel.to(accumulate_dtype(kernel.dtype))
     masked, output_mask = _counted(
-        kernel, mask, window, image, extra, normalize_kernel=normalize_kernel, transposed=transposed
+        wide, mask, window, image, extra, normalize_kernel=normalize_kernel, transposed=transposed
     )
     assert output_mask is not None  # noqa: S101 (for the type checker)
     return masked, output_mask
@@ -418,7 +419,7 @@ def _smoothing(name: str, given: Tensor | None, guide: Tensor) -> Tensor | None:
     if given is None:
         if smooth.learnable:
             raise ValueError(f"smooth_kernel must be given for smooth_kernel_type {name!r}, got None")
-        return adapting.smoothing_filter(smooth, guide.device) if smooth.size else None
+        return adapting.smoothing_filter(smooth, guide.device, accumulate_dtype(guide.dtype)) if smooth.size else None
     check_tensor("smooth_kernel", given)
     check_devices(guide.device, {"smooth_kernel": given}, "guide")
     expected = [1, 1, smooth.size, smooth.size]

@@ -25,6 +25,7 @@ from pac_ops import backends, batching, second_order
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlarging import Enlargement
 from pac_ops.geometry import Window
+from pac_ops.subclasses import as_plain
 
 Ints = Sequence[int]
 
@@ -167,13 +168,18 @@ def _backend(x: Tensor) -> Any:
 def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
         _KERNELS[name] = run
-        torch.library.impl(_library, name, "CompositeExplicitAutograd")(run)
+        torch.library.impl(_library, name, "CompositeExplicitAutograd")(partial(_on_plain, run))
         torch.library.register_torch_dispatch(
             f"pac_ops::{name}", FunctionalTensorMode, partial(_seen_through, run), lib=_library
         )
         return run
 
     return register
+
+
+def _on_plain(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a kernel on tensors of no subclass; a subclass's `__torch_function__` was called with the operator."""
+    return run(*(as_plain(x) if isinstance(x, Tensor) else x for x in arguments))
 
 
 def _seen_through(

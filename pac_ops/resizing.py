@@ -168,7 +168,7 @@ def resize_kernel2d(
         scale: s, a number or a tensor of one element.
 
     Returns:
-        [B, 1, n, n, H, W], in the distance's dtype; exactly 0 where w_ij = 0.
+        [B, 1, n, n, H, W], float32 (float64 for float64 distances); exactly 0 where w_ij = 0.
 
     Raises:
         TypeError: where an argument is of the wrong type.
@@ -233,7 +233,9 @@ class PacResize2d(nn.Module):
 
     def forward(self, input: Tensor, guide: Tensor, coarse_guide: Tensor | None = None) -> Tensor:
         """Apply the layer; see the class."""
-        scale: float | Tensor = self.scale if self.log_scale is None else self.log_scale.exp()
+        logarithm = self.log_scale
+        wide = None if logarithm is None else logarithm.to(accumulate_dtype(logarithm.dtype))
+        scale: float | Tensor = self.scale if wide is None else wide.exp()
         options: dict[str, Any] = {name: getattr(self, name) for name in _OPTIONS}
         return pacresize2d(input, guide, coarse_guide=coarse_guide, scale=scale, **options)
 
@@ -316,6 +318,7 @@ def _bands(
 
 def _weights(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor) -> Tensor:
     """See `resize_kernel2d`."""
+    distance = distance.to(accumulate_dtype(distance.dtype))
     fine = (distance.shape[4], distance.shape[5])
     down, across = (w.log().to(distance.dtype).T for w in where.weights(coarse, fine, distance.device))  # [n, H or W]
     half = -0.5 * _scale(scale, distance) ** 2

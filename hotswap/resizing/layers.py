@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from hotswap.guided import GuidedLayer
 from hotswap.layers import plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.area import area_average2d, fitted2d
+from pac_ops.dtypes import accumulate_dtype, autocast_dtype
 from pac_ops.geometry import Pair
 from pac_ops.resizing import enlarged_size
+from pac_ops.subclasses import as_plain
 
 
 class Options(NamedTuple):
@@ -117,7 +119,7 @@ class GuidedResize(GuidedLayer[Resize]):
                     f"guide {source!r} must have the batch size {input.shape[0]} of target {name!r}, got "
                     f"{guide.shape[0]}; take a guide from the same branch"
                 )
-            found.append(fitted2d(guide, fine))
+            found.append(fitted2d(as_plain(guide), fine))
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     # What the subclasses differ in.
@@ -168,11 +170,13 @@ class GuidedConvTranspose2d(GuidedResize, nn.ConvTranspose2d):
 
     def _finished(self, out: Tensor, input: Tensor) -> Tensor:
         # The weights of a pixel sum to less than 1 at the edge.
-        ones = input.new_ones(1, 1, *input.shape[2:])
-        padding: Any = self.padding
-        mass: Tensor = F.conv_transpose2d(ones, self.weight[:1, :1], None, self.stride, padding)
-        out = out * mass
-        return out if self.bias is None else out + self.bias[:, None, None]
+        wide, device, padding = accumulate_dtype(out.dtype), input.device, cast("tuple[int, int]", self.padding)
+        ones = torch.ones((1, 1, *input.shape[2:]), dtype=wide, device=device)
+        with torch.autocast(device.type, enabled=False):
+            out = out * F.conv_transpose2d(ones, self.weight[:1, :1].to(wide), None, self.stride, padding)
+        out = out if self.bias is None else out + self.bias.to(wide)[:, None, None]
+        narrow = autocast_dtype(device.type)
+        return out.to(input.dtype if narrow is None or input.dtype == torch.float64 else narrow)
 
 
 # --- in and out ---------------------------------------------------------------------------------------------

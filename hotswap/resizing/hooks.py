@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
-from hotswap import relay, surgery
+from hotswap import regraphing, relay, surgery
 from hotswap.errors import HotswapError
 from hotswap.following import notes_of, with_taps
 from hotswap.guide import require_input_only
@@ -25,6 +26,7 @@ from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller
 from hotswap.relay import Done, Hook, Reader, Reading, Relay, Slot, slots_of
+from hotswap.resizing import graph_calls
 from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.layers import Options
 from hotswap.resizing.origins import Origins
@@ -51,6 +53,7 @@ class Graft:
     root_path: str  # of the module whose call is a pass
     readers: Mapping[Slot, Mapping[str, int]]
     chains: Mapping[str, Mapping[str, "_Chain"]]  # of the guided calls of F.interpolate, by module's path and key
+    calls: Mapping[str, Mapping[str, int]]  # by the same, of GraphModules: which of the graph's calls it is
     notes: tuple[str, ...] = ()
     drift: float | None = None  # as the plan has it
 
@@ -69,8 +72,13 @@ class Graft:
                 layer, reading = model.get_submodule(resize.target), (own, resize.name, slots_of(resize))
                 layer.register_forward_pre_hook(_Give(*reading), with_kwargs=True)
                 layer.register_forward_hook(Done(*reading))
+        rewritten: list[str] = []
         for path, chains in self.chains.items():
             owner = model.get_submodule(path)
+            if isinstance(owner, GraphModule):
+                _give(owner, own, chains, self.calls[path])
+                rewritten.append(path.removeprefix(self.root_path).removeprefix("."))
+                continue
             calls = _Calls(own, type(owner), path, chains)
             owner.__dict__[CALLS] = calls
             forward = _handing(type(owner))
@@ -81,7 +89,7 @@ class Graft:
                         module.register_forward_pre_hook(_Enter(own, calls, name))
                         module.register_forward_hook(_Leave(own, calls, name), always_call=True)
             owner.__class__ = surgery.subclass(type(owner), forward=forward)
-        return Steering(own)
+        return Steering(own, tuple(rewritten))
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,15 @@ class Steering:
     """What `Graft.attach` leaves."""
 
     relay: Relay
+    rewritten: tuple[str, ...]  # paths of GraphModules, in the root
 
     def undo(self, root: nn.Module) -> None:
         """Take it away again."""
         relay.detach(self.relay, root)
+        for path in self.rewritten:
+            module = root.get_submodule(path)
+            assert isinstance(module, GraphModule)  # noqa: S101 (for the type checker)
+            regraphing.undo(module)
         for module in root.modules():
             calls: _Calls | None = module.__dict__.get(CALLS)
             if calls is not None and calls.relay is self.relay:
@@ -130,7 +143,13 @@ def prepare(
     reads = [Reading(resize.name, resize.target, slots_of(resize)) for resize in resizes]
     readers = relay.readers(reads, observation)
     relay.check_slots(modules, readers)
-    return Graft(resizes, root_path, readers, _chains(resizes, sites), notes_of(found))
+    chains = _chains(resizes, sites)
+    calls = {
+        path: {key: graph_calls.which(owner, key) for key in own}
+        for path, own in chains.items()
+        if isinstance(owner := modules[path], GraphModule)
+    }
+    return Graft(resizes, root_path, readers, chains, calls, notes_of(found))
 
 
 def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Chain"]]:
@@ -173,6 +192,27 @@ class _Give(Reader):
         require_input_only(self.target, args, kwargs)
         input = args[0] if args else next(iter(kwargs.values()))
         return (input, self.guides(input)), {}
+
+
+# --- calls in the graphs of GraphModules -----------------------------------------------------------------------
+
+
+def _give(owner: GraphModule, own: Relay, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]) -> None:
+    """Have calls of a graph made by the guided layers themselves, each given its guides just before it runs."""
+    layers = {}
+    for key, chain in chains.items():
+        handed = next(handed for handed in chain.turns.values() if handed is not None)
+        layer, reading = owner.get_submodule(handed.layer), (own, handed.resize.name, handed.slots)
+        layer.register_forward_pre_hook(_Fill(*reading), with_kwargs=True)
+        layer.register_forward_hook(Done(*reading))
+        layers[calls[key]] = handed.layer
+    graph_calls.guide(owner, layers)
+
+
+class _Fill(Reader):
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        input, _, *options = args
+        return (input, self.guides(input), *options), {}
 
 
 # --- forwards that call F.interpolate -------------------------------------------------------------------------

@@ -50,6 +50,14 @@ def chain_here(*, traced: bool = False) -> Chain:
     return Chain(_key(own), at, any(_repeats(*link) for link in links))
 
 
+def chain_of(code: CodeType, line: int) -> Chain:
+    """Of the call of `F.interpolate` that the code of a forward itself makes on a line, as its only statement."""
+    calls = [i for i in dis.get_instructions(code) if i.opname.startswith("CALL") and i.positions is not None]
+    instruction = next(i.offset for i in reversed(calls) if i.positions and i.positions.lineno == line)
+    at = _at(code, instruction, F.interpolate.__name__)
+    return Chain(_key([(code, instruction)]), (at,), _repeats(code, instruction))
+
+
 def key_here() -> str:
     """`Chain.key` of the call of `F.interpolate` that is going on, at little cost."""
     return _key(_links(sys._getframe(1), (_BEGUN,)))

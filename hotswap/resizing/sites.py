@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hotswap.observe import Inputs, observe
+from hotswap.observe import Inputs, mode, observe
 from hotswap.resizing.layers import mode_of, why_not_enlarged
 from hotswap.resizing.origins import Origins
 from hotswap.resizing.places import Chain, begun, chain_here
@@ -94,7 +94,7 @@ def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize
         HotswapError: where it cannot be run on fake tensors.
     """
     watch = _Watch(model, known)
-    with watch.hooked(), watch:
+    with mode(model, training=False), watch.hooked(), watch:  # the mode first: GraphModules may have other forwards
         observe(model, example_inputs)
     return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns)
 

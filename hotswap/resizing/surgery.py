@@ -7,7 +7,7 @@ from typing import Any
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import Node, Proxy
+from torch.fx import GraphModule, Node, Proxy
 from torch.overrides import TorchFunctionMode
 
 from hotswap import surgery
@@ -17,6 +17,7 @@ from hotswap.guide import require_input_only
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller, parents
+from hotswap.resizing import graph_calls
 from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.places import chain_here, last_of
 from hotswap.resizing.plan import Resize
@@ -82,6 +83,8 @@ def prepare(
     opened |= {path.removeprefix(prefix) for path in callers if path != root_path}
     with _Marker():
         traced = surgery.open_and_trace(root_path, root, opened, None, observation)
+    for graph in (traced.training, traced.evaluation):
+        _mark_calls_of_graphs(root, graph)
     if observation is None:
         turns = _turns(traced.evaluation, prefix)
     else:
@@ -106,6 +109,22 @@ class _Marker(TorchFunctionMode):
         if func is F.interpolate and isinstance(result, Proxy):
             result.node.meta[_CHAIN] = chain_here(traced=True)
         return result
+
+
+def _mark_calls_of_graphs(root: nn.Module, graph: torch.fx.Graph) -> None:
+    """The same for calls that the graphs of GraphModules make: their code was not run."""
+    for path, nodes in _forwards(graph, ""):
+        owner = root.get_submodule(path)
+        if _CHAIN in nodes[0].meta or not isinstance(owner, GraphModule):
+            continue
+        chains = graph_calls.chains(owner)
+        if len(chains) != len(nodes):
+            raise UntraceableError(
+                f"{type(owner).__name__} calls F.interpolate {len(nodes)} times in training and {len(chains)} in "
+                "evaluation"
+            )
+        for node, chain in zip(nodes, chains, strict=True):
+            node.meta[_CHAIN] = chain
 
 
 def _forwards(graph: torch.fx.Graph, prefix: str) -> Iterator[tuple[str, list[Node]]]:

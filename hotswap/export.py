@@ -2,29 +2,31 @@
 
 import importlib.util
 import io
+import operator
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from hotswap import exporting
+from hotswap import exporting, trying
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import PathLike, atomic_write, check_writable
 from hotswap.observe import Inputs, as_arguments, default_inputs, mode
+from hotswap.open_sizes import OpenSizes
 from pac_ops import standard
 
 ONNX, PROGRAM = "onnx", "exported-program"
 FORMATS = {".onnx": ONNX, ".pt2": PROGRAM}  # by the file's suffix
-TOLERANCE = 1e-4  # the largest difference allowed, relative to the largest output
-_AXES = {0: "batch", 2: "height", 3: "width"}
-_MORE = {0: 1, 2: 32, 3: 64}  # what the second size that is tried has more along each
+_AXES = {trying.BATCH: "batch", trying.HEIGHT: "height", trying.WIDTH: "width"}
+_OPEN = (tuple(_AXES), (trying.BATCH,), ())  # what is left open: the most first
 _ONNX_LIMIT = 2**31 - 2**20  # bytes: what one ONNX file can hold
 
 Run = Callable[..., Sequence[Tensor]]
@@ -39,20 +41,23 @@ class Exported:
     bytes: int
     inputs: tuple[tuple[int | str, ...], ...]  # sizes, a name where any size will do
     largest_difference: float  # from PyTorch, relative to the largest output, over the sizes that were tried
-    tried: tuple[tuple[int, ...], ...]  # sizes of the first input
+    tried: tuple[tuple[int, ...], ...]  # sizes of the first input; at all of them the network itself runs
+    fixed: str = ""  # why an axis that was to be open is not, where one is not
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """A line about the file, then one about what was checked."""
+        """A line about the file, one about what was checked, and one about what is not open, where something is."""
         sizes = "; ".join(" x ".join(str(n) for n in size) for size in self.inputs)
-        tried = " and ".join(" x ".join(str(n) for n in size) for size in self.tried)
-        return (
-            f"{self.path}: {self.format}, {self.bytes / 1e6:.1f} MB, input {sizes}\n"
-            f"largest difference from PyTorch: {self.largest_difference:.1e} of the largest output, at {tried}"
-        )
+        tried = ", ".join(_times(size) for size in self.tried)
+        lines = [
+            f"{self.path}: {self.format}, {self.bytes / 1e6:.1f} MB, input {sizes}",
+            f"largest difference from PyTorch: {self.largest_difference:.1e} of the largest output; tried at {tried}",
+            *([self.fixed] if self.fixed else []),
+        ]
+        return "\n".join(lines)
 
 
 def export(
@@ -69,11 +74,13 @@ def export(
     program is loaded by `torch.export.load`, and needs neither hotswap nor pac_ops.
 
     Args:
-        model: the network, on the CPU. It is exported in evaluation mode, and left as it is.
+        model: the network, on the CPU. It is exported in evaluation mode, and left as it is. A bfloat16 network goes
+            to exported programs alone: onnxruntime cannot run one on the CPU.
         path: an existing file is replaced.
         format: "onnx" or "exported-program"; by default what the name ends in: `.onnx` or `.pt2`.
         example_inputs: a tensor or a tuple of arguments; by default one image of the network's usual size.
-        dynamic: leave batch, height and width of images open where the network's code does. `Exported.inputs` tells.
+        dynamic: leave batch, height and width of images open where the network's code does, and where the file is
+            right at three further sizes at least. `Exported.inputs` tells, and `Exported.fixed` why they are not.
 
     Raises:
         HotswapError: where the network cannot be exported, with the reason, or the file computes something else than
@@ -89,67 +96,81 @@ def export(
         _require_onnx()
     arguments = _numbers(as_arguments(default_inputs(model) if example_inputs is None else example_inputs), dynamic)
     with mode(model, training=False), torch.no_grad():
-        for axes in _axes_to_open(model, arguments) if dynamic else [()]:
-            with suppress(_TooOpenError):  # the exporter took one size for granted where the network does not
-                return _exported(model, path, kind, arguments, axes)
+        example = trying.Trial(arguments, trying.tensors(model(*arguments)))
+        why = ""
+        for axes in _OPEN if dynamic else ((),):
+            others = trying.other_sizes(model, arguments, axes)
+            if axes and len(others) < trying.LEAST:
+                why = why or "the network itself runs at too few other sizes"
+                continue
+            try:
+                made = _exported(model, path, kind, [example, *others], axes)
+            except _TooOpenError as error:  # the exporter took one size for granted where the network does not
+                why = why or f"with more left open, {error}"
+                continue
+            closed = [name for name in _AXES.values() if dynamic and not any(name in size for size in made.inputs)]
+            reason = why or "the network's code takes the example's for granted"
+            return replace(made, fixed=f"fixed at the example's {', '.join(closed)}: {reason}" if closed else "")
     raise AssertionError("without open axes there is nothing to be too open")
 
 
 class _TooOpenError(Exception):
-    """A file that does not run at a size that it should be open to."""
+    """A file that is wrong, or does not run, at a size that it should be open to; the message says what was seen."""
 
 
 def _exported(
-    model: nn.Module, path: PathLike, kind: str, arguments: tuple[Any, ...], axes: tuple[int, ...]
+    model: nn.Module, path: PathLike, kind: str, trials: list[trying.Trial], axes: tuple[int, ...]
 ) -> Exported:
+    arguments = trials[0].arguments
     program = _program(model, arguments, axes)
     sizes = tuple(_sizes(node.meta["val"]) for node in _images(program))
     opened = [axis for axis in axes if any(axis < len(size) and isinstance(size[axis], str) for size in sizes)]
-    tried = [arguments, *([_larger(arguments, opened)] if opened else [])]
+    if len(opened) < len(axes):  # the network's code fixes the others
+        trials = [trials[0], *trying.other_sizes(model, arguments, opened)]
+    allowed = trying.tolerance(model, arguments)
     with atomic_write(path) as temporary:
         written = (_write_onnx if kind == ONNX else _write_program)(program, arguments, temporary)
-        gaps = [_difference(model, written, arguments)]
-        for inputs in tried[1:]:
+        gaps = []
+        for trial in trials:
             try:
-                gaps.append(_difference(model, written, inputs))
-            except Exception as error:  # whatever the runtime raises
-                raise _TooOpenError from error
-        worst = _largest(gaps)
-        if not worst <= TOLERANCE:
-            raise HotswapError(
-                f"the exported network differs from PyTorch's by {worst:.1e} of its largest output, and must not "
-                f"by more than {TOLERANCE:.0e}; nothing was written. This is a bug in hotswap or the exporter"
-            )
+                gap = trying.difference(written(*trial.arguments), trial.expected)
+            except Exception as error:  # noqa: BLE001 (whatever the runtime raises; it is raised again)
+                _refuse(f"fails at {_times(trial.size)}: {_plain(error)}", error, opened)
+            if not gap <= allowed:
+                _refuse(
+                    f"differs from PyTorch by {gap:.1e} of the largest output at {_times(trial.size)}, and must not "
+                    f"by more than {allowed:.0e}",
+                    None,
+                    opened,
+                )
+            gaps.append(gap)
         size = temporary.stat().st_size
-    firsts = (next(x for x in inputs if isinstance(x, Tensor)) for inputs in tried)
-    return Exported(str(path), kind, size, sizes, worst, tuple(tuple(x.shape) for x in firsts))
+    return Exported(str(path), kind, size, sizes, trying.largest(gaps), tuple(trial.size for trial in trials))
+
+
+def _refuse(seen: str, error: Exception | None, opened: Sequence[int]) -> NoReturn:
+    """Raise for what was seen of a file: to open fewer axes, or, where none is open, for good."""
+    if opened:
+        raise _TooOpenError(f"the file {seen}") from error
+    raise HotswapError(
+        f"the exported file {seen}; nothing was written. This is a bug in hotswap or the exporter"
+    ) from error
 
 
 # --- the graph ----------------------------------------------------------------------------------------------
 
 
-def _axes_to_open(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
-    """Axes of images whose size the network's own code leaves open, the most first: all, the batch, none."""
-    for axes in ((0, 2, 3), (0,)):
-        try:
-            model(*_larger(arguments, axes))
-        except Exception:  # noqa: BLE001, S112 (whatever a user's forward raises at a size it is not made for)
-            continue
-        yield axes
-    yield ()
-
-
 def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) -> ExportedProgram:
     open_sizes = dict.fromkeys(axes, Dim.AUTO)
-    shapes = tuple(open_sizes if axes and _is_image(x) else None for x in arguments)
+    shapes = tuple(open_sizes if axes and trying.is_image(x) else None for x in arguments)
     try:
-        with _silence():
+        with _silence(), OpenSizes():
             program = exporting.program(model, arguments, shapes)
             standardised: ExportedProgram = program.run_decompositions(standard.decompositions())
             return standardised
     except Exception as error:  # whatever a user's forward raises when it is traced
         hint = "; dynamic=False (--static) asks less of it" if axes else ""
-        raise HotswapError(f"torch.export cannot export this network: {one_line(error, 300)}{hint}") from error
+        raise HotswapError(f"torch.export cannot export this network: {_plain(error)}{hint}") from error
 
 
 def _images(program: ExportedProgram) -> list[torch.fx.Node]:
@@ -160,7 +181,7 @@ def _images(program: ExportedProgram) -> list[torch.fx.Node]:
 def _sizes(x: Any) -> tuple[int | str, ...]:
     if not isinstance(x, Tensor):
         return ()
-    return tuple(n if isinstance(n, int) else _AXES.get(axis, f"size_{axis}") for axis, n in enumerate(x.shape))
+    return tuple(int(n) if is_concrete_int(n) else _AXES.get(axis, f"size_{axis}") for axis, n in enumerate(x.shape))
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -173,18 +194,25 @@ def _write_program(program: ExportedProgram, arguments: tuple[Any, ...], file: P
         file.write_bytes(stream.getbuffer())
         stream.seek(0)
         loaded = torch.export.load(stream).module()
-    return lambda *inputs: _tensors(loaded(*inputs))
+    return lambda *inputs: trying.tensors(loaded(*inputs))
 
 
 def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path) -> Run:
     import onnx
     import onnxruntime
 
+    if any(x.dtype == torch.bfloat16 for node in program.graph.nodes for x in trying.tensors(node.meta.get("val"))):
+        raise HotswapError(
+            "onnxruntime has no bfloat16 operations on the CPU, so an ONNX file of this network, which computes in "
+            "bfloat16, could be neither checked nor run there; export model.float() or model.half(), or write a .pt2 "
+            "file"
+        )
+    _round_down(program)
     try:
         with _silence():
             made = torch.onnx.export(program, arguments, dynamo=True, dynamic_shapes=None, verbose=False)
     except Exception as error:  # the exporter's own classes, none of them public
-        raise HotswapError(f"PyTorch's ONNX exporter cannot write this network: {one_line(error, 300)}") from error
+        raise HotswapError(f"PyTorch's ONNX exporter cannot write this network: {_plain(error)}") from error
     assert made is not None  # noqa: S101 (as dynamo=True)
     proto = made.model_proto
     if proto.ByteSize() > _ONNX_LIMIT:
@@ -196,7 +224,13 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
     onnx.save(proto, file)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails raises too, and a size that a file does not run at is no user's error
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, none of them public
+        raise HotswapError(
+            f"onnxruntime cannot run the file of this network, and nothing was written: {_plain(error)}; a .pt2 file "
+            "does not need it"
+        ) from error
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Any) -> list[Tensor]:
@@ -204,6 +238,25 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
         return [torch.from_numpy(y) for y in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return run
+
+
+def _round_down(program: ExportedProgram) -> None:
+    """Write a // b of sizes as (a - a % b) // b: ONNX divides towards zero, and -(-a // b) is how one rounds up."""
+    graph = program.graph
+    for node in graph.find_nodes(op="call_function", target=operator.floordiv):
+        a, b = node.args
+        if isinstance(a, torch.fx.Node):
+            with graph.inserting_before(node):
+                rest = graph.call_function(operator.mod, (a, b))
+                whole = graph.call_function(operator.sub, (a, rest))
+            for made, value in ((rest, _value(a) % _value(b)), (whole, _value(a) - _value(a) % _value(b))):
+                made.meta["val"] = value
+            node.args = (whole, b)
+    program.graph_module.recompile()
+
+
+def _value(x: Any) -> Any:
+    return x.meta["val"] if isinstance(x, torch.fx.Node) else x
 
 
 def _require_onnx() -> None:
@@ -215,10 +268,6 @@ def _require_onnx() -> None:
 # --- inputs and outputs -------------------------------------------------------------------------------------
 
 
-def _is_image(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 4
-
-
 def _numbers(arguments: Sequence[Any], dynamic: bool) -> tuple[Any, ...]:
     """Random values where none are given; two images, if the batch is to stay open: 1 would be taken for granted."""
     generator = torch.Generator().manual_seed(0)
@@ -228,44 +277,18 @@ def _numbers(arguments: Sequence[Any], dynamic: bool) -> tuple[Any, ...]:
             return x
         if x.is_meta:
             x = torch.rand(x.shape, generator=generator).to(x.dtype)
-        return torch.cat([x, x.flip(-1)]) if dynamic and _is_image(x) and x.shape[0] == 1 else x
+        return torch.cat([x, x.flip(-1)]) if dynamic and trying.is_image(x) and x.shape[0] == 1 else x
 
     return tuple(made(x) for x in arguments)
 
 
-def _larger(arguments: tuple[Any, ...], axes: Sequence[int]) -> tuple[Any, ...]:
-    """The same with other sizes along these axes: one image more, larger by a multiple of 32."""
-    generator = torch.Generator().manual_seed(1)
-
-    def made(x: Any) -> Any:
-        if not _is_image(x):
-            return x
-        shape = [n + _MORE[axis] if axis in axes else n for axis, n in enumerate(x.shape)]
-        return torch.rand(shape, generator=generator).to(x.dtype)
-
-    return tuple(made(x) for x in arguments)
+def _plain(error: Exception) -> str:
+    """What an exporter or a runtime raised, in one line, without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", one_line(error, 300))
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-
-
-def _difference(model: nn.Module, written: Run, inputs: tuple[Any, ...]) -> float:
-    expected = _tensors(model(*inputs))
-    found = written(*inputs)
-    if [x.shape for x in expected] != [x.shape for x in found]:
-        return float("inf")
-    gaps = [
-        (x.double() - y.double()).abs().max() / y.double().abs().max().clamp_min(1e-12)
-        for x, y in zip(found, expected, strict=True)
-        if y.numel()
-    ]
-    return _largest(gaps)
-
-
-def _largest(gaps: Iterable[float | Tensor]) -> float:
-    """Not `max`, which passes over NaN."""
-    return float(torch.tensor([0.0, *gaps], dtype=torch.float64).max())
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 @contextmanager

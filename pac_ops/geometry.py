@@ -1,7 +1,7 @@
 """Where the taps of a sliding window fall: the one place that does this arithmetic."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +35,12 @@ class Window(NamedTuple):
 
     def ceil_padding(self, height: int, width: int) -> Pair:
         """Rows and columns to add at the bottom and the right for `torch.nn.AvgPool2d`'s `ceil_mode`."""
-        extra = []
+        extra: list[Any] = []  # symbolic ones among them, under torch.export
         for size, k, s, p, d in zip((height, width), *self, strict=True):
             spare = size + 2 * p - d * (k - 1) - 1
-            windows = -(-spare // s) + 1
-            if (windows - 1) * s >= size + p:  # a window must start inside the image or its left padding
-                windows -= 1
-            extra.append(max(0, (windows - 1) * s - spare))
+            # A window must start inside the image or its left padding. No branch on sizes: exporters would keep one.
+            steps = torch.sym_min((spare + s - 1) // s, (size + p - 1) // s)
+            extra.append(torch.sym_max(0, steps * s - spare))
         return extra[0], extra[1]
 
     def on_output(self) -> "Window":

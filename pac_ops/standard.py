@@ -37,18 +37,27 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
         "pacresize2d",
     )
     table = {getattr(torch.ops.pac_ops, name).default: globals()[f"_{name}"] for name in names}
-    # Networks' own: exporters take the example's sizes for granted in it.
-    return table | {torch.ops.aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d}
+    aten = torch.ops.aten  # networks' own: exporters take the example's sizes for granted in these
+    table |= dict.fromkeys(
+        (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default), _adaptive_avg_pool2d
+    )
+    return table | {aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d}
 
 
 def _area_average2d(image: Tensor, size: Ints, fit: bool) -> Tensor:
     wide = image.to(accumulate_dtype(image.dtype))
-    down, across = area.matrices(image.shape[2], image.shape[3], (size[0], size[1]), fit, wide)
-    return ((wide @ across.T).transpose(2, 3) @ down.T).transpose(2, 3)
+    down, across = area.matrices(image.shape[-2], image.shape[-1], (size[0], size[1]), fit, wide)
+    return ((wide @ across.T).mT @ down.T).mT
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
+    if all(isinstance(n, int) and n == 1 for n in output_size):
+        return input.mean(dim=(-2, -1), keepdim=True)
     return _area_average2d(input, output_size, False).to(input.dtype)
+
+
+def _adaptive_avg_pool1d(input: Tensor, output_size: Ints) -> Tensor:
+    return _adaptive_avg_pool2d(input[..., None, :], (1, output_size[0])).squeeze(-2)
 
 
 def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -16,11 +17,13 @@ from click.testing import CliRunner
 from torch import nn
 
 import hotswap
+from hotswap import trying
 from hotswap.cli import main
 
 SIZE = (1, 3, 32, 48)
 SCALE = 0.5
 exporting = importlib.import_module("hotswap.export")  # whose name in hotswap is the function's
+HALVES = {torch.float16: 1e-3, torch.bfloat16: 8e-3}  # the roundings of a type, and what they do to these networks
 
 
 class Segmenter(nn.Module):
@@ -55,8 +58,16 @@ def test_onnx_of_open_sizes(tmp_path):
     net, path = swapped(), tmp_path / "net.onnx"
     result = hotswap.export(net, path, example_inputs=torch.rand(SIZE))
     assert result.inputs == (("batch", 3, "height", "width"),)
-    assert result.tried == ((2, 3, 32, 48), (3, 3, 64, 112))
-    assert result.largest_difference < exporting.TOLERANCE
+    assert result.tried == (
+        (2, 3, 32, 48),
+        (1, 3, 41, 59),
+        (3, 3, 19, 31),
+        (2, 3, 19, 58),
+        (2, 3, 64, 64),
+    )
+    assert "tried at 2 x 3 x 32 x 48, 1 x 3 x 41 x 59, " in str(result)
+    assert result.fixed == ""
+    assert result.largest_difference < trying.TOLERANCE
     assert result.bytes == path.stat().st_size
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
     session = onnxruntime.InferenceSession(path)
@@ -99,20 +110,70 @@ def test_fixed_sizes_on_demand_and_where_the_code_has_them(tmp_path, suffix):
     found = hotswap.export(fixed, tmp_path / f"b{suffix}", example_inputs=torch.rand(SIZE))
     assert found.inputs == (("batch", *SIZE[1:]),)  # said, not hidden
     assert "input batch x 3 x 32 x 48" in str(found)
+    assert "fixed at the example's height, width: the network itself runs at too few other sizes" in str(found)
 
 
-class Pooled(networks.Plain):
-    """Any size runs; the ONNX exporter takes the traced one for granted in an adaptive pool."""
+class Branching(nn.Module):
+    """Computes something else at odd sizes, which torch.export does not see from an even one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        return F.adaptive_avg_pool2d(super().forward(x), 4).flatten(1)
+        return self.conv(x if x.shape[-1] % 2 else -x)
 
 
-def test_onnx_keeps_open_only_what_its_file_runs_at(tmp_path, capfd):
-    net = swapped(Pooled(), ["target"], "guide")
-    found = hotswap.export(net, tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
+@pytest.mark.parametrize(
+    ("suffix", "seen"),
+    [(".onnx", "the file differs from PyTorch by .* at 1 x 3 x 41 x 59"), (".pt2", "the file fails at 1 x 3 x 41")],
+)
+def test_a_file_keeps_open_only_what_it_is_right_at(tmp_path, capfd, suffix, seen):
+    found = hotswap.export(Branching(), tmp_path / f"net{suffix}", example_inputs=torch.rand(SIZE))
     assert found.inputs == (("batch", *SIZE[1:]),)
+    assert re.match(f"fixed at the example's height, width: with more left open, {seen}", found.fixed)
     assert "onnxruntime" not in capfd.readouterr().err
+
+
+class Strided(nn.Module):
+    """Runs at sizes that 8 divides, and adds numbers from -1 to 1 along each row."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 8, stride=8)
+
+    def forward(self, x):
+        line = torch.linspace(-1, 1, x.shape[3], dtype=x.dtype)
+        return line + F.interpolate(self.down(x), scale_factor=8) * x[:, :1]
+
+
+def test_sizes_that_the_network_does_not_run_at_are_replaced(tmp_path):
+    found = hotswap.export(Strided(), tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
+    assert found.inputs == (("batch", 3, "height", "width"),)
+    assert found.tried == (found.tried[0], (1, 3, 40, 56), (3, 3, 24, 24), (2, 3, 24, 72), (2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_precision(tmp_path, dtype):
+    net = swapped(targets=["body.target"], guide="body.guide").to(dtype)
+    image = torch.rand(SIZE).to(dtype)
+    found = hotswap.export(net, tmp_path / "net.pt2", example_inputs=image, dynamic=False)
+    assert found.largest_difference < 4 * HALVES[dtype]
+    if dtype == torch.bfloat16:
+        with pytest.raises(
+            hotswap.HotswapError, match=r"onnxruntime has no bfloat16 operations .*write a \.pt2 file"
+        ):
+            hotswap.export(net, tmp_path / "net.onnx", example_inputs=image, dynamic=False)
+        assert not (tmp_path / "net.onnx").exists()
+    else:
+        found = hotswap.export(net, tmp_path / "net.onnx", example_inputs=image, dynamic=False)
+        assert found.largest_difference < 4 * HALVES[dtype]
+
+
+def test_what_onnxruntime_cannot_run_is_refused(tmp_path):
+    net = networks.Plain().eval().double()
+    with pytest.raises(hotswap.HotswapError, match="onnxruntime cannot run the file of this network, .* a .pt2 file"):
+        hotswap.export(net, tmp_path / "net.onnx", example_inputs=torch.rand(SIZE).double(), dynamic=False)
 
 
 def test_the_network_stays_as_it_was(tmp_path):
@@ -159,9 +220,9 @@ def test_what_cannot_be_exported_says_why(tmp_path):
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     (tmp_path / "net.pt2").write_text("old")
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
-    with pytest.raises(hotswap.HotswapError, match="differs from PyTorch's by .* nothing was written"):
-        hotswap.export(swapped(), tmp_path / "net.pt2", example_inputs=torch.rand(SIZE))
+    monkeypatch.setattr(trying, "TOLERANCE", -1.0)
+    with pytest.raises(hotswap.HotswapError, match="differs from PyTorch by .* nothing was written"):
+        hotswap.export(swapped(), tmp_path / "net.pt2", example_inputs=torch.rand(SIZE), dynamic=False)
     assert (tmp_path / "net.pt2").read_text() == "old"
 
 

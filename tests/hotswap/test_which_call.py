@@ -4,16 +4,20 @@ In each network the right call is the one with align_corners=True: the oracle ru
 `F.interpolate` replaced by a function that guides just that.
 """
 
+import copy
 import functools
+import textwrap
 
 import pytest
 import torch
 import torch.nn.functional as F
 from resizing_helper import doubled, through, to_size
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import hotswap
 import pac_ops
+from hotswap import HotswapError, Plan
 from hotswap.tracing import UntraceableError
 
 SCALE = 3.0
@@ -277,3 +281,178 @@ def test_the_right_call_is_guided_at_every_size(kind, training):
         assert guided == 1
         with torch.no_grad():
             torch.testing.assert_close(converted(image(*size)), expected, msg=lambda m, s=size: f"{s}: {m}")
+
+
+# --- copies, plans and sizes ----------------------------------------------------------------------------------
+
+
+def assert_right(converted, net, sizes=SIZES):
+    for size in sizes:
+        with torch.no_grad():
+            torch.testing.assert_close(converted(image(*size)), oracle(net, image(*size))[0])
+
+
+@pytest.mark.parametrize("kind", [Helper, Mapped], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("size", SIZES[:3], ids=str)
+def test_a_plan_means_the_same_call_whatever_size_it_is_applied_at(kind, size):
+    """At 34 x 38 another call comes first, so that the numbers of the calls are others."""
+    net, plan = kind().eval(), hotswap.status(convert(kind().eval(), [KINDS[kind]])).plan
+    again = Plan.from_dict(plan.to_dict())
+    applied = hotswap.apply(kind().eval(), again, example_inputs=image(*size))
+    assert hotswap.status(applied).plan.resizes == plan.resizes
+    assert_right(copy.deepcopy(applied), net)
+
+
+def test_a_call_that_the_example_does_not_make_is_refused():
+    extra = hotswap.status(convert(Helper().eval(), ["resize_1"], example_inputs=image(34, 38))).plan
+    assert extra.resizes[0].at == ("Helper.forward: to_size 2/2", "to_size: interpolate 1/1")
+    message = "by the plan, at Helper.forward: to_size 2/2 > to_size: .*Helper makes no such call with these inputs"
+    with pytest.raises(HotswapError, match=message):
+        hotswap.apply(Helper().eval(), extra, example_inputs=image(32, 32))
+
+
+def test_targets_named_later_at_another_size_are_others():
+    once = convert(Helper().eval(), ["resize_1"])
+    names = [r.alias for r in hotswap.inspect(once, image(34, 38)).resizes if r.swap is None]
+    assert names == ["resize_1"]  # the other call, which that size makes first
+    twice = convert(once, names, example_inputs=image(34, 38))
+    calls = {resize.at[0]: resize.call for resize in hotswap.status(twice).plan.resizes}
+    assert calls == {"Helper.forward: to_size 1/2": 0, "Helper.forward: to_size 2/2": 1}
+    assert torch.equal(twice(image()), once(image()))
+    assert not torch.equal(twice(image(34, 38)), once(image(34, 38)))
+
+
+SOURCE = """
+class Written(Base):
+    def forward(self, x):
+        fine, short = self.maps(x)
+        fine = fine + to_size(short, fine)
+        return to_size(self.head(fine), x, **RIGHT)
+"""
+
+
+def test_comments_and_another_formatting_change_no_plan():
+    def written(source):
+        names = dict(globals())
+        exec(source, names)  # noqa: S102
+        return names["Written"]().eval()
+
+    other = SOURCE.replace("        return to_size(", "\n        # The last.\n        return to_size(\n            ")
+    plan = hotswap.status(convert(written(SOURCE), ["resize_1"])).plan
+    assert_right(hotswap.apply(written(other), plan, example_inputs=image()), written(SOURCE), SIZES[:2])
+    more = textwrap.indent("fine = to_size(fine, fine)\n", " " * 8)
+    with pytest.raises(HotswapError, match="makes no such call .* if its code changed"):
+        hotswap.apply(
+            written(SOURCE.replace("        return", more + "        return")), plan, example_inputs=image()
+        )
+
+
+# --- what nothing tells apart -----------------------------------------------------------------------------------
+
+
+class SameInput(Base):
+    """One map enlarged twice from one place."""
+
+    def forward(self, x):
+        y = self.head(self.first(x))
+        return [F.interpolate(y, scale_factor=f, mode="bilinear") for f in (2, 2.0)]
+
+
+def test_turns_that_nothing_tells_apart_are_refused(by_hooks):
+    with pytest.raises(
+        HotswapError, match=r"'F.interpolate 1 in the network' is one of 2 calls .* a module of its own"
+    ):
+        convert(SameInput().eval(), ["resize_2"])
+
+
+class OtherInput(Pyramid):
+    """What the loop enlarges comes from other modules where the image is large."""
+
+    def forward(self, x):
+        like = self.first(x)
+        maps = [self.lateral[2](self.down[0](like)), self.down[1](like) if x.shape[2] < 100 else self.down[2](like)]
+        for y in maps:
+            like = like + F.interpolate(y, size=like.shape[2:], mode="bilinear")
+        return like
+
+
+def test_a_turn_that_cannot_be_known_again_is_an_error():
+    converted = convert(OtherInput().eval(), ["resize_2"])
+    converted(image(34, 38))
+    with pytest.raises(
+        HotswapError, match="'F.interpolate 1 in the network' .* makes other calls of F.interpolate at"
+    ):
+        converted(image(128, 128))
+    converted(image(34, 38))
+
+
+# --- checkpointed and compiled ----------------------------------------------------------------------------------
+
+
+class Checkpointing(Helper):
+    """Its tail, or an inner module, is checkpointed in training."""
+
+    def __init__(self, reentrant, inner=None):
+        super().__init__()
+        self.reentrant, self.inner = reentrant, inner
+
+    def forward(self, x):
+        part = self.tail if self.inner is None else self.inner
+        return checkpoint(part, x, use_reentrant=self.reentrant) if self.training else part(x)
+
+    def tail(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Helper, Mapped], ids=lambda kind: kind.__name__)
+def test_a_module_that_is_checkpointed_runs_the_same_again(kind):
+    converted, gradients = convert(Checkpointing(False, kind()), [KINDS[kind]]), []
+    for training in (False, True):
+        converted.train(training).zero_grad()
+        converted(image(34, 38)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in converted.inner.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_part_of_a_forward_that_is_checkpointed_is_refused(reentrant):
+    converted = convert(Checkpointing(reentrant), ["resize_1"]).train()
+    with pytest.raises(HotswapError, match="activation checkpointing .*checkpoint whole modules, or none"):
+        converted(image().requires_grad_())
+    assert_right(converted.eval(), Checkpointing(reentrant).eval())
+
+
+class Splits(Helper):
+    """With values that decide, on which a graph breaks, in the forward and in a method."""
+
+    def forward(self, x):
+        fine, short = self.maps(x)
+        if x.mean() > 10:
+            fine = fine + 1
+        return self.last(self.head(fine + to_size(short, fine)), x)
+
+    def last(self, y, x):
+        if x.mean() > 10:
+            y = y + 1
+        return to_size(y, x, **RIGHT)
+
+
+@pytest.mark.parametrize("kind", [Helper, Splits], ids=lambda kind: kind.__name__)
+def test_compiled_it_guides_the_same_call(kind):
+    torch._dynamo.reset()
+    converted = convert(kind().eval(), [KINDS.get(kind, "resize_1")])
+    compiled = torch.compile(converted, fullgraph=kind is not Splits, backend="eager", dynamic=False)
+    assert_right(compiled, kind().eval(), SIZES[:2])
+    program = torch.export.export(converted, (image(34, 38),), strict=False) if kind is Helper else None
+    if program is not None:
+        assert_right(program.module(), kind().eval(), SIZES[1:2])
+
+
+def test_turns_of_a_loop_are_not_compiled():
+    torch._dynamo.reset()
+    converted = convert(LoopOverMaps().eval(), ["resize_2"])
+    with pytest.raises(HotswapError, match="runs outside the graph that torch.compile made for its guide 'input'"):
+        torch.compile(converted, backend="eager")(image())
+    torch.compile(converted.first, backend="eager")
+    assert_right(converted, LoopOverMaps().eval(), SIZES[:1])

@@ -1,8 +1,7 @@
 """Time and memory of what works on large images in bands: python -m benchmarks.large.
 
 Each row is measured in a process of its own. `extra_mib` is the most that the process held beyond the inputs and the
-output (VmHWM less VmRSS before the call, less the output), in the first call at this size; the seconds are the median
-of three further ones.
+output (VmHWM less VmRSS before the call, less the output). A row is one call, after one of another size.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import datetime as dt
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -26,7 +24,6 @@ import pac_ops
 from benchmarks.harness import RESULTS, commit, processor
 
 LARGE = RESULTS.with_name("large.csv")
-ROUNDS = 3
 FIELDS = ("date", "commit", "torch", "cpu", "threads", "call", "workload", "seconds", "extra_mib")
 # The call, classes, the side of the image; maps are coarse by 8.
 CASES = (
@@ -72,16 +69,10 @@ def measured(call: str, classes: int, side: int, threads: int) -> tuple[float, f
         run = _run(call, *_inputs(classes, side))
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = _resident("VmRSS")
+        before, started = _resident("VmRSS"), time.perf_counter()
         out = run()
-        extra = (_resident("VmHWM") - before - out.nbytes) / 2**20
-        del out
-        seconds = []
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds), extra
+        seconds = time.perf_counter() - started
+        return seconds, (_resident("VmHWM") - before - out.nbytes) / 2**20
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from benchmarks import crf, exported, limits, markdown, networks, operators, resizing
+from benchmarks import crf, exported, large, limits, markdown, networks, operators, resizing
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
 
 mpl.use("svg")
@@ -189,6 +189,20 @@ def enlargements(results: Results) -> str:
     return markdown.table(["map", "", "guided, ms", "4 x 4 footprint, ms", "bilinear, ms"], table)
 
 
+def large_images(source: Path) -> str:
+    """What works in bands: time by threads, and memory beyond inputs and output."""
+    with source.open(newline="") as file:
+        last = {(row["call"], row["workload"], row["threads"]): row for row in csv.DictReader(file)}
+    one = {key: row for key, row in last.items() if key[2] == "1"}
+    table = []
+    for (call, workload, _), row in one.items():
+        two = last[call, workload, "2"]
+        table.append(
+            [call, workload, row["seconds"], two["seconds"], max(row["extra_mib"], two["extra_mib"], key=int)]
+        )
+    return markdown.table(["call", "maps", "s, 1 thread", "s, 2 threads", "MiB beyond inputs and output"], table)
+
+
 def whole(results: Results) -> str:
     """Networks, and the CRF."""
     table = []
@@ -285,6 +299,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
         "adapting kernel": adapting_kernels(results),
         "transposed": transposed(results),
         "enlargements": enlargements(results),
+        "large images": large_images(large.LARGE),
         "whole": whole(results),
         "onnx": in_onnxruntime(results),
     }

@@ -193,13 +193,12 @@ def large_images(source: Path) -> str:
     """What works in bands: time by threads, and memory beyond inputs and output."""
     with source.open(newline="") as file:
         last = {(row["call"], row["workload"], row["threads"]): row for row in csv.DictReader(file)}
-    one = {key: row for key, row in last.items() if key[2] == "1"}
     table = []
-    for (call, workload, _), row in one.items():
-        two = last[call, workload, "2"]
-        table.append(
-            [call, workload, row["seconds"], two["seconds"], max(row["extra_mib"], two["extra_mib"], key=int)]
-        )
+    for call, workload in dict.fromkeys(key[:2] for key in last):
+        rows = [last[key] for threads in ("1", "2") if (key := (call, workload, threads)) in last]
+        seconds = {row["threads"]: row["seconds"] for row in rows}
+        most = max((row["extra_mib"] for row in rows), key=int)
+        table.append([call, workload, seconds.get("1", ""), seconds.get("2", ""), most])
     return markdown.table(["call", "maps", "s, 1 thread", "s, 2 threads", "MiB beyond inputs and output"], table)
 
 

@@ -190,16 +190,11 @@ def enlargements(results: Results) -> str:
 
 
 def large_images(source: Path) -> str:
-    """What works in bands: time by threads, and memory beyond inputs and output."""
+    """What works in bands: time, and memory beyond inputs and output."""
     with source.open(newline="") as file:
         last = {(row["call"], row["workload"], row["threads"]): row for row in csv.DictReader(file)}
-    table = []
-    for call, workload in dict.fromkeys(key[:2] for key in last):
-        rows = [last[key] for threads in ("1", "2") if (key := (call, workload, threads)) in last]
-        seconds = {row["threads"]: row["seconds"] for row in rows}
-        most = max((row["extra_mib"] for row in rows), key=int)
-        table.append([call, workload, seconds.get("1", ""), seconds.get("2", ""), most])
-    return markdown.table(["call", "maps", "s, 1 thread", "s, 2 threads", "MiB beyond inputs and output"], table)
+    table = [[*key, row["seconds"], row["extra_mib"]] for key, row in last.items()]
+    return markdown.table(["call", "maps", "threads", "s", "MiB beyond inputs and output"], table)
 
 
 def whole(results: Results) -> str:

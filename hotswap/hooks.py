@@ -63,6 +63,7 @@ class Graft:
     plan: Plan
     root_path: str  # of the module whose call is a pass
     readers: Mapping[Slot, Mapping[str, int]]
+    activations: Mapping[tuple[Slot, str], Collection[int]]
 
     @property
     def note(self) -> str:
@@ -75,7 +76,7 @@ class Graft:
 
     def attach(self, model: nn.Module, root: nn.Module) -> Record:
         """Register the hooks."""
-        own = Relay(self.readers)
+        own = Relay(self.readers, self.activations)
         relay.attach(own, model, root)
         for swap in self.plan.swaps:
             target = model.get_submodule(swap.target)
@@ -118,7 +119,7 @@ def prepare(
     targets = [Reading(swap.target, swap.target, slots_of(swap)) for swap in swaps]
     readers = relay.readers(targets, observation)
     relay.check_slots(modules, readers)
-    return Graft(plan, root_path, readers)
+    return Graft(plan, root_path, readers, relay.activations(targets, observation))
 
 
 def _check_as_by_fx(swaps: Sequence[Swap], found: Mapping[str, Following], by_fx: Collection[str]) -> None:

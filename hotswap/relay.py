@@ -52,6 +52,7 @@ class _Frame:
     closes: bool  # with the module that opened it; the others end with the last reading
     caught: dict[Slot, _Caught] = field(default_factory=dict)
     due: dict[Slot, int] = field(default_factory=dict)  # calls of the activation to let pass before the one to catch
+    passed: dict[Slot, int] = field(default_factory=dict)  # calls of the activation since the guide's
 
 
 class Relay:
@@ -60,14 +61,17 @@ class Relay:
     A copy of it, and so of the network, starts without any.
     """
 
-    def __init__(self, readers: Mapping[Slot, Mapping[str, int]]) -> None:
+    def __init__(
+        self, readers: Mapping[Slot, Mapping[str, int]], activations: Mapping[tuple[Slot, str], Collection[int]]
+    ) -> None:
         self.readers = {slot: dict(targets) for slot, targets in readers.items()}  # -> target -> calls a catch
+        self.activations = dict(activations)  # see `activations`
         self._frames: dict[tuple[int, int], list[_Frame]] = {}
         self._kept: dict[Slot, list[weakref.ref[Tensor]]] = {slot: [] for slot in readers}
         self._running: dict[tuple[int, int], list[str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Relay, (self.readers,)
+        return Relay, (self.readers, self.activations)
 
     def open(self) -> None:
         """A pass begins; what another one left unfinished ends."""
@@ -100,11 +104,14 @@ class Relay:
 
     def expect(self, slot: Slot, calls: int) -> None:
         """Catch the activation's output after it was called `calls` times."""
-        self._frame().due[slot] = calls
+        frame = self._frame()
+        frame.due[slot], frame.passed[slot] = calls, 0
 
     def pass_activation(self, slot: Slot, output: Any) -> None:
         """The activation of a slot was called: catch its output if it is the one expected."""
-        due = self._frame().due
+        frame = self._frame()
+        frame.passed[slot] = frame.passed.get(slot, 0) + 1
+        due = frame.due
         if slot not in due:
             return
         due[slot] -= 1
@@ -120,6 +127,7 @@ class Relay:
         """
         stack = self._frames.get(_scope())
         if stack and slot in stack[-1].caught:
+            self._check_activation(slot, target, stack[-1])
             stack[-1].caught[slot].read = True
             return stack[-1].caught[slot].guide
         if not torch.compiler.is_compiling() and _in_backward():
@@ -133,6 +141,17 @@ class Relay:
             f"target {target!r} was called without its guide {slot.source!r}, which did not run before it in this "
             "pass: call the network itself, or hotswap.revert it"
         )
+
+    def _check_activation(self, slot: Slot, target: str, frame: _Frame) -> None:
+        """The activation is known by its number: others that only some sizes call would be taken for it."""
+        expected = self.activations.get((slot, target))
+        if slot.tap is not None and expected is not None and frame.passed[slot] not in expected:
+            raise HotswapError(
+                f"guide {slot.source!r} is taken after activation {slot.tap[0]!r}, which is called "
+                f"{frame.passed[slot]} times between it and target {target!r}, and was {min(expected)} times when "
+                "the network was looked at, so it is not clear which call is the guide's; choose another guide, or "
+                "after_activation=False"
+            )
 
     def done(self, slots: Collection[Slot], target: str, output: Any) -> None:
         """A target has run: let go of guides that nobody waits for, and keep them for a run in the backward."""
@@ -359,4 +378,27 @@ def readers(targets: Iterable[Reading], observation: Observation | None) -> dict
                 count = 0 if path == slot.source else count + (path == target.path)
                 most = max(most, count)
             found.setdefault(slot, {})[target.name] = most
+    return found
+
+
+def activations(
+    targets: Iterable[Reading], observation: Observation | None
+) -> dict[tuple[Slot, str], frozenset[int]]:
+    """For each guide that is caught at an activation, and each of its targets: how often that is called in between.
+
+    Targets within a module's forward are left out: of these it is not observed when they run.
+    """
+    found: dict[tuple[Slot, str], frozenset[int]] = {}
+    calls = [] if observation is None else [call.path for call in observation.calls]
+    for target in targets:
+        for slot in target.slots:
+            if slot.tap is None or target.name != target.path:
+                continue
+            count, seen = 0, set[int]()
+            for path in calls:
+                count = 0 if path == slot.source else count + (path == slot.tap[0])
+                if path == target.path:
+                    seen.add(count)
+            if seen:
+                found[slot, target.name] = frozenset(seen)
     return found

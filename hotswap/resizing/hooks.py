@@ -8,7 +8,7 @@ that only some images, or only training, makes shifts no others; one that could 
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ class Graft:
     resizes: tuple[Resize, ...]
     root_path: str  # of the module whose call is a pass
     readers: Mapping[Slot, Mapping[str, int]]
+    activations: Mapping[tuple[Slot, str], Collection[int]]
     chains: Mapping[str, Mapping[str, "_Chain"]]  # of the guided calls of F.interpolate, by module's path and key
     calls: Mapping[str, Mapping[str, int]]  # by the same, of GraphModules: which of the graph's calls it is
     notes: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ class Graft:
 
     def attach(self, model: nn.Module, root: nn.Module) -> "Steering":
         """Let the guides of a pass reach its enlargements."""
-        own = Relay(self.readers)
+        own = Relay(self.readers, self.activations)
         relay.attach(own, model, root)
         for resize in self.resizes:
             if resize.call is None:
@@ -149,7 +150,8 @@ def prepare(
         for path, own in chains.items()
         if isinstance(owner := modules[path], GraphModule)
     }
-    return Graft(resizes, root_path, readers, chains, calls, notes_of(found))
+    activations = relay.activations(reads, observation)
+    return Graft(resizes, root_path, readers, activations, chains, calls, notes_of(found))
 
 
 def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Chain"]]:

@@ -489,3 +489,26 @@ def test_autocast_and_inference_mode(image):
         close(converted(image), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (converted(image).float() - expected).norm() < 0.02 * expected.norm()
+
+
+class SharedActivation(nn.Module):
+    """One activation module for all; at some sizes it is called once more, before the guide's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.target = (nn.Conv2d(c, 4, 3, padding=1) for c in (3, 3, 4))
+        self.act = nn.Sigmoid()
+
+    def forward(self, x):
+        guide, more = self.a(x), 0
+        if x.shape[3] > 20:
+            more = self.act(self.b(x))
+        return self.target(self.act(guide) + more)
+
+
+def test_an_activation_that_is_called_otherwise_at_another_size_is_not_taken_for_the_guides():
+    options = {"method": "hooks", "check": False, "example_inputs": torch.rand(1, 3, 16, 16)}
+    converted = hotswap.convert(SharedActivation().eval(), "target", "a", **options)
+    converted(torch.rand(1, 3, 18, 20))
+    with pytest.raises(hotswap.HotswapError, match="'act', which is called 2 times between it and .* was 1 times"):
+        converted(torch.rand(1, 3, 16, 24))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from hotswap.errors import HotswapError, one_line
 from hotswap.graph_modules import graphs_of_modes
@@ -27,6 +28,41 @@ Inputs = Tensor | tuple[Any, ...]
 
 
 @dataclass(frozen=True)
+class Like:
+    """A tensor without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of a call, with a Like in place of each tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def like(arguments: Any) -> Any:
+    """The same with a Like in place of each tensor."""
+
+    def taken(x: Any) -> Any:
+        return Like(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x
+
+    return pytree.tree_map(taken, arguments)
+
+
+def made(arguments: Any) -> Any:
+    """The same with an empty tensor in place of each Like."""
+
+    def empty(x: Any) -> Any:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Like) else x
+
+    return pytree.tree_map(empty, arguments)
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of one module."""
 
@@ -36,6 +72,7 @@ class Call:
     output_type: type
     receptive_field: tuple[int, int] | None = None  # of the output's pixels, where that was asked for
     tensors: int = 0  # how many it got as its first arguments
+    given: Given | None = None  # None where its tensors may be of a class of their own
 
 
 @dataclass(frozen=True)
@@ -116,10 +153,16 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive
     paths = {module: path for path, module in model.named_modules()}
     calls: list[Call] = []
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    plain = all(
+        type(x) in (Tensor, nn.Parameter) for x in pytree.tree_leaves(example_inputs) if isinstance(x, Tensor)
+    )
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         first = inputs[0] if inputs else None
         tensors = next((i for i, x in enumerate(inputs) if not isinstance(x, Tensor)), len(inputs))
-        calls.append(Call(paths[module], _shape(first), _shape(output), type(output), fields.of(output), tensors))
+        given = Given(*like((inputs, named))) if plain else None
+        shapes = _shape(first), _shape(output)
+        calls.append(Call(paths[module], *shapes, type(output), fields.of(output), tensors, given))
 
     def begin(inputs: Sequence[Any]) -> None:
         calls.clear()
@@ -128,7 +171,8 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive
                 fields.start(x)
 
     fields = ReceptiveFields()
-    handles = [m.register_forward_hook(note) for m in paths if not isinstance(m, torch.jit.ScriptModule)]
+    hookable = (m for m in paths if not isinstance(m, torch.jit.ScriptModule))
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in hookable]
     try:
         run_once(model, example_inputs, begin, fields if receptive_fields else nullcontext())
     finally:
@@ -165,7 +209,7 @@ def run_once(
     try:
         # Real parameters and buffers are read as fake ones; most writes to them (a batch norm's counts) are lost.
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with written_back(model.buffers()), mode(model, training=False), fake, torch.no_grad(), _quiet(), _Short():
+        with written_back(model.buffers()), mode(model, training=False), on_fake_tensors(fake):
             attempt([_empty_like(x, device) for x in arguments])
     except HotswapError:
         raise
@@ -188,6 +232,13 @@ def _runs_on_numbers(model: nn.Module, inputs: Sequence[Any], attempt: Callable[
     except Exception:  # noqa: BLE001 (the run on fake tensors has said why)
         return False
     return True
+
+
+@contextmanager
+def on_fake_tensors(fake: FakeTensorMode) -> Iterator[None]:
+    """Run code on fake tensors, without gradients."""
+    with fake, torch.no_grad(), _quiet(), _Short():
+        yield
 
 
 class _Short(TorchFunctionMode):

@@ -155,13 +155,14 @@ def open_and_trace(
         HotswapError: where one may not be opened, or the code cannot be traced, with the reason.
     """
     _check_root(root_path, root)
-    given, prefix, looked_at = tensors_given(observation, root_path), f"{root_path}." if root_path else "", set[str]()
+    call = None if observation is None else observation.first(root_path)
+    prefix, looked_at = f"{root_path}." if root_path else "", set[str]()
     while True:
         for path in sorted(opened - looked_at):
             _check_openable(prefix + path, root.get_submodule(path))
         looked_at = opened
         try:
-            traced = trace(root, opened, inside, from_input=from_input, given=given)
+            traced = trace(root, opened, inside, from_input=from_input, call=call)
         except UnpackedError as error:
             opened = opened | {error.module}
         else:
@@ -206,12 +207,6 @@ def subclass(plain: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.M
     metaclass: Any = type(plain)
     made: type[nn.Module] = metaclass(plain.__name__, (plain,), methods | namespace)
     return made
-
-
-def tensors_given(observation: Observation | None, path: str) -> int:
-    """How many tensors a module gets as its first arguments."""
-    call = observation.first(path) if observation is not None else None
-    return 0 if call is None else call.tensors
 
 
 def install(model: nn.Module, prepared: Prepared) -> None:

@@ -14,13 +14,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.proxy import Proxy
+from torch.fx.proxy import Attribute, Proxy
 
 from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
@@ -28,7 +28,8 @@ from hotswap.graph_modules import called, graph_of, placeholders, stepped
 from hotswap.guide import guide_copy, require_given, require_value, same
 from hotswap.input_checks import called_as_they_are, own_methods
 from hotswap.leaves import fixed_arguments, leaf_functions
-from hotswap.observe import mode
+from hotswap.observe import Call, like, mode
+from hotswap.standing import Standing, TypedTracer, arguments_of
 from hotswap.untouched import (
     cached_tensors,
     contents_kept,
@@ -63,14 +64,25 @@ class UnpackedError(Exception):
         self.module = module  # relative to the root
 
 
-class PathTracer(torch.fx.Tracer):
+class PathTracer(TypedTracer):
     """Traces one method of a root module, opening only the submodules named in `opened`."""
 
-    def __init__(self, opened: Collection[str], method: str = "forward", *, given: int = 0) -> None:
+    def __init__(
+        self, opened: Collection[str], standing: Standing, method: str = "forward", *, given: int = 0
+    ) -> None:
         super().__init__(autowrap_functions=(*leaf_functions(), guide_copy))
         self.opened = frozenset(opened)
+        self.standing = standing
         self.traced_func_name = method
         self.given = given
+        self._required: set[Node] = set()  # arguments that must be tensors, as code branches on it
+
+    def asked(self, proxy: Proxy) -> None:
+        """Refuse calls with anything else than a tensor for an argument that code asked the type of."""
+        if not isinstance(proxy, Attribute) and proxy.node.op == "placeholder" and proxy.node not in self._required:
+            self._required.add(proxy.node)
+            checked = (self.traced_func_name, str(proxy.node.target), proxy)
+            self.create_proxy("call_function", require_given, checked, {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but the modules on the way down to an edit."""
@@ -100,6 +112,8 @@ class PathTracer(torch.fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """As torch.fx, but an OrderedDict stays one: networks return it, and mean it."""
+        if isinstance(a, Proxy):  # before torch.fx looks whether it is a parameter
+            return a.node
         if type(a) is OrderedDict:
             items = [[key, self.create_arg(value)] for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (items,), {})
@@ -139,13 +153,21 @@ class PathTracer(torch.fx.Tracer):
         return (lambda *args: root_fn(*args, **keywords)), positional
 
 
+class _Start(NamedTuple):
+    """Where to begin."""
+
+    method: str
+    given: int = 0  # how many arguments are tensors, also where they have a default
+    arguments: Mapping[str, Any] | None = None  # by name, with a Like in place of each tensor; None if not known
+
+
 def trace(
     root: nn.Module,
     opened: Collection[str],
     inside: Collection[str] | None,
     *,
     from_input: bool = False,
-    given: int = 0,
+    call: Call | None = None,
 ) -> Traced:
     """Trace the method of `root` that holds every call of the modules in `inside`, in both modes.
 
@@ -156,7 +178,8 @@ def trace(
             it calls.
         from_input: whether the edit needs root's own input too: the first argument of the method is then the very
             one that `forward` was called with.
-        given: how many tensors root gets as its first arguments: these stay arguments also where they have a default.
+        call: of root, in one run: its first tensors stay arguments also where they have a default, and code that asks
+            for the types of values is answered by what they were.
 
     Raises:
         HotswapError: where the code cannot be traced, with the reason.
@@ -164,44 +187,45 @@ def trace(
     """
     through = [root, *(root.get_submodule(path) for path in opened)]
     cached = cached_tensors(through)
-    method = "forward"
+    known = (0, None) if call is None else (call.tensors, arguments_of(root, call.given))
+    start = _Start("forward", *known)
     own = [p for module in through for p in module._parameters.values() if p is not None]
     with written_back([*root.buffers(), *own]) as written:
         if inside is not None and not isinstance(root, GraphModule):  # whose one method is forward
             with random_numbers_kept(), untouched(root.modules()):  # of a first pass that only looks
-                method = _method_to_rewrite(root, opened, inside, from_input=from_input, given=given)
+                start = _method_to_rewrite(root, opened, inside, start, from_input=from_input)
         with random_numbers_kept():
             before = random_state()
-            traced = _traced(root, through, opened, method, given)
+            traced = _traced(root, through, opened, start)
             drew = random_state() != before
         if drew:
             with random_numbers_kept(seed=1):
-                again = _traced(root, through, opened, method, given)
+                again = _traced(root, through, opened, start)
             if not _alike(traced, again):
                 frozen = RuntimeError("it depends on random numbers that a graph would not draw again")
-                raise _untraceable(root, method, frozen)
+                raise _untraceable(root, start.method, frozen)
     if written:
-        raise _untraceable(root, method, RuntimeError("it writes to a buffer, which a graph would not do again"))
+        raise _untraceable(
+            root, start.method, RuntimeError("it writes to a buffer, which a graph would not do again")
+        )
     if any(constant is tensor for constant in traced.constants.values() for tensor in cached):
         stale = RuntimeError("it reads a tensor that the network computed in an earlier run, which would grow stale")
-        raise _untraceable(root, method, stale)
+        raise _untraceable(root, start.method, stale)
     for graph in (traced.training, traced.evaluation):
         if name := _overwritten_constant(graph, root, traced.constants):
             made_once = RuntimeError(f"it changes a tensor in place ({name}) that a graph would make only once")
-            raise _untraceable(root, method, made_once)
+            raise _untraceable(root, start.method, made_once)
     return traced
 
 
-def _traced(
-    root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], method: str, given: int
-) -> Traced:
+def _traced(root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], start: "_Start") -> Traced:
     """One trace in each mode."""
     with untouched(root.modules()), _new_attributes(root) as constants:
         with contents_kept(through), mode(root, training=True):
-            training = _trace(root, opened, method, given)
+            training = _trace(root, opened, start)
         with contents_kept(through), mode(root, training=False):
-            evaluation = _trace(root, opened, method, given)
-    return Traced(root, method, training, evaluation, constants, tuple(sorted(opened)))
+            evaluation = _trace(root, opened, start)
+    return Traced(root, start.method, training, evaluation, constants, tuple(sorted(opened)))
 
 
 def _alike(a: Traced, b: Traced) -> bool:
@@ -235,10 +259,11 @@ def _new_attributes(root: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def _method_to_rewrite(
-    root: nn.Module, opened: Collection[str], inside: Collection[str], *, from_input: bool, given: int
-) -> str:
+    root: nn.Module, opened: Collection[str], inside: Collection[str], start: _Start, *, from_input: bool
+) -> _Start:
     """The innermost method of `root` that calls all modules in `inside`; `forward` itself if no other does."""
-    tracer = PathTracer(opened, given=given)
+    standing = Standing(root, start.arguments)
+    tracer = PathTracer(opened, standing, given=start.given)
     failure: Exception | None = None
     with called_as_they_are(root), _recorded_methods(root) as recorded:
         try:
@@ -256,23 +281,24 @@ def _method_to_rewrite(
         anywhere = [module for module in called(0, len(nodes)) if module in wanted]
         sees_input = call.first_argument is next((node for node in nodes if node.op == "placeholder"), None)
         if call.plain and set(within) == wanted and within == anywhere and (sees_input or not from_input):
-            return call.method
+            return _Start(call.method, arguments=like({k: standing.value(x) for k, x in call.inputs.items()}))
     if isinstance(failure, UnpackedError):
         raise failure
     if failure is not None:
         raise _untraceable(root, "forward", failure) from failure
-    return "forward"
+    return start
 
 
-def _trace(root: nn.Module, opened: Collection[str], method: str, given: int) -> torch.fx.Graph:
+def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.Graph:
     try:
         with called_as_they_are(root):
-            graph = PathTracer(opened, method, given=given if method == "forward" else 0).trace(root)
+            standing = Standing(root, start.arguments)
+            graph = PathTracer(opened, standing, start.method, given=start.given).trace(root)
         graph.lint()
     except UnpackedError:
         raise
     except Exception as error:  # whatever the user's code does when handed proxies
-        raise _untraceable(root, method, error) from error
+        raise _untraceable(root, start.method, error) from error
     return graph
 
 
@@ -281,7 +307,7 @@ def _untraceable(root: nn.Module, method: str, error: Exception) -> UntraceableE
     return UntraceableError(
         f"{type(root).__name__}.{method} cannot be traced by torch.fx ({type(error).__name__}: "
         f"{reason[0][:200] if reason else 'no message'}); choose a guide and targets inside one part of the "
-        "network whose forward has no control flow that depends on data"
+        'network whose forward has no control flow that depends on data, or convert with method="hooks"'
     )
 
 
@@ -290,6 +316,7 @@ class _MethodCall:
     method: str
     plain: bool  # called with inputs only, everything else at its default
     first_argument: Node | None
+    inputs: Mapping[str, Proxy]  # by name
     first: int  # position in the graph where it began
     last: int  # and where it ended
 
@@ -310,10 +337,12 @@ def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
             nodes = proxies[0].node.graph.nodes
             first = len(nodes)
             result = bound(*args, **kwargs)
-            given = next(iter(inspect.signature(bound).bind(*args, **kwargs).arguments.values()))
-            first_argument = given.node if isinstance(given, Proxy) else None
+            given = inspect.signature(bound).bind(*args, **kwargs).arguments
+            first_input = next(iter(given.values()))
+            first_argument = first_input.node if isinstance(first_input, Proxy) else None
+            inputs = {key: x for key, x in given.items() if isinstance(x, Proxy)}
             plain = _only_inputs(bound, args, kwargs)
-            calls.append(_MethodCall(name, plain, first_argument, first, len(nodes)))
+            calls.append(_MethodCall(name, plain, first_argument, inputs, first, len(nodes)))
             return result
 
         return recorder

@@ -30,7 +30,7 @@ def test_a_graph_that_took_another_branch_is_not_used(method):
     plain, image = AsksForATensor().eval(), torch.rand(1, 3, 12, 10)
     if method == "fx":
         with pytest.raises(hotswap.HotswapError, match='does not compute what the plain one does.*method="hooks"'):
-            hotswap.convert(plain, "target", "stem", method=method)
+            hotswap.convert(plain, "target", "stem", method=method, example_inputs=image)
         return
-    converted = hotswap.convert(plain, "target", "stem", guide_scale=0.0, method=method)
+    converted = hotswap.convert(plain, "target", "stem", guide_scale=0.0, method=method, example_inputs=image)
     torch.testing.assert_close(converted(image), plain(image))

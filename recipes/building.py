@@ -98,7 +98,7 @@ def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, pla
     """
     model, first = plain(recipe), example(data, recipe.seed)
     if plan is not None:
-        model = hotswap.apply(model, plan, example_inputs=first, inplace=True)
+        model = hotswap.apply(model, plan, example_inputs=first, inplace=True, check=False)
     freeze(model, recipe.freeze, first)
     return model.to(device)
 

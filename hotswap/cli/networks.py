@@ -96,12 +96,15 @@ def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
 @options.model_argument
 @_choices
 @options.input_size
+@options.no_check
 @options.as_json
-def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_json: bool, **chosen: Any) -> None:
+def plan(
+    model: str, plan_file: str | None, input_size: options.Size | None, check: bool, as_json: bool, **chosen: Any
+) -> None:
     """Show what `convert` would do, checked to the end, without doing it."""
     from hotswap.cli import inputs
 
-    made, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, chosen)
+    made, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, chosen, check)
     output.show(made, as_json=as_json)
 
 
@@ -133,6 +136,7 @@ def plan(model: str, plan_file: str | None, input_size: options.Size | None, as_
 @options.mean
 @options.std
 @options.limit
+@options.no_check
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
 @options.writes(options.CHECKPOINT_FILES, required=False)
 @options.max_shard_size
@@ -147,6 +151,7 @@ def convert(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     limit: int,
+    check: bool,
     dry_run: bool,
     path: str | None,
     max_shard_size: str | None,
@@ -178,10 +183,10 @@ def convert(
     if weights is not None:
         _load(network, weights)
     if calibrate_on is None:
-        made, converted = _carry_out(network, plan_file, input_size, chosen)
+        made, converted = _carry_out(network, plan_file, input_size, chosen, check)
     else:
         data = inputs.data(network, calibrate_on, input_size, mean, std, limit, "calibrating")
-        given = _given(chosen) | ({} if deviation is None else {"deviation": deviation})
+        given = _given(chosen) | {"check": check} | ({} if deviation is None else {"deviation": deviation})
         with inputs.explained(network, input_size):
             made, converted = _calibrated(network, inputs.example(network, input_size), data.batches, given)
     if dry_run or path is None:
@@ -196,7 +201,7 @@ COMMANDS: tuple[click.Command, ...] = (inspect, plan, convert)
 
 
 def _carry_out(
-    network: "nn.Module", plan_file: str | None, input_size: options.Size | None, chosen: dict[str, Any]
+    network: "nn.Module", plan_file: str | None, input_size: options.Size | None, chosen: dict[str, Any], check: bool
 ) -> "tuple[Plan, nn.Module]":
     from hotswap import api, checkpoint
     from hotswap.cli import inputs
@@ -204,12 +209,13 @@ def _carry_out(
     given = _given(chosen)
     example = inputs.example(network, input_size)
     if plan_file is None:
-        made = api.plan(network, **given, example_inputs=example)
+        made = api.plan(network, **given, example_inputs=example, check=check)
     elif given:
         raise click.UsageError("--plan says what to swap: leave out --target, --guide and the other choices.")
     else:
         made = checkpoint.read_plan(plan_file)
-    return made, api.apply(network, made, example_inputs=example, inplace=True)
+    compared = plan_file is None  # when it was planned
+    return made, api.apply(network, made, example_inputs=example, inplace=True, check=check and not compared)
 
 
 def _calibrated(

@@ -91,6 +91,13 @@ def writes(text: str, *, required: bool = True) -> Callable[[Command], Command]:
     )
 
 
+no_check = click.option(
+    "--no-check",
+    "check",
+    flag_value=False,
+    default=True,
+    help="Leave out the comparison of the swapped network, at guide scale 0, with the plain one.",
+)
 CHECKPOINT_FILES = "What to write: .safetensors, .pt or .pth."
 model_argument = click.argument("model", shell_complete=completion.networks)
 checkpoint_argument = click.argument("checkpoint", shell_complete=completion.files)

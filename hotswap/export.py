@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import math
 import operator
 import re
 import warnings
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
 from hotswap import exporting, trying
 from hotswap.errors import HotswapError, one_line
@@ -188,12 +189,19 @@ def _sizes(x: Any) -> tuple[int | str, ...]:
 
 
 def _write_program(program: ExportedProgram, arguments: tuple[Any, ...], file: Path) -> Run:
+    for node in program.graph.find_nodes(op="call_function", target=math.floor):
+        if statically_known_true(_value(node.args[0]) >= 0):
+            node.target = math.trunc  # the same, and torch.export.save has no other name for it
+    program.graph_module.recompile()
     stream = io.BytesIO()  # torch.export.save wants a name that ends in .pt2, which the temporary's does not
-    with _silence():
-        torch.export.save(program, stream)
-        file.write_bytes(stream.getbuffer())
-        stream.seek(0)
-        loaded = torch.export.load(stream).module()
+    try:
+        with _silence():
+            torch.export.save(program, stream)
+            file.write_bytes(stream.getbuffer())
+            stream.seek(0)
+            loaded = torch.export.load(stream).module()
+    except Exception as error:  # its own classes, none of them public
+        raise HotswapError(f"torch.export.save cannot write this network: {_last_line(error)}") from error
     return lambda *inputs: trying.tensors(loaded(*inputs))
 
 
@@ -285,6 +293,12 @@ def _numbers(arguments: Sequence[Any], dynamic: bool) -> tuple[Any, ...]:
 def _plain(error: Exception) -> str:
     """What an exporter or a runtime raised, in one line, without colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", one_line(error, 300))
+
+
+def _last_line(error: Exception) -> str:
+    """Of an error whose message holds a traceback, what was wrong."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _times(size: Sequence[int]) -> str:

@@ -95,8 +95,11 @@ def export(
     check_writable(path)
     if kind == ONNX:
         _require_onnx()
-    arguments = _numbers(as_arguments(default_inputs(model) if example_inputs is None else example_inputs), dynamic)
+    given = as_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     with mode(model, training=False), torch.no_grad():
+        arguments = _numbers(given, two=dynamic)
+        if dynamic and not _takes(model, arguments):  # one image at a time, as networks imported from ONNX may
+            arguments = _numbers(given, two=False)
         example = trying.Trial(arguments, trying.tensors(model(*arguments)))
         why = ""
         for axes in _OPEN if dynamic else ((),):
@@ -276,7 +279,15 @@ def _require_onnx() -> None:
 # --- inputs and outputs -------------------------------------------------------------------------------------
 
 
-def _numbers(arguments: Sequence[Any], dynamic: bool) -> tuple[Any, ...]:
+def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
+    try:
+        model(*arguments)
+    except Exception:  # noqa: BLE001 (whatever a user's forward raises at a batch it is not made for)
+        return False
+    return True
+
+
+def _numbers(arguments: Sequence[Any], *, two: bool) -> tuple[Any, ...]:
     """Random values where none are given; two images, if the batch is to stay open: 1 would be taken for granted."""
     generator = torch.Generator().manual_seed(0)
 
@@ -285,7 +296,7 @@ def _numbers(arguments: Sequence[Any], dynamic: bool) -> tuple[Any, ...]:
             return x
         if x.is_meta:
             x = torch.rand(x.shape, generator=generator).to(x.dtype)
-        return torch.cat([x, x.flip(-1)]) if dynamic and trying.is_image(x) and x.shape[0] == 1 else x
+        return torch.cat([x, x.flip(-1)]) if two and trying.is_image(x) and x.shape[0] == 1 else x
 
     return tuple(made(x) for x in arguments)
 

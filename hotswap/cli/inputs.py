@@ -103,12 +103,30 @@ def data(
     form = images.form_for(network, size, mean, std)
     if folder is None:
         generator = torch.Generator().manual_seed(0)
-        noise = (torch.randn(2, *form.shape, generator=generator).to(form.dtype) for _ in range(_NOISE_BATCHES))
+        several = 2 if _takes(network, torch.empty(2, *form.shape, dtype=form.dtype)) else 1
+        noise = (torch.randn(several, *form.shape, generator=generator).to(form.dtype) for _ in range(_NOISE_BATCHES))
         return Data(output.with_progress(noise, _NOISE_BATCHES, what), "random noise (seed 0)")
     files = images.find(folder, limit)
-    read = images.batches(files, form.shape, form.mean, form.std, _BATCH_SIZE, form.dtype)
-    total = -(-len(files) // _BATCH_SIZE)
+    batch_size = _BATCH_SIZE if _takes(network, torch.empty(_BATCH_SIZE, *form.shape, dtype=form.dtype)) else 1
+    read = images.batches(files, form.shape, form.mean, form.std, batch_size, form.dtype)
+    total = -(-len(files) // batch_size)
     return Data(output.with_progress(read, total, what), f"{len(files)} images from {folder}")
+
+
+def _takes(network: nn.Module, batch: Tensor) -> bool:
+    """Whether a network runs on so many images; one imported from ONNX may take one at a time.
+
+    Where it runs on one neither, it is the size that does not suit it, which is said when it is run.
+    """
+    try:
+        observe(network, batch)
+    except HotswapError:
+        try:
+            observe(network, batch[:1])
+        except HotswapError:
+            return True
+        return False
+    return True
 
 
 @contextmanager

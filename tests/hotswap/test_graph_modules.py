@@ -276,3 +276,28 @@ def test_a_copy_of_one_has_everything_that_it_has():
     twin.train()
     assert not model.training
     assert model.graph is model.eval_graph
+
+
+class FromOnnx(nn.Module):
+    """Reads the size that it enlarges to from a buffer, and takes one image at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sizes", torch.tensor([1, 2, 16, 16]))
+
+    def forward(self, x):
+        sizes = self.sizes.tolist()
+        if list(x.shape)[:2] != sizes[:2]:
+            raise NotImplementedError("one image")
+        return F.interpolate(x, size=sizes[2:], mode="bilinear", align_corners=True)
+
+
+def test_what_reads_sizes_from_its_buffers_is_exported(tmp_path):
+    model = with_leaves(Net(FromOnnx()))
+    swapped = hotswap.convert(model, "resize", "input", guide_scale=2.0, example_inputs=IMAGE)
+    before = dict(swapped.named_buffers())
+    made = hotswap.export(swapped, tmp_path / "w.pt2", example_inputs=IMAGE)
+    assert made.inputs == ((1, 3, 16, 16),)
+    assert all(x is before[name] for name, x in swapped.named_buffers())
+    written = torch.export.load(tmp_path / "w.pt2").module()(IMAGE)
+    torch.testing.assert_close(written, out(swapped), rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -280,11 +280,13 @@ def load_checkpoint(
     *,
     inplace: bool = False,
     example_inputs: Inputs | None = None,
+    example_of: Callable[[nn.Module], Inputs | None] | None = None,
     check: bool = True,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """`load`, of a file that was read already, with the notes of `load_weights`.
 
-    With `inplace`, `model` itself is changed, and the weights stay mapped from the file.
+    With `inplace`, `model` itself is changed, and the weights stay mapped from the file. `example_of` makes example
+    inputs for the plain network.
 
     Raises:
         HotswapError: as `load`.
@@ -309,6 +311,8 @@ def load_checkpoint(
         )
     if metadata is not None and (model is None or stated.of(model) == Stated()):
         stated.put(loaded, metadata.images)
+    if example_of is not None:
+        example_inputs = example_of(loaded)
     if metadata is not None and metadata.plan is not None:
         apply(loaded, metadata.plan, example_inputs=example_inputs, inplace=True, check=False)
     notes = load_weights(loaded, checkpoint, mapped=inplace)

@@ -38,7 +38,7 @@ def verify(
     from hotswap.cli import inputs
     from hotswap.verify import verify as verify_network
 
-    network = inputs.load(checkpoint, model).network
+    network = inputs.load(checkpoint, model, input_size).network
     data = inputs.data(network, images, input_size, mean, std, limit, "verifying")
     output.note(f"compared on {data.description}")
     with inputs.explained(network, input_size):
@@ -84,7 +84,7 @@ def calibrate(
 
     check_destination(path, max_shard_size)
     inputs.check_other_file(path, checkpoint)
-    loaded = inputs.load(checkpoint, model)
+    loaded = inputs.load(checkpoint, model, input_size)
     data = inputs.data(loaded.network, images, input_size, mean, std, limit, "calibrating")
     wanted: dict[str, Any] = {} if deviation is None else {"deviation": deviation}
     if conserve is not None:
@@ -164,7 +164,7 @@ def export(
     from hotswap.export import export as export_network
 
     inputs.check_other_file(path, checkpoint)
-    network = inputs.load(checkpoint, model).network
+    network = inputs.load(checkpoint, model, input_size).network
     example = inputs.example(network, input_size)
     with output.busy("exporting"):
         result = export_network(network, path, format=kind, example_inputs=example, dynamic=not static)

@@ -44,11 +44,15 @@ class Loaded:
     architecture: str | None
 
 
-def load(path: str, model: str | None) -> Loaded:
-    """The network of a checkpoint, built from the file's architecture or from `model`, which the user typed."""
+def load(path: str, model: str | None, size: Size | None = None) -> Loaded:
+    """The network of a checkpoint, built from the file's architecture or from `model`, which the user typed.
+
+    It is looked at with an image of a size that the user named.
+    """
     model = None if model is None else pinned(model)
     read = checkpoint.read(path)
-    network, notes = checkpoint.load_checkpoint(read, None if model is None else build(model), inplace=True)
+    plain = None if model is None else build(model)
+    network, notes = checkpoint.load_checkpoint(read, plain, inplace=True, example_of=lambda x: example(x, size))
     for text in (*read.notes, *notes):
         output.note(text)
     if model is not None:

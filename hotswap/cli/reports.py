@@ -54,7 +54,7 @@ def report(
 
     check_writable(path)
     inputs.check_other_file(path, checkpoint)
-    network = inputs.load(checkpoint, model).network
+    network = inputs.load(checkpoint, model, input_size).network
     with inputs.explained(network, input_size):
         result = write_report(
             network,

@@ -150,6 +150,32 @@ def test_convert_calibrates_in_one_go(here, conserve):
     assert swap.deviation == pytest.approx(0.2)
 
 
+def test_a_network_of_one_size(here):
+    """Every command looks at it with an image of the size that was named, or with the images it has."""
+    torch.save(networks.OfOneSize().state_dict(), "one.pth")
+    net, size = "networks:OfOneSize", ("--input-size", "24x32")
+    swap = ("--target", "resize", "--guide", "input", "--target", "target")
+    convert = ("convert", net, "--weights", "one.pth", *swap, *size)
+    result = run(*convert, "--calibrate-on", "photos", "-o", "s.pt")
+    assert "not checked by a run" not in result.stdout
+    assert "not compared" not in result.stdout
+    run("plan", net, *swap, *size)
+    run("verify", "s.pt", "--model", net, *size, "--images", "photos")
+    run("calibrate", "s.pt", "--model", net, *size, "--images", "photos", "-o", "c.pt")
+
+
+def test_no_check_leaves_the_comparison_out(here, monkeypatch):
+    compared = []
+    monkeypatch.setattr("hotswap.api.SelfCheck.compare", lambda *_: compared.append(1))
+    convert = ("convert", NET, "--weights", "w.pth", *SWAP, "--input-size", "24x32")
+    run(*convert, "--no-check", "-o", "a.pt")
+    run(*convert, "--no-check", "--calibrate-on", "photos", "-o", "b.pt")
+    run("plan", NET, *SWAP, "--no-check")
+    assert not compared
+    run(*convert, "-o", "c.pt")
+    assert len(compared) == 1
+
+
 def test_dry_run_is_plan_and_writes_nothing(here):
     before = sorted(here.rglob("*"))
     for extra in ((), ("--json",)):

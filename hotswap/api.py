@@ -1,6 +1,6 @@
 """The verbs: plan, apply, convert, revert."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -436,7 +436,7 @@ def _prepared(
     if not plan.resizes:
         prepared = _Prepared(None, _by_method(names, plan, method, example_inputs, check, by_fx))
     else:
-        enlarging, twin = _enlarging(names, plan.resizes, example_inputs, check)
+        enlarging, twin = _enlarging(names, plan, example_inputs, check)
         if plan.swaps:
             guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
             swapping = _by_method(guided, replace(plan, resizes=()), method, example_inputs, check, by_fx)
@@ -448,15 +448,16 @@ def _prepared(
 
 
 def _enlarging(
-    names: Names, resizes: Sequence[Resize], example_inputs: Inputs | None, check: SelfCheck | None
+    names: Names, plan: Plan, example_inputs: Inputs | None, check: SelfCheck | None
 ) -> tuple[Enlarging, nn.Module]:
     """Made ready by fx, or else by hooks, as they were before if they were; and a copy that was swapped and run."""
+    resizes = plan.resizes
 
     def tried(enlarging: Enlarging) -> tuple[Enlarging, nn.Module]:
         twin = _twin(names.model)
         resized.install(twin, enlarging)
         if names.observation is not None:
-            _check_runs(twin, names.observation, example_inputs)
+            _check_runs(twin, names.observation, example_inputs, plan)
             if check is not None:
                 check.compare(twin)
         return enlarging, twin
@@ -512,7 +513,7 @@ def _tried(
     except HotswapError:  # which is said where it matters: it can still be converted in place
         return prepared.noted("not tried on a copy first: the network cannot be copied")
     surgery.install(twin, prepared)
-    _check_runs(twin, names.observation, example_inputs)
+    _check_runs(twin, names.observation, example_inputs, prepared.plan)
     if check is not None:
         check.compare(twin)
     return prepared
@@ -557,9 +558,18 @@ def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
     return converted
 
 
-def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None) -> None:
+def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None, plan: Plan) -> None:
     """One run of the swapped network, before anybody gets to see it."""
     after = observe(converted, example_inputs)
+    for swap in plan.swaps:  # a rewritten forward may have taken in the code of one that holds another's guide
+        now, once = after.count(swap.target), before.count(swap.target)
+        if now != once:
+            raise UntraceableError(
+                f"target {swap.target!r} is called {now} times once the network is rewritten, and {once} times before"
+            )
+    for resize in plan.resizes:
+        if after.count(resize.layer_path) == 0:
+            raise UntraceableError(f"target {resize.name!r} is not called once the network is rewritten")
     types = {call.path: call.output_type for call in before.calls}
     for call in after.calls:
         if call.output_type is not types.get(call.path, call.output_type):  # a guided F.interpolate is a new module

@@ -85,6 +85,10 @@ class Observation:
         """The first call of the module at `path`, or None if it was not called."""
         return next((call for call in self.calls if call.path == path), None)
 
+    def count(self, path: str) -> int:
+        """How often the module at `path` was called."""
+        return sum(call.path == path for call in self.calls)
+
 
 @contextmanager
 def mode(model: nn.Module, *, training: bool) -> Iterator[None]:

@@ -62,10 +62,14 @@ def random_numbers_kept(seed: int = 0) -> Iterator[None]:
     """Draw from this seed, and leave the generators of Python, numpy and torch as they were."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' code draws from)
     try:
-        with torch.random.fork_rng(devices=[]):
+        # Not of GPUs that nothing has run on: to seed these would be to set them up.
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=gpus):
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if gpus:
+                torch.cuda.manual_seed_all(seed)
             yield
     finally:
         random.setstate(state)

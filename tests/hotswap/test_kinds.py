@@ -322,6 +322,24 @@ def test_a_target_inside_a_target_is_refused(image):
         hotswap.convert(Block(Around()).eval(), ["target", "target.before"], "guide", example_inputs=image)
 
 
+@pytest.mark.parametrize("method", ["auto", "hooks"])
+def test_an_enlargement_guided_from_inside_a_target_leaves_the_target_steered(method, image):
+    """A graph that reads that guide has taken in the target's code, which nothing steers then."""
+
+    class Enlarged(Block):
+        def forward(self, x):
+            return F.interpolate(super().forward(x), size=self.pool(x).shape[2:], mode="bilinear")
+
+    net = Enlarged(Around()).eval()
+    guides = {"target": "guide", "resize_1": "target.before"}
+    scales = {"target": 1.0, "resize_1": 0.0}
+    arguments = (["target", "resize_1"], guides)
+    both = hotswap.convert(net, *arguments, guide_scale=scales, method=method, example_inputs=image)
+    alone = hotswap.convert(net, "target", "guide", guide_scale=1.0, method="hooks", example_inputs=image)
+    assert (alone(image) - net(image)).abs().max() > 1e-3
+    close(both(image), alone(image))
+
+
 class Scaled(nn.Module):
     """No convolution, but a parameter of four dimensions."""
 

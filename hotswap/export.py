@@ -28,6 +28,7 @@ ONNX, PROGRAM = "onnx", "exported-program"
 FORMATS = {".onnx": ONNX, ".pt2": PROGRAM}  # by the file's suffix
 _AXES = {trying.BATCH: "batch", trying.HEIGHT: "height", trying.WIDTH: "width"}
 _OPEN = (tuple(_AXES), (trying.BATCH,), ())  # what is left open: the most first
+_FAR = 2**13  # a size that is larger takes too long to try
 _ONNX_LIMIT = 2**31 - 2**20  # bytes: what one ONNX file can hold
 
 Run = Callable[..., Sequence[Tensor]]
@@ -131,6 +132,7 @@ def _exported(
     opened = [axis for axis in axes if any(axis < len(size) and isinstance(size[axis], str) for size in sizes)]
     if len(opened) < len(axes):  # the network's code fixes the others
         trials = [trials[0], *trying.other_sizes(model, arguments, opened)]
+    trials = [*trials, *trying.at(model, arguments, opened, _beyond(program))]
     allowed = trying.tolerance(model, arguments)
     with atomic_write(path) as temporary:
         written = (_write_onnx if kind == ONNX else _write_program)(program, arguments, temporary)
@@ -180,6 +182,32 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
 def _images(program: ExportedProgram) -> list[torch.fx.Node]:
     names = set(program.graph_signature.user_inputs)
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def _beyond(program: ExportedProgram) -> list[trying.Size]:
+    """Sizes of the first image just outside those that torch.export took for granted: `if width > 11` is a branch.
+
+    A file is not told apart by what it was made for: it runs there, on the branch that it was made of.
+    """
+    shape = next((x.shape for node in _images(program) if trying.is_image(x := node.meta["val"])), None)
+    if shape is None:
+        return []
+    found = []
+    example = [1, *(_hint(shape[axis]) for axis in (trying.HEIGHT, trying.WIDTH))]
+    for place, axis in ((1, trying.HEIGHT), (2, trying.WIDTH)):
+        allowed = (
+            program.range_constraints.get(shape[axis].node.expr) if isinstance(shape[axis], torch.SymInt) else None
+        )
+        for outside in () if allowed is None else (allowed.lower - 1, allowed.upper + 1):
+            if outside.is_finite and 1 < outside < _FAR:
+                size = example.copy()
+                size[place] = int(outside)
+                found.append((size[0], size[1], size[2]))
+    return found
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def _sizes(x: Any) -> tuple[int | str, ...]:

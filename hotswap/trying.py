@@ -77,10 +77,17 @@ def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int
     return list(found.values())
 
 
+def at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], sizes: Iterable[Size]) -> list[Trial]:
+    """What the network gives at sizes of the first image, as far as these axes go and it runs there."""
+    found = (_run_at(model, arguments, axes, size) for size in sizes)
+    return [trial for trial in found if trial is not None]
+
+
 def _sizes(height: int, width: int) -> Iterator[list[tuple[int, int]]]:
-    """Smaller, larger and wider than the example, first of prime sizes, then at steps of its own."""
+    """Smaller, larger and of another shape than the example, first of prime sizes, then at steps of its own."""
     down, up = ([prime(n) for n in (height, width)] for prime in (_prime_below, _prime_above))
-    yield [(down[0], down[1]), (up[0], up[1]), (down[0], up[1] // 4 * 4 + 2)]
+    lying = (min(down), max(up) // 4 * 4 + 2)
+    yield [(down[0], down[1]), (up[0], up[1]), lying if width <= height else lying[::-1]]
     for step in _STEPS:
         down, up = ([n + step * _odd(more * n / step) for n in (height, width)] for more in (-0.4, 0.2))
         low = [n if n > 0 else m for n, m in zip(down, up, strict=True)]

@@ -58,13 +58,14 @@ def test_onnx_of_open_sizes(tmp_path):
     net, path = swapped(), tmp_path / "net.onnx"
     result = hotswap.export(net, path, example_inputs=torch.rand(SIZE))
     assert result.inputs == (("batch", 3, "height", "width"),)
-    assert result.tried == (
+    assert result.tried[:5] == (
         (2, 3, 32, 48),
         (1, 3, 41, 59),
         (3, 3, 19, 31),
-        (2, 3, 19, 58),
+        (2, 3, 58, 19),
         (2, 3, 64, 64),
     )
+    assert result.tried[5:] == ((1, 3, 3, 48), (1, 3, 32, 3))  # torch.export took 4 pixels for granted
     assert "tried at 2 x 3 x 32 x 48, 1 x 3 x 41 x 59, " in str(result)
     assert result.fixed == ""
     assert result.largest_difference < trying.TOLERANCE
@@ -133,6 +134,26 @@ def test_a_file_keeps_open_only_what_it_is_right_at(tmp_path, capfd, suffix, see
     assert found.inputs == (("batch", *SIZE[1:]),)
     assert re.match(f"fixed at the example's height, width: with more left open, {seen}", found.fixed)
     assert "onnxruntime" not in capfd.readouterr().err
+
+
+BRANCHES = {
+    "below a size": (lambda x: x.shape[-1] > 7, "2 x 3 x 32 x 7|1 x 3 x 32 x 7"),
+    "above a size": (lambda x: x.shape[-2] < 100, "1 x 3 x 100 x 48"),
+    "of images that stand": (lambda x: x.shape[-1] >= x.shape[-2], "2 x 3 x 58 x 19"),
+}
+
+
+@pytest.mark.parametrize("kind", BRANCHES)
+def test_a_branch_on_sizes_is_looked_for_where_the_exporter_saw_one(tmp_path, kind):
+    branch, size = BRANCHES[kind]
+
+    class Net(Branching):
+        def forward(self, x):
+            return self.conv(x if branch(x) else -x)
+
+    found = hotswap.export(Net(), tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
+    assert found.inputs == (("batch", *SIZE[1:]),)
+    assert re.search(f"differs from PyTorch by .* at ({size})", found.fixed)
 
 
 class Strided(nn.Module):

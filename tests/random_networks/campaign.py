@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .refusals import reason
-from .run import Found, run
+from .run import EXPORTED, Found, run
 from .shrink import as_test, shrink
 
 CHUNK = 250
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--exported", type=int, default=10, help="one in so many is written as ONNX")
+    parser.add_argument("--exported", type=int, default=EXPORTED, help="one in so many is written as ONNX")
     parser.add_argument("--output", type=Path, required=True, help="a CSV file; rows that it has are not run again")
     parser.add_argument("--faults", type=Path, default=Path("out/faults"), help="a folder for faults, as tests")
     given = parser.parse_args()

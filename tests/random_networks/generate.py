@@ -23,7 +23,6 @@ from parts import *
 
 DTYPES = ("float64",) * 10 + ("float32",) * 6 + ("float16", "bfloat16") * 2
 DEEPEST = 2  # times a map is halved
-WITHOUT = ("type tests", "graph modules")  # until they are mended
 
 
 @dataclass
@@ -57,12 +56,11 @@ class _Class:
 class Generator:
     """One network."""
 
-    def __init__(self, seed: int, *, dtype: str | None = None) -> None:
+    def __init__(self, seed: int, *, dtype: str | None = None, short: bool = False) -> None:
+        self.steps = 2 if short else 6
         self.rng = random.Random(seed)  # noqa: S311 (no secret)
         self.dtype = dtype or self.rng.choice(DTYPES)
-        self.traced = (
-            self.rng.random() < 0.06 and "graph modules" not in WITHOUT
-        )  # a GraphModule: nothing that torch.fx cannot trace
+        self.traced = self.rng.random() < 0.06  # a GraphModule: nothing that torch.fx cannot trace
         self.classes: list[str] = []
         self.extras: set[str] = set()
         self.after: dict[str, str | None] = {}
@@ -81,7 +79,7 @@ class Generator:
 
     def program(self) -> Program:
         net = _Class("Net", _Map("x", 3))
-        for _ in range(self.rng.randint(2, 6)):
+        for _ in range(self.rng.randint(2, self.steps)):
             self.step(net, depth=0)
         if net.now.level > 0 and self.chance(0.85):
             self.enlarge(net, to_input=True)
@@ -183,7 +181,8 @@ class Generator:
                 "method": self.rng.choice((f"{x}.relu()", f"{x}.sigmoid()")),
             }[kind]
             made.say(f"{x} = {call}{mark}")
-            self.after[key] = mark.split()[-1]
+            if not self.traced:  # a graph's code has no marks
+                self.after[key] = mark.split()[-1]
 
     def conv(self, made: _Class) -> None:
         now = made.now
@@ -557,8 +556,6 @@ class Generator:
         )
 
     def type_test(self, made: _Class) -> None:
-        if "type tests" in WITHOUT:
-            return
         x = made.now.var
         test = self.rng.choice(
             (
@@ -596,6 +593,6 @@ class Generator:
             made.say("else:", f"    {x} = {x}.tanh()")
 
 
-def generate(seed: int, *, dtype: str | None = None) -> Program:
-    """The program of a seed."""
-    return Generator(seed, dtype=dtype).program()
+def generate(seed: int, *, dtype: str | None = None, short: bool = False) -> Program:
+    """The program of a seed; a short one where it takes long to look at."""
+    return Generator(seed, dtype=dtype, short=short).program()

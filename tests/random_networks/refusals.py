@@ -12,12 +12,19 @@ DOCUMENTED = {
     "enlargements by hooks, convolutions by fx": rf"module {_NAME} has enlargements whose guides are caught by hooks",
     "a guide that runs after the target": rf"guide {_NAME} is computed after target",
     "a guide that the code around it does not call itself (fx)": rf"guide {_NAME} is never called; name one that is",
+    "what torch.fx makes of the code is not the network (fx)": r"rewritten by fx, .* is not itself",
+    "a call that activation checkpointing runs again by itself": r"activation checkpointing runs again by itself",
     "a guide that is too coarse": rf"guide {_NAME} of \d+ x \d+ is coarser than the output",
     "a guide of another batch": rf"guide {_NAME} must have the target's batch size",
 }
 
 RUNNING = {  # what a converted network may refuse
     "a target apart from its guide in the checkpointed part": r"target .* is run again by activation checkpointing",
+}
+EXPORTING = {  # what export may refuse, where it refuses the plain network as well
+    "PyTorch's exporters write something else": r"the exported (network|file) (differs|fails)",
+    "torch.export does not take the network": r"torch\.export cannot export this network",
+    "PyTorch's ONNX exporter does not take the network": r"PyTorch's ONNX exporter cannot write this network",
 }
 
 

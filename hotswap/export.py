@@ -207,7 +207,8 @@ def _beyond(program: ExportedProgram) -> list[trying.Size]:
 
 
 def _hint(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    known: Any = size if isinstance(size, int) else size.node.hint
+    return int(known)
 
 
 def _sizes(x: Any) -> tuple[int | str, ...]:

@@ -15,9 +15,10 @@ from hotswap.plan import Plan, Swap
 from hotswap.resizing.choose import is_automatic
 from hotswap.resizing.plan import Resize, named, why_not_guided
 from hotswap.resizing.sites import find
-from hotswap.sliding import own_weight, sliding_of
+from hotswap.sliding import sliding_of
 from hotswap.status import status
 from hotswap.tables import render
+from hotswap.weights import own_weight
 from pac_ops.geometry import Pair
 
 

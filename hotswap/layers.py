@@ -11,7 +11,8 @@ from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guided import GuidedLayer
 from hotswap.plan import Swap
-from hotswap.sliding import Sliding, has_own_forward, own_parameters, own_weight, sliding_of, steered_forward
+from hotswap.sliding import Sliding, has_own_forward, sliding_of, steered_forward
+from hotswap.weights import own_weight
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.subclasses import as_plain
@@ -100,7 +101,7 @@ class SwappedConv2d(SwappedLayer, nn.Conv2d):
         """Pixel-adaptive convolution of the input; see the class."""
         kernel = self.steering_kernel(input, distance)
         if isinstance(self, _OwnForward):  # super() at once: from Python 3.12 on, Dynamo follows none in a variable
-            return steered_forward(super().forward, input, kernel, self.sliding)
+            return steered_forward(super().forward, self, input, kernel, self.sliding)
         padded, window = self.sliding.padded(input), self.sliding.window()
         return pac_ops.pacconv2d(
             padded, kernel, self.weight, self.bias, window.stride, window.padding, window.dilation, self.groups
@@ -156,7 +157,7 @@ class SwappedFunction(SwappedLayer):
     def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
         """What the module computes, pixel-adaptive; see the class."""
         kernel = self.steering_kernel(input, distance)
-        return steered_forward(super().forward, input, kernel, self.sliding, own_parameters(self))
+        return steered_forward(super().forward, self, input, kernel, self.sliding)
 
 
 _SWAPPED: dict[Any, type[SwappedLayer]] = {

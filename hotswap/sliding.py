@@ -16,6 +16,7 @@ import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.observe import mode
 from hotswap.untouched import untouched
+from hotswap.weights import OwnWeight, own_weight
 from pac_ops import geometry
 from pac_ops.arguments import make_window, pair
 from pac_ops.geometry import Pair, Window
@@ -126,34 +127,6 @@ def has_own_forward(kind: type[nn.Module]) -> bool:
     return any(getattr(kind, name) is not getattr(plain, name) for name in ("forward", "_conv_forward"))
 
 
-def own_weight(module: nn.Module) -> Tensor | None:
-    """The weight of a convolution that a module may compute in its forward; None where it cannot.
-
-    That is the weight of an `nn.Conv2d`, or the one parameter of four dimensions that a module has itself. One with
-    modules inside must have a forward that calls something named conv2d: in most, such a parameter is an embedding.
-    """
-    if isinstance(module, nn.Conv2d):
-        return module.weight
-    weights = [p for p in module._parameters.values() if p is not None and p.dim() == 4]
-    if len(weights) != 1:
-        return None
-    return weights[0] if not module._modules or _names_conv2d(type(module)) else None
-
-
-def _names_conv2d(kind: type[nn.Module]) -> bool:
-    forwards = [vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)]
-    return any("conv2d" in code.co_names for f in forwards if (code := getattr(f, "__code__", None)) is not None)
-
-
-def own_parameters(module: nn.Module) -> list[Tensor] | None:
-    """What tells a module's own convolution from those of modules inside it; None where all are its own.
-
-    Modules inside an `nn.Conv2d` make its weight.
-    """
-    alone = isinstance(module, nn.Conv2d) or not module._modules
-    return None if alone else list(module.parameters(recurse=False))
-
-
 # --- a forward of its own -------------------------------------------------------------------------------
 
 
@@ -168,10 +141,10 @@ class _Conv2d(NamedTuple):
     dilation: Any = 1
     groups: int = 1
 
-    def is_of(self, kernel_size: Pair, own: Sequence[Tensor] | None) -> bool:
-        """Whether it is the convolution looked for: by its window, and by its weight where there may be others."""
-        fits = tuple(self.weight.shape[2:]) == kernel_size
-        return fits and (own is None or any(self.weight is x for x in own))
+    def window(self) -> Window:
+        """How it slides."""
+        kernel_size = (self.weight.shape[2], self.weight.shape[3])
+        return make_window(kernel_size, self.stride, self.padding, self.dilation)
 
 
 class _Seen(NamedTuple):
@@ -186,56 +159,68 @@ class _Reached(Exception):  # noqa: N818 (no error: it ends a run that has shown
         self.seen = seen
 
 
-class _Probe(TorchFunctionMode):
-    """Notes how an input is padded, and stops at the convolution."""
+class _Watch(TorchFunctionMode):
+    """Follows how the input of a forward is padded, up to the convolution with the module's own weight."""
 
-    def __init__(self, kernel_size: Pair, size: Pair, own: Sequence[Tensor] | None) -> None:
+    def __init__(self, module: nn.Module, size: Pair) -> None:
         super().__init__()
-        self.kernel_size, self.size, self.own = kernel_size, size, own
+        self.size, self.own = size, OwnWeight(module)
         self.padded: list[tuple[Tensor, tuple[tuple[Pads, str], ...]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.conv2d and (call := _Conv2d(*args, **kwargs)).weight in self.own:
+            return self.convolve(call)
+        result = func(*args, **kwargs)
         if func is F.pad:
-            return self._pad(func(*args, **kwargs), *args, **kwargs)
-        if func is torch.conv2d:
-            self._convolve(_Conv2d(*args, **kwargs))
-        return func(*args, **kwargs)
+            self._pad(result, *args, **kwargs)
+        self.own.follow(func, args, kwargs, result)
+        return result
+
+    def convolve(self, call: _Conv2d) -> Tensor:
+        """The convolution with the module's own weight."""
+        raise NotImplementedError
+
+    def seen(self, call: _Conv2d) -> _Seen:
+        """How it came to be called."""
+        added = (call.input.shape[2] - self.size[0], call.input.shape[3] - self.size[1])
+        return _Seen(call.window(), self._steps(call.input), added)
 
     def _steps(self, x: Tensor) -> tuple[tuple[Pads, str], ...]:
         return next((steps for padded, steps in self.padded if padded is x), ())
 
     def _pad(
         self, output: Tensor, input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None
-    ) -> Tensor:
+    ) -> None:
         left, right, top, bottom = (*pad, 0, 0)[:4]
         self.padded.append((output, (*self._steps(input), ((left, right, top, bottom), mode))))
-        return output
-
-    def _convolve(self, call: _Conv2d) -> None:
-        if call.is_of(self.kernel_size, self.own):
-            window = make_window(self.kernel_size, call.stride, call.padding, call.dilation)
-            added = (call.input.shape[2] - self.size[0], call.input.shape[3] - self.size[1])
-            raise _Reached(_Seen(window, self._steps(call.input), added))
 
 
-class _Steer(TorchFunctionMode):
-    """Makes the convolution inside a forward pixel-adaptive."""
+class _Probe(_Watch):
+    """Stops at the convolution."""
 
-    def __init__(self, kernel: Tensor, sliding: Sliding, own: Sequence[Tensor] | None, done: list[bool]) -> None:
-        super().__init__()
-        self.kernel, self.sliding, self.own, self.done = kernel, sliding, own, done
+    def convolve(self, call: _Conv2d) -> Tensor:
+        raise _Reached(self.seen(call))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return self._steered(_Conv2d(*args, **kwargs)) if func is torch.conv2d else func(*args, **kwargs)
 
-    def _steered(self, call: _Conv2d) -> Tensor:
-        window, input = self.sliding.window(), call.input
-        if not call.is_of(window.kernel_size, self.own):
-            return torch.conv2d(*call)
+class _Steer(_Watch):
+    """Makes the convolution pixel-adaptive."""
+
+    def __init__(self, module: nn.Module, input: Tensor, kernel: Tensor, sliding: Sliding, done: list[bool]) -> None:
+        super().__init__(module, (input.shape[2], input.shape[3]))
+        self.kernel, self.sliding, self.done = kernel, sliding, done
+
+    def convolve(self, call: _Conv2d) -> Tensor:
         self.done.append(True)
-        if window.output_size(input.shape[2], input.shape[3]) != tuple(self.kernel.shape[4:]):
+        window, input, seen = self.sliding.window(), call.input, self.seen(call)
+        if seen.window != window:
+            raise HotswapError(
+                f"a swapped layer slides its convolution otherwise here ({_shown(seen.window)}) than when it was "
+                f"looked at ({_shown(window)}); hotswap.revert it, or split it into a layer for each"
+            )
+        if not _padded_as(self.sliding, seen) or window.output_size(input.shape[2], input.shape[3]) != tuple(
+            self.kernel.shape[4:]
+        ):
             raise HotswapError(
                 "a swapped convolution pads its input otherwise than it did when it was looked at; say how with "
                 "hotswap.register_padding"
@@ -245,31 +230,42 @@ class _Steer(TorchFunctionMode):
         )
 
 
+def _padded_as(sliding: Sliding, seen: _Seen) -> bool:
+    """Whether the input was padded as when the layer was looked at; what a rule says is not looked at again."""
+    if isinstance(sliding.pads, str):
+        return True
+    left, right, top, bottom = sliding.pads
+    if torch.compiler.is_dynamo_compiling():  # which shows modes no F.pad
+        return seen.added == (top + bottom, left + right)
+    return _total(seen) == sliding.pads and all(mode == sliding.pad_mode for _, mode in seen.steps)
+
+
+def _shown(window: Window) -> str:
+    return ", ".join(f"{name} {value}" for name, value in window._asdict().items())
+
+
 def steered_forward(
-    forward: Callable[[Tensor], Tensor],
-    input: Tensor,
-    kernel: Tensor,
-    sliding: Sliding,
-    own: Sequence[Tensor] | None = None,
+    forward: Callable[[Tensor], Tensor], module: nn.Module, input: Tensor, kernel: Tensor, sliding: Sliding
 ) -> Tensor:
-    """Run the forward of a convolution's plain class, with K in the convolution inside it.
+    """Run the forward of a module's plain class, with K in the convolution that has the module's own weight.
 
     Args:
         forward: of the plain class.
+        module: whose it is.
         input: what it takes.
         kernel: K.
         sliding: how the convolution slides.
-        own: see `own_parameters`.
 
     Raises:
         HotswapError: where the convolution inside is not the one that was seen when it was converted.
     """
     done: list[bool] = []
-    with _Steer(kernel, sliding, own, done):
+    with _Steer(module, input, kernel, sliding, done):
         output = forward(input)
     if len(done) != 1:
         raise HotswapError(
-            f"a swapped layer calls its convolution {len(done)} times in its forward, and must do so once"
+            f"a swapped layer calls its convolution {len(done)} times in its forward, and must do so once: with its "
+            "own weight, or one that PyTorch functions make of that there"
         )
     return output
 
@@ -312,15 +308,14 @@ def _run_up_to_convolution(module: nn.Module, height: int, width: int) -> _Seen:
     assert weight is not None  # noqa: S101 (for the type checker)
     channels = getattr(module, "in_channels", weight.shape[1] * getattr(module, "groups", 1))
     x = torch.zeros(1, channels, height, width, device=weight.device, dtype=weight.dtype)
-    probe = _Probe((weight.shape[2], weight.shape[3]), (height, width), own_parameters(module))
     try:
-        with untouched([module]), mode(module, training=False), torch.no_grad(), probe:
+        with untouched([module]), mode(module, training=False), torch.no_grad(), _Probe(module, (height, width)):
             type(module).forward(module, x)
     except _Reached as reached:
         return reached.seen
     except Exception as error:  # whatever a user's forward raises
         raise HotswapError(f"{name} does not run on an input alone ({type(error).__name__}: {error})") from error
-    raise HotswapError(f"{name} computes no convolution with torch.nn.functional.conv2d")
+    raise HotswapError(f"{name} computes no convolution of its weight with torch.nn.functional.conv2d")
 
 
 def _total(seen: _Seen) -> Pads | None:

@@ -168,7 +168,9 @@ def test_what_runs_no_convolution_of_torch_is_refused():
         def forward(self, x):
             return torch.ops.aten.convolution(x, self.weight, self.bias, (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
-    with pytest.raises(hotswap.HotswapError, match="Odd computes no convolution with torch.nn.functional.conv2d"):
+    with pytest.raises(
+        hotswap.HotswapError, match="Odd computes no convolution of its weight with torch.nn.functional.conv2d"
+    ):
         swap(Block(Odd(8, 8, 3)))
 
 
@@ -357,7 +359,9 @@ class Twofold(Functional):
 
 
 def test_a_module_that_calls_no_such_function_or_two_is_refused(image):
-    with pytest.raises(hotswap.HotswapError, match="Scaled computes no convolution with torch.nn.functional.conv2d"):
+    with pytest.raises(
+        hotswap.HotswapError, match="Scaled computes no convolution of its weight with torch.nn.functional.conv2d"
+    ):
         swap(Block(Scaled()))
     with pytest.raises(hotswap.HotswapError, match="calls its convolution 2 times"):
         swap(Block(Twofold()))

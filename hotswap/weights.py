@@ -1,0 +1,100 @@
+"""Which convolution inside a module is its own: the one whose weight is the module's, or is made of that.
+
+A forward, and the helpers it calls, may compute others of the same window: with a filter kept in a buffer, say, at
+some sizes only. So it is followed what the functions that it calls make of the module's weight. Compiled, it is not
+seen what those do that PyTorch lets nobody override (`torch._weight_norm`): there the module runs uncompiled.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_WEIGHT = "weight"
+# Functions that take what their first argument holds, and of the others shape or dtype alone.
+_FIRST_ALONE = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
+
+
+def own_weight(module: nn.Module) -> Tensor | None:
+    """The weight of a convolution that a module may compute in its forward; None where it cannot.
+
+    That is the weight of an `nn.Conv2d`, or the one parameter of four dimensions that a module has itself. One with
+    modules inside must have a forward that calls something named conv2d: in most, such a parameter is an embedding.
+    """
+    if isinstance(module, nn.Conv2d):
+        return module.weight
+    return _only_weight(module) if not module._modules or _names_conv2d(type(module)) else None
+
+
+def _only_weight(module: nn.Module) -> Tensor | None:
+    weights = [p for p in _parameters(module).values() if p is not None and p.dim() == 4]
+    return weights[0] if len(weights) == 1 else None
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor | None]:
+    copied = module.__dict__.get("_former_parameters")  # of a replica that nn.DataParallel made
+    return module._parameters if copied is None else copied  # type: ignore[return-value]
+
+
+def _names_conv2d(kind: type[nn.Module]) -> bool:
+    forwards = [vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)]
+    return any("conv2d" in code.co_names for f in forwards if (code := getattr(f, "__code__", None)) is not None)
+
+
+class OwnWeight:
+    """The weight of a module that is about to run its forward, and all that is made of it there."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._made = _stored(module)
+
+    def __contains__(self, x: Tensor) -> bool:
+        return any(x is made for made in self._made)
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """A function was called.
+
+        What it makes of the weight is the weight still, whole or channels of it; no mean of it is, and no mask.
+        """
+        given = [x for x in (*_tensors(args), *_tensors(kwargs)) if x in self]
+        if not given:
+            return
+        name = _name(func)
+        if "_like" in name or "new_" in name or (name in _FIRST_ALONE and args[0] not in self):
+            return
+        made = args[0] if name == "__setitem__" else result
+        for x in _tensors([made]):
+            whole = any(x.numel() >= own.numel() or x.shape[-2:] == own.shape[-2:] for own in given)
+            if whole and x.dtype != torch.bool and x not in self:
+                self._made.append(x)
+
+
+def _name(func: Any) -> str:
+    return str(getattr(func, "__name__", ""))
+
+
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined] # Dynamo knows no names of methods
+
+
+def _stored(module: nn.Module) -> list[Tensor]:
+    """What a module keeps its weight in."""
+    if not isinstance(module, nn.Conv2d):
+        weight = _only_weight(module)
+        return [] if weight is None else [weight]
+    if parametrize.is_parametrized(module, _WEIGHT):
+        parts = list(module.parametrizations[_WEIGHT].parameters(recurse=False))  # type: ignore[index, union-attr]
+        return [*parts, module.weight] if parametrize._cache_enabled else parts  # it may be made already
+    parameters = _parameters(module)
+    stored = parameters.get(_WEIGHT, module.__dict__.get(_WEIGHT))  # made by a hook, before the forward
+    if stored is not None:
+        return [stored]
+    return [p for name, p in parameters.items() if p is not None and name != "bias"]
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list | dict):
+            yield from _tensors(value)

@@ -21,7 +21,7 @@ from .refusals import reason
 from .run import EXPORTED, Found, run
 from .shrink import as_test, shrink
 
-CHUNK = 250
+CHUNK = 100
 COLUMNS = (
     "first", "networks", "nothing_to_swap", "converted_fx", "converted_hooks", "converted_mixed", "guides_moved_output",
     "laws_checked", "exported", "refused", "refused_by_reason", "faults", "seconds", "date", "commit", "torch", "python",
@@ -102,7 +102,7 @@ def main() -> None:
     jobs = [(first, min(CHUNK, last - first), given.faults, given.exported) for first in firsts]
     began, faults = time.perf_counter(), 0
     os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.get_context("spawn").Pool(given.workers, maxtasksperchild=4) as pool:
+    with multiprocessing.get_context("spawn").Pool(given.workers, maxtasksperchild=10) as pool:
         for done, row in enumerate(pool.imap_unordered(_chunk, jobs), start=1):
             with given.output.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writerow(

@@ -229,7 +229,9 @@ class _Case:
         return True
 
     def files(self, swapped: nn.Module, plain: nn.Module) -> bool:
-        """A file holds it."""
+        """A file holds it; one in three, as it is converted again to be loaded."""
+        if self.rng.random() > 1 / 3:
+            return False
         image = self.loaded.image(self.program.size)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "swapped.safetensors"

@@ -248,7 +248,7 @@ class Oracle:
         dtype, like = given["input"].dtype, running.input
         kernel = self._kernel(target, like, tuple(like.shape[2:]), running.pads)
         v, weight, bias = (None if x is None else x.double() for x in list(given.values())[:3])
-        return equations.convolution(v, weight, bias, *list(given.values())[3:], kernel).to(dtype)
+        return _narrowed(equations.convolution(v, weight, bias, *list(given.values())[3:], kernel), dtype)
 
     def _conv_transpose2d(self, *args: Any, **kwargs: Any) -> Tensor:
         found = self._target()
@@ -267,10 +267,10 @@ class Oracle:
             )
             assert out is not None
             out = out * mass
-            return (out if bias is None else out + bias[:, None, None]).to(dtype)
+            return _narrowed(out if bias is None else out + bias[:, None, None], dtype)
         size = tuple(self.plain["conv_transpose2d"](*args, **kwargs).shape[2:])
         kernel = self._kernel(target, like, size, ())
-        return equations.transposed(v, weight, bias, *list(given.values())[3:], kernel).to(dtype)
+        return _narrowed(equations.transposed(v, weight, bias, *list(given.values())[3:], kernel), dtype)
 
     def _avg_pool2d(self, *args: Any, **kwargs: Any) -> Tensor:
         found = self._target()
@@ -282,7 +282,7 @@ class Oracle:
         given = _bound(_POOL, args, kwargs)
         like = given.pop("input")
         kernel = self._kernel(target, like, tuple(like.shape[2:]), ())
-        return equations.average(like.double(), *given.values(), kernel).to(like.dtype)
+        return _narrowed(equations.average(like.double(), *given.values(), kernel), like.dtype)
 
     def _interpolate(self, *args: Any, **kwargs: Any) -> Tensor:
         plain = self.plain["interpolate"]
@@ -300,10 +300,15 @@ class Oracle:
             given = options if mode == "bilinear" else options | {"mode": "bilinear"}
             output = equations.enlarged(like.double(), self._guides(target, like), scale, footprint, given)
             self.steered += output is not None
-        output = plain(like, **options) if output is None else output.to(like.dtype)
+        output = plain(like, **options) if output is None else _narrowed(output, like.dtype)
         if not module:
             self._see(place, f"F.interpolate {mode}", like, output, self._tick())
         return output
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the dtype of the layer, and no view: what overwrites one would take its node out of the autograd graph."""
+    return x.to(dtype).clone()
 
 
 def _nodes_behind(node: Any) -> set[Any]:

@@ -118,7 +118,7 @@ def choose(rng: random.Random, loaded: Loaded) -> Choice | None:
         candidates = _guides(one, seen, oracle, loaded, after_activation=choice.after_activation)
         enlarges = one in enlargements.values()
         if enlarges:
-            candidates = [g for g in candidates if _fine_enough(oracle.caught[g][-1].value, one.fine)]
+            candidates = [g for g in candidates if _fine_enough(oracle.caught[g][0].value, one.fine)]
         if not candidates:
             continue
         wanted = 2 if rng.random() < 0.15 else 1

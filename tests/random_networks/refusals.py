@@ -15,6 +15,7 @@ DOCUMENTED = {
     "what torch.fx makes of the code is not the network (fx)": r"rewritten by fx, .* is not itself",
     "a call that activation checkpointing runs again by itself": r"activation checkpointing runs again by itself",
     "a guide that is too coarse": rf"guide {_NAME} of \d+ x \d+ is coarser than the output",
+    "an enlargement beyond all that comes before": r"cannot be swapped: nothing before it is as fine as its output",
     "a guide of another batch": rf"guide {_NAME} must have the target's batch size",
 }
 

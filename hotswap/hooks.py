@@ -116,10 +116,11 @@ def prepare(
     swaps, found = with_taps(model, plan.swaps, example_inputs)
     _check_as_by_fx(swaps, found, by_fx)
     plan = replace(plan, swaps=swaps).noted(*notes_of(found))
-    targets = [Reading(swap.target, swap.target, slots_of(swap)) for swap in swaps]
-    readers = relay.readers(targets, observation)
+    targets = [Reading(swap.target, slots_of(swap)) for swap in swaps]
+    events = [] if observation is None else [call.path for call in observation.calls]
+    readers = relay.readers(targets, events)
     relay.check_slots(modules, readers)
-    return Graft(plan, root_path, readers, relay.activations(targets, observation))
+    return Graft(plan, root_path, readers, relay.activations(targets, events))
 
 
 def _check_as_by_fx(swaps: Sequence[Swap], found: Mapping[str, Following], by_fx: Collection[str]) -> None:

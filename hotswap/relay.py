@@ -15,7 +15,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +26,6 @@ from hotswap.errors import HotswapError
 from hotswap.guide import guide_copy
 from hotswap.guided import Tap
 from hotswap.naming import INPUT
-from hotswap.observe import Observation
 
 _KEPT = "hotswap.guides"  # in the metadata of autograd nodes
 _COMPILED = (0, 0)  # the scope of all that is compiled
@@ -362,42 +361,44 @@ def check_slots(modules: Mapping[str, nn.Module], slots: Iterable[Slot]) -> None
 class Reading(NamedTuple):
     """A target as those see it who count its readings."""
 
-    name: str
-    path: str  # of the module whose calls are those of the target
+    name: str  # a module's path, or of a call within a module's forward
     slots: tuple[Slot, ...]
 
 
-def readers(targets: Iterable[Reading], observation: Observation | None) -> dict[Slot, dict[str, int]]:
-    """For each slot the targets that read it, and how often each does before it is caught anew."""
+def readers(targets: Iterable[Reading], events: Sequence[str]) -> dict[Slot, dict[str, int]]:
+    """For each slot the targets that read it, and how often each does before it is caught anew.
+
+    Args:
+        targets: what reads.
+        events: of one run of the network, in order: paths of modules whose calls ended, and names of such calls.
+    """
     found: dict[Slot, dict[str, int]] = {}
-    calls = [] if observation is None else [call.path for call in observation.calls]
     for target in targets:
         for slot in target.slots:
             count, most = 0, 1
-            for path in calls:
-                count = 0 if path == slot.source else count + (path == target.path)
+            for event in events:
+                count = 0 if event == slot.source else count + (event == target.name)
                 most = max(most, count)
             found.setdefault(slot, {})[target.name] = most
     return found
 
 
-def activations(
-    targets: Iterable[Reading], observation: Observation | None
-) -> dict[tuple[Slot, str], frozenset[int]]:
+def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple[Slot, str], frozenset[int]]:
     """For each guide that is caught at an activation, and each of its targets: how often that is called in between.
 
-    Targets within a module's forward are left out: of these it is not observed when they run.
+    Args:
+        targets: what reads.
+        events: see `readers`.
     """
     found: dict[tuple[Slot, str], frozenset[int]] = {}
-    calls = [] if observation is None else [call.path for call in observation.calls]
     for target in targets:
         for slot in target.slots:
-            if slot.tap is None or target.name != target.path:
+            if slot.tap is None:
                 continue
             count, seen = 0, set[int]()
-            for path in calls:
-                count = 0 if path == slot.source else count + (path == slot.tap[0])
-                if path == target.path:
+            for event in events:
+                count = 0 if event == slot.source else count + (event == slot.tap[0])
+                if event == target.name:
                     seen.add(count)
             if seen:
                 found[slot, target.name] = frozenset(seen)

@@ -141,8 +141,8 @@ def prepare(
     root_path = "" if from_input or "" in targets else deepest_caller(modules, inside, observation)
     for path in {root_path, *inside}:
         _check_hookable(path, modules[path], calls=any(r.target == path and r.call is not None for r in resizes))
-    reads = [Reading(resize.name, resize.target, slots_of(resize)) for resize in resizes]
-    readers = relay.readers(reads, observation)
+    reads = [Reading(resize.name, slots_of(resize)) for resize in resizes]
+    readers = relay.readers(reads, sites.events)
     relay.check_slots(modules, readers)
     chains = _chains(resizes, sites)
     calls = {
@@ -150,7 +150,7 @@ def prepare(
         for path, own in chains.items()
         if isinstance(owner := modules[path], GraphModule)
     }
-    activations = relay.activations(reads, observation)
+    activations = relay.activations(reads, sites.events)
     return Graft(resizes, root_path, readers, activations, chains, calls, notes_of(found))
 
 

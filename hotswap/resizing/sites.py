@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,6 +70,7 @@ class Sites:
     calls: Mapping[str, Mapping[Identity, int]]  # by path, the calls of F.interpolate in that module's forward
     # By path and chain: the calls that had the chain, in order, in each forward of the module.
     turns: Mapping[tuple[str, str], Collection[tuple[int, ...]]]
+    events: Sequence[str]  # in order: paths of modules whose calls ended, and names of calls of F.interpolate
 
     @cached_property
     def by_alias(self) -> dict[str, Site]:
@@ -96,7 +97,9 @@ def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize
     watch = _Watch(model, known)
     with mode(model, training=False), watch.hooked(), watch:  # the mode first: GraphModules may have other forwards
         observe(model, example_inputs)
-    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns)
+    return Sites(
+        tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns, watch.events
+    )
 
 
 @dataclass(eq=False)
@@ -128,6 +131,7 @@ class _Watch(TorchFunctionMode):
         self.sizes: dict[str, Pair] = {}
         self.calls: dict[str, dict[Identity, int]] = {}
         self.turns: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        self.events: list[str] = []
         self._unmet = dict(self._numbers)
 
     @contextmanager
@@ -177,6 +181,7 @@ class _Watch(TorchFunctionMode):
 
     def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         path, fine = self._paths[module], _size(output)
+        self.events.append(path)
         if self._running and (name := self._name(module)) is not None:
             self._running[-1].origins.leave(name, inputs, output)
         if (mode := self._modes[module]) is not None:
@@ -222,6 +227,7 @@ class _Watch(TorchFunctionMode):
             free = next(number for number in itertools.count() if number not in taken)
             calls[identity] = self._unmet.pop((path, at), free)
         forward.turns.setdefault(chain.key, []).append(calls[identity])
+        self.events.append(named(path, calls[identity]))
         return _Named(calls[identity], identity, at)
 
     def _note(

@@ -269,3 +269,29 @@ def test_networks_that_no_graph_can_be_made_of(name):
     torch.testing.assert_close(logits(same), plain)
     assert (logits(converted) - plain).norm() > 1e-4 * plain.norm()
     assert torch.equal(logits(hotswap.revert(converted)), plain)
+
+
+class SharedActivation(nn.Module):
+    """One activation module for all; where the image is wide it is called once more, before the guide's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.coarse = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 2, 3, 2, 1)
+        self.act = nn.Sigmoid()
+
+    def forward(self, x):
+        guide, more = self.a(x), 0
+        if x.mean() < 10 and x.shape[3] > 20:
+            more = self.act(self.b(x))
+        y = self.coarse(self.act(guide) + more)
+        return F.interpolate(y, x.shape[2:], mode="bilinear")
+
+
+def test_an_activation_that_is_called_otherwise_at_another_size_is_not_taken_for_the_guides():
+    options = {"check": False, "example_inputs": torch.rand(1, 3, 16, 16)}
+    converted = hotswap.convert(SharedActivation().eval(), "resize_1", "a", **options)
+    converted(torch.rand(1, 3, 18, 20))
+    with pytest.raises(
+        hotswap.HotswapError, match="'act', which is called 2 times between it and target 'F.inter.* was 1 times"
+    ):
+        converted(torch.rand(1, 3, 16, 24))

@@ -5,11 +5,13 @@ that the running network has in its place, which is known from one run: the node
 tensors. Sizes stay open. How many there are (`len(x.shape)`) is a matter of type.
 """
 
+import dis
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -111,8 +113,14 @@ class TypedProxy(Proxy):
     tracer: "TypedTracer"
 
     def _kind(self) -> Any:
-        """The type of the value; for torch.fx, of the proxy."""
-        return type(self) if _is_own(sys._getframe(1)) else self.tracer.kind(self)
+        """The type of the value; for torch.fx, of the proxy.
+
+        So for C++ too, which takes whatever says that it is a tensor for one, and would crash: a function that
+        torch.jit.script made, or `torch.autograd.Function.apply`.
+        """
+        frame = sys._getframe(1)
+        asked = not _is_own(frame) and _asks_type(frame.f_code, frame.f_lasti)
+        return self.tracer.kind(self) if asked else type(self)
 
     __class__: Any = property(_kind)
 
@@ -174,6 +182,24 @@ class TypedTracer(torch.fx.Tracer):
             return iter([obj[index] for index in range(len(value))])  # type: ignore[index]
         found: Iterator[Any] = super().iter(obj)
         return found
+
+
+@functools.cache
+def _asks_type(code: CodeType, instruction: int) -> bool:
+    """Whether an instruction of Python code is one that asks for a type: isinstance, a match, or `x.__class__`."""
+    instructions = list(dis.get_instructions(code))
+    asking = next(i for i in instructions if i.offset == instruction)
+    if not asking.opname.startswith("CALL"):
+        return True
+    if code.co_name == "__instancecheck__":  # which isinstance calls, and which passes it on
+        return True
+    begin = _begin(asking)
+    return any(i.argval == "isinstance" and i.opname.startswith("LOAD") and _begin(i) == begin for i in instructions)
+
+
+def _begin(instruction: dis.Instruction) -> tuple[int | None, int | None]:
+    at = instruction.positions
+    return (None, None) if at is None else (at.lineno, at.col_offset)
 
 
 def _is_own(frame: FrameType) -> bool:

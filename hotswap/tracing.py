@@ -20,7 +20,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.proxy import Attribute, Proxy
+from torch.fx.proxy import Attribute, Proxy, TraceError
 
 from hotswap.effects import is_in_place
 from hotswap.errors import HotswapError
@@ -291,7 +291,7 @@ def _method_to_rewrite(
 
 def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.Graph:
     try:
-        with called_as_they_are(root):
+        with called_as_they_are(root), _gradients_kept():
             standing = Standing(root, start.arguments)
             graph = PathTracer(opened, standing, start.method, given=start.given).trace(root)
         graph.lint()
@@ -300,6 +300,23 @@ def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, start.method, error) from error
     return graph
+
+
+@contextmanager
+def _gradients_kept() -> Iterator[None]:
+    """Refuse functions with a gradient of their own: a graph would have what they compute, and not that."""
+    base: Any = torch.autograd.function._SingleLevelFunction  # where they all end, also by a method kept elsewhere
+
+    def apply(kind: type, *args: Any, **kwargs: Any) -> Any:
+        if any(issubclass(type(x), Proxy) for x in args):
+            raise TraceError(f"it calls {kind.__name__}.apply, whose gradient a graph would not have")
+        return super(base, kind).apply(*args, **kwargs)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        del base.apply
 
 
 def _untraceable(root: nn.Module, method: str, error: Exception) -> UntraceableError:

@@ -97,9 +97,7 @@ def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize
     watch = _Watch(model, known)
     with mode(model, training=False), watch.hooked(), watch:  # the mode first: GraphModules may have other forwards
         observe(model, example_inputs)
-    return Sites(
-        tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns, watch.events
-    )
+    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns, watch.events)
 
 
 @dataclass(eq=False)

@@ -183,3 +183,39 @@ def test_the_check_alone_catches_a_wrong_branch():
         hotswap.convert(plain(UNKNOWN["type is"]), "target", "stem", method="fx")
     unchecked = hotswap.convert(plain(UNKNOWN["type is"]), "target", "stem", method="fx", check=False)
     assert by(unchecked) == "fx"
+
+
+@torch.jit.script
+def scripted(x):
+    return x * torch.sigmoid(x)
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@pytest.mark.parametrize("function", [scripted, Rounded.apply], ids=["scripted", "with a gradient of its own"])
+def test_what_cpp_takes_for_a_tensor_is_none(function):
+    """It would crash the process; and a function's own gradient would be lost in a graph."""
+
+    class Calling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.target = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x):
+            return self.target(function(self.stem(x)))
+
+    torch.manual_seed(0)
+    net, image = Calling(), torch.rand(1, 3, 16, 16)
+    converted = hotswap.convert(net, "target", "stem", guide_scale=0)
+    for each in (net, converted):
+        each(image).square().sum().backward()
+    assert by(converted) == "hooks"
+    torch.testing.assert_close(converted.stem.weight.grad, net.stem.weight.grad)

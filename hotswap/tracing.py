@@ -75,6 +75,7 @@ class PathTracer(TypedTracer):
         self.standing = standing
         self.traced_func_name = method
         self.given = given
+        self._records_gradients = torch.is_grad_enabled()
         self._required: set[Node] = set()  # arguments that must be tensors, as code branches on it
 
     def asked(self, proxy: Proxy) -> None:
@@ -118,6 +119,17 @@ class PathTracer(TypedTracer):
             items = [[key, self.create_arg(value)] for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (items,), {})
         return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """As torch.fx; refuse code that records gradients otherwise than the code around it, as graphs do not.
+
+        That of `with torch.no_grad():`, and of functions with a gradient of their own.
+        """
+        if torch.is_grad_enabled() != self._records_gradients:
+            raise TraceError(
+                "part of it switches gradients off or on, or is an autograd.Function with one of its own"
+            )
+        return super().create_node(*args, **kwargs)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -291,7 +303,7 @@ def _method_to_rewrite(
 
 def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.Graph:
     try:
-        with called_as_they_are(root), _gradients_kept():
+        with called_as_they_are(root):
             standing = Standing(root, start.arguments)
             graph = PathTracer(opened, standing, start.method, given=start.given).trace(root)
         graph.lint()
@@ -300,23 +312,6 @@ def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, start.method, error) from error
     return graph
-
-
-@contextmanager
-def _gradients_kept() -> Iterator[None]:
-    """Refuse functions with a gradient of their own: a graph would have what they compute, and not that."""
-    base: Any = torch.autograd.function._SingleLevelFunction  # where they all end, also by a method kept elsewhere
-
-    def apply(kind: type, *args: Any, **kwargs: Any) -> Any:
-        if any(issubclass(type(x), Proxy) for x in args):
-            raise TraceError(f"it calls {kind.__name__}.apply, whose gradient a graph would not have")
-        return super(base, kind).apply(*args, **kwargs)
-
-    base.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        del base.apply
 
 
 def _untraceable(root: nn.Module, method: str, error: Exception) -> UntraceableError:

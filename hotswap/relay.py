@@ -6,17 +6,21 @@ What is caught belongs to one pass of one thread:
   or raises. So nothing outlives the pass, an exception leaves nothing behind, and a network called inside itself has
   a frame of its own.
 - Where another method enters (timm's `forward_features`, say) no frame is open. Then a frame starts with the guide
-  and ends when its last target has read it.
+  and ends when its last target has read it, or that method is no longer running.
 - Activation checkpointing runs targets once more in the backward pass, when the frame is long closed. A target's node
   in the autograd graph therefore keeps its guide, and lets go of it when its gradient is computed.
 """
 
 import functools
 import inspect
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +32,7 @@ from hotswap.guided import Tap
 from hotswap.naming import INPUT
 
 _KEPT = "hotswap.guides"  # in the metadata of autograd nodes
+_TORCH = f"{Path(str(torch.__file__)).parent}{os.sep}"
 _COMPILED = (0, 0)  # the scope of all that is compiled
 
 
@@ -52,6 +57,7 @@ class _Frame:
     caught: dict[Slot, _Caught] = field(default_factory=dict)
     due: dict[Slot, int] = field(default_factory=dict)  # calls of the activation to let pass before the one to catch
     passed: dict[Slot, int] = field(default_factory=dict)  # calls of the activation since the guide's
+    entered: FrameType | None = None  # the call of a method that it started in, where none closes it
 
 
 class Relay:
@@ -101,6 +107,18 @@ class Relay:
             )
         frame.caught[slot] = _Caught(guide_copy(slot.source, output), dict(self.readers[slot]))
 
+    def enter(self, root: nn.Module) -> None:
+        """A guide of `root` was called: if no call of that is going on, find the method that entered past it."""
+        if torch.compiler.is_compiling() or _in_backward():
+            return
+        stack = self._frames.setdefault(_scope(), [])
+        if not stack or not stack[-1].closes:
+            entered = _entered(root)
+            if stack and entered is not stack[-1].entered:
+                stack.pop()
+            if not stack:
+                stack.append(_Frame(closes=False, entered=entered))
+
     def expect(self, slot: Slot, calls: int) -> None:
         """Catch the activation's output after it was called `calls` times."""
         frame = self._frame()
@@ -125,7 +143,9 @@ class Relay:
             HotswapError: where this pass has none.
         """
         stack = self._frames.get(_scope())
-        if stack and slot in stack[-1].caught:
+        if stack and stack[-1].entered is not None and not _on_stack(stack[-1].entered):
+            stack.pop()  # what was left of a pass that has ended
+        if stack and slot in stack[-1].caught and (stack[-1].closes or stack[-1].caught[slot].left[target] > 0):
             self._check_activation(slot, target, stack[-1])
             stack[-1].caught[slot].read = True
             return stack[-1].caught[slot].guide
@@ -240,6 +260,26 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def _entered(root: nn.Module) -> FrameType | None:
+    """The outermost call going on of a method of `root`, or of a module around it; None where there is none."""
+    found: FrameType | None = None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(first, nn.Module) and not code.co_filename.startswith(_TORCH):
+            found = frame if any(module is root for module in first.modules()) else found
+        frame = frame.f_back
+    return found
+
+
+def _on_stack(wanted: FrameType) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not wanted:
+        frame = frame.f_back
+    return frame is wanted
+
+
 def _let_go(metadata: dict[str, Any], *_gradients: Any) -> None:
     if not torch._C._autograd._get_current_graph_task_keep_graph():
         metadata.pop(_KEPT, None)
@@ -285,8 +325,10 @@ class _Close(Hook):
 @dataclass(frozen=True, eq=False)
 class _Catch(Hook):
     slot: Slot
+    root: nn.Module  # whose call is a pass
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.enter(self.root)
         if self.slot.tap is None:
             self.relay.catch(self.slot, output)
         else:
@@ -325,9 +367,9 @@ def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
     for slot in relay.readers:
         if slot.source == INPUT:
             continue
-        model.get_submodule(slot.source).register_forward_hook(_Catch(relay, slot))
+        model.get_submodule(slot.source).register_forward_hook(_Catch(relay, slot, root))
         if slot.tap is not None:
-            model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot))
+            model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot, root))
     root.register_forward_hook(_Close(relay), always_call=True)
 
 

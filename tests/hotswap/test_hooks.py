@@ -512,3 +512,39 @@ def test_an_activation_that_is_called_otherwise_at_another_size_is_not_taken_for
     converted(torch.rand(1, 3, 18, 20))
     with pytest.raises(hotswap.HotswapError, match="'act', which is called 2 times between it and .* was 1 times"):
         converted(torch.rand(1, 3, 16, 24))
+
+
+class Skipping(Stages):
+    """Leaves the guide out, or stops half way, if so told."""
+
+    def features(self, x, *, first=True, second=True):
+        x = self.stem(x)
+        x = self.first(x) if first else x
+        return self.second(x) if second else x
+
+
+@torch.no_grad()
+def test_a_method_that_leaves_the_guide_out_does_not_get_that_of_the_call_before(image):
+    torch.manual_seed(3)
+    converted = by_hooks(Skipping(), TARGETS, GUIDE)
+    expected = converted.features(image)
+    converted.features(2 * image, second=False)  # its guide is not read to the end
+    with pytest.raises(hotswap.HotswapError, match="target 'second.2' was called without its guide 'first.0'"):
+        converted.features(image, first=False)
+    converted.features(2 * image, second=False)
+    close(converted.features(image), expected)
+    assert nothing_is_kept(converted)
+    copied = copy.deepcopy(converted)
+    copied.features(image, second=False)
+    with pytest.raises(hotswap.HotswapError, match="without its guide"):
+        copied.features(image, first=False)
+
+
+@torch.no_grad()
+def test_parts_called_one_by_one_read_a_guide_no_more_often_than_the_network_does(image):
+    torch.manual_seed(3)
+    converted = by_hooks(Stages(), ["second.2", "third.1"], GUIDE)
+    features = converted.second(converted.first(converted.stem(image)))
+    with pytest.raises(hotswap.HotswapError, match="target 'second.2' was called without its guide 'first.0'"):
+        converted.second(converted.stem(2 * image))
+    close(converted.third(features), converted(image))

@@ -189,12 +189,19 @@ def _asks_type(code: CodeType, instruction: int) -> bool:
     """Whether an instruction of Python code is one that asks for a type: isinstance, a match, or `x.__class__`."""
     instructions = list(dis.get_instructions(code))
     asking = next(i for i in instructions if i.offset == instruction)
-    if not asking.opname.startswith("CALL"):
+    if asking.opname in ("LOAD_ATTR", "LOAD_METHOD", "MATCH_CLASS"):
         return True
     if code.co_name == "__instancecheck__":  # which isinstance calls, and which passes it on
         return True
     begin = _begin(asking)
-    return any(i.argval == "isinstance" and i.opname.startswith("LOAD") and _begin(i) == begin for i in instructions)
+    loads = [i for i in instructions if i.opname.startswith("LOAD") and i.offset < instruction]
+    asked = [i.offset for i in loads if i.argval == "isinstance" and _begin(i) == begin]
+    if asked and any(i.argval in _LEGACY for i in loads if i.offset > asked[-1]):  # which C++ asks, and would crash
+        raise TraceError("it asks for the dtype of a value, which is not known without running the network")
+    return bool(asked)
+
+
+_LEGACY = {name for name, kind in vars(torch).items() if type(kind) is type(torch.FloatTensor)}
 
 
 def _begin(instruction: dis.Instruction) -> tuple[int | None, int | None]:

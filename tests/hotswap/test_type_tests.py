@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from networks import conv
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import hotswap
 from hotswap.selfcheck import DiffersError
@@ -75,6 +76,9 @@ UNKNOWN = {
     "size": lambda net, x, skip: skip.shape[-1] == 8,
     "dim": lambda net, x, skip: skip.dim() == 4,
     "floating": lambda net, x, skip: skip.is_floating_point(),
+    "legacy type": lambda net, x, skip: isinstance(skip, torch.FloatTensor | list),
+    "checkpoint": lambda net, x, skip: isinstance(checkpoint(F.relu, skip, use_reentrant=True), torch.Tensor),
+    "as_tensor": lambda net, x, skip: isinstance(torch.as_tensor(skip), torch.Tensor),
 }
 TARGETS = {"convolution": ("target", "stem"), "enlargement": ("resize", "input")}
 

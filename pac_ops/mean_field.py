@@ -36,9 +36,9 @@ class Unary(NamedTuple):
         classes = two_classes(logits) if logits.shape[1] == 1 else logits
         return cls(classes, (logits.shape[2], logits.shape[3]) if size is None else size)
 
-    def enlarged(self, channels: slice = slice(None)) -> Tensor:
+    def enlarged(self, channels: slice | None = None) -> Tensor:
         """[B, C, H, W], bilinear; neighbours of -inf do not count, unless all are."""
-        x = self.logits[:, channels]
+        x = self.logits if channels is None else self.logits[:, channels]
         if (x.shape[2], x.shape[3]) == self.size:
             return x
         impossible = x == -math.inf

@@ -127,7 +127,10 @@ class Branching(nn.Module):
 
 @pytest.mark.parametrize(
     ("suffix", "seen"),
-    [(".onnx", "the file differs from PyTorch by .* at 1 x 3 x 41 x 59"), (".pt2", "the file fails at 1 x 3 x 41")],
+    [
+        (".onnx", "the file differs from PyTorch by .* at 1 x 3 x 41 x 59"),
+        (".pt2", "the file (fails|differs from PyTorch by .*) at 1 x 3 x 41"),  # differs with torch 2.8
+    ],
 )
 def test_a_file_keeps_open_only_what_it_is_right_at(tmp_path, capfd, suffix, seen):
     found = hotswap.export(Branching(), tmp_path / f"net{suffix}", example_inputs=torch.rand(SIZE))

@@ -25,10 +25,10 @@ def check_inputs(check: Callable[..., None], *inputs: Any) -> None:
         check(*inputs)
 
 
-def own_methods(root: nn.Module) -> dict[str, Callable[..., Any]]:
+def own_methods(kind: type[nn.Module]) -> dict[str, Callable[..., Any]]:
     """The methods that a module's class and its bases define, but for `forward`: the nearest of each name."""
     found: dict[str, Callable[..., Any]] = {}
-    for cls in type(root).__mro__:
+    for cls in kind.__mro__:
         if cls not in nn.Module.__mro__:
             for name, value in vars(cls).items():
                 if inspect.isfunction(value) and name != "forward" and not name.startswith("__"):
@@ -39,7 +39,9 @@ def own_methods(root: nn.Module) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def called_as_they_are(root: nn.Module) -> Iterator[None]:
     """While root's forward is traced: have its checks of its own inputs, before all else, called by the graph."""
-    checks = [name for name, method in own_methods(root).items() if name not in root.__dict__ and _only_looks(method)]
+    checks = [
+        name for name, method in own_methods(type(root)).items() if name not in root.__dict__ and _only_looks(method)
+    ]
     for name in checks:
         root.__dict__[name] = _stand_in(name, getattr(root, name))
     try:

@@ -202,6 +202,10 @@ class Relay:
         if not running:
             del self._running[_scope()]
 
+    def runs(self, name: str) -> bool:
+        """Whether it is running."""
+        return name in self._running.get(_scope(), [])
+
     def innermost(self) -> str | None:
         """The last that began and has not ended."""
         return self._running.get(_scope(), [None])[-1]

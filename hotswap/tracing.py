@@ -337,7 +337,7 @@ class _MethodCall:
 def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
     """Note which of root's own methods are called while its forward is traced, and which nodes each made."""
     calls: list[_MethodCall] = []
-    wrapped = [name for name in own_methods(root) if name not in root.__dict__]
+    wrapped = [name for name in own_methods(type(root)) if name not in root.__dict__]
 
     def wrap(name: str) -> Callable[..., Any]:
         bound = getattr(root, name)

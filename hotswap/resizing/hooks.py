@@ -30,6 +30,7 @@ from hotswap.resizing import graph_calls
 from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.layers import Options
 from hotswap.resizing.origins import Origins
+from hotswap.resizing.past_forward import refusing
 from hotswap.resizing.places import (
     begun,
     broken,
@@ -89,7 +90,9 @@ class Graft:
                     if name and hookable(module):
                         module.register_forward_pre_hook(_Enter(own, calls, name))
                         module.register_forward_hook(_Leave(own, calls, name), always_call=True)
-            owner.__class__ = surgery.subclass(type(owner), forward=forward)
+            names = {key: chain.names for key, chain in chains.items()}
+            methods = refusing(type(owner), names, _forward_runs)
+            owner.__class__ = surgery.subclass(type(owner), **(methods | {"forward": forward}))
         return Steering(own, tuple(rewritten))
 
 
@@ -269,6 +272,11 @@ class _Calls:
         """Of its forward that is running, where no forward within that is."""
         running = self.running.get(threading.get_ident())
         return running[-1] if running and self.relay.innermost() == self.path else None
+
+
+def _forward_runs(owner: nn.Module) -> bool:
+    calls: _Calls = owner.__dict__[CALLS]
+    return calls.relay.runs(calls.path)
 
 
 def _handing(plain: type[nn.Module]) -> Callable[..., Any]:

@@ -85,6 +85,11 @@ def last_of(key: str) -> str:
     return key.rpartition(_ARROW)[2]
 
 
+def is_end_of(key: str, whole: str) -> bool:
+    """Whether a key is how another ends: that of a chain which begins in a function on the way of the other."""
+    return whole == key or whole.endswith(f"{_ARROW}{key}")
+
+
 def broken(key: str) -> bool:
     """Whether a key has a place in code that `torch.compile` made, of which it is not known where it comes from."""
     return ":None" in key

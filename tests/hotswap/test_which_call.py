@@ -457,3 +457,36 @@ def test_turns_of_a_loop_are_not_compiled():
         torch.compile(converted, backend="eager")(image())
     torch.compile(converted.first, backend="eager")
     assert_right(converted, LoopOverMaps().eval(), SIZES[:1])
+
+
+# --- entered past forward ---------------------------------------------------------------------------------------
+
+
+class Parts(Helper):
+    """Its forward in two methods, of which a user may call one."""
+
+    def forward(self, x):
+        return self.scores(self.features(x), x)
+
+    def features(self, x):
+        fine, short = self.maps(x)
+        return fine + to_size(short, fine)
+
+    def scores(self, fine, x):
+        return to_size(self.head(fine), x, **RIGHT)
+
+
+def test_a_method_that_makes_the_guided_call_past_forward_is_an_error(by_hooks):
+    net, x = Parts().eval(), image(34, 38)
+    converted = convert(net, ["resize_1"])
+    assert_right(converted, net, SIZES[1:2])
+    fine = converted.features(x)  # which makes another call by the same helper
+    assert torch.equal(fine, net.features(x))
+    with pytest.raises(
+        HotswapError, match="'F.interpolate 0 in the network' is guided .* Parts.scores calls it past"
+    ):
+        converted.scores(fine, x)
+    with pytest.raises(HotswapError, match="calls it past"):
+        copy.deepcopy(converted).scores(fine, x)
+    assert_right(converted, net, SIZES[1:2])
+    assert torch.equal(hotswap.revert(converted).scores(fine, x), net.scores(fine, x))

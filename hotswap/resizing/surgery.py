@@ -17,7 +17,7 @@ from hotswap.guide import require_input_only
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller, parents
-from hotswap.resizing import graph_calls
+from hotswap.resizing import graph_calls, past_forward
 from hotswap.resizing.checks import check_against, check_mode, located
 from hotswap.resizing.places import chain_here, last_of
 from hotswap.resizing.plan import Resize
@@ -35,6 +35,7 @@ class Graft:
     resizes: tuple[Resize, ...]
     root_path: str  # of the module that is rewritten
     traced: Traced
+    names: Mapping[str, Mapping[str, str]]  # of the guided calls of F.interpolate, by module's path and chain
     notes: tuple[str, ...] = ()
     drift: float | None = None  # as the plan has it
 
@@ -44,9 +45,36 @@ class Graft:
         where = f" of {self.root_path!r}" if self.root_path else ""
         return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where} for the enlargements"
 
-    def attach(self, model: nn.Module, root: nn.Module) -> surgery.Rewritten:
+    def attach(self, model: nn.Module, root: nn.Module) -> "Steering":
         """Make `root` an instance of a subclass of its class that has the rewritten method."""
-        return surgery.rewrite(root, self.traced)
+        rewritten = surgery.rewrite(root, self.traced)
+        refusing: list[tuple[str, type[nn.Module]]] = []
+        for path, names in self.names.items():
+            owner = model.get_submodule(path)
+            if not isinstance(owner, GraphModule):  # whose one method is forward
+                refusing.append((path.removeprefix(self.root_path).removeprefix("."), type(owner)))
+                methods = past_forward.refusing(type(owner), names, _never)
+                owner.__class__ = surgery.subclass(type(owner), **methods)
+        return Steering(rewritten, tuple(refusing))
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What `Graft.attach` leaves."""
+
+    rewritten: surgery.Rewritten
+    refusing: tuple[tuple[str, type[nn.Module]], ...]  # modules by path in the root, and their classes before
+
+    def undo(self, root: nn.Module) -> None:
+        """Take it away again."""
+        for path, kind in self.refusing:
+            root.get_submodule(path).__class__ = kind
+        self.rewritten.undo(root)
+
+
+def _never(_owner: nn.Module) -> bool:
+    """The graph has the code of all methods, and calls none."""
+    return False
 
 
 def prepare(
@@ -92,7 +120,15 @@ def prepare(
         resizes, turns = located(model, resizes, sites), sites.turns
     for graph in (traced.training, traced.evaluation):
         _edit(graph, root, prefix, resizes, modules, turns)
-    return Graft(tuple(resizes), root_path, traced)
+    names: dict[str, dict[str, str]] = {}
+    for resize in resizes:
+        own = [
+            key
+            for (path, key), runs in turns.items()
+            if path == resize.target and any(resize.call in r for r in runs)
+        ]
+        names.setdefault(resize.target, {}).update(dict.fromkeys(own, repr(resize.name)))
+    return Graft(tuple(resizes), root_path, traced, {path: own for path, own in names.items() if own})
 
 
 # --- which node is which call --------------------------------------------------------------------------------

@@ -71,17 +71,16 @@ def matrices(height: int, width: int, size: Pair, fit: bool, like: Tensor) -> tu
 
 def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
     """Row i is 1 over the length of bin i, from floor(i n / wanted) to ceil((i + 1) n / wanted), inside it."""
-    i = torch.arange(wanted, device=like.device)[:, None]
-    first, end = i * n // wanted, ((i + 1) * n + wanted - 1) // wanted
-    p = torch.arange(n, device=like.device)
-    inside = (torch.minimum(p + 1, end) - torch.maximum(p, first)).clamp(0, 1)
-    return inside.to(like.dtype) / (end - first).to(like.dtype)
+    starts = torch.arange(wanted, device=like.device).unsqueeze(1) * n  # in parts of a pixel, `wanted` to one
+    ahead = starts - torch.arange(n, device=like.device) * wanted  # how far pixel p starts before bin i
+    inside = ((ahead < wanted) & (ahead > -n)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 def _tents(n: int, wanted: int, like: Tensor) -> Tensor:
     """Row i holds the two weights of bilinear interpolation, pixel centres as with align_corners=False."""
     place = (torch.arange(wanted, device=like.device, dtype=torch.float64) + 0.5) * (n / wanted) - 0.5
-    place = place.clamp(0, n - 1)[:, None]
+    place = place.clamp(0, n - 1).unsqueeze(1)
     pixels = torch.arange(n, device=like.device, dtype=torch.float64)
     return (1 - (place - pixels).abs()).clamp_min(0).to(like.dtype)
 

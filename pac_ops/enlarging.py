@@ -28,25 +28,30 @@ class Enlargement(NamedTuple):
 
     def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """The rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours, one repeated where there are fewer."""
-        (rows, _), (columns, _) = self._both(coarse, fine, device)
-        return rows, columns
+        (_, rows, last), (_, columns, end) = self._places(coarse, fine, device)
+        return rows.clamp(0, last).long(), columns.clamp(0, end).long()
 
     def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """Their weights down, [Ho, n], and across, [Wo, n]: 0 for those that do not count; not normalised."""
-        (_, down), (_, across) = self._both(coarse, fine, device)
+        down, across = (self._tent(*axis) for axis in self._places(coarse, fine, device))
         return down, across
 
-    def _both(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    def _tent(self, place: Tensor, near: Tensor, last: int) -> Tensor:
+        weight = (1 - (place - near).abs() / (self.footprint // 2)).clamp_min(0)
+        return weight * ((near >= 0) & (near <= last))
+
+    def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
+        """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
         if self.band is None:
             return [self._axis(axis, coarse, fine, device) for axis in (0, 1)]
-        first, last, height = self.band
-        (near, weight), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
-        return [(near[first:last], weight[first:last]), across]
+        first, after, height = self.band
+        (place, near, last), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
+        return [(place[first:after], near[first:after], last), across]
 
-    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor, int]:
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         last, reach = coarse[axis] - 1, self.footprint // 2
-        pixel = torch.arange(fine[axis], dtype=exact, device=device)[:, None]
+        pixel = torch.arange(fine[axis], dtype=exact, device=device).unsqueeze(1)
         if self.align_corners:
             place = pixel * (last / max(fine[axis] - 1, 1))
         elif self.scale_factor is None:
@@ -57,10 +62,7 @@ class Enlargement(NamedTuple):
                 copied = _stays(axis, coarse, fine, device)
                 place = place * (1 - copied) + pixel * copied
         place = place.clamp(0, last)
-        near = place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device)
-        weight = (1 - (place - near).abs() / reach).clamp_min(0)
-        inside = (near >= 0) & (near <= last)
-        return near.clamp(0, last).long(), weight * inside
+        return place, place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last
 
 
 def _stays(axis: int, coarse: Pair, fine: Pair, device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Where the taps of a sliding window fall: the one place that does this arithmetic."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +35,16 @@ class Window(NamedTuple):
 
     def ceil_padding(self, height: int, width: int) -> Pair:
         """Rows and columns to add at the bottom and the right for `torch.nn.AvgPool2d`'s `ceil_mode`."""
-        extra: list[Any] = []  # symbolic ones among them, under torch.export
+        extra: list[int] = []  # symbolic ones among them, under torch.export
         for size, k, s, p, d in zip((height, width), *self, strict=True):
-            spare = size + 2 * p - d * (k - 1) - 1
-            # A window must start inside the image or its left padding. No branch on sizes: exporters would keep one.
-            steps = torch.sym_min((spare + s - 1) // s, (size + p - 1) // s)
-            extra.append(torch.sym_max(0, steps * s - spare))
+            span = d * (k - 1) + 1
+            # The last window ends after the image or with it, and starts inside it or its left padding. Which of the
+            # two says how many there are does not depend on the size: exporters would keep a branch on it.
+            if span >= s + p:
+                spare = size + 2 * p - span
+                extra.append((spare + s - 1) // s * s - spare)
+            else:
+                extra.append(max(0, span - p - 1))  # windows that end before it see none of them
         return extra[0], extra[1]
 
     def on_output(self) -> "Window":

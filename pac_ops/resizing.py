@@ -322,7 +322,7 @@ def _weights(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | 
     fine = (distance.shape[4], distance.shape[5])
     down, across = (w.log().to(distance.dtype).T for w in where.weights(coarse, fine, distance.device))  # [n, H or W]
     half = -0.5 * _scale(scale, distance) ** 2
-    logits = distance * half + down[:, None, :, None] + across[:, None, :]
+    logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
     return logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
 
 

@@ -47,7 +47,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 def _area_average2d(image: Tensor, size: Ints, fit: bool) -> Tensor:
     wide = image.to(accumulate_dtype(image.dtype))
     down, across = area.matrices(image.shape[-2], image.shape[-1], (size[0], size[1]), fit, wide)
-    return ((wide @ across.T).mT @ down.T).mT
+    return down @ (wide @ across.T)
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
@@ -133,11 +133,12 @@ def _seen(x: Tensor, window: Window) -> list[Tensor]:
 def _as_kernel(per_tap: list[Tensor], size: tuple[int, int]) -> Tensor:
     """One [B, H, W] a tap -> [B, 1, kh, kw, H, W]."""
     together: Tensor = torch.stack(per_tap, dim=1).unflatten(1, size)
-    return together[:, None]
+    return together.unsqueeze(1)
 
 
 def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> list[Tensor]:
     """What each neighbour of a footprint holds, seen from every fine pixel: [B, C, Ho, Wo]."""
     rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
-    down = [x.index_select(2, rows[:, a]) for a in range(where.footprint)]
-    return [y.index_select(3, columns[:, b]) for y in down for b in range(where.footprint)]
+    down = [x.index_select(2, near) for near in rows.unbind(dim=1)]
+    across = columns.unbind(dim=1)
+    return [y.index_select(3, near) for y in down for near in across]

@@ -21,8 +21,6 @@ from hotswap import exporting, trying
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import PathLike, atomic_write, check_writable
 from hotswap.observe import Inputs, as_arguments, default_inputs, mode
-from hotswap.open_sizes import OpenSizes
-from pac_ops import standard
 
 ONNX, PROGRAM = "onnx", "exported-program"
 FORMATS = {".onnx": ONNX, ".pt2": PROGRAM}  # by the file's suffix
@@ -170,10 +168,8 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
     open_sizes = dict.fromkeys(axes, Dim.AUTO)
     shapes = tuple(open_sizes if axes and trying.is_image(x) else None for x in arguments)
     try:
-        with _silence(), OpenSizes():
-            program = exporting.program(model, arguments, shapes)
-            standardised: ExportedProgram = program.run_decompositions(standard.decompositions())
-            return standardised
+        with _silence():
+            return exporting.program(model, arguments, shapes)
     except Exception as error:  # whatever a user's forward raises when it is traced
         hint = "; dynamic=False (--static) asks less of it" if axes else ""
         raise HotswapError(f"torch.export cannot export this network: {_plain(error)}{hint}") from error

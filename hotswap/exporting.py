@@ -14,17 +14,22 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from hotswap.open_sizes import OpenSizes
+from pac_ops import standard
+
 _MOST = 64  # numbers in one buffer: sizes, not tables
 
 
 def program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
-    """The network as an exported program. Where it reads numbers from its buffers, these are constants.
+    """The network as an exported program, without pac_ops. Where it reads numbers from its buffers, these are constants.
 
     Raises:
         Exception: what the exporter raises.
     """
-    with _called(model):
-        return _exported(model, arguments, dynamic_shapes)
+    with _called(model), OpenSizes():
+        made = _exported(model, arguments, dynamic_shapes)
+        standardised: ExportedProgram = made.run_decompositions(standard.decompositions())
+        return standardised
 
 
 def _exported(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:

@@ -193,7 +193,7 @@ def enlarged_size(coarse: Pair, size: IntOrPair | None, scale_factor: Factor | N
     if scale_factor is None:
         assert size is not None  # noqa: S101 (for the type checker)
         return pair("size", size, 1)
-    rows, columns = (math.floor(n * factor) for n, factor in zip(coarse, _pair_of_factors(scale_factor), strict=True))
+    rows, columns = (_enlarged(n, factor) for n, factor in zip(coarse, _pair_of_factors(scale_factor), strict=True))
     return rows, columns
 
 
@@ -339,6 +339,13 @@ def _output(
         fine = (guide.shape[2], guide.shape[3]) if size is None else pair("size", size, 1)
         return fine, None
     return enlarged_size(coarse, None, factors), None if recompute else factors
+
+
+def _enlarged(n: int, factor: float) -> int:
+    """The floor of n * factor, where the factor is whole without math.floor: torch.export guards remainders there."""
+    if isinstance(factor, float) and factor.is_integer():
+        return n * int(factor)
+    return math.floor(n * factor)
 
 
 def _factors(scale_factor: Factor | None) -> tuple[float, float] | None:

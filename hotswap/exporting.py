@@ -21,7 +21,7 @@ _MOST = 64  # numbers in one buffer: sizes, not tables
 
 
 def program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
-    """The network as an exported program, without pac_ops. Where it reads numbers from its buffers, these are constants.
+    """The network as an exported program, without pac_ops. Numbers that it reads from its buffers are constants.
 
     Raises:
         Exception: what the exporter raises.

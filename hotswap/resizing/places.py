@@ -213,7 +213,8 @@ def _at(code: CodeType, instruction: int, name: str) -> str:
     inside = [place for place in found if (line, column) <= place <= (to, end)]
     if not inside:  # called by another name
         name = "call"
-        found = sorted({positions[i.offset // 2][:2] for i in instructions if i.opname.startswith("CALL")})
+        calls = [i for i in instructions if i.opname.startswith("CALL") and "INTRINSIC" not in i.opname]
+        found = sorted({positions[i.offset // 2][:2] for i in calls})
         inside = [(line, column)]
     return f"{code.co_qualname}: {name} {found.index(inside[0]) + 1}/{len(found)}"
 

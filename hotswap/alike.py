@@ -87,7 +87,7 @@ def _as_strided(x: Tensor) -> Tensor:
 
 
 def _named(where: str) -> str:
-    return where if where.startswith("the type of") else f"output{where}"
+    return where if where.startswith("the ") else f"output{where}"
 
 
 def _largest(x: Any) -> float:

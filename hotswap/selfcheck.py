@@ -2,10 +2,13 @@
 
 Every kernel of a swap is 1 there, so all that may differ is rounding. Where the numbers differ by more than rounding
 in the network's own dtype should, wider copies of both networks decide, for that dtype may be coarse, and some
-networks make much of little: a detector that keeps its best boxes, a label map.
+networks make much of little: a detector that keeps its best boxes, a label map. What modules get inside is compared
+too, roughly: outputs may be all 0, and show nothing.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -28,6 +31,8 @@ _BOUND_OF_FLOAT64 = 1e-5
 _REACTION = 10  # times what a change of the input's last bits does to the outputs may be rounding too
 _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 _MOST_NOISE = 1e-2  # relative: what changes an input by more is not like rounding
+_INSIDE = 100  # times what outputs may differ by, the inputs of modules may: norms subtract much from much
+_SAMPLE = 1000  # values of each such input are compared
 _LARGE = 64  # pixels: from there on the second size is smaller than the first
 
 
@@ -35,9 +40,24 @@ class DiffersError(HotswapError):
     """The swapped network computes something else than the plain one."""
 
 
+class _Seen(NamedTuple):
+    """Of one run, by where it is."""
+
+    outputs: dict[str, Any]
+    inside: dict[str, Tensor]  # some values of what modules get
+
+    def gap(self, other: "_Seen") -> Distance:
+        """To another run; modules that only one of them calls, as the code of others is taken in, do not count."""
+        outputs, common = distance(self.outputs, other.outputs), self.inside.keys() & other.inside.keys()
+        inside = distance(
+            *({where: x for where, x in seen.inside.items() if where in common} for seen in (self, other))
+        )
+        return max(outputs, inside._replace(size=inside.size / _INSIDE), key=lambda gap: gap.size)
+
+
 class _Run(NamedTuple):
     arguments: tuple[Any, ...]
-    outputs: dict[str, Any]
+    seen: _Seen
 
 
 class SelfCheck:
@@ -81,16 +101,16 @@ def _runs(plain: nn.Module, inputs: Inputs | None) -> tuple[list[_Run], str | No
         return [], why_not
     try:
         arguments = _numbers(plain, inputs)
-        first = _Run(arguments, _outputs(plain, arguments))
+        first = _Run(arguments, _seen(plain, arguments))
     except Exception as error:  # noqa: BLE001 (whatever the user's code raises on such inputs: told in a note)
         return [], f"it does not run on the inputs at hand ({one_line(error, 160)})"
-    if why_not := why_nothing(first.outputs):
+    if why_not := why_nothing(first.seen.outputs):
         return [], why_not
     other = _at_another_size(arguments)
     if other is None:
         return [first], None
     try:
-        return [first, _Run(other, _outputs(plain, other))], None
+        return [first, _Run(other, _seen(plain, other))], None
     except Exception:  # noqa: BLE001 (it is made for one size, or for some)
         return [first], None
 
@@ -106,11 +126,35 @@ def _why_not_run(plain: nn.Module) -> str | None:
     return None
 
 
-def _outputs(model: nn.Module, arguments: Sequence[Any]) -> dict[str, Any]:
+def _seen(model: nn.Module, arguments: Sequence[Any]) -> _Seen:
     copies = [x.clone() if isinstance(x, Tensor) else deepcopy(x) for x in arguments]
     kept = (random_numbers_kept(), written_back(model.buffers()), untouched(model.modules()))
-    with kept[0], kept[1], kept[2], mode(model, training=False), torch.no_grad():
-        return values(model(*copies))
+    with kept[0], kept[1], kept[2], mode(model, training=False), torch.no_grad(), _watched(model) as inside:
+        return _Seen(values(model(*copies)), inside)
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What modules get while it runs; those around others do so inside."""
+    inside: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def watch(module: nn.Module, args: Collection[Any], kwargs: dict[str, Any]) -> None:
+        x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if x is not None and x.is_floating_point() and x.layout is torch.strided:
+            path = paths[module]
+            calls[path] += 1
+            flat = x.detach().as_subclass(Tensor).reshape(-1)
+            inside[f"the input of {path!r}, call {calls[path]}"] = flat[:: flat.numel() // _SAMPLE + 1].clone()
+
+    paths = {module: path for path, module in model.named_modules() if next(module.children(), None) is None}
+    hookable = (module for module in paths if not isinstance(module, torch.jit.ScriptModule))
+    handles = [module.register_forward_pre_hook(watch, with_kwargs=True) for module in hookable]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
@@ -156,7 +200,7 @@ def _check(plain: nn.Module, swapped: nn.Module, run: _Run) -> str | None:
     Raises:
         DiffersError: where the outputs differ by more than rounding.
     """
-    gap = distance(run.outputs, _outputs_of(swapped, run.arguments))
+    gap = run.seen.gap(_seen_of(swapped, run.arguments))
     dtype = min(_dtypes(plain), key=lambda dtype: -torch.finfo(dtype).eps, default=torch.float32)
     if dtype.itemsize >= torch.float32.itemsize and gap.size <= _bound(dtype):
         return None
@@ -177,9 +221,9 @@ def _check(plain: nn.Module, swapped: nn.Module, run: _Run) -> str | None:
     return f"its outputs change as much by rounding alone ({gap.text})"
 
 
-def _outputs_of(swapped: nn.Module, arguments: Sequence[Any]) -> dict[str, Any]:
+def _seen_of(swapped: nn.Module, arguments: Sequence[Any]) -> _Seen:
     try:
-        return _outputs(swapped, arguments)
+        return _seen(swapped, arguments)
     except HotswapError:
         raise
     except Exception as error:  # whatever the code of the user's network raises
@@ -220,8 +264,8 @@ def _widened(plain: nn.Module, swapped: nn.Module, arguments: Sequence[Any], dty
                         )
     plain, swapped = deep_copy(plain, memo), deep_copy(swapped, memo)
     arguments = tuple(wide(x) for x in arguments)
-    run = _Run(arguments, _outputs(plain, arguments))
-    return _Wide(plain, run, distance(run.outputs, _outputs(swapped, arguments)))
+    run = _Run(arguments, _seen(plain, arguments))
+    return _Wide(plain, run, run.seen.gap(_seen(swapped, arguments)))
 
 
 def _explained(plain: nn.Module, run: _Run, gap: Distance) -> bool:
@@ -233,7 +277,7 @@ def _explained(plain: nn.Module, run: _Run, gap: Distance) -> bool:
         for seed in range(2):
             changed = _changed(run.arguments, noise, seed)
             try:
-                reaction = distance(run.outputs, _outputs(plain, changed)).size
+                reaction = run.seen.gap(_seen(plain, changed)).size
             except Exception:  # noqa: BLE001, S112 (it does not run on this: no answer)
                 continue
             if gap.size <= _REACTION * reaction:

@@ -41,6 +41,23 @@ def test_a_graph_that_took_another_branch_is_not_used(method):
     torch.testing.assert_close(converted(image), plain(image))
 
 
+class Silent(AsksForATensor):
+    """The same, whose output is 0 here whatever came before it."""
+
+    def forward(self, x):
+        return (super().forward(x) - 1e3).relu()
+
+
+@torch.no_grad()
+def test_a_wrong_branch_shows_inside_where_outputs_are_silent():
+    plain, image = Silent().eval(), torch.rand(1, 3, 12, 10)
+    assert not plain(image).any()
+    with pytest.raises(hotswap.HotswapError, match="the input of 'target', call 1 is off by"):
+        hotswap.convert(plain, "target", "stem", method="fx", example_inputs=image)
+    plan = hotswap.plan(plain, "target", "stem", example_inputs=image)
+    assert plan.method == "hooks"
+
+
 IMAGE = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
 
 

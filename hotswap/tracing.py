@@ -303,8 +303,8 @@ def _method_to_rewrite(
 
 def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.Graph:
     try:
-        with called_as_they_are(root):
-            standing = Standing(root, start.arguments)
+        standing = Standing(root, start.arguments)
+        with called_as_they_are(root), _autocast_refused(standing):
             graph = PathTracer(opened, standing, start.method, given=start.given).trace(root)
         graph.lint()
     except UnpackedError:
@@ -312,6 +312,24 @@ def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, start.method, error) from error
     return graph
+
+
+@contextmanager
+def _autocast_refused(standing: Standing) -> Iterator[None]:
+    """Refuse code that switches autocast: a graph has no blocks, and would compute all of it in one precision."""
+    kind: Any = torch.amp.autocast_mode.autocast
+    plain = kind.__enter__
+
+    def enter(self: Any) -> Any:
+        if not standing.running:  # which runs closed modules, as they are
+            raise TraceError("it switches autocast on or off, which a graph would not")
+        return plain(self)
+
+    kind.__enter__ = enter
+    try:
+        yield
+    finally:
+        kind.__enter__ = plain
 
 
 def _untraceable(root: nn.Module, method: str, error: Exception) -> UntraceableError:

@@ -231,3 +231,21 @@ def test_what_a_graph_would_compute_without_its_gradient_is_left_to_hooks(functi
         torch.testing.assert_close(
             none if ours.grad is None else ours.grad, none if theirs.grad is None else theirs.grad
         )
+
+
+@torch.no_grad()
+def test_code_that_switches_autocast_is_left_to_hooks():
+    class Exact(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.target = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                return self.target(self.stem(x.float()))
+
+    net, image = Exact(), torch.rand(1, 3, 16, 16)
+    converted = hotswap.convert(net, "target", "stem", guide_scale=0)
+    assert by(converted) == "hooks"
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(converted(image), net(image))

@@ -24,7 +24,12 @@ from .refusals import EXPORTING, RUNNING, reason
 
 # How far outputs may be from the oracle's, relative to their largest: rounding, and what a few layers make of it.
 CLOSE = {"float64": 1e-8, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1.2e-1}
-TRAINED = CLOSE | {"float32": 2e-3, "float16": 1e-1, "bfloat16": 4e-1}  # norms divide by what few pixels spread
+TRAINED = CLOSE | {
+    "float64": 1e-6,
+    "float32": 2e-3,
+    "float16": 1e-1,
+    "bfloat16": 4e-1,
+}  # norms divide by what few pixels spread
 SAME = {
     "float64": 1e-10,
     "float32": 2e-5,

@@ -14,6 +14,7 @@ DOCUMENTED = {
     "a guide that the code around it does not call itself (fx)": rf"guide {_NAME} is never called; name one that is",
     "what torch.fx makes of the code is not the network (fx)": r"rewritten by fx, .* is not itself",
     "a call that activation checkpointing runs again by itself": r"activation checkpointing runs again by itself",
+    "a guide around an enlargement that is guided itself": rf"target {_NAME} was called without its guide",
     "a guide that is too coarse": rf"guide {_NAME} of \d+ x \d+ is coarser than the output",
     "an enlargement beyond all that comes before": r"cannot be swapped: nothing before it is as fine as its output",
     "a guide of another batch": rf"guide {_NAME} must have the target's batch size",

@@ -6,6 +6,7 @@ of this package are left out: hooks, modes, checkpointing and decorators of torc
 """
 
 import dis
+import itertools
 import os
 import re
 import sys
@@ -224,7 +225,31 @@ def _repeats(code: CodeType, instruction: int) -> bool:
     """Whether an instruction may run several times in one call of its function."""
     if code.co_filename.startswith(_FOREIGN[1]):
         return False
-    return not _CALLING_BACK.isdisjoint(code.co_names) or any(
-        "JUMP_BACKWARD" in jump.opname and jump.argval <= instruction <= jump.offset
-        for jump in dis.get_instructions(code)
-    )
+    return not _CALLING_BACK.isdisjoint(code.co_names) or _comes_back(code, instruction)
+
+
+def _comes_back(code: CodeType, instruction: int) -> bool:
+    """Whether an instruction can be reached from itself. Jumping back is not enough: handlers of errors do, too."""
+    listed: Any = dis.Bytecode(code)
+    steps = {step.offset: step for step in listed}
+    after = dict(itertools.pairwise(steps))
+    start = max(offset for offset in steps if offset <= instruction)  # a call's is within its caches
+    seen, waiting = set[int](), [start]
+    while waiting:
+        step = steps[waiting.pop()]
+        onward = [entry.target for entry in listed.exception_entries if entry.start <= step.offset < entry.end]
+        if step.opcode in _JUMPS:
+            onward.append(step.argval)
+        if step.opname not in _LEAVING and step.offset in after:
+            onward.append(after[step.offset])
+        if start in onward:
+            return True
+        waiting += [offset for offset in onward if offset not in seen]
+        seen.update(onward)
+    return False
+
+
+_JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
+_LEAVING = frozenset(  # nothing goes on behind these
+    name for name in dis.opmap if name.startswith(("RETURN_", "RAISE_", "RERAISE", "JUMP")) and "_IF_" not in name
+)

@@ -4,8 +4,10 @@ In each network the right call is the one with align_corners=True: the oracle ru
 `F.interpolate` replaced by a function that guides just that.
 """
 
+import contextlib
 import copy
 import functools
+import inspect
 import itertools
 import textwrap
 
@@ -19,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import hotswap
 import pac_ops
 from hotswap import HotswapError, Plan
+from hotswap.resizing.places import chain_of
 from hotswap.tracing import UntraceableError
 
 SCALE = 3.0
@@ -493,3 +496,30 @@ def test_a_method_that_makes_the_guided_call_past_forward_is_an_error(method, re
         copy.deepcopy(converted).scores(fine, x)
     assert_right(converted, net, SIZES[1:2])
     assert torch.equal(hotswap.revert(converted).scores(fine, x), net.scores(fine, x))
+
+
+def in_and_out_of_loops(x):
+    with contextlib.nullcontext():
+        F.interpolate(x, 8)  # once
+    F.interpolate(x, 8)  # once
+    for _ in range(2):
+        try:
+            F.interpolate(x, 8)  # again
+        except ValueError:
+            F.interpolate(x, 8)  # again
+            continue
+    try:
+        F.interpolate(x, 8)  # once
+    except ValueError:
+        F.interpolate(x, 8)  # once
+    while x:
+        F.interpolate(x, 8)  # again
+    F.interpolate(x, 8)  # once
+
+
+def test_only_what_lies_in_a_loop_repeats():
+    """Handlers of errors jump back too, from Python 3.12 on."""
+    lines, first = inspect.getsourcelines(in_and_out_of_loops)
+    for number, line in enumerate(lines, first):
+        if "#" in line:
+            assert chain_of(in_and_out_of_loops.__code__, number).repeats == ("again" in line), (number, line)

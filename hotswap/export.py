@@ -130,7 +130,8 @@ def _exported(
     opened = [axis for axis in axes if any(axis < len(size) and isinstance(size[axis], str) for size in sizes)]
     if len(opened) < len(axes):  # the network's code fixes the others
         trials = [trials[0], *trying.other_sizes(model, arguments, opened)]
-    trials = [*trials, *trying.at(model, arguments, opened, _beyond(program))]
+    if kind == ONNX:  # an exported program holds what was taken for granted, and refuses other sizes by itself
+        trials = [*trials, *trying.at(model, arguments, opened, _beyond(program))]
     allowed = trying.tolerance(model, arguments)
     with atomic_write(path) as temporary:
         written = (_write_onnx if kind == ONNX else _write_program)(program, arguments, temporary)

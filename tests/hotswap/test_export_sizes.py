@@ -116,7 +116,7 @@ class Convolution(Network):
 
 ENLARGING = [ToTheImage, ByAFactor, UNet, Transposed, ToOneSize, Pyramid]
 # Those seen to be open along every axis: not so by a factor that is not whole, or to one size (guards in .pt2 files).
-SEEDS = [0, 2, 3, 5, 7, 8, 9, 11, 12, 14, 17, 18, 21, 23, 27, 36]
+SEEDS = [0, 2, 3, 5, 8, 9, 11, 14, 17, 18, 23, 27, 36]
 
 
 def random_network(seed):
@@ -162,7 +162,7 @@ def for_both_formats(program):
     return once
 
 
-@pytest.mark.parametrize("seeds", [SEEDS[first : first + 3] for first in range(0, len(SEEDS), 3)])
+@pytest.mark.parametrize("seeds", [SEEDS[first : first + 2] for first in range(0, len(SEEDS), 2)])
 def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seeds):
     program = exporting.program
     for seed in seeds:

@@ -11,7 +11,7 @@ DOCUMENTED = {
     "a module with hooks (fx)": rf"module {_NAME} has hooks, which the rewritten forward would not call",
     "enlargements by hooks, convolutions by fx": rf"module {_NAME} has enlargements whose guides are caught by hooks",
     "a guide that runs after the target": rf"guide {_NAME} is computed after target",
-    "a guide that the code around it does not call itself (fx)": rf"guide {_NAME} is never called; name one that is",
+    "a guide or target that the code around it does not call itself (fx)": rf"(guide|target) {_NAME} is never called",
     "what torch.fx makes of the code is not the network (fx)": r"rewritten by fx, .* is not itself",
     "a call that activation checkpointing runs again by itself": r"activation checkpointing runs again by itself",
     "a guide around an enlargement that is guided itself": rf"target {_NAME} was called without its guide",

@@ -96,7 +96,7 @@ def main() -> None:
     else:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         with given.output.open("w", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writeheader()
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
     last = given.first + given.count
     firsts = [first for first in range(given.first, last, CHUNK) if first not in known]
     jobs = [(first, min(CHUNK, last - first), given.faults, given.exported) for first in firsts]
@@ -105,7 +105,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(given.workers, maxtasksperchild=10) as pool:
         for done, row in enumerate(pool.imap_unordered(_chunk, jobs), start=1):
             with given.output.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerow(
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(
                     row | about | {"date": datetime.now(UTC).isoformat("T", "minutes")}
                 )
             faults += row["faults"]

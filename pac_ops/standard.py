@@ -41,7 +41,10 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     table |= dict.fromkeys(
         (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default), _adaptive_avg_pool2d
     )
-    return table | {aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d}
+    return table | {
+        aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d,
+        aten.upsample_nearest2d.vec: _upsample_nearest2d,
+    }
 
 
 def _area_average2d(image: Tensor, size: Ints, fit: bool) -> Tensor:
@@ -58,6 +61,21 @@ def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
 
 def _adaptive_avg_pool1d(input: Tensor, output_size: Ints) -> Tensor:
     return _adaptive_avg_pool2d(input[..., None, :], (1, output_size[0])).squeeze(-2)
+
+
+def _upsample_nearest2d(input: Tensor, output_size: Ints | None, scale_factors: Sequence[float] | None) -> Any:
+    """With PyTorch's own indices: runtimes round the ratio of two sizes otherwise, and take a neighbour."""
+    if output_size is None:
+        return NotImplemented  # a factor is written as it is
+    rows, columns = (_nearest(n, wanted, input) for n, wanted in zip(input.shape[-2:], output_size, strict=True))
+    return input.index_select(2, rows).index_select(3, columns)
+
+
+def _nearest(n: int, wanted: int, like: Tensor) -> Tensor:
+    """The pixel that each of `wanted` is a copy of: floor(i n / wanted), in float32."""
+    length, parts = (torch.full((), x, dtype=torch.float32, device=like.device) for x in (n, wanted))
+    places = torch.arange(wanted, dtype=torch.float32, device=like.device) * (length / parts)
+    return places.floor().clamp_max(n - 1).long()
 
 
 def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:

@@ -1,7 +1,10 @@
 """The operators written in PyTorch's own operations, as exporters get them."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from test_paths import CASES, output
 
 import pac_ops
@@ -55,3 +58,11 @@ def test_half_precision():
     found = program.module()(*arguments)
     assert found[0].dtype == torch.bfloat16
     torch.testing.assert_close(output(found), output(layer(*arguments)), rtol=2e-2, atol=2e-2)
+
+
+def test_nearest_pixels_are_pytorchs():
+    """Runtimes round the ratio of two sizes otherwise than PyTorch: 8 of 30 is such a pair in onnxruntime."""
+    nearest = standard.decompositions()[torch.ops.aten.upsample_nearest2d.vec]
+    for n, wanted in itertools.product((1, 2, 3, 7, 8, 13, 29, 100), range(1, 120)):
+        image = torch.arange(float(n)).view(1, 1, n, 1).expand(1, 1, n, 2)
+        assert torch.equal(nearest(image, (wanted, 5), None), F.interpolate(image, (wanted, 5))), (n, wanted)

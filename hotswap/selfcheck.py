@@ -33,6 +33,7 @@ _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.flo
 _MOST_NOISE = 1e-2  # relative: what changes an input by more is not like rounding
 _INSIDE = 100  # times what outputs may differ by, the inputs of modules may: norms subtract much from much
 _SAMPLE = 1000  # values of each such input are compared
+_HUGE = 1e6  # no image has such values
 _LARGE = 64  # pixels: from there on the second size is smaller than the first
 
 
@@ -166,12 +167,17 @@ def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
         if not isinstance(x, Tensor):
             return x
         image = x.dim() == 4 and x.is_floating_point()
-        if x.is_meta or (image and (not x.isfinite().all() or bool((x == x.flatten()[:1]).all()))):
+        if x.is_meta or (image and _is_blank(x)):
             noise = torch.rand(x.shape, generator=generator)
             return noise.to(device, x.dtype)
         return x.detach().to(device)
 
     return tuple(filled(x) for x in (default_inputs(plain) if inputs is None else as_arguments(inputs)))
+
+
+def _is_blank(image: Tensor) -> bool:
+    """Whether an image is one value, or memory that nothing was written to, as examples of a shape alone are."""
+    return not bool((image.abs() < _HUGE).all()) or bool((image == image.flatten()[:1]).all())
 
 
 def _at_another_size(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:

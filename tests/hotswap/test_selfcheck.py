@@ -107,6 +107,12 @@ def test_a_second_odd_size_is_looked_at():
     assert hotswap.status(hotswap.convert(net, "target", "stem", example_inputs=IMAGE)).plan.method == "hooks"
 
 
+def test_an_example_of_a_shape_alone_is_filled():
+    memory = IMAGE.clone()  # as torch.empty may give it
+    memory[0, 0, 0, 0] = 1e30
+    hotswap.convert(Twice().eval(), "target", "stem", example_inputs=memory)
+
+
 class OfOneSize(Twice):
     """Enlarges to a size of its own, for images of one size."""
 

@@ -10,11 +10,11 @@ from hotswap.errors import HotswapError
 from hotswap.export import Exported, export
 from hotswap.inspect import Inspection, inspect
 from hotswap.leaves import register_concrete_args, register_leaf
-from hotswap.plan import Plan, Swap
 from hotswap.report import Report, report
 from hotswap.sharing import push_to_hub
 from hotswap.sliding import register_padding
 from hotswap.status import Status, status
+from hotswap.targets.plan import Plan, Swap
 from hotswap.verify import Verification, verify
 
 __version__ = "0.1.0"

@@ -18,13 +18,13 @@ from hotswap.layers import shape_of
 from hotswap.measure import as_batches, plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, observe
-from hotswap.plan import FX, HOOKS, Plan, Swap
 from hotswap.resizing import hooks as resizing_hooks
 from hotswap.resizing import record as resized
 from hotswap.resizing import surgery as resizing
 from hotswap.resizing.choose import split
 from hotswap.resizing.plan import Resize
 from hotswap.selfcheck import DiffersError, SelfCheck
+from hotswap.targets.plan import FX, HOOKS, Plan, Swap
 from hotswap.tracing import UntraceableError
 from pac_ops.enlarging import FOOTPRINTS
 

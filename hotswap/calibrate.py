@@ -15,8 +15,8 @@ from hotswap.layers import SwappedLayer
 from hotswap.measure import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs
-from hotswap.plan import Swap
 from hotswap.tables import render
+from hotswap.targets.plan import Swap
 
 # What "auto" is, by docs/evidence.md. Convolutions: more costs them at the swap, and buys nothing after it.
 CONVOLUTION_DEVIATION = 0.3

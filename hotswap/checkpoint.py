@@ -31,8 +31,8 @@ from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there, read_text
 from hotswap.matching import clipped, listed, matched
 from hotswap.observe import Inputs
-from hotswap.plan import Plan
 from hotswap.stated import Stated
+from hotswap.targets.plan import Plan
 
 # 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
 # 4: there were no images.

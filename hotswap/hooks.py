@@ -17,8 +17,8 @@ from hotswap.guide import image_size, require_input_only, window_distance
 from hotswap.layers import SwappedLayer
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import called_root, check_swaps, inside_paths
-from hotswap.plan import Plan, Swap
 from hotswap.relay import Done, Reader, Reading, Relay, Slot, slots_of
+from hotswap.targets.plan import Plan, Swap
 
 
 @dataclass(frozen=True, eq=False)

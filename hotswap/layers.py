@@ -10,8 +10,8 @@ import pac_ops
 from hotswap import kernels
 from hotswap.errors import HotswapError
 from hotswap.guided import GuidedLayer
-from hotswap.plan import Swap
 from hotswap.sliding import Sliding, has_own_forward, sliding_of, steered_forward
+from hotswap.targets.plan import Swap
 from hotswap.weights import own_weight
 from pac_ops.adapting import KernelType
 from pac_ops.dtypes import accumulate_dtype

@@ -8,7 +8,7 @@ from hotswap import layers
 from hotswap.errors import HotswapError
 from hotswap.naming import INPUT, closest
 from hotswap.observe import Observation
-from hotswap.plan import Plan, Swap
+from hotswap.targets.plan import Plan, Swap
 
 
 def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from hotswap import surgery
 from hotswap.kernels import inert_warnings
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from hotswap.leaves import leaf_modules
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
 from hotswap.placing import called_root, check_swaps, inside_paths, parents
-from hotswap.plan import FX, HOOKS, Plan, Swap
 from hotswap.resizing import layers as enlarging
 from hotswap.resizing import record as resized
 from hotswap.resizing.plan import Resize
 from hotswap.sliding import sliding_of
+from hotswap.targets.plan import FX, HOOKS, Plan, Swap
 from hotswap.tracing import Traced, UnpackedError, UntraceableError, trace
 
 _RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict

@@ -14,7 +14,7 @@ import hotswap
 from hotswap import zoo
 from hotswap.errors import HotswapError
 from hotswap.observe import Inputs
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 from recipes import datasets
 from recipes.config import EARLIER, DataSet, Recipe, Swap
 from recipes.datasets import Item

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter
 from hotswap import checkpoint
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import atomic_write, check_readable
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 from recipes.config import Recipe
 
 STATE, BEST, LAST, RESULT = "state.pt", "best.safetensors", "last.safetensors", "result.json"

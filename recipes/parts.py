@@ -9,7 +9,7 @@ from hotswap.errors import HotswapError
 from hotswap.measure import plain_copy
 from hotswap.naming import closest, is_pattern, match
 from hotswap.observe import Inputs, observe
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 
 SWAPPED, GUIDE, SCALES = "swapped", "guide", "scales"
 _SCALE = ".guide_log_scale"

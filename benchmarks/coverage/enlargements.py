@@ -13,9 +13,9 @@ from benchmarks.coverage.networks import Inputs, Network
 from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_float64, run, tensors
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
-from hotswap.plan import FX, HOOKS
 from hotswap.resizing.choose import RESIZE, is_automatic
 from hotswap.resizing.sites import find
+from hotswap.targets.plan import FX, HOOKS
 from pac_ops.enlarging import FOOTPRINTS
 
 DEVIATION = 0.5  # mean of 1 - K at which outputs and gradients are looked at: the default

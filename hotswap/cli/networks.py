@@ -11,7 +11,7 @@ from hotswap.errors import HotswapError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hotswap.plan import Plan
+    from hotswap.targets.plan import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hotswap.measure import drift_text
-from hotswap.plan import Plan
 from hotswap.report.cost import Cost, Costs
 from hotswap.report.diagram import Drawing
 from hotswap.report.encoding import Picture
@@ -13,6 +12,7 @@ from hotswap.report.figures import BARS, Histogram
 from hotswap.report.outputs import Compared, summary
 from hotswap.report.reproduce import Origin, Steps
 from hotswap.report.views import View
+from hotswap.targets.plan import Plan
 from hotswap.verify import Verification
 
 

@@ -16,10 +16,10 @@ from hotswap.layers import SwappedLayer
 from hotswap.measure import Swapped
 from hotswap.naming import INPUT
 from hotswap.observe import Observation, mode
-from hotswap.plan import FX, Plan
 from hotswap.report.samples import Progress, Sample
 from hotswap.report.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
 from hotswap.resizing.layers import GuidedInterpolate
+from hotswap.targets.plan import FX, Plan
 
 _STEADY = 0.3  # between the quartiles of a network's runs, of their median
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from hotswap.measure import Swapped
 from hotswap.observe import Observation
-from hotswap.plan import Plan
 from hotswap.report import encoding
 from hotswap.report.content import Content, Image, Target
 from hotswap.report.cost import Costs
@@ -20,6 +19,7 @@ from hotswap.report.reproduce import Origin, steps
 from hotswap.report.views import reach_of, view
 from hotswap.resizing.layers import GuidedResize
 from hotswap.sliding import POOL, TRANSPOSED
+from hotswap.targets.plan import Plan
 from hotswap.verify import Verification
 
 _PACKAGES = ("hotswap", "torch", "torchvision", "timm", "numpy", "pillow")

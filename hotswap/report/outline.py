@@ -8,9 +8,9 @@ from torch import nn
 
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
-from hotswap.plan import Plan, Swap
 from hotswap.report.samples import Sample
 from hotswap.resizing.plan import Resize
+from hotswap.targets.plan import Plan, Swap
 
 OUTPUT = "output"
 GROUP, FOLDED, GUIDE, TARGET, END = "group", "folded", "guide", "target", "end"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 
 _LINE = 80  # letters of Python
 

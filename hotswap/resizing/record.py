@@ -6,10 +6,10 @@ from typing import Protocol
 from torch import nn
 
 from hotswap.naming import INPUT
-from hotswap.plan import Plan
 from hotswap.regraphing import keep_whole
 from hotswap.resizing.layers import GuidedResize, swap_in
 from hotswap.resizing.plan import Resize
+from hotswap.targets.plan import Plan
 
 # Plain attributes, which are not in a state_dict:
 RECORD = "_hotswap_resize_record"  # of the module around guides and enlargements

@@ -12,7 +12,7 @@ from test_hazards import close
 from torch import nn
 
 import hotswap
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 from pac_ops import pacconv2d, packernel2d
 
 SCALE = 0.8

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 
 import hotswap
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 
 SCALE = 0.8
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 import hotswap
-from hotswap.plan import Plan
+from hotswap.targets.plan import Plan
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What is swapped and guided: the plan."""

@@ -134,13 +134,17 @@ class PathTracer(TypedTracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make the graph's inputs: one a parameter, those with a default fixed at it but for the given ones.
+        """Make the graph's inputs: one a parameter, those with a default fixed but for the given ones.
 
-        Those registered as concrete are fixed at that value. Those of a GraphModule are those of its graph.
+        At the value registered as concrete, or else what the observed call had, or else the default. Those of a
+        GraphModule are those of its graph.
         """
         if isinstance(self.root, GraphModule):
             return stepped(self.root, self), placeholders(self.root, self)
-        fixed = fixed_arguments(self.root) if self.traced_func_name == "forward" else {}
+        registered = fixed_arguments(self.root) if self.traced_func_name == "forward" else {}
+        # No numbers: those may follow from sizes, and be others at the next.
+        observed = {k: x for k, x in (self.standing.arguments or {}).items() if isinstance(x, bool | str | None)}
+        fixed = observed | registered
         positional: list[Any] = [self.root]
         keywords: dict[str, Any] = {}
         for position, parameter in enumerate(list(inspect.signature(root_fn).parameters.values())[1:]):
@@ -151,7 +155,7 @@ class PathTracer(TypedTracer):
             has_default = parameter.default is not parameter.empty
             default = (parameter.default,) if has_default else ()
             value = self.create_proxy("placeholder", parameter.name, default, {})
-            if parameter.name in fixed or (has_default and position >= self.given):
+            if parameter.name in registered or (has_default and position >= self.given):
                 only = fixed.get(parameter.name, parameter.default)
                 checked = (self.traced_func_name, parameter.name, value, only)
                 self.create_proxy("call_function", require_value, checked, {})

@@ -53,7 +53,7 @@ class Graft:
             owner = model.get_submodule(path)
             if not isinstance(owner, GraphModule):  # whose one method is forward
                 refusing.append((path.removeprefix(self.root_path).removeprefix("."), type(owner)))
-                methods = past_forward.refusing(type(owner), names, _never)
+                methods = past_forward.refusing(type(owner), names, _never, forward=path != self.root_path)
                 owner.__class__ = surgery.subclass(type(owner), **methods)
         return Steering(rewritten, tuple(refusing))
 

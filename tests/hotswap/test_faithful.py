@@ -128,6 +128,34 @@ def test_an_input_with_a_default_can_guide_and_goes_by_its_name(method, image):
     close(by_hooks(mask=mask, pixels=image), by_hooks(image) * mask)
 
 
+class Switched(Base):
+    """Its forward is called with another value than its argument's default."""
+
+    def forward(self, x, flag=True, how="plain"):
+        y = self.target(self.features(x))
+        return y * 2 if flag or how == "plain" else y
+
+
+class Switching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Switched()
+
+    def forward(self, x):
+        return self.inner(x, False, how="other")
+
+
+def test_arguments_with_defaults_are_traced_at_what_they_are_called_with(image):
+    net = Switching().eval()
+    options = {"guide_scale": 0.0, "example_inputs": image, "method": "fx"}
+    close(hotswap.convert(net, "inner.target", "inner.stem", **options)(image), net(image))
+    close(net.inner(image, False, "other") * 2, net.inner(image))
+    swapped = hotswap.convert(net.inner, "target", "input", **options | {"example_inputs": (image, False, "other")})
+    close(swapped(image, False, "other"), net(image))
+    with pytest.raises(hotswap.HotswapError, match="rewritten for flag=False alone, got True"):
+        swapped(image)
+
+
 class Gain(nn.Conv2d):
     def forward(self, x, gain=1.0):
         return F.conv2d(x, self.weight * gain, self.bias, padding=1)

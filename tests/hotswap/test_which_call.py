@@ -498,6 +498,40 @@ def test_a_method_that_makes_the_guided_call_past_forward_is_an_error(method, re
     assert torch.equal(hotswap.revert(converted).scores(fine, x), net.scores(fine, x))
 
 
+class Enlarging(nn.Module):
+    """The module that makes a call, as decoders and heads are."""
+
+    def forward(self, coarse, size):
+        return F.interpolate(coarse, size, mode="bilinear")
+
+
+class AroundIt(nn.Module):
+    """Calls the module that makes the call."""
+
+    def __init__(self):
+        super().__init__()
+        self.coarse, self.decoder = nn.Conv2d(3, 2, 3, 4, 1), Enlarging()
+
+    def forward(self, x):
+        return self.decoder(self.coarse(x), x.shape[2:])
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_a_module_called_past_the_network_that_guides_it_is_an_error(method, request):
+    if method == "hooks":
+        request.getfixturevalue("by_hooks")
+    net, x = AroundIt().eval(), image(34, 38)
+    converted = convert(net, ["resize_1"])
+    coarse = net.coarse(x)
+    for decoder in (converted.decoder, copy.deepcopy(converted.decoder)):
+        with pytest.raises(HotswapError, match=r"'F.interpolate 0 in decoder'"):
+            decoder(coarse, x.shape[2:])
+    assert not torch.equal(converted(x), net(x))
+    reverted = hotswap.revert(converted)
+    assert type(reverted.decoder) is Enlarging
+    assert torch.equal(reverted.decoder(coarse, x.shape[2:]), net.decoder(coarse, x.shape[2:]))
+
+
 def in_and_out_of_loops(x):
     with contextlib.nullcontext():
         F.interpolate(x, 8)  # once

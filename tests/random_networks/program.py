@@ -79,6 +79,17 @@ class Loaded:
         shape = (batch or self.program.batch, self.program.channels, *size)
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(getattr(torch, self.program.dtype))
 
+    def runs(self) -> bool:
+        """Whether the plain network takes its example: the generator does not follow sizes to the last pixel."""
+        try:
+            with torch.no_grad():
+                self.network()(self.image(self.program.size))
+        except RuntimeError as error:
+            if "greater than 0" in str(error) or "too small" in str(error):
+                return False
+            raise
+        return True
+
 
 def is_ours(file: str) -> bool:
     """Whether a file is one of a random program."""

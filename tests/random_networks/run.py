@@ -23,11 +23,11 @@ class Found:
 
 
 def run(seed: int, *, exported: int = EXPORTED) -> Outcome | Found | None:
-    """Make a network and a plan from a seed, and hold them against the laws; None where nothing in it can be swapped."""
+    """Make a network and a plan from a seed, and hold them against the laws; None where there is nothing to swap."""
     export = seed % exported == 0
     program = generate(seed, dtype="float32" if export else None, short=export)
     with program.loaded() as loaded:
-        choice = choose(random.Random(seed), loaded)  # noqa: S311 (no secret)
+        choice = choose(random.Random(seed), loaded) if loaded.runs() else None  # noqa: S311 (no secret)
     if choice is None:
         return None
     try:

@@ -368,6 +368,17 @@ def _check_one_graph(path: str, traced: Traced) -> None:
 # --- the edit -------------------------------------------------------------------------------------------
 
 
+def _never_called(root: nn.Module, swap: Swap, plan: Plan) -> HotswapError:
+    named = {path for other in plan.swaps for path in (other.target, *other.guide)}
+    inside = next((path for path in sorted(named) if path.startswith(f"{swap.target}.")), None)
+    if inside is None:
+        return HotswapError(f"target {swap.target!r} is never called by {type(root).__name__}; name one that is")
+    return HotswapError(
+        f"target {swap.target!r} holds {inside!r}, so that the rewritten forward has its code and does not call it; "
+        'name a guide that is not inside a target, or use method="hooks"'
+    )
+
+
 def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
     """Give every call of every target its distances, in place. `modules` are the network's, by full path."""
     position = {node: index for index, node in enumerate(graph.nodes)}
@@ -379,7 +390,7 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
     for swap in plan.swaps:
         targets = calls.get(id(modules[swap.target]), [])
         if not targets:
-            raise HotswapError(f"target {swap.target!r} is never called by {type(root).__name__}; name one that is")
+            raise _never_called(root, swap, plan)
         for target in targets:
             taps = []
             for source in swap.guide:

@@ -395,9 +395,10 @@ def _ambiguous(chain: _Chain, key: str) -> HotswapError:
 
 
 def _checkpointed(names: str) -> HotswapError:
+    lies = "lie" if " and " in names else "lies"
     return HotswapError(
-        f"target {names} lies in a part of its forward that activation checkpointing runs again by itself, where it "
-        "would not be guided; checkpoint whole modules, or none"
+        f"target {names} {lies} in a part of its forward that activation checkpointing runs again by itself, where "
+        "it would not be guided; checkpoint whole modules, or none"
     )
 
 

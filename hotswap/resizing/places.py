@@ -97,9 +97,12 @@ def broken(key: str) -> bool:
 
 
 def checkpointed() -> bool:
-    """Whether the call of `F.interpolate` going on is in a part of its forward that is checkpointed."""
+    """Whether the call of `F.interpolate` going on is in a part of its forward that is checkpointed.
+
+    Not where that part is a module inside whose own forward makes the call.
+    """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _is(frame.f_code, _BEGUN):
+    while frame is not None and not _is(frame.f_code, _BEGUN) and frame.f_code is not _MODULE_CALL:
         if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
             return True
         frame = frame.f_back
@@ -139,7 +142,8 @@ _ARROW = " > "
 _DISPATCH = "__torch_function__"
 _REENTRANT = torch.utils.checkpoint.CheckpointFunction.forward.__code__
 _BEGUN = begun.__code__
-_TRACING: tuple[CodeType, ...] = (nn.Module._call_impl.__code__, torch.fx.Tracer.trace.__code__)
+_MODULE_CALL = nn.Module._call_impl.__code__
+_TRACING: tuple[CodeType, ...] = (_MODULE_CALL, torch.fx.Tracer.trace.__code__)
 _FOREIGN = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (torch, hotswap))
 _CALLING_BACK = frozenset({"map", "starmap", "reduce", "filter", "accumulate"})  # loops in C, which show no jump
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.*)_at_\d+$")

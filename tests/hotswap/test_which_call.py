@@ -427,6 +427,34 @@ def test_a_part_of_a_forward_that_is_checkpointed_is_refused(reentrant):
     assert_right(converted.eval(), Checkpointing(reentrant).eval())
 
 
+class HelperAfterAnother(Helper):
+    """A whole module is checkpointed, and the helper that it shares makes the guided call behind it."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant, self.inner = reentrant, AroundAHelper()
+
+    def forward(self, x):
+        y = checkpoint(self.inner, x, use_reentrant=self.reentrant) if self.training else self.inner(x)
+        return to_size(self.head(self.first(y)), x, **RIGHT)
+
+
+class AroundAHelper(nn.Module):
+    def forward(self, x):
+        return to_size(F.avg_pool2d(x, 2), x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_module_may_share_a_helper_with_a_guided_call(reentrant, by_hooks):
+    net = HelperAfterAnother(reentrant).eval()
+    converted = convert(net, ["resize_2"])
+    assert_right(converted, net)
+    expected, x = converted(image(34, 38)), image(34, 38).requires_grad_()
+    found = converted.train()(x)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+
+
 class Splits(Helper):
     """With values that decide, on which a graph breaks, in the forward and in a method."""
 

@@ -11,6 +11,7 @@ DOCUMENTED = {
     "a module with hooks (fx)": rf"module {_NAME} has hooks, which the rewritten forward would not call",
     "enlargements by hooks, convolutions by fx": rf"module {_NAME} has enlargements whose guides are caught by hooks",
     "a guide that runs after the target": rf"guide {_NAME} is computed after target",
+    "a guide inside a target (fx)": rf"target {_NAME} holds {_NAME}, so that the rewritten forward has its code",
     "a guide or target that the code around it does not call itself (fx)": rf"(guide|target) {_NAME} is never called",
     "what torch.fx makes of the code is not the network (fx)": r"rewritten by fx, .* is not itself",
     "a call that activation checkpointing runs again by itself": r"activation checkpointing runs again by itself",

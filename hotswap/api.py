@@ -8,14 +8,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from hotswap import hooks, surgery
-from hotswap.calibrate import calibrate
 from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.guide import RESIZE_MODES
 from hotswap.kernels import CONSERVE_MODES, DEFAULT_KERNEL, parse
 from hotswap.layers import shape_of
-from hotswap.measure import as_batches, plain_copy
+from hotswap.measure.calibrate import calibrate
+from hotswap.measure.compare import as_batches, plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, observe
 from hotswap.resizing import hooks as resizing_hooks

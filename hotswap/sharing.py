@@ -12,7 +12,7 @@ from hotswap import hf, hub, sharded
 from hotswap.checkpoint import save
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import atomic_write
-from hotswap.status import status
+from hotswap.measure.status import status
 
 _CARD = """---
 library_name: hotswap

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.utils import flow_to_image
 
 from hotswap.observe import mode
-from hotswap.report import colours
-from hotswap.report.colours import labels_palette
+from hotswap.reporting import colours
+from hotswap.reporting.colours import labels_palette
 from pac_ops.binary import labels_of
 from recipes import config
 from recipes.datasets import Tensors, collate, moved

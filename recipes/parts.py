@@ -6,7 +6,7 @@ from torch import nn
 
 from hotswap import surgery
 from hotswap.errors import HotswapError
-from hotswap.measure import plain_copy
+from hotswap.measure.compare import plain_copy
 from hotswap.naming import closest, is_pattern, match
 from hotswap.observe import Inputs, observe
 from hotswap.targets.plan import Plan

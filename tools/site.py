@@ -61,7 +61,7 @@ def api(package: str) -> str:
     blocks = []
     for name in sorted(module.__all__, key=lambda name: isinstance(getattr(module, name), type)):
         found = getattr(module, name)
-        # By where it is defined: hotswap.plan is a module, too.
+        # By where it is defined: sources are read, where a package only says where its names come from.
         blocks.append(f"::: {found.__module__}.{name}\n    options:\n      heading: {package}.{name}")
     return "\n\n".join([f"# {package}", str(module.__doc__), *blocks])
 

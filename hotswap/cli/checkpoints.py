@@ -36,7 +36,7 @@ def verify(
 ) -> None:
     """Compare a swapped network with its plain self: outputs, and how far each kernel is from 1."""
     from hotswap.cli import inputs
-    from hotswap.verify import verify as verify_network
+    from hotswap.measure.verify import verify as verify_network
 
     network = inputs.load(checkpoint, model, input_size).network
     data = inputs.data(network, images, input_size, mean, std, limit, "verifying")
@@ -78,9 +78,9 @@ def calibrate(
     as_json: bool,
 ) -> None:
     """Choose each swap's guide scale from images, so that its kernel differs from 1 by a stated mean."""
-    from hotswap.calibrate import calibrate as calibrate_network
     from hotswap.checkpoint import check_destination, save
     from hotswap.cli import inputs
+    from hotswap.measure.calibrate import calibrate as calibrate_network
 
     check_destination(path, max_shard_size)
     inputs.check_other_file(path, checkpoint)
@@ -161,7 +161,7 @@ def export(
 ) -> None:
     """Write the network for inference without hotswap, and check the file against PyTorch."""
     from hotswap.cli import inputs
-    from hotswap.export import export as export_network
+    from hotswap.exporter import export as export_network
 
     inputs.check_other_file(path, checkpoint)
     network = inputs.load(checkpoint, model, input_size).network

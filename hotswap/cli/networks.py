@@ -80,7 +80,7 @@ def _choices(command: Command) -> Command:
 def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
     """List a network's convolutions: alias, size, cost, and whether each can be swapped."""
     from hotswap.cli import inputs
-    from hotswap.inspect import inspect as inspect_network
+    from hotswap.measure.inspect import inspect as inspect_network
 
     network = inputs.build(inputs.pinned(model))
     output.show(inspect_network(network, inputs.example(network, input_size)), as_json=as_json)

@@ -50,7 +50,7 @@ def report(
     """Write one HTML file about a swapped network: what is swapped, what it changes, what it costs."""
     from hotswap.cli import inputs
     from hotswap.files import check_writable
-    from hotswap.report import report as write_report
+    from hotswap.reporting import report as write_report
 
     check_writable(path)
     inputs.check_other_file(path, checkpoint)

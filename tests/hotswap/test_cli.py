@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import signal
@@ -15,9 +14,10 @@ from PIL import Image
 
 import hotswap
 from hotswap import checkpoint, guide, images, kernels, zoo
-from hotswap.calibrate import CONVOLUTION_DEVIATION, RESIZE_DEVIATION
 from hotswap.cli import main
 from hotswap.errors import HotswapError
+from hotswap.measure import verify
+from hotswap.measure.calibrate import CONVOLUTION_DEVIATION, RESIZE_DEVIATION
 
 ROOT = Path(__file__).parents[2]
 NET = "networks:Plain"
@@ -221,11 +221,10 @@ def test_json_is_all_there_is_on_stdout(swapped, command):
 
 def seen_by_network(monkeypatch):
     seen = []
-    monkeypatch.setattr(VERIFY_MODULE, "verify", lambda model, batches: seen.extend(batches) or STILL)
+    monkeypatch.setattr(verify, "verify", lambda model, batches: seen.extend(batches) or STILL)
     return seen
 
 
-VERIFY_MODULE = importlib.import_module("hotswap.verify")  # the attribute of that name is the function
 STILL = hotswap.Verification(0.0, 0.0, True, ())
 
 
@@ -449,7 +448,7 @@ def test_an_error_of_ours_is_not_hidden(swapped, monkeypatch):
     def fail(*args):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(VERIFY_MODULE, "verify", fail)
+    monkeypatch.setattr(verify, "verify", fail)
     with pytest.raises(ZeroDivisionError):
         run(*VERIFY)
 

@@ -1,16 +1,14 @@
 """An installation looked over."""
 
-import importlib
 import json
 
 import pytest
 from click.testing import CliRunner
 
 import hotswap
+from hotswap import doctor
 from hotswap.cli import main
 from pac_ops import backends, cpu
-
-doctor = importlib.import_module("hotswap.doctor")
 
 
 def test_this_installation_is_healthy():

@@ -1,6 +1,5 @@
 """Files that run without hotswap: ONNX by onnxruntime, exported programs by torch alone."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -17,12 +16,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import hotswap
-from hotswap import trying
+from hotswap import exporter, trying
 from hotswap.cli import main
 
 SIZE = (1, 3, 32, 48)
 SCALE = 0.5
-exporting = importlib.import_module("hotswap.export")  # whose name in hotswap is the function's
 HALVES = {torch.float16: 1e-3, torch.bfloat16: 8e-3}  # the roundings of a type, and what they do to these networks
 
 
@@ -223,7 +221,7 @@ def test_refusals(tmp_path, name, options, message):
 
 
 def test_a_missing_exporter_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(exporter.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(hotswap.HotswapError, match=r"writing ONNX needs onnx: pip install 'hotswap\[export\]'"):
         hotswap.export(swapped(), tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
 

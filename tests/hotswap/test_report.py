@@ -20,7 +20,7 @@ import hotswap
 from hotswap import HotswapError
 from hotswap.cli import main
 from hotswap.observe import observe
-from hotswap.report import colours, cost, diagram, figures, outline, outputs, samples, timing
+from hotswap.reporting import colours, cost, diagram, figures, outline, outputs, samples, timing
 
 IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
 VOID = {"meta", "img", "rect", "path", "circle", "br", "input", "link"}

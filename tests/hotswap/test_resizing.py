@@ -11,7 +11,7 @@ from torch import nn
 
 import hotswap
 from hotswap import HotswapError, Plan
-from hotswap.measure import swapped_layers
+from hotswap.measure.compare import swapped_layers
 from hotswap.resizing.layers import GuidedResize, is_bilinear
 from hotswap.tracing import UntraceableError
 

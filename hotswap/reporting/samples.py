@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hotswap import images
 from hotswap.errors import HotswapError
-from hotswap.measure import as_batches
+from hotswap.measure.compare import as_batches
 from hotswap.observe import Inputs
-from hotswap.report.colours import Pixels, from_tensor
+from hotswap.reporting.colours import Pixels, from_tensor
 
 Source = str | os.PathLike[str] | Iterable[Inputs] | Tensor
 

@@ -4,6 +4,6 @@
 network drawn; `views` and `outputs` the pictures; `making` puts them together as `content`, and `page` lays that out.
 """
 
-from hotswap.report.api import Report, report
+from hotswap.reporting.api import Report, report
 
 __all__ = ["Report", "report"]

@@ -7,20 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from hotswap.measure import Swapped
+from hotswap.measure.compare import Swapped
+from hotswap.measure.verify import Verification
 from hotswap.observe import Observation
-from hotswap.report import encoding
-from hotswap.report.content import Content, Image, Target
-from hotswap.report.cost import Costs
-from hotswap.report.diagram import draw
-from hotswap.report.figures import Figures
-from hotswap.report.outline import outline, plain_name
-from hotswap.report.reproduce import Origin, steps
-from hotswap.report.views import reach_of, view
+from hotswap.reporting import encoding
+from hotswap.reporting.content import Content, Image, Target
+from hotswap.reporting.cost import Costs
+from hotswap.reporting.diagram import draw
+from hotswap.reporting.figures import Figures
+from hotswap.reporting.outline import outline, plain_name
+from hotswap.reporting.reproduce import Origin, steps
+from hotswap.reporting.views import reach_of, view
 from hotswap.resizing.layers import GuidedResize
 from hotswap.sliding import POOL, TRANSPOSED
 from hotswap.targets.plan import Plan
-from hotswap.verify import Verification
 
 _PACKAGES = ("hotswap", "torch", "torchvision", "timm", "numpy", "pillow")
 

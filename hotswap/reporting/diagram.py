@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotswap.report.outline import FOLDED, GUIDE, TARGET, Row
+from hotswap.reporting.outline import FOLDED, GUIDE, TARGET, Row
 
 WIDTH = 330  # of the drawing, in units that are a pixel on a phone
 _TALL, _LOW, _GAP = 36, 22, 4  # heights of rows, and between them

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hotswap.report import colours, encoding
-from hotswap.report.encoding import Picture
-from hotswap.report.figures import Place, Windows
+from hotswap.reporting import colours, encoding
+from hotswap.reporting.encoding import Picture
+from hotswap.reporting.figures import Place, Windows
 
 _LARGEST_TABLE = 7  # windows up to this size are told in numbers
 

@@ -4,16 +4,16 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hotswap.measure import drift_text
-from hotswap.report.cost import Cost, Costs
-from hotswap.report.diagram import Drawing
-from hotswap.report.encoding import Picture
-from hotswap.report.figures import BARS, Histogram
-from hotswap.report.outputs import Compared, summary
-from hotswap.report.reproduce import Origin, Steps
-from hotswap.report.views import View
+from hotswap.measure.compare import drift_text
+from hotswap.measure.verify import Verification
+from hotswap.reporting.cost import Cost, Costs
+from hotswap.reporting.diagram import Drawing
+from hotswap.reporting.encoding import Picture
+from hotswap.reporting.figures import BARS, Histogram
+from hotswap.reporting.outputs import Compared, summary
+from hotswap.reporting.reproduce import Origin, Steps
+from hotswap.reporting.views import View
 from hotswap.targets.plan import Plan
-from hotswap.verify import Verification
 
 
 @dataclass(frozen=True)

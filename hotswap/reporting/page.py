@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hotswap.report import colours
-from hotswap.report.content import Content
-from hotswap.report.figures import BARS
+from hotswap.reporting import colours
+from hotswap.reporting.content import Content
+from hotswap.reporting.figures import BARS
 
 _OPEN = 4  # targets whose pictures are shown at once; the others open when they are clicked
 
@@ -16,7 +16,7 @@ _OPEN = 4  # targets whose pictures are shown at once; the others open when they
 def render(content: Content) -> bytes:
     """The page, in UTF-8. All text in it is escaped by the template engine, whatever it holds."""
     environment = Environment(
-        loader=PackageLoader("hotswap.report", "templates"),
+        loader=PackageLoader("hotswap.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

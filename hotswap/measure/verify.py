@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hotswap.kernels import INERT_DEVIATION, inert_warnings
-from hotswap.measure import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
+from hotswap.measure.compare import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.observe import Inputs
 from hotswap.tables import render
 

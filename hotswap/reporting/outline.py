@@ -8,7 +8,7 @@ from torch import nn
 
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
-from hotswap.report.samples import Sample
+from hotswap.reporting.samples import Sample
 from hotswap.resizing.plan import Resize
 from hotswap.targets.plan import Plan, Swap
 

@@ -14,8 +14,8 @@ from hotswap.observe import Inputs, observe
 from hotswap.tables import render
 
 if TYPE_CHECKING:
-    from hotswap.report.content import Content
-    from hotswap.report.samples import Progress
+    from hotswap.reporting.content import Content
+    from hotswap.reporting.samples import Progress
 
 DEFAULT_LIMIT = 6
 
@@ -85,8 +85,8 @@ def report(
             written; what was there is then still there.
     """
     from hotswap import images as folders
-    from hotswap.report import cost, figures, making, page, reproduce, samples
-    from hotswap.report.outputs import KINDS
+    from hotswap.reporting import cost, figures, making, page, reproduce, samples
+    from hotswap.reporting.outputs import KINDS
 
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise HotswapError(f"limit must be a whole number of at least 1, got {limit!r}")

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hotswap.measure import Swapped, visited
-from hotswap.report.colours import Numbers
-from hotswap.report.encoding import reduced
-from hotswap.report.outputs import Compared, compare
-from hotswap.report.samples import Sample
-from hotswap.verify import Comparison, Verification
+from hotswap.measure.compare import Swapped, visited
+from hotswap.measure.verify import Comparison, Verification
+from hotswap.reporting.colours import Numbers
+from hotswap.reporting.encoding import reduced
+from hotswap.reporting.outputs import Compared, compare
+from hotswap.reporting.samples import Sample
 
 Place = tuple[float, float]  # of a pixel: from the top and from the left, as shares of height and width
 
@@ -95,7 +95,7 @@ def collect(model: nn.Module, samples: Iterable[Sample], outputs: str) -> Figure
     Args:
         model: the swapped network.
         samples: the images.
-        outputs: how maps are drawn; see `hotswap.report.outputs`.
+        outputs: how maps are drawn; see `hotswap.reporting.outputs`.
 
     Raises:
         HotswapError: where nothing is swapped, or an image cannot be read.

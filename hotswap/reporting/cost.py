@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 from hotswap import kernels
 from hotswap.guide import window_distance
 from hotswap.layers import SwappedLayer
-from hotswap.measure import Swapped
+from hotswap.measure.compare import Swapped
 from hotswap.naming import INPUT
 from hotswap.observe import Observation, mode
-from hotswap.report.samples import Progress, Sample
-from hotswap.report.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
+from hotswap.reporting.samples import Progress, Sample
+from hotswap.reporting.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
 from hotswap.resizing.layers import GuidedInterpolate
 from hotswap.targets.plan import FX, Plan
 

@@ -9,13 +9,13 @@ from hotswap.api import _names
 from hotswap.choose import Names, automatic, why_not
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer, why_not_swappable
-from hotswap.measure import plain_copy
+from hotswap.measure.compare import plain_copy
+from hotswap.measure.status import status
 from hotswap.observe import Call, Inputs
 from hotswap.resizing.choose import is_automatic
 from hotswap.resizing.plan import Resize, named, why_not_guided
 from hotswap.resizing.sites import find
 from hotswap.sliding import sliding_of
-from hotswap.status import status
 from hotswap.tables import render
 from hotswap.targets.plan import Plan, Swap
 from hotswap.weights import own_weight

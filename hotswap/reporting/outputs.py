@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hotswap.measure import tensors
-from hotswap.report import colours, encoding
-from hotswap.report.encoding import Picture
+from hotswap.measure.compare import tensors
+from hotswap.reporting import colours, encoding
+from hotswap.reporting.encoding import Picture
 from pac_ops.binary import labels_of
 
 AUTO, LABELS, MAPS = "auto", "labels", "maps"

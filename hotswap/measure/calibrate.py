@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hotswap import kernels, surgery
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
-from hotswap.measure import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
+from hotswap.measure.compare import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs
 from hotswap.tables import render

@@ -104,6 +104,14 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = was_training
 
 
+@contextmanager
+def only_looking(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode, without gradients; afterwards the network is what it was, random numbers too."""
+    kept = (random_numbers_kept(), written_back(model.buffers()), untouched(model.modules()))
+    with kept[0], kept[1], kept[2], mode(model, training=False), torch.no_grad():
+        yield
+
+
 def as_arguments(inputs: Inputs) -> tuple[Any, ...]:
     """Positional arguments for a network: a lone tensor is the only one.
 
@@ -205,20 +213,17 @@ def run_once(
     arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
     device = next((x.device for x in model.parameters()), torch.device("cpu"))
 
-    def attempt(inputs: Sequence[Any]) -> None:
-        begin(inputs)
-        with random_numbers_kept(), untouched(model.modules()), within:
-            model(*inputs)
-
     try:
         # Real parameters and buffers are read as fake ones; most writes to them (a batch norm's counts) are lost.
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with written_back(model.buffers()), mode(model, training=False), on_fake_tensors(fake):
-            attempt([_empty_like(x, device) for x in arguments])
+        with only_looking(model), on_fake_tensors(FakeTensorMode(allow_non_fake_inputs=True)):
+            fakes = [_empty_like(x, device) for x in arguments]
+            begin(fakes)
+            with within:
+                model(*fakes)
     except HotswapError:
         raise
     except Exception as error:  # anything a user's forward can raise; it is re-raised with its reason
-        if _runs_on_numbers(model, [_numbers_like(x, device) for x in arguments], attempt):
+        if _runs_on_numbers(model, [_numbers_like(x, device) for x in arguments], begin, within):
             return
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
         raise HotswapError(
@@ -227,10 +232,16 @@ def run_once(
         ) from error
 
 
-def _runs_on_numbers(model: nn.Module, inputs: Sequence[Any], attempt: Callable[[Sequence[Any]], None]) -> bool:
+def _runs_on_numbers(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    begin: Callable[[Sequence[Any]], None],
+    within: AbstractContextManager[Any],
+) -> bool:
+    begin(inputs)
     try:
-        with written_back(model.buffers()), mode(model, training=False), torch.no_grad():
-            attempt(inputs)
+        with only_looking(model), within:
+            model(*inputs)
     except HotswapError:
         raise
     except Exception:  # noqa: BLE001 (the run on fake tensors has said why)

@@ -20,8 +20,7 @@ from hotswap.alike import Distance, distance, values, why_nothing
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError, one_line
 from hotswap.guided import GuidedLayer
-from hotswap.observe import Inputs, as_arguments, default_inputs, mode
-from hotswap.untouched import random_numbers_kept, untouched, written_back
+from hotswap.observe import Inputs, as_arguments, default_inputs, only_looking
 
 # What rounding may do to outputs, in units of the last place of the largest: it is below a tenth of this in networks
 # of a hundred layers.
@@ -129,8 +128,7 @@ def _why_not_run(plain: nn.Module) -> str | None:
 
 def _seen(model: nn.Module, arguments: Sequence[Any]) -> _Seen:
     copies = [x.clone() if isinstance(x, Tensor) else deepcopy(x) for x in arguments]
-    kept = (random_numbers_kept(), written_back(model.buffers()), untouched(model.modules()))
-    with kept[0], kept[1], kept[2], mode(model, training=False), torch.no_grad(), _watched(model) as inside:
+    with only_looking(model), _watched(model) as inside:
         return _Seen(values(model(*copies)), inside)
 
 

@@ -436,9 +436,10 @@ def _prepared(
     if not plan.resizes:
         prepared = _Prepared(None, _by_method(names, plan, method, example_inputs, check, by_fx))
     else:
-        enlarging, twin = _enlarging(names, plan, example_inputs, check)
+        enlarging, twin, observation = _enlarging(names, plan, example_inputs, check)
         if plan.swaps:
-            guided = replace(names, model=twin)  # what is left is done on what the enlargements make of the network
+            # What is left is done on what the enlargements make of the network, whose graph may call fewer modules.
+            guided = replace(names, model=twin, observation=observation)
             swapping = _by_method(guided, replace(plan, resizes=()), method, example_inputs, check, by_fx)
             prepared = _Prepared(enlarging, swapping)
         else:
@@ -449,18 +450,19 @@ def _prepared(
 
 def _enlarging(
     names: Names, plan: Plan, example_inputs: Inputs | None, check: SelfCheck | None
-) -> tuple[Enlarging, nn.Module]:
-    """Made ready by fx, or else by hooks, as they were before if they were; and a copy that was swapped and run."""
+) -> tuple[Enlarging, nn.Module, Observation | None]:
+    """Made ready by fx, or else by hooks, as they were before if they were; a copy that was swapped, and its run."""
     resizes = plan.resizes
 
-    def tried(enlarging: Enlarging) -> tuple[Enlarging, nn.Module]:
+    def tried(enlarging: Enlarging) -> tuple[Enlarging, nn.Module, Observation | None]:
         twin = _twin(names.model)
         resized.install(twin, enlarging)
-        if names.observation is not None:
-            _check_runs(twin, names.observation, example_inputs, plan)
-            if check is not None:
-                check.compare(twin)
-        return enlarging, twin
+        if names.observation is None:
+            return enlarging, twin, None
+        observation = _check_runs(twin, names.observation, example_inputs, plan)
+        if check is not None:
+            check.compare(twin)
+        return enlarging, twin, observation
 
     notes: tuple[str, ...] = ()
     if not any(resize.taps for resize in resizes):
@@ -558,7 +560,7 @@ def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
     return converted
 
 
-def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None, plan: Plan) -> None:
+def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None, plan: Plan) -> Observation:
     """One run of the swapped network, before anybody gets to see it."""
     after = observe(converted, example_inputs)
     for swap in plan.swaps:  # a rewritten forward may have taken in the code of one that holds another's guide
@@ -582,6 +584,7 @@ def _check_runs(converted: nn.Module, before: Observation, example_inputs: Input
             f"the swapped network gives {after.calls[-1].output_shape} where the plain one gives "
             f"{before.calls[-1].output_shape}; this is a bug in hotswap, please report it"
         )
+    return after
 
 
 def _deep_copy(model: Model, shared: dict[int, Any] | None = None) -> Model:

@@ -156,6 +156,31 @@ def test_arguments_with_defaults_are_traced_at_what_they_are_called_with(image):
         swapped(image)
 
 
+class InALoop(nn.Module):
+    """A block holds a swapped convolution with its guide, and the guide of an enlargement outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Base()
+
+    def forward(self, x):
+        y = x
+        for _ in range(2):
+            y = self.block(y)[:, :3]
+        return F.interpolate(y[..., ::2, ::2], x.shape[2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_a_graph_for_enlargements_has_the_code_of_blocks_with_swapped_convolutions(method, image):
+    net, guides = InALoop().eval(), {"block.target": "block.stem", "resize": "block.stem"}
+    options = {"example_inputs": image, "method": method, "guide_scale": 1.0}
+    swapped = hotswap.convert(net, ["block.target", "resize"], guides, **options)
+    one, other = (hotswap.convert(net, name, "block.stem", **options)(image) for name in ("block.target", "resize"))
+    assert not torch.allclose(swapped(image), one)
+    assert not torch.allclose(swapped(image), other)
+    torch.testing.assert_close(hotswap.revert(swapped)(image), net(image))
+
+
 class Gain(nn.Conv2d):
     def forward(self, x, gain=1.0):
         return F.conv2d(x, self.weight * gain, self.bias, padding=1)

@@ -82,7 +82,7 @@ def test_batches_weigh_by_their_taps(vgg, monkeypatch):
     """As verify weighs them, also where a large batch is sampled."""
     import sys
 
-    monkeypatch.setattr(sys.modules["hotswap.calibrate"], "_SAMPLES_PER_CALL", 2000)
+    monkeypatch.setattr(sys.modules["hotswap.measure.calibrate"], "_SAMPLES_PER_CALL", 2000)
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=(96, 96), mode="bilinear")
     batches = [smooth, torch.rand(1, 3, 32, 32)]
     converted = hotswap.convert(vgg, "conv3_2", "conv2_1")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from hotswap.guide import image_size, require_given, require_value, window_distance
+from hotswap.guide import image_size, require_given, require_value, shared_guides
 
 ACTIVATION_NAMES = {
     "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu", "relu6",
@@ -47,7 +47,7 @@ _READING_MODULES = (
 _READING_FUNCTIONS: set[Any] = {
     operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, torch.sigmoid,
     F.conv2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.batch_norm, getattr,
-    image_size, window_distance, require_value, require_given,
+    image_size, shared_guides, require_value, require_given,
 }  # fmt: skip
 _READING_METHODS = {"add", "mean", "mul", "size", "dim"}
 _IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

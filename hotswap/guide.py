@@ -1,7 +1,7 @@
 """The adapter between a guide activation and a target: what a rewritten forward calls."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,8 +85,7 @@ def window_distance(
     sliding: Sliding,
     resize: str,
     asymmetric: bool = False,
-    previous: tuple[Size, Tensor] | None = None,
-) -> tuple[Size, Tensor]:
+) -> Tensor:
     """||f_i - f_j||^2 over a target's window, of the guides resized to the target's input size.
 
     Several guides count as one with all their channels, so their squared distances are added. They are plain tensors,
@@ -99,17 +98,13 @@ def window_distance(
         sliding: how the target's window slides; what it puts around its input is put around the guides alike.
         resize: how a guide gets the height and width that go with it: "bilinear", "area" or "nearest".
         asymmetric: clip f_j - f_i below at 0 before it is squared.
-        previous: what this function returned for another target with the same guides and sliding; used
-            again where that target's input had the same size.
 
     Returns:
-        `size` and the distances, [B, 1, kh, kw, Ho, Wo].
+        The distances, [B, 1, kh, kw, Ho, Wo].
 
     Raises:
         HotswapError: where a guide is no image-like tensor, or of another batch size.
     """
-    if previous is not None and previous[0] == size:
-        return previous
     batch = size[0]
     height, width = sliding.guide_size(size[1], size[2])
     total: Tensor | None = None
@@ -124,7 +119,30 @@ def window_distance(
         distance = _distance(padded, sliding.on_guide(), asymmetric=asymmetric)
         total = distance if total is None else total + distance
     assert total is not None  # noqa: S101 (a plan names at least one)
-    return size, total
+    return total
+
+
+class Shared(NamedTuple):
+    """Guides with their distances at one size, for several targets of one window."""
+
+    guides: tuple[Any, ...]
+    size: Size
+    distance: Tensor
+
+
+def shared_guides(
+    names: tuple[str, ...],
+    guides: tuple[Any, ...],
+    size: Size,
+    sliding: Sliding,
+    resize: str,
+    asymmetric: bool,
+    previous: Shared | None,
+) -> Shared:
+    """Guides with their `window_distance`, or `previous`, those of the target before, where that has this size."""
+    if previous is not None and previous.size == size:
+        return previous
+    return Shared(guides, size, window_distance(names, guides, size, sliding, resize, asymmetric))
 
 
 def _distance(guide: Tensor, window: Window, *, asymmetric: bool) -> Tensor:

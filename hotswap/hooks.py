@@ -1,40 +1,22 @@
 """Carries a plan out with module hooks: for networks that cannot be traced, or are entered past their `forward`.
 
-A guide is caught where its module returns, and each target gets its distances just before it runs; see `relay`.
+A guide is caught where its module returns, and each target gets it just before it runs; see `relay`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import nn
 
-from hotswap import kernels, relay
+from hotswap import relay
 from hotswap.errors import HotswapError
 from hotswap.following import Following, notes_of, with_taps
-from hotswap.guide import image_size, require_input_only, window_distance
-from hotswap.layers import SwappedLayer
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import called_root, check_swaps, inside_paths
-from hotswap.relay import Done, Reader, Reading, Relay, Slot, slots_of
+from hotswap.relay import Reading, Relay, Slot, slots_of
 from hotswap.targets.plan import Plan, Swap
-
-
-@dataclass(frozen=True, eq=False)
-class _Steer(Reader):
-    resize: str
-    asymmetric: bool
-
-    def __call__(self, module: SwappedLayer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        require_input_only(self.target, args, kwargs)
-        like = args[0] if args else next(iter(kwargs.values()))
-        size = image_size(self.target, like)
-        guides = self.guides(like)
-        names = tuple(slot.source for slot in self.slots)
-        _, distance = window_distance(names, guides, size, module.sliding, self.resize, self.asymmetric)
-        return (like, distance), {}
-
 
 # --- the plan -------------------------------------------------------------------------------------------
 
@@ -79,11 +61,7 @@ class Graft:
         own = Relay(self.readers, self.activations)
         relay.attach(own, model, root)
         for swap in self.plan.swaps:
-            target = model.get_submodule(swap.target)
-            asymmetric = kernels.parse(swap.kernel).asymmetric
-            steer = _Steer(own, swap.target, slots_of(swap), swap.resize, asymmetric)
-            target.register_forward_pre_hook(steer, with_kwargs=True)
-            target.register_forward_hook(Done(own, swap.target, slots_of(swap)))
+            relay.give(own, swap.target, slots_of(swap), model.get_submodule(swap.target))
         return Record(self.plan, self.root_path, own)
 
 

@@ -1,6 +1,7 @@
 """What a target becomes: a subclass of its own class whose forward is pixel-adaptive."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 import pac_ops
 from hotswap import kernels
 from hotswap.errors import HotswapError
+from hotswap.guide import Shared, image_size, window_distance
 from hotswap.guided import GuidedLayer
 from hotswap.sliding import Sliding, has_own_forward, sliding_of, steered_forward
 from hotswap.targets.plan import Swap
@@ -19,11 +21,11 @@ from pac_ops.subclasses import as_plain
 
 
 class SwappedLayer(GuidedLayer[Swap]):
-    """A layer steered by a guide: `forward(input, distance)`, weights and names unchanged.
+    """A layer steered by guides: `forward(input, guides)`, weights and names unchanged.
 
-    `distance` is ||f_i - f_j||^2 of the unscaled guide, [B, 1, kh, kw, Ho, Wo]; the adapting kernel is
-    K = exp(-s^2/2 ||f_i - f_j||^2), or another function of s^2 ||f_i - f_j||^2, with this layer's scale s, so targets
-    of different scale can share distances.
+    Each guide is [B, G, H, W], of any size. The adapting kernel is K = exp(-s^2/2 ||f_i - f_j||^2), or another
+    function of s^2 ||f_i - f_j||^2, with this layer's scale s. So targets of different scale can share distances;
+    `guides` is a `Shared` then.
     """
 
     sliding: Sliding
@@ -40,6 +42,33 @@ class SwappedLayer(GuidedLayer[Swap]):
         super().neutralise()
         self.reset(conserve=None, tap_means=None)
 
+    def distance(self, input: Tensor, guides: Sequence[Any] | Shared | None) -> Tensor:
+        """||f_i - f_j||^2 of the unscaled guides over the window, [B, 1, kh, kw, Ho, Wo].
+
+        Raises:
+            HotswapError: where it was called without guides, or with one that does not fit.
+        """
+        if guides is None:
+            raise HotswapError(
+                f"the layer swapped for guide {self._swap.guide_name!r} was called without its guide: something "
+                "other than the forward that hotswap rewrote called it; call the network itself, hotswap.revert it, "
+                'or convert it with method="hooks"'
+            )
+        if isinstance(guides, Shared):
+            return guides.distance
+        size, swap = image_size(self._swap.target, input), self._swap
+        return window_distance(swap.guide, tuple(guides), size, self.sliding, swap.resize, self._function.asymmetric)
+
+    def measured(self, input: Tensor, guides: Sequence[Any] | Shared) -> tuple[Tensor, Tensor]:
+        """What `hotswap.measure` looks at: distances, and which taps are off-centre and inside the image.
+
+        [B, 1, kh, kw, Ho, Wo], and bool [kh, kw, Ho, Wo].
+        """
+        counts = self.sliding.valid_taps(input)
+        kh, kw = self.sliding.kernel_size
+        counts[kh // 2, kw // 2] = False
+        return self.distance(input, guides).detach(), counts
+
     def adapting_kernel(self, distance: Tensor) -> Tensor:
         """K for these distances, before anything is conserved, in their shape and dtype."""
         if self.guide_log_scale is None:
@@ -52,19 +81,9 @@ class SwappedLayer(GuidedLayer[Swap]):
         """1 - K in float64, before anything is conserved; also where K itself would round to 1 in float32."""
         return kernels.deviation(distance.double() * self.guide_scale**2, self._function)
 
-    def steering_kernel(self, input: Tensor, distance: Tensor | None) -> Tensor:
-        """K for this input, with what is conserved.
-
-        Raises:
-            HotswapError: where there are no distances: it was not called by the rewritten forward.
-        """
-        if distance is None:
-            raise HotswapError(
-                f"the layer swapped for guide {self._swap.guide_name!r} was called without its guide: something "
-                "other than the forward that hotswap rewrote called it; call the network itself, hotswap.revert it, "
-                'or convert it with method="hooks"'
-            )
-        kernel = self.adapting_kernel(distance)
+    def steering_kernel(self, input: Tensor, guides: Sequence[Any] | Shared | None) -> Tensor:
+        """K for this input, with what is conserved; see `distance`."""
+        kernel = self.adapting_kernel(self.distance(input, guides))
         if self.tap_factors is not None:
             return kernel * self.tap_factors.to(kernel.device)  # a pool has no weight to tell it the device
         if self._swap.conserve == "window":
@@ -97,9 +116,9 @@ class SwappedLayer(GuidedLayer[Swap]):
 class SwappedConv2d(SwappedLayer, nn.Conv2d):
     """A pixel-adaptive convolution; a subclass with a forward of its own keeps it, but for the convolution inside."""
 
-    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
         """Pixel-adaptive convolution of the input; see the class."""
-        kernel = self.steering_kernel(input, distance)
+        kernel = self.steering_kernel(input, guides)
         if isinstance(self, _OwnForward):  # super() at once: from Python 3.12 on, Dynamo follows none in a variable
             return steered_forward(super().forward, self, input, kernel, self.sliding)
         padded, window = self.sliding.padded(input), self.sliding.window()
@@ -115,12 +134,12 @@ class _OwnForward:
 class SwappedConvTranspose2d(SwappedLayer, nn.ConvTranspose2d):
     """A pixel-adaptive transposed convolution; the guide has its output's size."""
 
-    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
         """Pixel-adaptive transposed convolution of the input; see the class."""
         window, extra = self.sliding.window(), self.sliding.output_padding
         return pac_ops.pacconv_transpose2d(
             input,
-            self.steering_kernel(input, distance),
+            self.steering_kernel(input, guides),
             self.weight,
             self.bias,
             window.stride,
@@ -134,7 +153,7 @@ class SwappedConvTranspose2d(SwappedLayer, nn.ConvTranspose2d):
 class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
     """A pixel-adaptive average pool: its sums are weighted by K, and divided by what they always were."""
 
-    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
         """Pixel-adaptive average of the input; see the class."""
         window = self.sliding.window()
         # What the plain pool makes of ones is the share of its divisor that lies inside the image.
@@ -142,7 +161,7 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
         divided = super().forward(ones) / self.sliding.valid_taps(input).sum((0, 1))
         return pac_ops.pacpool2d(
             input,
-            self.steering_kernel(input, distance) * divided,  # before the sums, which half precision may not hold
+            self.steering_kernel(input, guides) * divided,  # before the sums, which half precision may not hold
             window.kernel_size,
             window.stride,
             window.padding,
@@ -154,9 +173,9 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
 class SwappedFunction(SwappedLayer):
     """A module that calls `F.conv2d` with its own weight: its forward runs, and that call is pixel-adaptive."""
 
-    def forward(self, input: Tensor, distance: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
         """What the module computes, pixel-adaptive; see the class."""
-        kernel = self.steering_kernel(input, distance)
+        kernel = self.steering_kernel(input, guides)
         return steered_forward(super().forward, self, input, kernel, self.sliding)
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.errors import HotswapError
-from hotswap.guide import guide_copy
+from hotswap.guide import guide_copy, require_input_only
 from hotswap.guided import Tap
 from hotswap.naming import INPUT
 
@@ -356,6 +356,13 @@ class Reader(Hook):
         return tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
 
 
+class _Give(Reader):
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        require_input_only(self.target, args, kwargs)
+        input = args[0] if args else next(iter(kwargs.values()))
+        return (input, self.guides(input)), {}
+
+
 class Done(Reader):
     """It has run."""
 
@@ -375,6 +382,12 @@ def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
         if slot.tap is not None:
             model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot, root))
     root.register_forward_hook(_Close(relay), always_call=True)
+
+
+def give(relay: Relay, target: str, slots: tuple[Slot, ...], layer: nn.Module) -> None:
+    """Give a layer its guides just before it runs."""
+    layer.register_forward_pre_hook(_Give(relay, target, slots), with_kwargs=True)
+    layer.register_forward_hook(Done(relay, target, slots))
 
 
 def detach(relay: Relay, root: nn.Module) -> None:

@@ -6,7 +6,6 @@ generated subclass of it, whose one method is the graph's code.
 """
 
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -20,7 +19,7 @@ from hotswap import effects, kernels, layers, regraphing
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.graph_modules import by_mode, is_stale
-from hotswap.guide import guide_copy, image_size, require_input_only, window_distance
+from hotswap.guide import guide_copy, image_size, require_input_only, shared_guides
 from hotswap.leaves import leaf_modules
 from hotswap.naming import INPUT
 from hotswap.observe import Observation
@@ -406,22 +405,29 @@ def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[s
             work.append((target, tuple(taps), swap))
     work.sort(key=lambda item: position[item[0]])
     guide_of: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later
-    latest: dict[tuple[Any, ...], Node] = {}  # what makes distances equal but for the size -> the last made
-    for target, activations, swap in work:
+    for _, activations, swap in work:
         for tap, source in zip(activations, swap.guide, strict=True):
             if tap not in guide_of:
                 guide_of[tap] = _unchanging(graph, tap, root, source)
-        like = target.args[0] if target.args else target.kwargs["input"]
-        guides = tuple(guide_of[tap] for tap in activations)
-        asymmetric = kernels.parse(swap.kernel).asymmetric
-        key = (guides, sliding_of(modules[swap.target]), swap.resize, asymmetric)
-        with graph.inserting_before(target):
-            size = graph.call_function(image_size, (swap.target, like))
-            latest[key] = graph.call_function(window_distance, (swap.guide, guides, size, *key[1:], latest.get(key)))
-            distance = graph.call_function(operator.getitem, (latest[key], 1))
+    keys = [_alike(tuple(guide_of[tap] for tap in taps), modules[swap.target], swap) for _, taps, swap in work]
+    latest: dict[tuple[Any, ...], Node] = {}  # of these, the last made
+    for (target, _, swap), key in zip(work, keys, strict=True):
         require_input_only(swap.target, target.args, target.kwargs)
-        target.args, target.kwargs = (like, distance), {}
+        like, guides = target.args[0] if target.args else target.kwargs["input"], key[0]
+        if keys.count(key) > 1:
+            with graph.inserting_before(target):
+                size = graph.call_function(image_size, (swap.target, like))
+                latest[key] = graph.call_function(
+                    shared_guides, (swap.guide, guides, size, *key[1:], latest.get(key))
+                )
+            guides = latest[key]
+        target.args, target.kwargs = (like, guides), {}
     graph.lint()
+
+
+def _alike(guides: tuple[Node, ...], target: nn.Module, swap: Swap) -> tuple[Any, ...]:
+    """Equal for targets whose distances are, where their inputs have one size."""
+    return guides, sliding_of(target), swap.resize, kernels.parse(swap.kernel).asymmetric
 
 
 def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 import hotswap
 from benchmarks.evidence import config
 from benchmarks.evidence.crf import with_dense_crf, with_pac_crf
+from hotswap.guide import Shared
+from hotswap.guided import GuidedLayer
 from hotswap.layers import SwappedLayer
 from hotswap.observe import Inputs, mode
-from hotswap.resizing.layers import GuidedResize
 
 INPUT, OUTPUT = "input", "output"
 
@@ -45,11 +46,15 @@ def shuffle_guides(model: nn.Module) -> nn.Module:
     Batches must hold two images or more.
     """
     for module in model.modules():
-        if isinstance(module, SwappedLayer):  # (input, distances within each guide)
-            module.register_forward_pre_hook(lambda _, args: (args[0], _next_image(args[1])))
-        elif isinstance(module, GuidedResize):  # (input, guides, what else F.interpolate takes)
-            module.register_forward_pre_hook(lambda _, args: (args[0], [*map(_next_image, args[1])], *args[2:]))
+        if isinstance(module, GuidedLayer):  # (input, guides, what else F.interpolate takes)
+            module.register_forward_pre_hook(lambda _, args: (args[0], _next_images(args[1]), *args[2:]))
     return model
+
+
+def _next_images(guides: Any) -> Any:
+    if isinstance(guides, Shared):  # distances lie within each guide
+        return guides._replace(guides=_next_images(guides.guides), distance=_next_image(guides.distance))
+    return tuple(map(_next_image, guides))
 
 
 def _next_image(x: Tensor) -> Tensor:

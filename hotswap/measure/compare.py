@@ -46,12 +46,8 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
 
     def hook_for(path: str) -> Callable[..., None]:
         def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
-            if isinstance(layer, GuidedResize):
-                if (measured := layer.measured(*arguments)) is not None:
-                    visit(path, layer, *measured)
-                return
-            input, distance = arguments
-            visit(path, layer, distance.detach(), _counting_taps(layer, input))
+            if (measured := layer.measured(*arguments)) is not None:
+                visit(path, layer, *measured)
 
         return hook
 
@@ -61,13 +57,6 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _counting_taps(layer: SwappedLayer, input: Tensor) -> Tensor:
-    counts = layer.sliding.valid_taps(input)
-    kh, kw = layer.sliding.kernel_size
-    counts[kh // 2, kw // 2] = False
-    return counts
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -113,7 +113,7 @@ def report(
         observation = observe(model, first.arguments)
     except HotswapError:  # then the drawing has no sizes, and distances no cost; the network did run
         observation = None
-    costs = cost.measure(model, comparison.plain, comparison.layers, plan, observation, first, track)
+    costs = cost.measure(model, comparison.plain, comparison.layers, first, track)
     origin = reproduce.Origin(
         network=type(comparison.plain).__name__,
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),

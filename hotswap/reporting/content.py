@@ -130,7 +130,7 @@ def _target(target: Target) -> dict[str, Any]:
 
 
 def _cost(cost: Cost) -> dict[str, Any]:
-    return asdict(cost) | {"time_ratio": cost.time_ratio, "swapped_bytes": cost.most}
+    return asdict(cost) | {"time_ratio": cost.time_ratio, "swapped_bytes": cost.swapped.bytes}
 
 
 def _outputs(compared: Compared) -> dict[str, Any]:

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hotswap import kernels
-from hotswap.guide import window_distance
+from hotswap.guide import Shared
 from hotswap.layers import SwappedLayer
 from hotswap.measure.compare import Swapped
-from hotswap.naming import INPUT
-from hotswap.observe import Observation, mode
+from hotswap.observe import mode
 from hotswap.reporting.samples import Progress, Sample
 from hotswap.reporting.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
 from hotswap.resizing.layers import GuidedInterpolate
-from hotswap.targets.plan import FX, Plan
 
 _STEADY = 0.3  # between the quartiles of a network's runs, of their median
 
@@ -30,19 +28,14 @@ class Cost:
 
     plain: Use
     swapped: Use
-    guide: Use | None = None  # what it takes to get distances from the guide, where that is not part of `swapped`
-    kept: int = 0  # bytes of these distances, which are there while the layer runs
-    shared: int = 1  # how many targets they serve
+    guide: Use | None = None  # the part of `swapped` that distances of the guide take ...
+    shared: int = 1  # ... and how many targets they serve
 
     @property
     def total(self) -> float:
         """Milliseconds, swapped, with this target's share of the distances."""
-        return self.swapped.milliseconds + (0.0 if self.guide is None else self.guide.milliseconds / self.shared)
-
-    @property
-    def most(self) -> int:
-        """Bytes, swapped, at most at one time: for the distances, or with them for the layer."""
-        return max(0 if self.guide is None else self.guide.bytes, self.kept + self.swapped.bytes)
+        saved = 0.0 if self.guide is None else self.guide.milliseconds * (1 - 1 / self.shared)
+        return self.swapped.milliseconds - saved
 
     @property
     def time_ratio(self) -> float:
@@ -68,8 +61,6 @@ def measure(
     model: nn.Module,
     plain: nn.Module,
     layers: Mapping[str, Swapped],
-    plan: Plan,
-    observation: Observation | None,
     sample: Sample,
     progress: Progress,
 ) -> Costs:
@@ -79,13 +70,10 @@ def measure(
         model: the swapped network.
         plain: the same, with nothing swapped.
         layers: the swapped layers, by target.
-        plan: of the swaps.
-        observation: one run of the swapped network on such an image, which tells the sizes of guides.
         sample: the image.
         progress: told of each target.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    sizes = _guide_sizes(plan, observation, sample)
     steps = iter(progress(range(len(layers)), len(layers), "timing targets"))
     found: dict[str, Cost] = {}
     keys: dict[str, object] = {}
@@ -94,8 +82,8 @@ def measure(
         def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
             if name not in found:
                 next(steps, None)
-                found[name] = _of_target(name, layer, arguments, plain, sizes, device)
-                keys[name] = _distances_of(layer, arguments)
+                found[name] = _of_target(name, layer, arguments, plain, device)
+                keys[name] = _distances_of(name, layer, arguments)
 
         return hook
 
@@ -111,17 +99,16 @@ def measure(
             for handle in handles:
                 handle.remove()
     next(steps, None)  # the bar is full
-    if plan.method == FX:  # where targets with the same distances get them from one another
-        found = {n: replace(c, shared=sum(keys[n] == key for key in keys.values())) for n, c in found.items()}
+    found = {n: replace(c, shared=list(keys.values()).count(keys[n])) for n, c in found.items()}
     return Costs(network, found, _conditions(device, sample))
 
 
-def _distances_of(layer: Swapped, arguments: tuple[Any, ...]) -> object:
+def _distances_of(name: str, layer: Swapped, arguments: tuple[Any, ...]) -> object:
     """Equal for two layers that are given the same distances."""
-    if not isinstance(layer, SwappedLayer):
-        return layer
+    if not isinstance(layer, SwappedLayer) or not isinstance(arguments[1], Shared):
+        return name
     swap = layer.swap
-    return swap.guide, layer.sliding, swap.resize, arguments[0].shape[2:], kernels.parse(swap.kernel).asymmetric
+    return swap.guide, layer.sliding, swap.resize, arguments[1].size, kernels.parse(swap.kernel).asymmetric
 
 
 def _of_target(
@@ -129,42 +116,20 @@ def _of_target(
     layer: Swapped,
     arguments: tuple[Any, ...],
     plain: nn.Module,
-    sizes: Mapping[str, tuple[int, ...]],
     device: torch.device,
 ) -> Cost:
-    input = arguments[0]
+    input, guides, *further = arguments
+    if isinstance(guides, Shared):
+        guides = guides.guides
     own_forward: Callable[..., Any] = layer.forward  # without hooks, which would be timed too
     if isinstance(layer, GuidedInterpolate):
-        further = arguments[2:]
-        cost = _side_by_side(lambda: layer._plain(input, *further), lambda: own_forward(*arguments), device)
+        stock: Callable[..., Any] = layer._plain
     else:
-        stock: Callable[..., Any] = plain.get_submodule(name).forward
-        cost = _side_by_side(lambda: stock(input), lambda: own_forward(*arguments), device)
-    if not isinstance(layer, SwappedLayer) or not all(source in sizes for source in layer.swap.guide):
+        stock = plain.get_submodule(name).forward
+    cost = _side_by_side(lambda: stock(input, *further), lambda: own_forward(input, guides, *further), device)
+    if not isinstance(layer, SwappedLayer):
         return cost
-    swap = layer.swap
-    guides = tuple(torch.randn(sizes[source], device=input.device, dtype=input.dtype) for source in swap.guide)
-    size = (input.shape[0], input.shape[2], input.shape[3])
-    asymmetric = kernels.parse(swap.kernel).asymmetric
-
-    def distances() -> object:
-        return window_distance(swap.guide, guides, size, layer.sliding, swap.resize, asymmetric)
-
-    return replace(cost, guide=measured([distances], device)[0], kept=arguments[1].nbytes)
-
-
-def _guide_sizes(plan: Plan, observation: Observation | None, sample: Sample) -> dict[str, tuple[int, ...]]:
-    """Shapes of the guides that are known: an activation has the shape of its module's output."""
-    found: dict[str, tuple[int, ...]] = {}
-    for source in {source for swap in plan.swaps for source in swap.guide}:
-        if source == INPUT:
-            shape: tuple[int, ...] | None = tuple(sample.arguments[0].shape)
-        else:
-            call = None if observation is None else observation.first(source)
-            shape = None if call is None else call.output_shape
-        if shape is not None and len(shape) == 4:
-            found[source] = shape
-    return found
+    return replace(cost, guide=measured([lambda: layer.distance(input, guides)], device)[0])
 
 
 def _side_by_side(plain: Run, swapped: Run, device: torch.device) -> Cost:

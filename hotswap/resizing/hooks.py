@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from hotswap import regraphing, relay, surgery
 from hotswap.errors import HotswapError
 from hotswap.following import notes_of, with_taps
-from hotswap.guide import require_input_only
 from hotswap.naming import INPUT
 from hotswap.observe import Inputs, Observation
 from hotswap.placing import all_paths, deepest_caller
@@ -71,9 +70,7 @@ class Graft:
         relay.attach(own, model, root)
         for resize in self.resizes:
             if resize.call is None:
-                layer, reading = model.get_submodule(resize.target), (own, resize.name, slots_of(resize))
-                layer.register_forward_pre_hook(_Give(*reading), with_kwargs=True)
-                layer.register_forward_hook(Done(*reading))
+                relay.give(own, resize.name, slots_of(resize), model.get_submodule(resize.target))
         rewritten: list[str] = []
         for path, chains in self.chains.items():
             owner = model.get_submodule(path)
@@ -187,16 +184,6 @@ def _check_hookable(path: str, module: nn.Module, *, calls: bool) -> None:
             f"module {name} has had its forward replaced on the instance, so its calls of F.interpolate cannot be "
             "handed over; undo that first"
         )
-
-
-# --- modules that are enlargements ----------------------------------------------------------------------------
-
-
-class _Give(Reader):
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        require_input_only(self.target, args, kwargs)
-        input = args[0] if args else next(iter(kwargs.values()))
-        return (input, self.guides(input)), {}
 
 
 # --- calls in the graphs of GraphModules -----------------------------------------------------------------------

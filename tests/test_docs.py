@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import forks
 import layouts
+import networks
 import pytest
 import torch
 import yaml
@@ -162,18 +163,9 @@ def command(words):
 
 
 def small_vgg16():
-    """A VGG16 with an eighth of the channels in place of 138 million parameters."""
-    from torchvision.models import _api, vgg
+    from torchvision.models import _api
 
-    def vgg16(*, weights=None):
-        cfg = [width if width == "M" else width // 8 for width in vgg.cfgs["D"]]
-        with torch.device("meta"):
-            network = vgg.VGG(vgg.make_layers(cfg), init_weights=False)
-        network.features = vgg.make_layers(cfg)
-        network.avgpool, network.classifier = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(64, 10)
-        return network
-
-    _api.BUILTIN_MODELS["vgg16"] = vgg16
+    _api.BUILTIN_MODELS["vgg16"] = networks.thin_vgg16
 
 
 def small_data():

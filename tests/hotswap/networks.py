@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.vgg import make_layers
+from torchvision.models.vgg import VGG, cfgs, make_layers
 
 
 def conv(c_in=8, c_out=8, k=3, **kwargs):
@@ -16,6 +16,15 @@ def conv(c_in=8, c_out=8, k=3, **kwargs):
 def thin_vgg11():
     """The convolutions of torchvision's VGG-11, by the same names, with few channels."""
     return make_layers([8, "M", 8, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"])
+
+
+def thin_vgg16(*, weights=None):
+    """torchvision's VGG-16 with an eighth of the channels, in place of 138 million weights that take seconds to fill."""
+    features = make_layers([width if width == "M" else width // 8 for width in cfgs["D"]])
+    with torch.device("meta"):
+        network = VGG(features)
+    network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(64, 10)
+    return network
 
 
 class Plain(nn.Module):

@@ -2,11 +2,14 @@
 
 import copy
 
+import networks
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation.deeplabv3 import _deeplabv3_resnet
 
 import hotswap
 from hotswap.layers import SwappedConv2d
@@ -15,13 +18,13 @@ FEW_CLASSES = {"num_classes": 7}
 
 
 def deeplab():
-    return torchvision.models.segmentation.deeplabv3_resnet50(
-        weights=None, weights_backbone=None, aux_loss=True, num_classes=5
-    )
+    """torchvision's DeepLabV3 on a shallow ResNet: two blocks where the pattern of targets is to find several."""
+    resnet = ResNet(Bottleneck, [1, 1, 1, 2], width_per_group=8, replace_stride_with_dilation=[False, True, True])
+    return _deeplabv3_resnet(resnet, num_classes=5, aux=True)
 
 
 NETWORKS = {
-    "vgg16": (lambda: torchvision.models.vgg16().features, ["conv3_3", "conv4_3", "conv5_3"], "conv2_2"),
+    "vgg16": (lambda: networks.thin_vgg16().features, ["conv3_3", "conv4_3", "conv5_3"], "conv2_2"),
     "resnet18": (lambda: torchvision.models.resnet18(**FEW_CLASSES), "auto", "auto"),
     "mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(**FEW_CLASSES), "auto", "auto"),
     "deeplabv3": (deeplab, ["backbone.layer4.*.conv2", "classifier.1"], "backbone.layer1"),
@@ -33,10 +36,19 @@ NETWORKS = {
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def case(request):
+    """A network, and what converts it."""
     make, targets, guide = NETWORKS[request.param]
     torch.manual_seed(0)
     plain = make().eval()
-    return plain, targets, guide
+    example = torch.randn(1, 3, 64, 64)
+    return plain, lambda **options: hotswap.convert(plain, targets, guide, example_inputs=example, **options)
+
+
+@pytest.fixture(scope="module")
+def converted(case):
+    """What tests that change nothing share."""
+    _, convert = case
+    return convert(guide_scale=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +66,11 @@ def relative(a, b):
 
 @torch.no_grad()
 def test_outputs_agree_and_the_plain_network_is_untouched(case, image):
-    plain, targets, guide = case
+    plain, convert = case
     before, keys = values(plain(image)), {k: v.clone() for k, v in plain.state_dict().items()}
-    paper = hotswap.convert(plain, targets, guide)
-    zero = hotswap.convert(plain, targets, guide, guide_scale=0)
-    strong = hotswap.convert(plain, targets, guide, guide_scale=3.0)
+    paper = convert()
+    zero = convert(guide_scale=0)
+    strong = convert(guide_scale=3.0)
 
     assert relative(values(zero(image)), before) < 1e-5  # float rounding alone
     assert relative(values(paper(image)), before) < 2**-9  # below what bf16 rounding would show
@@ -76,8 +88,8 @@ def test_outputs_agree_and_the_plain_network_is_untouched(case, image):
 
 @torch.no_grad()
 def test_revert_gives_back_the_plain_network_with_the_weights_as_they_are(case, image):
-    plain, targets, guide = case
-    converted = hotswap.convert(plain, targets, guide, guide_scale=0.1)
+    plain, convert = case
+    converted = convert(guide_scale=0.1)
     reverted = hotswap.revert(converted)
     assert torch.equal(values(reverted(image)), values(plain(image)))
     assert type(reverted) is type(plain)
@@ -91,8 +103,8 @@ def test_revert_gives_back_the_plain_network_with_the_weights_as_they_are(case, 
 
 
 def test_gradients_reach_every_weight(case, image):
-    plain, targets, guide = case
-    converted = hotswap.convert(plain, targets, guide, guide_scale=0.1).train()
+    _, convert = case
+    converted = convert(guide_scale=0.1).train()
     values(converted(image)).square().sum().backward()
     swapped = {p: m for p, m in converted.named_modules() if isinstance(m, SwappedConv2d)}
     assert swapped.keys() == {s.target for s in hotswap.status(converted).plan.swaps}
@@ -103,9 +115,7 @@ def test_gradients_reach_every_weight(case, image):
 
 
 @torch.no_grad()
-def test_deepcopy_gives_the_same_outputs_and_shares_nothing(case, image):
-    plain, targets, guide = case
-    converted = hotswap.convert(plain, targets, guide, guide_scale=0.1)
+def test_deepcopy_gives_the_same_outputs_and_shares_nothing(converted, image):
     twin = copy.deepcopy(converted)
     expected = values(converted(image))
     assert torch.equal(values(twin(image)), expected)
@@ -115,18 +125,14 @@ def test_deepcopy_gives_the_same_outputs_and_shares_nothing(case, image):
 
 
 @torch.no_grad()
-def test_compile_in_one_graph(case, image):
-    plain, targets, guide = case
-    converted = hotswap.convert(plain, targets, guide, guide_scale=0.1)
+def test_compile_in_one_graph(converted, image):
     torch._dynamo.reset()
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     assert relative(values(compiled(image)), values(converted(image))) < 1e-5
 
 
 @torch.no_grad()
-def test_export_with_dynamic_batch_and_size(case, image):
-    plain, targets, guide = case
-    converted = hotswap.convert(plain, targets, guide, guide_scale=0.1)
+def test_export_with_dynamic_batch_and_size(converted, image):
     auto = torch.export.Dim.AUTO
     program = torch.export.export(converted, (image,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     larger = torch.randn(3, 3, 96, 64)
@@ -134,7 +140,7 @@ def test_export_with_dynamic_batch_and_size(case, image):
 
 
 def test_vgg16_with_the_papers_names_is_the_papers_swap():
-    model = hotswap.convert(torchvision.models.vgg16(), targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
+    model = hotswap.convert(networks.thin_vgg16(), targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
     swaps = hotswap.status(model).plan.swaps
     assert [s.target for s in swaps] == ["features.14", "features.21", "features.28"]
     assert {s.guide for s in swaps} == {("features.7",)}  # conv2_2
@@ -142,7 +148,7 @@ def test_vgg16_with_the_papers_names_is_the_papers_swap():
     code = type(model.features).forward
     assert "('features.7',), (_8,)" in _source(code)  # taken after its ReLU, features.8
 
-    auto = hotswap.convert(torchvision.models.vgg16())
+    auto = hotswap.convert(networks.thin_vgg16())
     assert hotswap.status(auto).plan == hotswap.status(model).plan
 
 
@@ -223,7 +229,7 @@ def test_one_distance_is_shared_by_targets_of_one_size(monkeypatch, image):
         guide.pac_ops, "squared_distance2d", lambda *a, _f=guide.pac_ops.squared_distance2d: calls.append(a) or _f(*a)
     )
     model = hotswap.convert(
-        torchvision.models.vgg16().features, ["conv3_2", "conv3_3", "conv4_2", "conv4_3"], "conv2_2"
+        networks.thin_vgg16().features, ["conv3_2", "conv3_3", "conv4_2", "conv4_3"], "conv2_2"
     )
     calls.clear()
     model(image)

@@ -3,13 +3,14 @@ import copy
 import json
 import pickle
 import random
+import resource
+import signal
 import struct
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections import OrderedDict
 
+import forks
 import networks
 import pytest
 import safetensors.torch
@@ -212,29 +213,26 @@ def test_a_refused_save_writes_nothing(tmp_path, model, path, architecture, reas
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-FULL_DISK = """
-import resource, signal, sys, torch
-from hotswap.checkpoint import Metadata, write
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-for suffix in (".pt", ".safetensors"):
-    try:
-        write({"a": torch.ones(100_000)}, sys.argv[1] + suffix, Metadata())
-    except ValueError as error:
-        print(type(error).__name__, str(error))
-"""
+def write_to_a_full_disk():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    for suffix in (".pt", ".safetensors"):
+        try:
+            write({"a": torch.ones(100_000)}, f"m{suffix}", Metadata())
+        except ValueError as error:
+            print(type(error).__name__, str(error), flush=True)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_files(tmp_path):
+    (disk := tmp_path / "disk").mkdir()
     for suffix in (".pt", ".safetensors"):
-        (tmp_path / f"m{suffix}").write_text("old")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path / "m"], capture_output=True, text=True, check=True
-    )
-    lines = done.stdout.splitlines()
+        (disk / f"m{suffix}").write_text("old")
+    status, out, errors = forks.run(write_to_a_full_disk, folder=disk)
+    assert status == 0, errors
+    lines = out.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("HotswapError cannot write ") and "File too large" in line for line in lines)
-    assert sorted((p.name, p.read_text()) for p in tmp_path.iterdir()) == [("m.pt", "old"), ("m.safetensors", "old")]
+    assert sorted((p.name, p.read_text()) for p in disk.iterdir()) == [("m.pt", "old"), ("m.safetensors", "old")]
 
 
 # --- what training scripts leave ------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import forks
 import networks
 import numpy as np
 import pytest
@@ -489,33 +492,46 @@ class Slow(Net):
 """
 
 
+def hotswap_in_a_process(*words):
+    main(list(words), prog_name="hotswap")
+
+
 def test_a_factory_in_the_current_folder_and_ctrl_c(tmp_path):
     (tmp_path / "slownets.py").write_text(SLOW_NETS)
-    done = process("plan", "slownets:Net", "--target", "b", "--guide", "a", cwd=tmp_path)
     slow = process("plan", "slownets:Slow", cwd=tmp_path)
     assert slow.stderr.readline() == "building\n"
     slow.send_signal(signal.SIGINT)
     out, errors = slow.communicate(timeout=30)
     assert (out, errors.strip(), slow.returncode) == ("", "Aborted!", 1)
-    out, errors = done.communicate(timeout=60)
-    assert (errors, done.returncode) == ("", 0)
+    status, out, errors = forks.run(
+        hotswap_in_a_process, "plan", "slownets:Net", "--target", "b", "--guide", "a", folder=tmp_path
+    )
+    assert (errors, status) == ("", 0)
     assert "conv1_2" in out
+
+
+def write_and_wait(target, written):
+    save = torch.save
+
+    def slow(content, stream):
+        save(content, stream)
+        stream.flush()
+        written.send("written")
+        time.sleep(60)
+
+    torch.save = slow
+    checkpoint.write({"a": torch.ones(9)}, target, checkpoint.Metadata())
 
 
 def test_kill_9_while_writing_leaves_the_old_file(tmp_path):
     target = tmp_path / "m.pt"
     target.write_text("old")
-    code = (
-        "import sys, time, torch\nfrom hotswap import checkpoint\n"
-        "save = torch.save\n"
-        "def slow(content, stream):\n"
-        "    save(content, stream); stream.flush(); print('written', flush=True); time.sleep(60)\n"
-        "torch.save = slow\n"
-        "checkpoint.write({'a': torch.ones(9)}, sys.argv[1], checkpoint.Metadata())\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, target], cwd=ROOT, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout.readline() == b"written\n"
-        writer.kill()
+    writing, sending = multiprocessing.Pipe(duplex=False)
+    writer = forks.start(write_and_wait, target, sending)
+    assert writing.poll(60)
+    writer.kill()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
     assert target.read_text() == "old"
 
 

@@ -228,9 +228,7 @@ def test_one_distance_is_shared_by_targets_of_one_size(monkeypatch, image):
     monkeypatch.setattr(
         guide.pac_ops, "squared_distance2d", lambda *a, _f=guide.pac_ops.squared_distance2d: calls.append(a) or _f(*a)
     )
-    model = hotswap.convert(
-        networks.thin_vgg16().features, ["conv3_2", "conv3_3", "conv4_2", "conv4_3"], "conv2_2"
-    )
+    model = hotswap.convert(networks.thin_vgg16().features, ["conv3_2", "conv3_3", "conv4_2", "conv4_3"], "conv2_2")
     calls.clear()
     model(image)
     assert len(calls) == 2

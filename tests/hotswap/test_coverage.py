@@ -1,14 +1,15 @@
 """A sample of the coverage sweep (benchmarks/coverage): small networks that together need every mechanism."""
 
 import os
-import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import nn
 
+from benchmarks.coverage import __main__ as command
 from benchmarks.coverage import convolutions, enlargements, sweep, tables
 from benchmarks.coverage.networks import Network, all_networks, image
 from benchmarks.coverage.plain import NotApplicable, PlainError
@@ -40,7 +41,6 @@ SAMPLE = {
     "smp:deeplabv3plus/resnet18": "fx",  # looks whether the size of its input suits it
     "smp:segformer/mit_b0": "hooks" if torch.__version__.startswith("2.8.") else "fx",  # torch.empty, of traced sizes
     "transformers:ResNetModel": "hooks",  # output classes, keyword arguments
-    "transformers:MobileNetV2Model": "hooks",
     "transformers:SegformerForSemanticSegmentation": "hooks",  # tokens between its convolutions
     "transformers:MobileViTModel": "hooks",
 }
@@ -201,11 +201,17 @@ def test_a_network_that_hangs_or_dies_costs_one_row(tmp_path):
     assert kept["reason"] in tables.page(sweep.read(path), sweep.read(path))
 
 
+def cover(arguments):
+    command.main(arguments)
+
+
 def test_the_command_keeps_a_row_and_skips_what_has_one(tmp_path):
     path = tmp_path / "rows.csv"
+    arguments = ["--only", "timm:test_resnet", "--output", str(path)]
+    (tmp_path / "work").mkdir()
     # A process of its own: networks are forked from it, which autograd's threads would not survive.
-    command = [sys.executable, "-m", "benchmarks.coverage", "--only", "timm:test_resnet", "--output", path]
-    for _ in range(2):
-        subprocess.run(command, check=True, capture_output=True)
+    status, _, errors = forks.run(cover, arguments, folder=tmp_path / "work")
+    assert status == 0, errors
+    assert CliRunner().invoke(command.main, arguments).exit_code == 0
     (row,) = path.read_text().splitlines()[1:]
     assert ",ok," in row

@@ -90,12 +90,15 @@ torch.testing.assert_close(found["scores"], expected)
 """
 
 
-def test_an_exported_program_runs_without_us(tmp_path):
-    net = swapped()
+def test_an_exported_program_runs_without_us_and_the_network_stays_as_it_was(tmp_path):
+    net = swapped().train()
+    state = {name: x.clone() for name, x in net.state_dict().items()}
     result = hotswap.export(net, tmp_path / "net.pt2", example_inputs=torch.rand(SIZE))
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(x, state[name]) for name, x in net.state_dict().items())
     assert result.inputs == (("batch", 3, "height", "width"),)
     image = torch.rand(3, 3, 40, 56)
-    torch.save((image, net(image)["scores"].detach()), tmp_path / "data.pt")
+    torch.save((image, net.eval()(image)["scores"].detach()), tmp_path / "data.pt")
     subprocess.run([sys.executable, "-c", LOAD, tmp_path / "net.pt2", tmp_path / "data.pt"], check=True)
 
 
@@ -196,14 +199,6 @@ def test_what_onnxruntime_cannot_run_is_refused(tmp_path):
     net = networks.Plain().eval().double()
     with pytest.raises(hotswap.HotswapError, match="onnxruntime cannot run the file of this network, .* a .pt2 file"):
         hotswap.export(net, tmp_path / "net.onnx", example_inputs=torch.rand(SIZE).double(), dynamic=False)
-
-
-def test_the_network_stays_as_it_was(tmp_path):
-    net = swapped().train()
-    state = {name: x.clone() for name, x in net.state_dict().items()}
-    hotswap.export(net, tmp_path / "net.pt2", example_inputs=torch.rand(SIZE))
-    assert all(module.training for module in net.modules())
-    assert all(torch.equal(x, state[name]) for name, x in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_modules_stand_for_their_paths():
 
 
 def test_a_mapping_takes_every_name_of_a_target_and_exact_names_win():
-    vgg = torchvision.models.vgg11().features
+    vgg = networks.thin_vgg11()
     guide = {"re:conv3_.": "input", "*": "conv1_1", "conv4_1": "conv2_1", vgg[18]: ["auto", "input"], "8": "3"}
     plan = hotswap.plan(vgg, ["conv3_*", "conv4_*", "conv5_2"], guide)
     assert {s.target_alias: s.guide_name for s in plan.swaps} == {
@@ -84,7 +84,7 @@ def test_a_mapping_takes_every_name_of_a_target_and_exact_names_win():
 
 
 def test_auto_is_a_name_for_targets_in_mappings_too():
-    vgg = torchvision.models.vgg11().features
+    vgg = networks.thin_vgg11()
     plan = hotswap.plan(vgg, ["auto", "conv3_1"], {"auto": "conv1_1", "*": "input"}, guide_scale={"auto": 2, "*": 3})
     assert {s.target_alias: (s.guide_name, s.guide_scale) for s in plan.swaps} == {
         "conv3_2": ("conv1_1", 2), "conv4_2": ("conv1_1", 2), "conv5_2": ("conv1_1", 2), "conv3_1": ("input", 3),
@@ -144,7 +144,7 @@ def test_gradients_reach_the_image():
 def test_real_networks_compile_with_the_image_as_guide():
     net = torchvision.models.resnet18(num_classes=7).eval()
     x = torch.randn(2, 3, 64, 64)
-    converted = hotswap.convert(net, "auto", ["input", "auto"], guide_scale=0.1)
+    converted = hotswap.convert(net, "auto", ["input", "auto"], guide_scale=0.1, example_inputs=x)
     torch._dynamo.reset()
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     close(compiled(x), converted(x))

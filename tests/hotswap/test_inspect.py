@@ -13,24 +13,28 @@ import hotswap
 PAPER_NAMES = [f"conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, n + 1)]
 
 
-def test_aliases_of_vgg16_are_the_papers_names():
-    convolutions = hotswap.inspect(torchvision.models.vgg16()).convolutions
+@pytest.fixture(scope="module")
+def vgg16():
+    return hotswap.inspect(torchvision.models.vgg16())
+
+
+def test_aliases_of_vgg16_are_the_papers_names(vgg16):
+    convolutions = vgg16.convolutions
     assert [c.alias for c in convolutions] == PAPER_NAMES
     assert {c.alias: c.automatic for c in convolutions if c.automatic} == {
         "conv2_2": "guide", "conv3_3": "target", "conv4_3": "target", "conv5_3": "target",
     }  # fmt: skip
 
 
-def test_costs_and_sizes_of_vgg16():
-    inspection = hotswap.inspect(torchvision.models.vgg16())
-    by_alias = {c.alias: c for c in inspection.convolutions}
+def test_costs_and_sizes_of_vgg16(vgg16):
+    by_alias = {c.alias: c for c in vgg16.convolutions}
     assert by_alias["conv1_1"].parameters == 64 * 3 * 9 + 64
     assert by_alias["conv3_1"].output_size == (56, 56)
-    assert sum(c.multiply_adds for c in inspection.convolutions) == 15_346_630_656  # the well-known 15.3 G
+    assert sum(c.multiply_adds for c in vgg16.convolutions) == 15_346_630_656  # the well-known 15.3 G
 
 
-def test_receptive_fields_of_vgg16_are_the_known_ones():
-    fields = [c.receptive_field for c in hotswap.inspect(torchvision.models.vgg16()).convolutions]
+def test_receptive_fields_of_vgg16_are_the_known_ones(vgg16):
+    fields = [c.receptive_field for c in vgg16.convolutions]
     known = (3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196)
     assert fields == [(n, n) for n in known]
 
@@ -162,6 +166,6 @@ def test_inputs_it_does_not_take_are_refused():
 
 
 def test_a_converted_network_can_be_inspected():
-    converted = hotswap.convert(torchvision.models.vgg11())
+    converted = hotswap.convert(networks.thin_vgg11())
     by_path = {c.path: c for c in hotswap.inspect(converted).convolutions}
-    assert "swapped already" in by_path["features.8"].why_no_target
+    assert "swapped already" in by_path["8"].why_no_target

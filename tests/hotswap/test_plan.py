@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections import OrderedDict
 
 import networks
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import hotswap
 from hotswap.targets.plan import Plan
@@ -14,7 +16,7 @@ from hotswap.targets.plan import Plan
 
 @pytest.fixture(scope="module")
 def vgg():
-    return torchvision.models.vgg11().eval()
+    return nn.Sequential(OrderedDict(features=networks.thin_vgg11())).eval()
 
 
 def targets(plan):
@@ -97,7 +99,7 @@ def test_the_plan_of_a_converted_network_has_its_scales_of_now(vgg):
 
 def test_printed_as_a_table(vgg):
     text = str(hotswap.plan(vgg))
-    for expected in ("conv3_2", "features.8", "3x3, 256 -> 256", "conv2_1 (features.3)", "0.0001", "bilinear"):
+    for expected in ("conv3_2", "features.8", "3x3, 8 -> 8", "conv2_1 (features.3)", "0.0001", "bilinear"):
         assert expected in text
     assert "note: rewrites Sequential.forward of 'features'" in text
     converted = hotswap.convert(vgg)

@@ -1,8 +1,5 @@
 """What registration with torch.library promises: opcheck, gradients of two orders, compile, export, autocast."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from oracle import PLAIN
@@ -93,8 +90,9 @@ REGISTERED = sorted(
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("op", REGISTERED)
 def test_opcheck_every_op(op, config, dtype):
-    # The slow checks, of autograd and of compilation, see the same code whatever the dtype.
-    fewer = {"test_utils": ("test_schema", "test_faketensor")} if dtype == torch.bfloat16 else {}
+    # The slow checks, of autograd and of compilation, see the same code whatever the dtype and the plainer window.
+    few = dtype == torch.bfloat16 or config != CONFIGS[-1]
+    fewer = {"test_utils": ("test_schema", "test_faketensor")} if few else {}
     for call in arguments(op, config, (2, 5, 6), dtype):
         torch.library.opcheck(getattr(OPS, op).default, call, **fewer)
 
@@ -168,45 +166,6 @@ def example():
     return PacConv2d(4, 6, 3, padding=1), torch.randn(2, 4, 9, 8), torch.randn(2, 3, 9, 8)
 
 
-def test_compile_in_one_graph_without_recompiling():
-    layer, x, f = example()
-    torch._dynamo.reset()
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(layer, fullgraph=True, backend=counting)
-    for _ in range(3):
-        x, f = torch.randn_like(x), torch.randn_like(f)
-        torch.testing.assert_close(compiled(x, f), layer(x, f))
-    assert len(graphs) == 1
-
-
-def test_compile_with_gradients_and_dynamic_shapes():
-    layer, _, _ = example()
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for size in ((2, 9, 8), (3, 12, 5)):
-        x, f = torch.randn(size[0], 4, *size[1:]), torch.randn(size[0], 3, *size[1:])
-        a, b = f.clone().requires_grad_(), f.clone().requires_grad_()
-        out, expected = compiled(x, a), layer(x, b)
-        torch.testing.assert_close(out, expected)
-        out.square().sum().backward()
-        expected.square().sum().backward()
-        torch.testing.assert_close(a.grad, b.grad)
-
-
-def test_export_with_dynamic_batch_and_size():
-    layer, x, f = example()
-    auto = torch.export.Dim.AUTO
-    shapes = ({0: auto, 2: auto, 3: auto}, {0: auto, 2: auto, 3: auto})
-    program = torch.export.export(layer, (x, f), dynamic_shapes=shapes)
-    x, f = torch.randn(5, 4, 7, 11), torch.randn(5, 3, 7, 11)
-    torch.testing.assert_close(program.module()(x, f), layer(x, f))
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_narrows_all_but_k(compiled):
     layer, x, f = example()
@@ -231,18 +190,6 @@ def test_autocast_leaves_float64_alone():
     layer, x, f = example()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.double()(x.double(), f.double()).dtype == torch.float64
-
-
-def test_deepcopy_and_pickle():
-    layer, x, f = example()
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(twin(x, f), layer(x, f))
-
-
-def test_functional_call():
-    layer, x, f = example()
-    doubled = {name: 2 * p for name, p in layer.named_parameters()}
-    torch.testing.assert_close(torch.func.functional_call(layer, doubled, (x, f)), 2 * layer(x, f))
 
 
 def test_no_copies_of_all_taps():

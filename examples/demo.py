@@ -147,8 +147,8 @@ def tune_both(out: Path, steps: int) -> tuple[HedSegmenter, HedSegmenter, Path]:
     set_trainable(plain, lambda _: True)
 
     targets = TARGETS[1:]  # conv4_3 and conv5_3
-    swapped = hotswap.convert(plain, targets, GUIDE)
     samples = torch.stack([train[i][0] for i in range(16)])
+    swapped = hotswap.convert(plain, targets, GUIDE, example_inputs=samples[:1])
     show(hotswap.calibrate(swapped, samples, deviation=DEVIATION))
 
     guided = hotswap.convert(plain, "resize", "input", calibrate_on=samples, learn_scale=True)

@@ -20,6 +20,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = (
+    "test_commands_run_as_written",
+    "test_every_kernel_under_the_interpreter",
+    "test_export_sizes.py",
+    "random_networks/",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: one that starts last has the other workers wait."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

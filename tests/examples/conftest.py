@@ -19,6 +19,6 @@ def face() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def swapped_hed(hed: HED, face: torch.Tensor) -> torch.nn.Module:
-    swapped = hotswap.convert(hed, ["conv3_3", "conv4_3"], "conv2_2")
+    swapped = hotswap.convert(hed, ["conv3_3", "conv4_3"], "conv2_2", example_inputs=face)
     hotswap.calibrate(swapped, face, deviation=0.3)
     return swapped

@@ -106,7 +106,8 @@ def _swapped_segmenter(guide_scale):
     for name, parameter in plain.named_parameters():
         if name.startswith("score"):
             torch.nn.init.normal_(parameter, std=0.01)
-    return plain, hotswap.convert(plain, ["conv5_3"], "conv2_2", guide_scale=guide_scale)
+    image = torch.rand(1, 3, 64, 64)
+    return plain, hotswap.convert(plain, ["conv5_3"], "conv2_2", guide_scale=guide_scale, example_inputs=image)
 
 
 def test_save_load_and_revert_pass_their_checks(tmp_path, monkeypatch, face):

@@ -124,7 +124,14 @@ def test_deepcopy_gives_the_same_outputs_and_shares_nothing(converted, image):
     assert torch.equal(values(converted(image)), expected)
 
 
+def mostly(names):
+    """These networks in every run and the others with `-m slow`."""
+    marked = [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in NETWORKS]
+    return pytest.mark.parametrize("case", marked, indirect=True, scope="module")
+
+
 @torch.no_grad()
+@mostly(["vgg16", "deeplabv3", "timm_convnext"])
 def test_compile_in_one_graph(converted, image):
     torch._dynamo.reset()
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
@@ -132,6 +139,7 @@ def test_compile_in_one_graph(converted, image):
 
 
 @torch.no_grad()
+@mostly(["resnet18", "mobilenet_v3", "deeplabv3"])
 def test_export_with_dynamic_batch_and_size(converted, image):
     auto = torch.export.Dim.AUTO
     program = torch.export.export(converted, (image,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))

@@ -245,9 +245,9 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
 
 def test_the_command(tmp_path):
     checkpoint, path = tmp_path / "swapped.safetensors", tmp_path / "swapped.onnx"
-    net = hotswap.convert(hotswap.zoo.build("timm:test_resnet", trusted=True), guide_scale=SCALE)
-    hotswap.save(net, checkpoint, "timm:test_resnet")
-    arguments = ["export", str(checkpoint), "-o", str(path), "--input-size", "64", "--static", "--json"]
+    hotswap.save(hotswap.convert(networks.Plain(), "target", "guide", guide_scale=SCALE), checkpoint)
+    arguments = ["export", str(checkpoint), "--model", "networks:Plain", "-o", str(path)]
+    arguments += ["--input-size", "64", "--static", "--json"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     written = json.loads(result.stdout)

@@ -275,7 +275,8 @@ def test_images_are_prepared_as_a_saved_model_says(tmp_path, preprocessor, mean,
 def test_what_a_saved_model_says_of_images_stays_with_its_checkpoint(saved, tmp_path):
     folder = prepared(saved, tmp_path, **HALF, size=64)
     out = tmp_path / "s.safetensors"
-    hotswap.save(hotswap.convert(zoo.build(str(folder), trusted=True), TARGET, "input"), out)
+    example = torch.rand(1, 3, 64, 64)
+    hotswap.save(hotswap.convert(zoo.build(str(folder), trusted=True), TARGET, "input", example_inputs=example), out)
     found = images.form_for(hotswap.load(out))
     assert (found.mean, found.std, found.shape) == ((0.5,) * 3, (0.25,) * 3, (3, 64, 64))
     plain = copy.deepcopy(saved[1])

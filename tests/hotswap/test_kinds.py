@@ -393,7 +393,7 @@ def test_plans_of_every_kind_are_saved(tmp_path, image):
 def test_timm_networks_of_such_convolutions(name):
     net = timm.create_model(name, num_classes=3).eval()
     image = torch.randn(1, 3, 64, 64)
-    converted = hotswap.convert(net, guide_scale=0)
+    converted = hotswap.convert(net, guide_scale=0, example_inputs=image)
     with torch.no_grad():
         assert (converted(image) - net(image)).norm() <= 1e-4 * net(image).norm() + 1e-6
 

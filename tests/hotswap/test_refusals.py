@@ -7,16 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import Plain, conv, with_target
+from networks import Plain, conv, thin_vgg11, with_target
 from torch import nn
 
 import hotswap
 
 
 def small_vgg():
-    """VGG-11 with a small classifier: the real one is half a gigabyte."""
-    net = torchvision.models.vgg11()
-    net.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 2))
+    """VGG-11 with few channels and a small classifier: the real one is half a gigabyte."""
+    with torch.device("meta"):
+        net = torchvision.models.vgg11()
+    net.features, net.classifier = thin_vgg11(), nn.Sequential(nn.Linear(8 * 7 * 7, 2))
     return net
 
 

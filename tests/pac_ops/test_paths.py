@@ -103,6 +103,17 @@ CASES = {
     ),
     "pool, mask": Case(lambda **w: PacPool2d(3, **w), lambda **w: nn.AvgPool2d(3), masked=True),
 }
+
+
+def layers_but(*names):
+    """All layers but these, which repeat what others meet: they are run with `-m slow`."""
+    assert CASES.keys() >= set(names)
+    marked = [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if name in names else []) for name, case in CASES.items()
+    ]
+    return pytest.mark.parametrize("case", marked)
+
+
 LEARNING = {name: case for name, case in CASES.items() if list(case.make().parameters())}
 every_layer = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_learning_layer = pytest.mark.parametrize("case", LEARNING.values(), ids=LEARNING)
@@ -321,7 +332,7 @@ def counting_backend():
     return backend, graphs
 
 
-@every_layer
+@layers_but(*(CASES.keys() - {"conv", "conv, mask", "transpose, inverse", "pool, channel-wise"}))
 def test_compile_once_for_batches_of_one_shape(case):
     layer = case.layer()
     torch._dynamo.reset()
@@ -333,7 +344,7 @@ def test_compile_once_for_batches_of_one_shape(case):
     assert len(graphs) == 1
 
 
-@every_layer
+@layers_but("pool, mask", "transpose, groups", "transpose, inverse")
 def test_compile_with_dynamic_shapes(case):
     layer = case.layer()
     torch._dynamo.reset()
@@ -345,7 +356,7 @@ def test_compile_with_dynamic_shapes(case):
     assert len(graphs) == 1
 
 
-@every_layer
+@layers_but("pool, mask", "transpose, groups", "transpose, inverse")
 def test_export_with_dynamic_batch_and_size(case):
     layer, arguments = case.layer(), case.arguments()
     auto = torch.export.Dim.AUTO

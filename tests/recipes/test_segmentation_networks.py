@@ -74,14 +74,14 @@ def test_a_crf_takes_a_backbone_as_it_is(published):
 
 
 def test_a_crf_takes_the_backbone_of_a_swapped_networks_file(published, tmp_path):
-    swapped = hotswap.convert(published[0], targets=["conv3_3", "conv4_3", "conv5_3"], guide="conv2_2")
+    image = 100 * torch.randn(1, 3, 40, 33)
+    targets = ["conv3_3", "conv4_3", "conv5_3"]
+    swapped = hotswap.convert(published[0], targets, guide="conv2_2", example_inputs=image)
     hotswap.save(swapped, tmp_path / "pacfcn.safetensors")
     network = fcn8s_paccrf(CLASSES, hidden=HIDDEN, dilations=(2, 4), backbone=str(tmp_path / "pacfcn.safetensors"))
     assert torch.equal(network.backbone.conv4_3.weight, published[0].conv4_3.weight)
-    again = hotswap.convert(
-        network.eval(), targets=[f"backbone.conv{n}_3" for n in (3, 4, 5)], guide="backbone.conv2_2", guide_scale=0.1
-    )
-    image = 100 * torch.randn(1, 3, 40, 33)
+    targets = [f"backbone.{name}" for name in targets]
+    again = hotswap.convert(network.eval(), targets, guide="backbone.conv2_2", guide_scale=0.1, example_inputs=image)
     with torch.no_grad():
         assert not torch.allclose(again(image), network(image))
 

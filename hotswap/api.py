@@ -17,7 +17,7 @@ from hotswap.layers import shape_of
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import as_batches, plain_copy
 from hotswap.naming import AUTO
-from hotswap.observe import Inputs, Observation, observe
+from hotswap.observe import Inputs, Observation, compiled_in_place, observe
 from hotswap.resizing import hooks as resizing_hooks
 from hotswap.resizing import record as resized
 from hotswap.resizing import surgery as resizing
@@ -356,6 +356,8 @@ def _planned(
         )
     if before:
         notes += (f"{len(before)} were swapped before, and stay as they are",)
+    if compiled_in_place(model):
+        notes += ("Module.compile was called on it, which copies do not keep: call it on the converted network",)
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
     made = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))

@@ -24,6 +24,7 @@ from hotswap.untouched import random_numbers_kept, untouched, written_back
 
 DEFAULT_IMAGE_SIZE = 224
 _IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
+_COMPILED = "_compiled_call_impl"  # where Module.compile leaves what it makes
 Inputs = Tensor | tuple[Any, ...]
 
 
@@ -108,8 +109,27 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 def only_looking(model: nn.Module) -> Iterator[None]:
     """Run in evaluation mode, without gradients; afterwards the network is what it was, random numbers too."""
     kept = (random_numbers_kept(), written_back(model.buffers()), untouched(model.modules()))
-    with kept[0], kept[1], kept[2], mode(model, training=False), torch.no_grad():
+    with kept[0], kept[1], kept[2], _not_compiled(model), mode(model, training=False), torch.no_grad():
         yield
+
+
+@contextmanager
+def _not_compiled(model: nn.Module) -> Iterator[None]:
+    """Call modules as they are, also those that `Module.compile` was called for: compiled code hides its calls."""
+    compiled = compiled_in_place(model)
+    for module in compiled:
+        del vars(module)[_COMPILED]
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            vars(module)[_COMPILED] = call
+
+
+def compiled_in_place(model: nn.Module) -> dict[nn.Module, Any]:
+    """The modules that `Module.compile` was called for, and what it made."""
+    made = {module: vars(module).get(_COMPILED) for module in model.modules()}
+    return {module: call for module, call in made.items() if call is not None}
 
 
 def as_arguments(inputs: Inputs) -> tuple[Any, ...]:

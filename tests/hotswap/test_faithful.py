@@ -181,6 +181,21 @@ def test_a_graph_for_enlargements_has_the_code_of_blocks_with_swapped_convolutio
     torch.testing.assert_close(hotswap.revert(swapped)(image), net(image))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("targets", "method"), [("target", "fx"), ("target", "hooks"), ("resize", "auto")])
+def test_networks_compiled_in_place_are_swapped_as_others(targets, method, inplace, image):
+    options = {"guide_scale": 1.0, "example_inputs": image, "method": method}
+    net = Defaults().eval()
+    expected = hotswap.convert(net, targets, "input", **options)(image)
+    net.compile(backend="eager")
+    plain = net(image)
+    swapped = hotswap.convert(net, targets, "input", inplace=inplace, **options)
+    assert any("Module.compile was called on it" in note for note in hotswap.status(swapped).plan.notes)
+    assert swapped._compiled_call_impl is net._compiled_call_impl if inplace else swapped._compiled_call_impl is None
+    close(swapped(image), expected)
+    close(hotswap.revert(swapped)(image), plain)
+
+
 class Gain(nn.Conv2d):
     def forward(self, x, gain=1.0):
         return F.conv2d(x, self.weight * gain, self.bias, padding=1)

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from hotswap import hooks, surgery
+from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, METHODS, RESIZE_MODES
 from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
-from hotswap.guide import RESIZE_MODES
-from hotswap.kernels import CONSERVE_MODES, DEFAULT_KERNEL, parse
+from hotswap.kernels import DEFAULT_KERNEL, parse
 from hotswap.layers import shape_of
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import as_batches, plain_copy
@@ -24,12 +24,10 @@ from hotswap.resizing import surgery as resizing
 from hotswap.resizing.choose import split
 from hotswap.resizing.plan import Resize
 from hotswap.selfcheck import DiffersError, SelfCheck
-from hotswap.targets.plan import FX, HOOKS, Plan, Swap
+from hotswap.targets.plan import Plan, Swap
 from hotswap.tracing import UntraceableError
-from pac_ops.enlarging import FOOTPRINTS
 
 PAPER_SCALE = 1e-4
-METHODS = (AUTO, FX, HOOKS)
 Enlarging = resizing.Graft | resizing_hooks.Graft
 Scales = float | Mapping[Name, float] | Literal["auto"]
 Model = TypeVar("Model", bound=nn.Module)

@@ -24,11 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hotswap
-from hotswap import hf, hub, pickled, sharded, stated, surgery, zoo
+from hotswap import hf, hub, network_names, pickled, sharded, stated, surgery, zoo
 from hotswap.api import apply, check_swapped
 from hotswap.copying import deep_copy
+from hotswap.destinations import SAFETENSORS, check_checkpoint, suffix
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write, check_readable, check_writable, is_file, is_there, read_text
+from hotswap.files import PathLike, atomic_write, check_readable, read_text
 from hotswap.matching import clipped, listed, matched
 from hotswap.observe import Inputs
 from hotswap.stated import Stated
@@ -37,8 +38,6 @@ from hotswap.targets.plan import Plan
 # 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
 # 4: there were no images.
 FORMAT_VERSION = 5
-SAFETENSORS = (".safetensors",)
-TORCH = (".pt", ".pth")
 
 _ENTRY = "hotswap"
 _SCALE = ".guide_log_scale"  # how the names of learned scales end
@@ -110,9 +109,8 @@ def read(path: PathLike) -> Checkpoint:
         found = read(fetched.path)
         note = () if hub.parse(path).is_pinned else (f"{path} is at commit {fetched.address.revision}",)
         return replace(found, notes=(*note, *found.notes))
-    index = sharded.index_of(Path(path))
-    if str(path).endswith(sharded.INDEX) or (is_file(index) and not is_there(path)):
-        return _read_sharded(Path(path) if str(path).endswith(sharded.INDEX) else index)
+    if (index := sharded.index_at(path)) is not None:
+        return _read_sharded(index)
     file = check_readable(path)
     try:
         with file.open("rb") as stream:
@@ -209,7 +207,7 @@ def save(
         HotswapError: where the network holds something other than plain tensors, the name is not one that a file may
             hold, or `path` cannot be written; what was there is then still there.
     """
-    check_destination(path, max_shard_size)
+    check_checkpoint(path, max_shard_size)
     model = _unwrapped(model)
     surgery.require_own_input(model)
     plan = surgery.current_plan(model)
@@ -228,7 +226,7 @@ def write(
     Raises:
         HotswapError: as `save`.
     """
-    check_destination(path, max_shard_size)
+    check_checkpoint(path, max_shard_size)
     plain = _separate(tensors)
     entry = _to_json(metadata)
     shards = [plain] if max_shard_size is None else sharded.split(plain, sharded.parse_size(max_shard_size))
@@ -237,7 +235,7 @@ def write(
             sharded.write(shards, Path(path), entry)
             return
         with atomic_write(path) as temporary:
-            if _suffix(path) in SAFETENSORS:
+            if suffix(path) in SAFETENSORS:
                 save_file(plain, temporary, {"format": "pt", _ENTRY: entry})
             else:
                 with temporary.open("wb") as stream:  # a stream, because torch writes a file's name into the file
@@ -319,29 +317,6 @@ def load_checkpoint(
     if check and metadata is not None and metadata.plan is not None:  # only now, with the weights
         notes += check_swapped(loaded, example_inputs)
     return loaded, notes
-
-
-def check_destination(path: PathLike, max_shard_size: int | str | None = None) -> None:
-    """Find out early that a checkpoint cannot be written to `path`.
-
-    Raises:
-        HotswapError: where its name does not end in one of the suffixes written, or see `files.check_writable`; or
-            parts are asked for where there cannot be any.
-    """
-    if max_shard_size is not None:
-        sharded.parse_size(max_shard_size)
-        if _suffix(path) not in SAFETENSORS:
-            raise HotswapError(
-                f"only a .safetensors file can be written in parts (max_shard_size), got {str(path)!r}"
-            )
-        if is_there(path):  # it would be read, and not the parts
-            raise HotswapError(
-                f"{str(path)!r} is there already, in one file; remove it, or name another for the parts"
-            )
-        check_writable(sharded.index_of(Path(path)))
-    if _suffix(path) not in SAFETENSORS + TORCH:
-        raise HotswapError(f"a checkpoint's name must end in .safetensors or .pt (or .pth), got {str(path)!r}")
-    check_writable(path)
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -539,7 +514,7 @@ def _metadata(entry: Any, file: Path) -> Metadata | None:
     scales = {name: _scale(name, x, where) for name, x in found["learned_scales"].items()}
     architecture = found["architecture"]
     if architecture is not None:
-        zoo.parse(architecture, typed=False)
+        network_names.parse(architecture, typed=False)
     config = found.get("config")
     if config is not None:
         hf.checked(config, f"{where}: config")
@@ -662,7 +637,7 @@ def _deep_copy(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.M
 def _recorded(model: nn.Module, architecture: str | None) -> tuple[str | None, Mapping[str, Any] | None]:
     """The name to write for a network, and what transformers needs to build it."""
     named = None if architecture is None else zoo.architecture(architecture)
-    if named is not None and not named.startswith(f"{zoo.TRANSFORMERS}:"):
+    if named is not None and not named.startswith(f"{network_names.TRANSFORMERS}:"):
         return named, None
     found = hf.recorded(model)
     if found is None:
@@ -672,7 +647,7 @@ def _recorded(model: nn.Module, architecture: str | None) -> tuple[str | None, M
             )
         return None, None
     name, config = found
-    return f"{zoo.TRANSFORMERS}:{name}", config
+    return f"{network_names.TRANSFORMERS}:{name}", config
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -703,10 +678,6 @@ def _separate(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 # --- text -------------------------------------------------------------------------------------------------
-
-
-def _suffix(path: PathLike) -> str:
-    return Path(path).suffix.lower()
 
 
 def _one_line(error: BaseException) -> str:

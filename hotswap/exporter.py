@@ -18,12 +18,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
 from hotswap import exporting, trying
+from hotswap.choices import ONNX
+from hotswap.destinations import check_export
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import PathLike, atomic_write, check_writable
+from hotswap.files import PathLike, atomic_write
 from hotswap.observe import Inputs, as_arguments, default_inputs, mode
 
-ONNX, PROGRAM = "onnx", "exported-program"
-FORMATS = {".onnx": ONNX, ".pt2": PROGRAM}  # by the file's suffix
 _AXES = {trying.BATCH: "batch", trying.HEIGHT: "height", trying.WIDTH: "width"}
 _OPEN = (tuple(_AXES), (trying.BATCH,), ())  # what is left open: the most first
 _FAR = 2**13  # a size that is larger takes too long to try
@@ -86,12 +86,7 @@ def export(
         HotswapError: where the network cannot be exported, with the reason, or the file computes something else than
             the network; nothing is then written.
     """
-    kind = FORMATS.get(Path(path).suffix.lower()) if format is None else format
-    if kind is None:
-        raise HotswapError(f"an exported file's name must end in .onnx or .pt2, got {str(path)!r}; or give a format")
-    if kind not in FORMATS.values():
-        raise HotswapError(f"format must be {ONNX} or {PROGRAM}, got {kind!r}")
-    check_writable(path)
+    kind = check_export(path, format)
     if kind == ONNX:
         _require_onnx()
     given = as_arguments(default_inputs(model) if example_inputs is None else example_inputs)

@@ -17,7 +17,6 @@ from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Window
 from pac_ops.subclasses import as_plain
 
-RESIZE_MODES = ("bilinear", "area", "nearest")
 Size = tuple[int, int, int]
 
 

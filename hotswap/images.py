@@ -17,7 +17,6 @@ from hotswap.errors import HotswapError
 from hotswap.files import PathLike
 from hotswap.observe import default_inputs
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Whatever a file is called. For EPS, Pillow would run a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _MODES = {1: "L", 3: "RGB"}  # how an image is read for so many input channels
@@ -59,30 +58,6 @@ def form_for(
 def _for_channels(values: Sequence[float], channels: int) -> Sequence[float]:
     """What is known of RGB images, for a network that takes grey ones."""
     return values if len(values) == channels else (sum(values) / len(values),)
-
-
-def find(folder: PathLike, limit: int) -> list[Path]:
-    """The images in a folder, sorted by name; at most `limit`, evenly spread over all. Subfolders are left out.
-
-    Raises:
-        HotswapError: where there is no such folder, or no image in it.
-    """
-    try:
-        found = sorted(
-            file
-            for file in Path(folder).iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
-    except OSError as error:
-        raise HotswapError(f"cannot read images from {str(folder)!r}: {error.strerror}") from error
-    if not found:
-        raise HotswapError(f"there is no image in {str(folder)!r}; its files must end in {', '.join(SUFFIXES)}")
-    return spread(found, limit)
-
-
-def spread(files: Sequence[Path], limit: int) -> list[Path]:
-    """At most `limit` of some files, evenly spread over all."""
-    return [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else list(files)
 
 
 def batches(

@@ -10,7 +10,6 @@ from pac_ops import adapting
 from pac_ops.adapting import KernelType
 
 DEFAULT_KERNEL = "gaussian"
-CONSERVE_MODES = ("mean", "window")
 INERT_DEVIATION = 1e-5  # below it a swap computes a convolution, and so does its gradient
 
 

@@ -4,27 +4,32 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from hotswap.errors import HotswapError
-from hotswap.observe import Observation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hotswap.observe import Observation
 
 AUTO = "auto"
 INPUT = "input"  # as a guide: the image itself, the first argument of the network
 REGEX_PREFIX = "re:"
 
 
-def is_spatial(conv: nn.Conv2d) -> bool:
+def is_spatial(conv: "nn.Conv2d") -> bool:
     """Whether the window spans more than one pixel."""
     return max(conv.kernel_size) > 1
 
 
-def stages(model: nn.Module, observation: Observation) -> list[list[str]]:
+def stages(model: "nn.Module", observation: "Observation") -> list[list[str]]:
     """Paths of the spatial convolutions, in the order of their first call, split into stages.
 
     A new stage starts where the output size of the spatial convolutions changes.
     """
+    from torch import nn
+
     modules = dict(model.named_modules())
     result: list[list[str]] = []
     seen: set[str] = set()

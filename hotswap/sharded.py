@@ -5,18 +5,19 @@ weights stands in the index.
 """
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import atomic_write, check_readable, is_file, is_there
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = ".index.json"
 _MAX_BYTES = 64 << 20  # of an index; one of a million weights is smaller
@@ -28,6 +29,14 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 def index_of(path: Path) -> Path:
     """Where the index of `NAME.safetensors` lies."""
     return path.with_name(path.name + INDEX)
+
+
+def index_at(path: str | os.PathLike[str]) -> Path | None:
+    """The index that a name means: its own, or that of a file which is there in parts alone; else None."""
+    if str(path).endswith(INDEX):
+        return Path(path)
+    index = index_of(Path(path))
+    return index if is_file(index) and not is_there(path) else None
 
 
 def read_index(file: Path) -> tuple[dict[str, list[str]], Any]:
@@ -67,7 +76,7 @@ def parse_size(size: int | str) -> int:
     return int(parts[1]) * _UNITS[parts[2]]
 
 
-def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
+def split(tensors: "Mapping[str, Tensor]", most: int) -> "list[dict[str, Tensor]]":
     """Weights in files of at most `most` bytes, in their order; one that is larger gets a file of its own."""
     shards: list[dict[str, Tensor]] = [{}]
     taken = 0
@@ -80,7 +89,7 @@ def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def write(shards: list[dict[str, Tensor]], path: Path, entry: str) -> None:
+def write(shards: "list[dict[str, Tensor]]", path: Path, entry: str) -> None:
     """Write files beside `path`, and then their index, which makes them the checkpoint, in one step.
 
     Files have names of their own each time, so that until then an index that was there before finds all of its.
@@ -89,6 +98,8 @@ def write(shards: list[dict[str, Tensor]], path: Path, entry: str) -> None:
         HotswapError: where they cannot be written; what was there is then still there. What safetensors raises is let
             through.
     """
+    from safetensors.torch import save_file  # imports torch
+
     index, token = index_of(path), secrets.token_hex(4)
     before = _ours(index)
     files = [f"{path.stem}-{token}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]

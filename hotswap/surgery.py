@@ -16,6 +16,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from hotswap import effects, kernels, layers, regraphing
+from hotswap.choices import FX, HOOKS
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.graph_modules import by_mode, is_stale
@@ -28,7 +29,7 @@ from hotswap.resizing import layers as enlarging
 from hotswap.resizing import record as resized
 from hotswap.resizing.plan import Resize
 from hotswap.sliding import sliding_of
-from hotswap.targets.plan import FX, HOOKS, Plan, Swap
+from hotswap.targets.plan import Plan, Swap
 from hotswap.tracing import Traced, UnpackedError, UntraceableError, trace
 
 _RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict

@@ -1,4 +1,4 @@
-"""Networks by name, with `?key=value&key=value`: see `FORMS`.
+"""Networks by name: see `network_names`.
 
 Networks are built without pretrained weights, and nothing is downloaded, unless an option asks for it. Only of a
 saved model (`hf:owner/name`, `timm:hf-hub:owner/name`, a folder) its config.json is read, from the hub where that is
@@ -9,7 +9,6 @@ nothing is read or fetched for it.
 import functools
 import importlib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,28 +24,24 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap import hf, hub, stated
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import is_file, is_folder, is_there
+from hotswap.files import is_file, is_there
 from hotswap.naming import closest
-
-TORCHVISION, TIMM, SMP, HF = "torchvision", "timm", "smp", "hf"
-TRANSFORMERS = "transformers"  # in files only: a class of transformers, whose configuration lies beside the name
-FORMS = (
-    "torchvision:NAME, timm:NAME, smp:NAME, hf:OWNER/NAME, a folder of a saved transformers model or "
-    "package.module:factory, with ?key=value&key=value after it"
+from hotswap.network_names import (
+    FORMS,
+    HF,
+    IN_FILES,
+    SMP,
+    TIMM,
+    TORCHVISION,
+    TRANSFORMERS,
+    Spec,
+    is_plain,
+    parse,
 )
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_MAX_LENGTH = 1000  # of a spec; far above any real one
-_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-# What a file may name of each provider; of timm, with a tag of its weights.
-_NAME = {
-    TORCHVISION: re.compile(r"\w+"),
-    TIMM: re.compile(r"\w+(\.\w+)?"),
-    SMP: re.compile(r"\w+"),
-    HF: None,
-    TRANSFORMERS: re.compile(r"\w+"),
-}
 _EXTRA = {"torchvision": "zoo", "timm": "zoo", "segmentation_models_pytorch": "smp"}  # that installs a package
 # Options that ask for weights: they are no part of an architecture.
 _WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "encoder_weights")
@@ -57,81 +52,11 @@ _TENSORS = 1000  # that a network may make and not keep
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A network's name, taken apart; `str` puts it together again."""
-
-    provider: str  # "torchvision", "timm", or the module of a factory
-    name: str
-    options: Mapping[str, Any]
-
-    @property
-    def is_factory(self) -> bool:
-        """Whether it names a function of the user's own."""
-        return self.provider not in _NAME
-
-    @property
-    def brings_weights(self) -> bool:
-        """Whether an option asks for pretrained weights of the whole network."""
-        return any(self.options.get(key) for key in ("weights", "pretrained"))
-
-    @property
-    def is_saved(self) -> bool:
-        """Whether it is a saved model, with weights of its own."""
-        return self.provider == HF or self.on_hub is not None
-
-    @property
-    def on_hub(self) -> hub.Address | None:
-        """Where a saved model lies on the hub; None for what is not there."""
-        if self.provider == TIMM and self.name.startswith(hub.PREFIX):
-            return hub.parse(self.name)
-        if self.provider == HF and not is_folder(self.name):
-            return hub.parse(hub.PREFIX + self.name)
-        return None
-
-    def __str__(self) -> str:
-        options = "&".join(f"{key}={_as_text(value)}" for key, value in self.options.items())
-        return f"{self.provider}:{self.name}" + (f"?{options}" if options else "")
-
-
-@dataclass(frozen=True)
 class Room:
     """What a network may take."""
 
     bytes: int  # of parameters and buffers
     tensors: int  # how many of them it has; some more may be made on the way
-
-
-def parse(spec: str, *, typed: bool = True) -> Spec:
-    """Take a network's name apart. Nothing is imported.
-
-    Where the user `typed` it, a folder is taken for a saved model of transformers.
-
-    Option values are JSON (`21`, `0.5`, `true`, `null`, `[1,2]`, `"text"`); what is no JSON is text.
-
-    Raises:
-        HotswapError: where it is not of one of the forms, or an option is malformed.
-    """
-    if not isinstance(spec, str):
-        raise HotswapError(f"a network must be named by a string, got {spec!r}; it must be {FORMS}")
-    if len(spec) > _MAX_LENGTH:
-        raise HotswapError(f"a network's name must be at most {_MAX_LENGTH} characters long, got {len(spec)}")
-    address, mark, query = spec.partition("?")
-    provider, colon, name = address.partition(":")
-    if typed and address and not colon and is_folder(address):
-        provider, colon, name = HF, ":", address
-    if not colon or not name or not _DOTTED.fullmatch(provider):
-        raise HotswapError(f"network {spec!r} must be {FORMS}")
-    if provider not in _NAME and not _DOTTED.fullmatch(name):
-        raise HotswapError(f"network {spec!r}: {name!r} is no name of a function; it must be package.module:factory")
-    options: dict[str, Any] = {}
-    for item in query.split("&") if mark else ():
-        key, equals, value = item.partition("=")
-        if not equals or not key.isidentifier():
-            raise HotswapError(f"network {spec!r}: an option must be key=value, got {item!r}")
-        if key in options:
-            raise HotswapError(f"network {spec!r}: option {key!r} is given twice; leave one out")
-        options[key] = _value(spec, key, value)
-    return Spec(provider, name, options)
 
 
 def architecture(spec: str) -> str:
@@ -253,37 +178,6 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 # --- names ------------------------------------------------------------------------------------------------
 
 
-def _value(spec: str, key: str, text: str) -> Any:
-    if text in ("True", "False", "None"):  # as text they would all be true
-        json_word = {"True": "true", "False": "false", "None": "null"}[text]
-        raise HotswapError(f"network {spec!r}: option {key} must be JSON, got {text!r}; write {key}={json_word}")
-    try:
-        value = json.loads(text, parse_constant=str)  # NaN and Infinity are no JSON: text
-    except (ValueError, RecursionError):
-        return text
-    if not _is_plain(value):
-        raise HotswapError(
-            f"network {spec!r}: option {key} must be a number, text, true, false, null or a list of them"
-        )
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float)
-
-
-def _as_text(value: Any) -> str:
-    """What `_value` reads back: text without quotes wherever it would not be taken for something else."""
-    if isinstance(value, str) and "&" not in value:
-        try:
-            json.loads(value, parse_constant=str)
-        except (ValueError, RecursionError):
-            return value
-    return json.dumps(value, separators=(",", ":")).replace("&", "\\u0026")
-
-
 def _recordable(parsed: Spec) -> str:
     options = {key: value for key, value in parsed.options.items() if key not in _WEIGHT_OPTIONS}
     parsed = replace(parsed, options=options)
@@ -297,7 +191,7 @@ def _check_untrusted(spec: Spec) -> None:
             f"the architecture {str(spec)!r} is code of somebody's own, and a file may not choose what code runs; "
             "build the network yourself and pass it as model (on the command line: --model)"
         )
-    permitted = _NAME[spec.provider]
+    permitted = IN_FILES[spec.provider]
     if permitted is None or not permitted.fullmatch(spec.name) or (spec.provider == TRANSFORMERS and spec.options):
         raise HotswapError(f"a file may not ask for the network {str(spec)!r}; pass the network as model (--model)")
     for key, value in spec.options.items():
@@ -397,7 +291,7 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, stated.Stated]:
         "img_size": size[1:] if trained.get("fixed_input_size") else None,
     }
     options = {key: value for key, value in options.items() if value is not None} | dict(arguments)
-    if unusual := [key for key, value in options.items() if not key.isidentifier() or not _is_plain(value)]:
+    if unusual := [key for key, value in options.items() if not key.isidentifier() or not is_plain(value)]:
         raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
     made = Spec(TIMM, found["architecture"], options | dict(spec.options))
     _check_untrusted(made)  # what comes from the hub is a file's word too

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import hotswap
-from hotswap import zoo
+from hotswap import network_names, zoo
 from hotswap.errors import HotswapError
 from hotswap.observe import Inputs
 from hotswap.targets.plan import Plan
@@ -128,7 +128,7 @@ def _swapped(model: nn.Module, swap: Swap, first: Inputs) -> nn.Module:
 
 
 def _spec(recipe: Recipe) -> str:
-    parsed = zoo.parse(recipe.model.name)
+    parsed = network_names.parse(recipe.model.name)
     return str(replace(parsed, options={**parsed.options, **recipe.model.options}))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hotswap.cli import completion, options, output
+from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
 from recipes import extra
 
@@ -51,12 +51,12 @@ def finetune(
     RECIPE is a YAML file, or the name of one that comes along, such as quickstart. The folder then holds, for each
     arm, last.safetensors, best.safetensors, result.json and state.pt, from which --resume goes on exactly.
     """
-    from rich.console import Console
-
     extra.check_installed()
     from recipes import reading
 
     arms = reading.read(recipe, overrides)  # before the imports that take seconds
+
+    from rich.console import Console
 
     from recipes import engine, results
     from recipes.checkpointing import RESULT
@@ -97,6 +97,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
+    early.check_checkpoint(checkpoint)
 
     from recipes import engine
 
@@ -148,6 +149,8 @@ def predict(
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
+    early.check_checkpoint(checkpoint)
+    early.check_images(images)
 
     from recipes.comparison import draw_predictions
 

@@ -9,6 +9,7 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 import hotswap
+from hotswap import image_files
 from hotswap import images as folders
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write, is_same_file
@@ -105,7 +106,7 @@ def _photographs(recipe: Recipe, folder: PathLike, limit: int) -> Iterator[Named
     seen, _ = _item(building.dataset(recipe.data.validation), 0)
     if not isinstance(seen, torch.Tensor):
         raise HotswapError("the network of this recipe takes more than an image; leave out --images")
-    files = folders.find(folder, limit)
+    files = image_files.find(folder, limit)
     stems = Counter(file.stem for file in files)
     for file in files:
         image = folders.read(file)

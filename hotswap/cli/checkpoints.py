@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
-from hotswap.cli import completion, options, output
+from hotswap import destinations
+from hotswap.choices import EXPORTS
+from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
 
 
@@ -35,6 +37,10 @@ def verify(
     as_json: bool,
 ) -> None:
     """Compare a swapped network with its plain self: outputs, and how far each kernel is from 1."""
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    early.check_images(images)
+
     from hotswap.cli import inputs
     from hotswap.measure.verify import verify as verify_network
 
@@ -78,12 +84,16 @@ def calibrate(
     as_json: bool,
 ) -> None:
     """Choose each swap's guide scale from images, so that its kernel differs from 1 by a stated mean."""
-    from hotswap.checkpoint import check_destination, save
+    destinations.check_checkpoint(path, max_shard_size)
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    early.check_images(images)
+    early.check_other_file(path, checkpoint)
+
+    from hotswap.checkpoint import save
     from hotswap.cli import inputs
     from hotswap.measure.calibrate import calibrate as calibrate_network
 
-    check_destination(path, max_shard_size)
-    inputs.check_other_file(path, checkpoint)
     loaded = inputs.load(checkpoint, model, input_size)
     data = inputs.data(loaded.network, images, input_size, mean, std, limit, "calibrating")
     wanted: dict[str, Any] = {} if deviation is None else {"deviation": deviation}
@@ -107,11 +117,12 @@ def calibrate(
 @options.as_json
 def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool) -> None:
     """Write the plain network of a swapped checkpoint, with its weights as they are."""
-    from hotswap.checkpoint import check_destination, read, write
-    from hotswap.cli import inputs
+    destinations.check_checkpoint(path, max_shard_size)
+    early.check_checkpoint(checkpoint)
+    early.check_other_file(path, checkpoint)
 
-    check_destination(path, max_shard_size)
-    inputs.check_other_file(path, checkpoint)
+    from hotswap.checkpoint import read, write
+
     found = read(checkpoint)
     if found.metadata is None or found.metadata.plan is None:
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
@@ -143,8 +154,8 @@ class _Reverted:
 @click.option(
     "--format",
     "kind",
-    metavar="NAME",
-    help="onnx, or exported-program (for torch.export.load). Default: by the file's name.",
+    type=click.Choice(EXPORTS),
+    help="What to write; an exported program is for torch.export.load. Default: by the file's name.",
 )
 @click.option("--static", is_flag=True, help="Fix batch and image size, where a network cannot leave them open.")
 @options.own_model
@@ -160,10 +171,14 @@ def export(
     as_json: bool,
 ) -> None:
     """Write the network for inference without hotswap, and check the file against PyTorch."""
+    destinations.check_export(path, kind)
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    early.check_other_file(path, checkpoint)
+
     from hotswap.cli import inputs
     from hotswap.exporter import export as export_network
 
-    inputs.check_other_file(path, checkpoint)
     network = inputs.load(checkpoint, model, input_size).network
     example = inputs.example(network, input_size)
     with output.busy("exporting"):
@@ -183,6 +198,9 @@ def export(
 @options.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
     """Compare two checkpoints: the architectures they name, their plans, their weights."""
+    for path in (first, second):
+        early.check_checkpoint(path)
+
     from hotswap.checkpoint import read
     from hotswap.diff import diff as compare
 

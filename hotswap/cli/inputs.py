@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hotswap import checkpoint, images, surgery, zoo
+from hotswap import checkpoint, image_files, images, network_names, surgery, zoo
 from hotswap.api import revert
 from hotswap.cli import output
 from hotswap.cli.options import Size
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import is_same_file
 from hotswap.observe import observe
 
 _BATCH_SIZE = 4
@@ -31,7 +30,7 @@ def pinned(model: str) -> str:
 
 def build(model: str, *, initialise: bool = False) -> nn.Module:
     """Build the network that the user typed; modules in the current folder can be named too, as with `python -m`."""
-    if zoo.parse(model).is_factory and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
+    if network_names.parse(model).is_factory and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
         sys.path.insert(0, here)
     return zoo.build(model, trusted=True, initialise=initialise)
 
@@ -71,16 +70,6 @@ def recordable(model: str) -> str | None:
         return None
 
 
-def check_other_file(path: str, *inputs: str | None) -> None:
-    """Refuse to write over what is being read.
-
-    Raises:
-        HotswapError: where `path` is one of the inputs.
-    """
-    if any(name is not None and is_same_file(path, name) for name in inputs):
-        raise HotswapError(f"the output {path!r} is also an input; name another file")
-
-
 def example(network: nn.Module, size: Size | None) -> Tensor | None:
     """What to observe a network with: None where the user names no size and the library is to choose."""
     return None if size is None else _empty(network, size)
@@ -110,7 +99,7 @@ def data(
         several = 2 if _takes(network, torch.empty(2, *form.shape, dtype=form.dtype)) else 1
         noise = (torch.randn(several, *form.shape, generator=generator).to(form.dtype) for _ in range(_NOISE_BATCHES))
         return Data(output.with_progress(noise, _NOISE_BATCHES, what), "random noise (seed 0)")
-    files = images.find(folder, limit)
+    files = image_files.find(folder, limit)
     batch_size = _BATCH_SIZE if _takes(network, torch.empty(_BATCH_SIZE, *form.shape, dtype=form.dtype)) else 1
     read = images.batches(files, form.shape, form.mean, form.std, batch_size, form.dtype)
     total = -(-len(files) // batch_size)

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hotswap.cli import completion, options, output
+from hotswap import destinations, network_names
+from hotswap.choices import FOOTPRINTS, METHODS, RESIZE_MODES
+from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
+from hotswap.files import check_readable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,16 +42,24 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
         metavar="NUMBER|auto",
         help="What the guide is multiplied by. Default: auto with --calibrate-on, else the paper's 1e-4.",
     ),
-    click.option("--kernel", metavar="NAME", help="gaussian (the default) or inv_{alpha}_{lambda}[_asym]_fixed."),
+    click.option(
+        "--kernel",
+        callback=options.kernel,
+        metavar="NAME",
+        help="gaussian (the default) or inv_{alpha}_{lambda}[_asym]_fixed.",
+    ),
     options.conserve,
     click.option("--learn-scale", is_flag=True, default=None, help="Make each target's scale a trained parameter."),
-    click.option("--resize", metavar="MODE", help="How the guide gets a target's size: bilinear, area or nearest."),
+    click.option("--resize", type=click.Choice(RESIZE_MODES), help="How the guide gets a target's size."),
     click.option(
-        "--footprint", type=int, help="Coarse pixels an enlargement weighs along each axis: 2 (default), 4."
+        "--footprint",
+        type=click.Choice([str(size) for size in FOOTPRINTS]),
+        callback=options.whole_number,
+        help="Coarse pixels an enlargement weighs along each axis. Default: 2.",
     ),
     click.option(
         "--method",
-        metavar="NAME",
+        type=click.Choice(METHODS),
         help="How the guide reaches the targets: fx (rewritten code), hooks, or auto, fx where it works (default).",
     ),
     click.option(
@@ -79,6 +90,8 @@ def _choices(command: Command) -> Command:
 @options.as_json
 def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
     """List a network's convolutions: alias, size, cost, and whether each can be swapped."""
+    early.check_network(model)
+
     from hotswap.cli import inputs
     from hotswap.measure.inspect import inspect as inspect_network
 
@@ -102,9 +115,12 @@ def plan(
     model: str, plan_file: str | None, input_size: options.Size | None, check: bool, as_json: bool, **chosen: Any
 ) -> None:
     """Show what `convert` would do, checked to the end, without doing it."""
+    early.check_network(model)
+    given = _given(chosen, plan_file)
+
     from hotswap.cli import inputs
 
-    made, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, chosen, check)
+    made, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, given, check)
     output.show(made, as_json=as_json)
 
 
@@ -159,23 +175,28 @@ def convert(
     **chosen: Any,
 ) -> None:
     """Swap convolutions of a trained network, and write it with its weights and the plan."""
-    from hotswap import checkpoint, zoo
-    from hotswap.cli import inputs
-
     if deviation is not None and calibrate_on is None:
         raise click.UsageError("--deviation needs images: give --calibrate-on as well.")
     if plan_file is not None and calibrate_on is not None:
         raise click.UsageError("--plan says how strong the swaps are: `hotswap calibrate` the result instead.")
+    given = _given(chosen, plan_file, calibrated=calibrate_on is not None)
+    parsed = network_names.parse(model)
     if not dry_run:
         if path is None:
             raise click.UsageError("Missing option '-o' / '--output' (only --dry-run needs none).")
-        parsed = zoo.parse(model)
         if weights is None and not (parsed.brings_weights or parsed.is_saved):
             raise click.UsageError(
                 "Missing option '--weights': without them the network is untrained (only --dry-run needs none)."
             )
-        checkpoint.check_destination(path, max_shard_size)
-        inputs.check_other_file(path, weights, plan_file)
+        destinations.check_checkpoint(path, max_shard_size)
+        early.check_other_file(path, weights, plan_file)
+    early.check_network(model)
+    early.check_checkpoint(weights)
+    early.check_images(calibrate_on)
+
+    from hotswap import checkpoint, zoo
+    from hotswap.cli import inputs
+
     model = inputs.pinned(model)
     network = inputs.build(model)
     if weights is None and not (dry_run and calibrate_on is None):
@@ -183,10 +204,10 @@ def convert(
     if weights is not None:
         _load(network, weights)
     if calibrate_on is None:
-        made, converted = _carry_out(network, plan_file, input_size, chosen, check)
+        made, converted = _carry_out(network, plan_file, input_size, given, check)
     else:
         data = inputs.data(network, calibrate_on, input_size, mean, std, limit, "calibrating")
-        given = _given(chosen) | {"check": check} | ({} if deviation is None else {"deviation": deviation})
+        given |= {"check": check} | ({} if deviation is None else {"deviation": deviation})
         with inputs.explained(network, input_size):
             made, converted = _calibrated(network, inputs.example(network, input_size), data.batches, given)
     if dry_run or path is None:
@@ -201,17 +222,14 @@ COMMANDS: tuple[click.Command, ...] = (inspect, plan, convert)
 
 
 def _carry_out(
-    network: "nn.Module", plan_file: str | None, input_size: options.Size | None, chosen: dict[str, Any], check: bool
+    network: "nn.Module", plan_file: str | None, input_size: options.Size | None, given: dict[str, Any], check: bool
 ) -> "tuple[Plan, nn.Module]":
     from hotswap import api, checkpoint
     from hotswap.cli import inputs
 
-    given = _given(chosen)
     example = inputs.example(network, input_size)
     if plan_file is None:
         made = api.plan(network, **given, example_inputs=example, check=check)
-    elif given:
-        raise click.UsageError("--plan says what to swap: leave out --target, --guide and the other choices.")
     else:
         made = checkpoint.read_plan(plan_file)
     compared = plan_file is None  # when it was planned
@@ -229,13 +247,21 @@ def _calibrated(
     return made, converted
 
 
-def _given(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The choices that were made, as the library takes them."""
+def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = False) -> dict[str, Any]:
+    """The choices that were made, as the library takes them, where they go together."""
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     if "guide" in given:
         given["guide"] = list(given["guide"])
     if "conserve" in given:
         given["conserve"] = options.conserved(given["conserve"])
+    for name, value in (("guide_scale", "auto"), ("conserve", "mean")):
+        if given.get(name) == value and not calibrated:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise click.UsageError(f"{option} is measured on images, which `hotswap convert --calibrate-on` takes.")
+    if plan_file is not None:
+        if given:
+            raise click.UsageError("--plan says what to swap: leave out --target, --guide and the other choices.")
+        check_readable(plan_file)
     return given
 
 

@@ -1,11 +1,13 @@
 """Options that several commands share, and how their values are read."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from hotswap.choices import CONSERVE_MODES
 from hotswap.cli import completion
 from hotswap.cli import output as output_module
 
@@ -41,9 +43,24 @@ def number_or_auto(ctx: click.Context, param: click.Parameter, text: str | None)
     if text in (None, "auto"):
         return text
     try:
-        return float(text)
+        number = float(text)
     except ValueError as error:
         raise click.BadParameter(f"must be a number or auto, got {text!r}") from error
+    if not 0 <= number < math.inf:
+        raise click.BadParameter(f"must be a number >= 0, got {text!r}")
+    return number
+
+
+def whole_number(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    """One of a choice of whole numbers, which click takes for text."""
+    return None if text is None else int(text)
+
+
+def kernel(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """A kernel's name, as far as it can be told from any other word without pac_ops."""
+    if text is not None and text != "gaussian" and not text.startswith("inv_"):
+        raise click.BadParameter(f"must be gaussian or inv_{{alpha}}_{{lambda}}[_asym]_fixed, got {text!r}")
+    return text
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -55,6 +72,13 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> tu
         raise click.BadParameter(
             f"must be numbers with commas between them, such as 0.5,0.5,0.5, got {text!r}"
         ) from error
+
+
+def _positive(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    numbers = _numbers(ctx, param, text)
+    if numbers is not None and not all(number > 0 for number in numbers):
+        raise click.BadParameter(f"must be greater than 0, got {text!r}")
+    return numbers
 
 
 def add_quiet(command: click.Command) -> None:
@@ -122,12 +146,12 @@ own_model = click.option(
 )
 deviation = click.option(
     "--deviation",
-    type=float,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="The mean of 1 - K to calibrate to, between 0 and 1. Default: 0.3 for convolutions, 0.5 for enlargements.",
 )
 conserve = click.option(
     "--conserve",
-    type=click.Choice(["mean", "window", NOTHING]),
+    type=click.Choice([*CONSERVE_MODES, NOTHING]),
     help="What makes up for K < 1: its mean at each tap on images, its sum over each window, or nothing, as in the "
     "paper. Default: mean where images are given.",
 )
@@ -137,7 +161,9 @@ mean = click.option(
     callback=_numbers,
     help="Mean of the images (in 0..1), one or per channel. Default: the network's own, or ImageNet's.",
 )
-std = click.option("--std", metavar="NUMBERS", callback=_numbers, help="Standard deviation of the images, as --mean.")
+std = click.option(
+    "--std", metavar="NUMBERS", callback=_positive, help="Standard deviation of the images, as --mean."
+)
 limit = click.option(
     "--limit",
     type=click.IntRange(min=1),

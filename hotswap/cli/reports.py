@@ -2,7 +2,9 @@
 
 import click
 
-from hotswap.cli import options, output
+from hotswap import destinations
+from hotswap.choices import OUTPUTS
+from hotswap.cli import early, options, output
 
 
 @click.command(
@@ -28,7 +30,7 @@ from hotswap.cli import options, output
 )
 @click.option(
     "--outputs",
-    type=click.Choice(["auto", "labels", "maps"]),
+    type=click.Choice(OUTPUTS),
     default="auto",
     show_default=True,
     help="How output maps are drawn: the label that is highest (of one channel, whether it is above 0), or numbers. "
@@ -48,12 +50,15 @@ def report(
     as_json: bool,
 ) -> None:
     """Write one HTML file about a swapped network: what is swapped, what it changes, what it costs."""
+    destinations.check_report(path)
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    early.check_images(images)
+    early.check_other_file(path, checkpoint)
+
     from hotswap.cli import inputs
-    from hotswap.files import check_writable
     from hotswap.reporting import report as write_report
 
-    check_writable(path)
-    inputs.check_other_file(path, checkpoint)
     network = inputs.load(checkpoint, model, input_size).network
     with inputs.explained(network, input_size):
         result = write_report(

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from hotswap.cli import options, output
+from hotswap import hub, sharded
+from hotswap.cli import early, options, output
 
 
 @click.command(
@@ -37,6 +38,12 @@ def push(
     It is loaded again as hf-hub:OWNER/NAME, by every command that takes a checkpoint. Needs a token that may write:
     `hf auth login`, or HF_TOKEN.
     """
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    hub.parse(f"{hub.PREFIX}{repository}" + ("" if branch is None else f"@{branch}"))
+    if max_shard_size is not None:
+        sharded.parse_size(max_shard_size)
+
     from hotswap.cli import inputs
     from hotswap.sharing import push_to_hub
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap import kernels, surgery
+from hotswap.choices import CONSERVE_MODES
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
 from hotswap.measure.compare import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
@@ -91,8 +92,8 @@ def calibrate(
     """
     if deviation not in (AUTO, None) and not (isinstance(deviation, int | float) and 0 < deviation < 1):
         raise HotswapError(f"deviation must be between 0 and 1, got {deviation!r}")
-    if conserve not in (None, *kernels.CONSERVE_MODES):
-        raise HotswapError(f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {conserve!r}")
+    if conserve not in (None, *CONSERVE_MODES):
+        raise HotswapError(f"conserve must be one of {', '.join(CONSERVE_MODES)} or None, got {conserve!r}")
     layers = swapped_layers(model)
     convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, SwappedLayer)}
     data = list(as_batches(batches))

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from hotswap import surgery
+from hotswap.choices import OUTPUTS
+from hotswap.destinations import check_report
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write, check_writable
+from hotswap.files import PathLike, atomic_write
 from hotswap.observe import Inputs, observe
 from hotswap.tables import render
 
@@ -86,15 +88,12 @@ def report(
     """
     from hotswap import images as folders
     from hotswap.reporting import cost, figures, making, page, reproduce, samples
-    from hotswap.reporting.outputs import KINDS
 
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise HotswapError(f"limit must be a whole number of at least 1, got {limit!r}")
-    if outputs not in KINDS:
-        raise HotswapError(f"outputs must be one of {', '.join(KINDS)}, got {outputs!r}")
-    if os.path.splitext(path)[1].lower() not in (".html", ".htm"):  # noqa: PTH122 (of any kind of path)
-        raise HotswapError(f"a report's name must end in .html, got {os.fspath(path)!r}")
-    check_writable(path)
+    if outputs not in OUTPUTS:
+        raise HotswapError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}")
+    check_report(path)
     recorded = None if checkpoint is None else _architecture(checkpoint)
     plan = surgery.current_plan(model)
     if plan is None:

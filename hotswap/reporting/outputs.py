@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hotswap.choices import LABELS, MAPS
 from hotswap.measure.compare import tensors
+from hotswap.naming import AUTO
 from hotswap.reporting import colours, encoding
 from hotswap.reporting.encoding import Picture
 from pac_ops.binary import labels_of
 
-AUTO, LABELS, MAPS = "auto", "labels", "maps"
-KINDS = (AUTO, LABELS, MAPS)
 PICTURE, SCORES = "picture", "scores"
 _TOP = 5  # classes told of a classifier
 _LEGEND = 8  # labels told of a map, those ...

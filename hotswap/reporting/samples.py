@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotswap import images
+from hotswap import image_files, images
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import as_batches
 from hotswap.observe import Inputs
@@ -44,8 +44,8 @@ def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images
     Raises:
         HotswapError: where there is none; later, where one cannot be read.
     """
-    found = images.find(folder, sys.maxsize)
-    chosen = images.spread(found, limit)
+    found = image_files.find(folder, sys.maxsize)
+    chosen = image_files.spread(found, limit)
     device = _device(network)
 
     def read(file: Path) -> Sample:

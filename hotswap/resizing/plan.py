@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from hotswap.choices import FOOTPRINTS
 from hotswap.errors import HotswapError
 from hotswap.guided import NamedGuide, Tap
-from pac_ops.enlarging import FOOTPRINTS
 
 TRANSPOSED = "transposed"  # a transposed convolution whose weights are a bilinear interpolation's
 NEAREST = ("nearest", "nearest-exact")

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hotswap import kernels
+from hotswap.choices import CONSERVE_MODES, FX, HOOKS, RESIZE_MODES
 from hotswap.errors import HotswapError
-from hotswap.guide import RESIZE_MODES
 from hotswap.guided import NamedGuide, Tap
 from hotswap.resizing.plan import Resize
 from hotswap.tables import render
-
-FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,8 @@ class Swap(NamedGuide):
         """Check the values a user or a file can get wrong."""
         self.check_guide()
         kernels.parse(self.kernel)
-        if self.conserve not in (None, *kernels.CONSERVE_MODES):
-            raise HotswapError(
-                f"conserve must be one of {', '.join(kernels.CONSERVE_MODES)} or None, got {self.conserve!r}"
-            )
+        if self.conserve not in (None, *CONSERVE_MODES):
+            raise HotswapError(f"conserve must be one of {', '.join(CONSERVE_MODES)} or None, got {self.conserve!r}")
         if (self.tap_means is not None) != (self.conserve == "mean"):
             raise HotswapError(
                 f'tap_means must be given where conserve is "mean", and nowhere else; target {self.target!r} has '

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hotswap
-from hotswap import checkpoint, guide, images, kernels, zoo
+from hotswap import checkpoint, images, zoo
 from hotswap.cli import main
 from hotswap.errors import HotswapError
 from hotswap.measure import verify
@@ -361,14 +361,9 @@ REFUSED = [
     (changed(CONVERT, o="hard.pth"), "is also an input"),
     (changed(CONVERT, target="tarjet"), "closest: target"),
     (changed(CONVERT, guide="head"), "guide 'head' is computed after"),
-    (changed(CONVERT, guide_scale="-1"), "guide_scale must be a number >= 0"),
-    (changed(CONVERT, guide_scale="auto"), 'guide_scale="auto" is measured on data'),
-    (changed(CONVERT, conserve="mean"), 'conserve="mean" is measured on data'),
     (changed(CONVERT, kernel="inv_1_1"), "use 'inv_1_1_fixed'"),
     (changed(CONVERT, calibrate_on="nowhere"), "cannot read images from 'nowhere'"),
-    (changed(CONVERT, calibrate_on="photos", deviation="2"), "deviation must be between 0 and 1"),
     (changed(CONVERT, calibrate_on="photos", input_size="4x8x8"), "could not be run on fake inputs [1, 4, 8, 8]"),
-    (changed(CONVERT, resize="cubic"), "resize must be one of"),
     (changed(CONVERT, target=None, guide=None, plan="nowhere.json"), "No such file"),
     (changed(CONVERT, target=None, guide=None, plan="w.pth"), "must hold a plan as JSON"),
     (changed(CONVERT, target=None, guide=None, plan="other.json"), "the plan was made for another network"),
@@ -381,8 +376,6 @@ REFUSED = [
     (changed(VERIFY, images="w.pth"), "Not a directory"),
     (changed(VERIFY, images="empty"), "there is no image in 'empty'"),
     (changed(VERIFY, images="photos", mean="1,2"), "mean must be one number or 3"),
-    (changed(VERIFY, images="photos", std="0"), "std must be greater than 0"),
-    (("calibrate", *VERIFY[1:], "--images", "photos", "-o", "out.pt", "--deviation", "1"), "deviation must be"),
     (("calibrate", *VERIFY[1:], "--images", "photos", "-o", "swapped.safetensors"), "is also an input"),
     (("calibrate", *VERIFY[1:], "--images", "photos", "-o", "nowhere/x.pt"), "there is no folder"),
     (("revert", "w.pth", "-o", "out.pt"), "nothing in 'w.pth' is swapped"),
@@ -406,39 +399,6 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(swapped, command, reason
     before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
     assert reason in error_of(run(*command, code=1))
     assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
-
-
-USAGE = [
-    (changed(CONVERT, weights=None), "Missing option '--weights'"),
-    (changed(CONVERT, o=None), "Missing option '-o'"),
-    ((*CONVERT, "--plan", "plan.json"), "leave out --target"),
-    ((*CONVERT, "--guide-scale", "x"), "must be a number or auto, got 'x'"),
-    ((*CONVERT, "--conserve", "sum"), "'sum' is not one of 'mean', 'window', 'none'"),
-    ((*CONVERT, "--deviation", "0.2"), "--deviation needs images: give --calibrate-on"),
-    (
-        (*CONVERT[:4], "--plan", "plan.json", "--calibrate-on", "photos", "-o", "x.pt"),
-        "`hotswap calibrate` the result",
-    ),
-    ((*CONVERT, "--input-size", "3x"), "must be CxHxW, HxW or N"),
-    ((*CONVERT, "--input-size", "1x2x3x4"), "must be CxHxW, HxW or N"),
-    ((*CONVERT, "--input-size", "0"), "must be CxHxW, HxW or N"),
-    ((*CONVERT, "--input-size", "-5"), "must be CxHxW, HxW or N"),
-    ((*VERIFY, "--mean", "a,b"), "must be numbers with commas"),
-    ((*VERIFY, "--limit", "0"), "--limit"),
-    (("verify",), "Missing argument 'CHECKPOINT'"),
-    (("revert", "swapped.safetensors"), "Missing option '-o'"),
-    (("calibrate", "swapped.safetensors", "-o", "x.pt"), "Missing option '--images'"),
-    (("convret",), "No such command 'convret'"),
-    ((*VERIFY, "--nonsense"), "No such option"),
-]
-
-
-@pytest.mark.parametrize(("command", "reason"), USAGE, ids=[r[:30] for _, r in USAGE])
-def test_wrong_usage_is_exit_code_2(swapped, command, reason):
-    result = run(*command, code=2)
-    assert reason in result.stderr
-    assert result.stdout == ""
-    assert not Path("out.pt").exists()
 
 
 def test_text_from_a_file_cannot_steer_the_terminal(here):
@@ -535,28 +495,7 @@ def test_kill_9_while_writing_leaves_the_old_file(tmp_path):
     assert target.read_text() == "old"
 
 
-HELP = """
-import sys, types
-package = types.ModuleType("hotswap")  # stands for hotswap/__init__.py, which is not the command line's to answer for
-package.__path__, package.__version__ = [sys.argv[1]], "0"
-sys.modules["hotswap"] = package
-from click.testing import CliRunner
-from hotswap.cli import main
-for command in ["", *main.commands]:
-    result = CliRunner().invoke(main, [*command.split(), "--help"])
-    assert result.exit_code == 0 and "Examples:" in result.output, result.output
-assert CliRunner().invoke(main, ["--version"]).output == "hotswap, version 0\\n"
-assert not sys.modules.keys() & {"torch", "numpy", "PIL", "safetensors", "rich", "timm", "torchvision"}
-"""
-
-
-def test_help_imports_nothing_heavy():
-    subprocess.run([sys.executable, "-c", HELP, ROOT / "hotswap"], check=True, cwd=ROOT)
-
-
 def test_help_states_the_librarys_defaults():
     for command in ("calibrate", "convert"):
         text = " ".join(run(command, "--help").stdout.split())
         assert f"Default: {CONVOLUTION_DEVIATION} for convolutions, {RESIZE_DEVIATION} for enlargements." in text
-    assert all(mode in text for mode in kernels.CONSERVE_MODES)
-    assert all(mode in text for mode in guide.RESIZE_MODES)

@@ -89,16 +89,16 @@ def test_a_write_that_fails_leaves_the_old_parts(tmp_path, monkeypatch):
     model = networks.Plain()
     hotswap.save(model, tmp_path / "m.safetensors", max_shard_size=1000)
     before = names(tmp_path)
-    count = 0
+    count, save_file = 0, safetensors.torch.save_file
 
     def fails(*args):
         nonlocal count
         count += 1
         if count == 2:
             raise KeyboardInterrupt
-        safetensors.torch.save_file(*args)
+        save_file(*args)
 
-    monkeypatch.setattr(sharded, "save_file", fails)
+    monkeypatch.setattr(safetensors.torch, "save_file", fails)
     with pytest.raises(KeyboardInterrupt):
         hotswap.save(networks.Plain(), tmp_path / "m.safetensors", max_shard_size=1000)
     assert names(tmp_path) == before

@@ -10,7 +10,8 @@ from torch import nn
 
 import hotswap
 import pac_ops
-from hotswap.guide import RESIZE_MODES, window_distance
+from hotswap.choices import RESIZE_MODES
+from hotswap.guide import window_distance
 from hotswap.sliding import sliding_of
 
 COARSE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hotswap import zoo
+from hotswap import network_names, zoo
 from hotswap.errors import HotswapError
 
 
@@ -45,15 +45,15 @@ def module(tmp_path, monkeypatch):
     ],
 )
 def test_parse_and_put_together_again(spec, provider, name, options):
-    parsed = zoo.parse(spec)
+    parsed = network_names.parse(spec)
     assert (parsed.provider, parsed.name, parsed.options) == (provider, name, options)
-    assert zoo.parse(str(parsed)) == parsed
+    assert network_names.parse(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize("text", ["7", "true", "null", "[1]", "a&b", '"', "NaN", "", " ", "a=b", "[", "é"])
 def test_text_options_survive(text):
-    parsed = zoo.Spec("nets", "make", {"a": text})
-    assert zoo.parse(str(parsed)) == parsed
+    parsed = network_names.Spec("nets", "make", {"a": text})
+    assert network_names.parse(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_text_options_survive(text):
 )
 def test_refuses_a_malformed_name(spec, reason):
     with pytest.raises(HotswapError) as caught:
-        zoo.parse(spec)
+        network_names.parse(spec)
     assert reason in str(caught.value)
 
 

@@ -1,0 +1,13 @@
+"""What is chosen by a word, and which words there are. Imports no torch, so that another word is refused at once."""
+
+from hotswap.naming import AUTO
+
+FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
+METHODS = (AUTO, FX, HOOKS)
+RESIZE_MODES = ("bilinear", "area", "nearest")  # how a guide gets its target's size
+CONSERVE_MODES = ("mean", "window")  # what makes up for kernels below 1: see `kernels`
+FOOTPRINTS = (2, 4)  # coarse pixels along an axis that a guided enlargement weighs: those of pac_ops
+LABELS, MAPS = "labels", "maps"  # how a report draws outputs
+OUTPUTS = (AUTO, LABELS, MAPS)
+ONNX, PROGRAM = "onnx", "exported-program"  # what is exported
+EXPORTS = (ONNX, PROGRAM)

@@ -1,0 +1,49 @@
+"""What a command can see to be wrong before it imports torch, which takes seconds. The library checks it again."""
+
+from hotswap import hub, image_files, network_names, sharded
+from hotswap.errors import HotswapError
+from hotswap.files import check_readable, is_same_file
+
+
+def check_network(name: str | None) -> None:
+    """Refuse a network's name that has none of the forms.
+
+    Raises:
+        HotswapError: where it has not.
+    """
+    if name is not None:
+        _ = network_names.parse(name).on_hub  # whose address is of a form, too
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Refuse a checkpoint that is not there.
+
+    Raises:
+        HotswapError: where it cannot be read, or is no address on the hub.
+    """
+    if path is None:
+        return
+    if hub.is_address(path):
+        hub.parse(path)
+    else:
+        check_readable(sharded.index_at(path) or path)
+
+
+def check_images(folder: str | None) -> None:
+    """Refuse a folder without images.
+
+    Raises:
+        HotswapError: where there is no folder, or no image in it.
+    """
+    if folder is not None:
+        image_files.find(folder, 1)
+
+
+def check_other_file(path: str, *inputs: str | None) -> None:
+    """Refuse to write over what is being read.
+
+    Raises:
+        HotswapError: where `path` is one of the inputs.
+    """
+    if any(name is not None and is_same_file(path, name) for name in inputs):
+        raise HotswapError(f"the output {path!r} is also an input; name another file")

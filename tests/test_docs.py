@@ -107,7 +107,8 @@ def on_first_page(pages):
 COMMANDS = dict(on_first_page(PAGES))
 MAKE = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-SETTINGS = {  # of recipes that would take minutes, or start processes of their own
+SETTINGS = {  # of what would take minutes, or start processes of its own
+    "export": ["--static"],
     "quickstart": ["--max-steps=1", "--set=data.train.options.count=8", "--set=data.validation.options.count=2"],
     "joint_depth_pac_x4": ["--set=workers=0"],
 }
@@ -156,7 +157,8 @@ def command(words):
     if ">" in words:
         *words, _, path = words
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 1)
-    main([*words[1:], *SETTINGS.get(" ".join(words[2:3]), [])], prog_name="hotswap")
+    settings = [setting for word in words[1:3] for setting in SETTINGS.get(word, [])]
+    main([*words[1:], *settings], prog_name="hotswap")
 
 
 # --- what commands take for granted -----------------------------------------------------------------------

@@ -22,22 +22,16 @@ SAMPLE = {
     "timm:resnetv2_18": "fx",  # activations before the convolutions
     "timm:convnext_atto": "fx",  # depthwise 7x7, layer norm
     "timm:hardcorenas_a": "fx",  # squeeze and excitation
-    "timm:starnet_s050": "fx",
     "timm:efficientformerv2_s0": "fx",  # caches what it computed
     "timm:tf_mobilenetv3_small_minimal_100": "fx",  # Conv2dSame among its convolutions
     "timm:test_nfnet": "fx",  # weights standardised in their own forward
-    "timm:test_byobnet": "fx",
     "timm:test_resnet": "fx",
     "timm:test_mambaout": "fx",  # channels last, gated
-    "timm:test_convnext": "fx",
-    "timm:test_efficientnet": "fx",
     "timm:selecsls42": "hooks",  # appends to lists
     "torchvision:raft_small": "fx",  # two images, stacked for one encoder; a block called again and again
-    "torchvision:squeezenet1_1": "fx",
     "torchvision:quantized_mobilenet_v2": "fx",
     "torchvision:lraspp_mobilenet_v3_large": "fx",  # an ordered dictionary of activations
     "smp:unet/resnet18": "fx",
-    "smp:linknet/resnet18": "fx",
     "smp:deeplabv3plus/resnet18": "fx",  # looks whether the size of its input suits it
     "smp:segformer/mit_b0": "hooks" if torch.__version__.startswith("2.8.") else "fx",  # torch.empty, of traced sizes
     "transformers:ResNetModel": "hooks",  # output classes, keyword arguments

@@ -247,13 +247,13 @@ def test_the_command(tmp_path):
     checkpoint, path = tmp_path / "swapped.safetensors", tmp_path / "swapped.onnx"
     hotswap.save(hotswap.convert(networks.Plain(), "target", "guide", guide_scale=SCALE), checkpoint)
     arguments = ["export", str(checkpoint), "--model", "networks:Plain", "-o", str(path)]
-    arguments += ["--input-size", "64", "--static", "--json"]
+    arguments += ["--input-size", "64", "--json"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     written = json.loads(result.stdout)
     assert written["format"] == "onnx"
-    assert written["inputs"] == [[1, 3, 64, 64]]
+    assert written["inputs"] == [["batch", 3, "height", "width"]]
     assert path.exists()
-    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(checkpoint)])
+    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(checkpoint), "--format", "onnx"])
     assert result.exit_code == 1
     assert "is also an input" in result.stderr

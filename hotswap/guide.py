@@ -66,14 +66,28 @@ def require_input_only(target: str, args: Sequence[Any], kwargs: Mapping[str, An
         )
 
 
+def require_untraced(target: str, x: Any) -> None:
+    """Refuse to run a target for a tracer of torch.fx: `create_feature_extractor`, fusing, quantising.
+
+    Raises:
+        HotswapError: where its input is a proxy.
+    """
+    if isinstance(x, Proxy):
+        raise HotswapError(
+            f"target {target!r} cannot be traced by torch.fx, as create_feature_extractor and tools that fuse or "
+            "quantise do; hotswap.revert the network, trace that, and convert the GraphModule that comes of it"
+        )
+
+
 def image_size(target: str, x: Any) -> Size:
     """Batch, height and width of a target's input.
 
     Raises:
         HotswapError: where it is no [B, C, H, W] tensor.
     """
+    require_untraced(target, x)
     if not isinstance(x, Tensor) or x.dim() != 4:
-        raise HotswapError(f"the input of target {target!r} must be a [B, C, H, W] tensor, got {_describe(x)}")
+        raise HotswapError(f"the input of target {target!r} must be a [B, C, H, W] tensor, got {describe(x)}")
     return x.shape[0], x.shape[2], x.shape[3]
 
 
@@ -182,8 +196,9 @@ def resize_to(x: Tensor, height: int, width: int, how: str) -> Tensor:
 
 def _check_guide(guide_name: str, guide: Any) -> None:
     if not isinstance(guide, Tensor) or guide.dim() != 4:
-        raise HotswapError(f"guide {guide_name!r} must give a [B, G, H, W] tensor, got {_describe(guide)}")
+        raise HotswapError(f"guide {guide_name!r} must give a [B, G, H, W] tensor, got {describe(guide)}")
 
 
-def _describe(x: Any) -> str:
+def describe(x: Any) -> str:
+    """For messages."""
     return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -75,6 +75,14 @@ class GuidedLayer(nn.Module, Generic[Entry]):
     guide_log_scale: nn.Parameter | None  # log s where the scale is learned
     _swap: Entry
 
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What torch calls in place of forward while torch.jit.trace and the old ONNX exporter watch."""
+        raise HotswapError(
+            f"target {self._swap.name!r} cannot be traced by torch.jit.trace, on which the old ONNX exporter and "
+            "TensorBoard's add_graph rest too; write an ONNX file or an exported program by hotswap.export, or "
+            "hotswap.revert the network"
+        )
+
     @property
     def swap(self) -> Entry:
         """What was asked for, and measured, with the scale as it is now."""

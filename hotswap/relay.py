@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.errors import HotswapError
-from hotswap.guide import guide_copy, require_input_only
+from hotswap.guide import guide_copy, require_input_only, require_untraced
 from hotswap.guided import Tap
 from hotswap.naming import INPUT
 
@@ -353,6 +353,7 @@ class Reader(Hook):
 
     def guides(self, like: Tensor) -> tuple[Tensor, ...]:
         """What steers it, as it is about to run on `like`."""
+        require_untraced(self.target, like)
         return tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
+from hotswap.guide import describe, image_size
 from hotswap.guided import GuidedLayer
 from hotswap.layers import plain_class
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
@@ -103,16 +104,15 @@ class GuidedResize(GuidedLayer[Resize]):
                 "hotswap.revert it"
             )
         name = self._swap.name
-        if not isinstance(input, Tensor) or input.dim() != 4:
-            raise HotswapError(f"the input of target {name!r} must be a [B, C, H, W] tensor, got {_describe(input)}")
-        coarse, fine = (input.shape[2], input.shape[3]), self._size(input, further)
+        _, height, width = image_size(name, input)
+        coarse, fine = (height, width), self._size(input, further)
         if fine == coarse or fine[0] < coarse[0] or fine[1] < coarse[1]:
             return None
         found = []
         for source, guide in zip(self._swap.guide, guides, strict=True):
             if not isinstance(guide, Tensor) or guide.dim() != 4 or not guide.is_floating_point():
                 raise HotswapError(
-                    f"guide {source!r} must give a floating [B, G, H, W] tensor, got {_describe(guide)}"
+                    f"guide {source!r} must give a floating [B, G, H, W] tensor, got {describe(guide)}"
                 )
             if guide.shape[0] != input.shape[0]:
                 raise HotswapError(
@@ -275,7 +275,3 @@ def is_bilinear(conv: nn.ConvTranspose2d) -> bool:
 
 
 _TRANSPOSED_FORWARD: Any = nn.ConvTranspose2d.forward
-
-
-def _describe(x: Any) -> str:
-    return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -9,12 +9,14 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from networks import conv
 from test_hazards import close, swap
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import hotswap
+from hotswap.tracing import UntraceableError
 
 
 @pytest.fixture
@@ -191,3 +193,36 @@ def test_status_prints_what_is_swapped(converted):
     assert all(word in text for word in ("target", "later", "guide", "0.8"))
     assert status.to_dict()["plan"]["method"] in ("fx", "hooks")
     assert str(hotswap.status(networks.Plain())) == "nothing is swapped"
+
+
+class Enlarged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.target = conv(3), conv()
+
+    def forward(self, x):
+        y = self.target(torch.relu(self.stem(x)))[:, :, ::2, ::2]
+        return F.interpolate(y, scale_factor=2.0, mode="bilinear")
+
+
+def untraceable(*_):
+    raise UntraceableError("not in this test")
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+@pytest.mark.parametrize("targets", [["target"], ["resize"]])
+def test_tracers_are_refused_in_a_line_and_the_advice_works(targets, method, image, monkeypatch):
+    if method == "hooks":
+        monkeypatch.setattr("hotswap.resizing.surgery.prepare", untraceable)
+    net = Enlarged().eval()
+    options = {"guide_scale": 2.0, "example_inputs": image, "method": method}
+    swapped = hotswap.convert(net, targets, "input", **options)
+    with pytest.raises(hotswap.HotswapError, match=r"cannot be traced by torch\.jit\.trace.* hotswap\.export"):
+        torch.jit.trace(swapped, image)
+    with pytest.raises(hotswap.HotswapError, match=r"cannot be traced by torch\.fx"):
+        torch.fx.symbolic_trace(swapped)
+    expected = swapped(image)
+    traced = torch.fx.symbolic_trace(hotswap.revert(swapped))
+    found = hotswap.convert(traced, targets, "input", **options)(image)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.jit.trace(hotswap.revert(swapped), image)(image), net(image))

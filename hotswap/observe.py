@@ -170,6 +170,12 @@ def default_inputs(model: nn.Module) -> tuple[Any, ...]:
     return (torch.empty(1, *shape, dtype=dtype, device="meta"),)
 
 
+def uninitialised(model: nn.Module) -> str | None:
+    """The first parameter or buffer of a lazy module that has not run yet, by name: running gives it its shape."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return next((name for name, x in named if nn.parameter.is_lazy(x)), None)
+
+
 def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive_fields: bool = False) -> Observation:
     """Run `model` in evaluation mode and note every module call; neither it nor its buffers change.
 
@@ -230,6 +236,8 @@ def run_once(
     Raises:
         HotswapError: as `observe`.
     """
+    if (lazy := uninitialised(model)) is not None:
+        raise HotswapError(f"{lazy!r} is not initialised yet, and its first run decides it: run the network once")
     arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
     device = next((x.device for x in model.parameters()), torch.device("cpu"))
 
@@ -248,7 +256,8 @@ def run_once(
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
         raise HotswapError(
             f"the network could not be run on fake inputs {shapes} ({one_line(error, 160)}); "
-            "pass example_inputs that its forward takes"
+            "give example_inputs, or batches to calibrate on, that its forward takes: of a loader's images and "
+            "labels, (images for images, _ in loader)"
         ) from error
 
 

@@ -20,7 +20,7 @@ from hotswap.alike import Distance, distance, values, why_nothing
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError, one_line
 from hotswap.guided import GuidedLayer
-from hotswap.observe import Inputs, as_arguments, default_inputs, only_looking
+from hotswap.observe import Inputs, as_arguments, default_inputs, only_looking, uninitialised
 
 # What rounding may do to outputs, in units of the last place of the largest: it is below a tenth of this in networks
 # of a hundred layers.
@@ -116,9 +116,9 @@ def _runs(plain: nn.Module, inputs: Inputs | None) -> tuple[list[_Run], str | No
 
 
 def _why_not_run(plain: nn.Module) -> str | None:
+    if (lazy := uninitialised(plain)) is not None:
+        return f"{lazy!r} is not initialised yet"
     for name, x in (*plain.named_parameters(), *plain.named_buffers()):
-        if isinstance(x, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            return f"{name!r} is not initialised yet"
         if x.is_meta or isinstance(x, FakeTensor):
             return f"{name!r} has no values"
         if hasattr(x, "device_mesh"):

@@ -239,14 +239,15 @@ def _scale_for(path: str, layer: Swapped, seen: _Seen, wanted: float) -> float:
 
     if not any(sample.taps for sample in seen.samples):
         raise HotswapError(
-            f"target {path!r} has no neighbours on these batches: all its taps but the centre lie outside its input; "
-            "give larger inputs, or leave this target out"
+            f"target {path!r} has no neighbours on these batches: they are empty, or all its taps but the centre lie "
+            "outside its input; give larger inputs, or leave this target out"
         )
     varying = _mean(seen.samples, lambda distances: (distances > 0).double())
     if varying == 0 or (not function.inverse and varying <= wanted):
+        less = f"ask for less than {varying:.3g}, or " if varying else ""
         raise HotswapError(
             f"the guide of target {path!r} is constant around {1 - varying:.0%} of taps on these batches, so the "
-            f"mean of 1 - K cannot reach {wanted:g}; ask for less than {varying:.3g}, or choose another guide"
+            f"mean of 1 - K cannot reach {wanted:g}; {less}choose another guide or other batches"
         )
     positive = torch.cat([sample.distances[sample.distances > 0] for sample in seen.samples])
     # K is what it is at distance 0 at the low end, and as far from it as it gets at the high one, for every distance.

@@ -176,7 +176,8 @@ def as_batches(batches: Iterable[Inputs] | Tensor) -> Iterator[tuple[Any, ...]]:
     """
     if not isinstance(batches, Iterable):
         raise HotswapError(
-            f"batches must be a tensor, or several tensors or tuples of arguments, got {type(batches).__name__}"
+            f"batches must be a tensor, or several tensors or tuples of arguments, got {type(batches).__name__}; a "
+            "Dataset goes through a torch.utils.data.DataLoader"
         )
     empty = True
     for batch in [batches] if isinstance(batches, Tensor) else batches:

@@ -86,7 +86,8 @@ class GuidedResize(GuidedLayer[Resize]):
         coarse, (factors, align_corners) = (input.shape[2], input.shape[3]), self._places(input, further)
         averaged = area_average2d(guide, coarse)
         distance = pac_ops.resize_distance2d(guide, averaged, factors, align_corners, self._swap.footprint)
-        weights = pac_ops.resize_kernel2d(distance[:1], coarse, factors, align_corners, scale=0.0)
+        flat = distance.new_zeros((1, *distance.shape[1:]))  # of a batch of none, too
+        weights = pac_ops.resize_kernel2d(flat, coarse, factors, align_corners, scale=0.0)
         return distance, weights[0, 0] > 0
 
     def extra_repr(self) -> str:

@@ -158,7 +158,16 @@ def test_refusals(vgg, batches):
     for wrong in (0, 1, -0.1, "much"):
         refused(lambda wrong=wrong: hotswap.calibrate(converted, batches, deviation=wrong), "between 0 and 1, got")
     flat = torch.zeros(1, 3, 48, 40)
-    refused(lambda: hotswap.calibrate(converted, flat, deviation=0.9), "constant around .* of taps")
+    refused(
+        lambda: hotswap.calibrate(converted, flat, deviation=0.9), "constant around .* of taps .*; ask for less than"
+    )
+    blank = hotswap.convert(vgg, guide="input", guide_scale=0.1)
+    refused(
+        lambda: hotswap.calibrate(blank, flat), "constant around 100% .* cannot reach 0.3; choose another guide or"
+    )
+    refused(lambda: hotswap.calibrate(blank, flat[:0]), "no neighbours on these batches: they are empty, or")
+    images = torch.utils.data.TensorDataset(flat)
+    refused(lambda: hotswap.calibrate(converted, images), "got TensorDataset; a Dataset goes through a .*DataLoader")
     wide = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=9, dilation=9))
     lonely = hotswap.convert(wide, "1", "0", example_inputs=torch.rand(1, 3, 8, 8))
     refused(
@@ -166,6 +175,26 @@ def test_refusals(vgg, batches):
     )
     refused(lambda: hotswap.calibrate(converted, flat + torch.nan), "not finite")
     assert [s.guide_scale for s in hotswap.status(converted).plan.swaps] == scales
+
+
+def test_a_loaders_images_without_its_labels(vgg, batches):
+    labelled = torch.utils.data.TensorDataset(batches[0], torch.arange(2))
+    loader = torch.utils.data.DataLoader(labelled, batch_size=2)
+    refused(lambda: hotswap.convert(vgg, calibrate_on=loader), r"labels, \(images for images, _ in loader\)")
+    converted = hotswap.convert(vgg, calibrate_on=(images for images, _ in loader))
+    same = hotswap.convert(vgg, calibrate_on=batches[0])
+    assert hotswap.status(converted).plan.swaps == hotswap.status(same).plan.swaps
+
+
+def test_a_batch_of_no_image_counts_for_nothing():
+    net = nn.Sequential(networks.conv(3, stride=2), networks.conv(), nn.Upsample(scale_factor=2, mode="bilinear"))
+    batch = torch.rand(2, 3, 12, 14)
+    scales = []
+    for data in ([batch], [batch[:0], batch], [batch, batch[:0]]):
+        found = hotswap.convert(net, ["1", "2"], "input", calibrate_on=data, example_inputs=batch)
+        plan = hotswap.status(found).plan
+        scales.append([target.guide_scale for target in plan.swaps + plan.resizes])
+    assert scales[1:] == [pytest.approx(scales[0])] * 2
 
 
 def test_nested_outputs_are_compared():

@@ -138,6 +138,21 @@ def test_verbs_keep_a_swapped_network(model, tmp_path):
     kept(swapped, hotswap.revert)
 
 
+@pytest.mark.parametrize("lazy", [lambda: nn.LazyConv2d(8, 1), lambda: nn.LazyInstanceNorm2d(affine=True)])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_network_that_has_not_run_yet_is_left_to_run(lazy, inplace):
+    """Its first run, were it on tensors without numbers, would leave parameters without numbers."""
+    net = nn.Sequential(conv(3), lazy(), nn.ReLU(), conv())
+    with pytest.raises(hotswap.HotswapError, match="'1.weight' is not initialised yet, .* run the network once"):
+        hotswap.convert(net, "3", "0", example_inputs=IMAGE, inplace=inplace)
+    with pytest.raises(hotswap.HotswapError, match="'1.weight' is not initialised yet"):
+        hotswap.inspect(net, IMAGE)
+    assert net[1].has_uninitialized_params()
+    plain = net(IMAGE)
+    swapped = hotswap.convert(net, "3", "0", example_inputs=IMAGE, guide_scale=0.0, inplace=inplace)
+    torch.testing.assert_close(swapped.train()(IMAGE), plain)
+
+
 @pytest.mark.parametrize("name", ["training", "nested"])
 def test_what_takes_longer_keeps_a_network_too(name, tmp_path):
     swapped = hotswap.convert(NETWORKS[name](), ["target", "resize"], "input", guide_scale=0.5, example_inputs=IMAGE)

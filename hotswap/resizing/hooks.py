@@ -376,8 +376,9 @@ def _followed(mode: _Following, plain: type[nn.Module], args: Any, kwargs: Any) 
 def _ambiguous(chain: _Chain, key: str) -> HotswapError:
     return HotswapError(
         f"the code that makes the guided call {chain.names} ({last_of(key)}) makes other calls of F.interpolate at "
-        "this size than at that of the example inputs, so it is not clear which of them to guide; hotswap.revert "
-        "the network and give example_inputs of this size, or have the code make the call in a module of its own"
+        "this size or in this mode than on the example inputs, so it is not clear which of them to guide; "
+        "hotswap.revert the network and give example_inputs of this size, or have the code make the call in a "
+        "module of its own"
     )
 
 

@@ -18,11 +18,13 @@ DOCUMENTED = {
     "a guide around an enlargement that is guided itself": rf"target {_NAME} was called without its guide",
     "a guide that is too coarse": rf"guide {_NAME} of \d+ x \d+ is coarser than the output",
     "an enlargement beyond all that comes before": r"cannot be swapped: nothing before it is as fine as its output",
+    "turns of a loop that nothing tells apart": r"is one of \d+ calls of F\.interpolate from one place",
     "a guide of another batch": rf"guide {_NAME} must have the target's batch size",
 }
 
 RUNNING = {  # what a converted network may refuse
     "a target apart from its guide in the checkpointed part": r"target .* is run again by activation checkpointing",
+    "turns of a loop that are made of the same in training": r"makes other calls of F\.interpolate at this size or",
 }
 EXPORTING = {  # what export may refuse, where it refuses the plain network as well
     "PyTorch's exporters write something else": r"the exported (network|file) (differs|fails)",

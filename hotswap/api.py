@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from hotswap import hooks, surgery
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, METHODS, RESIZE_MODES
@@ -14,8 +13,9 @@ from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.kernels import DEFAULT_KERNEL, parse
 from hotswap.layers import shape_of
+from hotswap.measure.batches import Batches, Pick, as_batches
 from hotswap.measure.calibrate import calibrate
-from hotswap.measure.compare import as_batches, plain_copy
+from hotswap.measure.compare import plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, compiled_in_place, observe
 from hotswap.resizing import hooks as resizing_hooks
@@ -136,7 +136,8 @@ def convert(
     learn_scale: bool = False,
     kernel: str = DEFAULT_KERNEL,
     conserve: str | None = AUTO,
-    calibrate_on: Iterable[Inputs] | Tensor | None = None,
+    calibrate_on: Batches | None = None,
+    inputs: Pick | None = None,
     deviation: float | str = AUTO,
     method: str = "auto",
     example_inputs: Inputs | None = None,
@@ -162,7 +163,9 @@ def convert(
         conserve: "mean" divides K at each tap by its mean there on `calibrate_on`; see `plan` for "window" and None.
             By default "mean" where there is data, else None.
         calibrate_on: a few batches of inputs such as the network will see: the result is calibrated on them, as by
-            `hotswap.calibrate`, and `hotswap.status` tells what came of it.
+            `hotswap.calibrate`, and `hotswap.status` tells what came of it. Tuples such as (image, label) and
+            mappings are taken as by `verify`.
+        inputs: a function that picks what the network gets of a batch: see `verify`.
         deviation: see guide_scale; "auto" is 0.3 for convolutions and 0.5 for enlargements.
         method: see `plan`.
         example_inputs: see `plan`.
@@ -199,7 +202,8 @@ def convert(
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
     _check_values(swapping | {"footprint": footprint})
-    known = _Inputs(example_inputs, calibrate_on)
+    data = () if calibrate_on is None else tuple(as_batches(model, calibrate_on, inputs))
+    known = _Inputs(example_inputs, data)
     prepared = _planned(model, targets, guide, scale, method, known, swapping, footprint, check)
     _require_kernel_used(model, prepared.plan, kernel)
     converted = _carried_out(model, prepared, inplace)
@@ -374,26 +378,21 @@ def _by_path(model: nn.Module, named: Any) -> Any:
     return [_by_path(model, item) for item in named] if isinstance(named, list | tuple) else named
 
 
-class _Inputs:
+class _Inputs(NamedTuple):
     """What there is to run a network on: what was given for that, and real data."""
 
-    def __init__(self, given: Inputs | None, data: Iterable[Inputs] | Tensor | None = None) -> None:
-        self._given, self._data = given, data
-
-    @cached_property
-    def batches(self) -> tuple[tuple[Any, ...], ...]:
-        """Of the data: all of them, as an iterator gives them once."""
-        return () if self._data is None else tuple(as_batches(self._data))
+    given: Inputs | None
+    batches: tuple[tuple[Any, ...], ...] = ()
 
     @property
     def example(self) -> Inputs | None:
         """To look at the network with."""
-        return self.batches[0] if self._given is None and self.batches else self._given
+        return self.batches[0] if self.given is None and self.batches else self.given
 
     @property
     def numbers(self) -> Inputs | None:
         """To compare outputs on: real data first."""
-        return self.batches[0] if self.batches else self._given
+        return self.batches[0] if self.batches else self.given
 
 
 class _Prepared(NamedTuple):

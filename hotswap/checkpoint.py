@@ -114,7 +114,7 @@ def read(path: PathLike) -> Checkpoint:
     file = check_readable(path)
     try:
         with file.open("rb") as stream:
-            start = stream.read(64)
+            start = stream.read(262)
     except OSError as error:
         raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
     if start[8:9] == b"{":  # asked first, because the eight bytes before it, a length, can look like all the others
@@ -123,13 +123,32 @@ def read(path: PathLike) -> Checkpoint:
         return _read_torch(file, mapped=True)
     if start.startswith(b"\x80"):
         return _read_torch(file, mapped=False)
+    raise HotswapError(f"cannot read {str(path)!r}: {_why_neither(start)}")
+
+
+# Files of weights in another form: what they begin with, what they are, what to do.
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it first: `gunzip FILE`, or `tar -xzf FILE` where it is an archive"),
+    (b"BZh", "compressed by bzip2; unpack it first: `bunzip2 FILE`, or `tar -xjf FILE` where it is an archive"),
+    (b"\xfd7zXZ", "compressed by xz; unpack it first: `unxz FILE`, or `tar -xJf FILE` where it is an archive"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it first: `unzstd FILE`"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes; only weights of PyTorch are read"),
+    (b"\x93NUMPY", "an array of NumPy; only weights of PyTorch are read"),
+    (b"GGUF", "a GGUF file; only safetensors files and those of torch.save are read"),
+)
+
+
+def _why_neither(start: bytes) -> str:
+    """Why a file that neither safetensors nor torch.save wrote is not read, and what to do."""
     if start.lstrip()[:1] == b"<":
-        why = "it is a web page or XML, so the download probably failed; download it again"
-    elif start.startswith(b"version https://git-lfs"):
-        why = "it is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"
-    else:
-        why = "it is damaged, or neither a safetensors file nor written by torch.save"
-    raise HotswapError(f"cannot read {str(path)!r}: {why}")
+        return "it is a web page or XML, so the download probably failed; download it again"
+    for begin, what in _OTHERS:
+        if start.startswith(begin):
+            return f"it is {what}"
+    if start[257:262] == b"ustar":
+        return "it is a tar archive; unpack it first, `tar -xf FILE`, and name the file of weights that was in it"
+    return "it is damaged, or neither a safetensors file nor written by torch.save"
 
 
 def read_plan(path: PathLike) -> Plan:
@@ -386,11 +405,11 @@ def load_torch(file: Path, *, mapped: bool) -> Any:
 
 
 def _torch_reason(error: Exception) -> str:
-    needed = re.search(r"GLOBAL (\S+)", str(error))
+    needed = re.search(r"GLOBAL (\S+)|but got <class '([^']+)'>", str(error))
     if isinstance(error, pickle.UnpicklingError) and needed:
         return (
-            f"reading it would run code ({clipped(needed[1], 80)}), and hotswap runs none from a file; "
-            "where you trust it, save its tensors alone: torch.save(model.state_dict(), 'weights.pth')"
+            f"it holds more than tensors, numbers and text ({clipped(needed[1] or needed[2], 80)}), which could run "
+            f"code, and hotswap runs none from a file; {pickled.TAKE_OUT}"
         )
     return (
         f"it is damaged, cut short, or a pickle of more than tensors, which could run code ({type(error).__name__}); "

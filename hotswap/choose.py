@@ -19,6 +19,7 @@ Guide = Name | Sequence[Name]  # several count as one, with all their channels
 Guides = Guide | Mapping[Name, Guide]  # one for all targets, or by target
 Value = TypeVar("Value")
 
+_PEFT, _INNER = "base_model.model.", "base_layer"  # where PEFT keeps a network, and a layer that it adapts
 _AUTO_GUIDE_STAGE = 2  # the paper guides from the end of the second stage ...
 _AUTO_TARGET_STAGES = 3  # ... the last convolution of each of the last three
 
@@ -194,9 +195,12 @@ def _exact(names: Names, name: Name, role: str) -> str:
         return path
     if not isinstance(name, str):
         raise HotswapError(f"{role} must be a string or a module, got a {type(name).__name__}")
+    if name not in modules and f"{_PEFT}{name}" in modules:
+        name = f"{_PEFT}{name}"
     if name in modules and name:
         first_path = {module: path for path, module in names.model.named_modules()}
-        return str(first_path[modules[name]])
+        path = str(first_path[modules[name]])
+        return path if role == "guide" else _adapted(path, modules)
     if name in names.path_of:
         return names.path_of[name]
     if names.observation is None and name.startswith("conv"):
@@ -206,6 +210,14 @@ def _exact(names: Names, name: Name, role: str) -> str:
         f"{role} {name!r} is no module path or alias of this network{naming.closest(name, known)}"
         " (hotswap.inspect lists all)"
     )
+
+
+def _adapted(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The convolution that an adapter is around, where a path is that of one: it is still what the path names."""
+    inner = modules.get(f"{path}.{_INNER}")
+    if why_not_swappable(modules[path]) is None or inner is None:
+        return path
+    return _adapted(f"{path}.{_INNER}", modules)
 
 
 def _matching(names: Names, pattern: str, notes: list[str]) -> tuple[str, ...]:

@@ -3,12 +3,16 @@
 What torch makes of a `torch.fx.GraphModule` that is deep-copied is a new one of the same graph: without hooks,
 without attributes that the graph does not name, without what its class was given and, if torchvision made it,
 in training mode. Here it is copied as any other module is.
+
+And a tensor that was computed, which `copy.deepcopy` refuses, is copied as its numbers are: modules that are pruned
+or normalised by `torch.nn.utils` hold such a weight, and compute it anew in each call.
 """
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -28,7 +32,8 @@ class _Memo(dict[Any, Any]):
     """What `copy.deepcopy` asks for a copy before it makes one."""
 
     def __init__(self, model: nn.Module, replaced: dict[int, Any]) -> None:
-        super().__init__(replaced)
+        computed = [x for module in model.modules() for x in _tensors(vars(module)) if not x.is_leaf]
+        super().__init__({id(x): x.detach().clone() for x in computed} | replaced)
         self._uncopied = {id(module): module for module in model.modules() if isinstance(module, GraphModule)}
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -36,6 +41,15 @@ class _Memo(dict[Any, Any]):
         if module is not None and key not in self:
             return copied(module, self)
         return super().get(key, default)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among a module's attributes, also those in its lists and mappings; not those of other modules."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def copied(module: GraphModule, memo: dict[int, Any]) -> GraphModule:

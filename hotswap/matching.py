@@ -1,5 +1,6 @@
 """Brings the names of a checkpoint's weights to a network's: wrappers' prefixes off, tied weights filled in."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ _AVERAGES = (
     "momentum",
 )  # what names of copies that are not trained themselves hold
 _COUNTER = ".num_batches_tracked"  # that batch norms of old files do not have
+_COUNTS = ("total_ops", "total_params")  # buffers that thop leaves in every module it has counted
+_AUXILIARY = re.compile(r"(.*\.)?aux[^.]*\.", re.IGNORECASE)  # a head that only helps to train the others
 _SHOWN = 3  # names listed of many
 
 
@@ -33,7 +36,8 @@ def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], own: Map
     """Take off what wrappers put on the names of a network's weights, and say so.
 
     A prefix on all names goes where the network has no such names; one on some of them, whatever it is, where what is
-    under it is the whole network. Names that are then still missing are filled from those they are tied to.
+    under it is the whole network. Names that are then still missing are filled from those they are tied to. Counts of
+    operations, and auxiliary heads that the network has not, are left aside.
 
     Args:
         weights: by their names in the file.
@@ -43,7 +47,7 @@ def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], own: Map
     Raises:
         HotswapError: where several parts of the file are the whole network, and nothing says which one is meant.
     """
-    found = Matched(dict(weights), dict(versions), ())
+    found = _without_counts(Matched(dict(weights), dict(versions), ()), own)
     while prefix := next(
         (p for p in _WRAPPERS if found.weights and all(n.startswith(p) for n in found.weights)), None
     ):
@@ -53,7 +57,31 @@ def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], own: Map
     for part in _INSIDE:
         found = _freed(part, found, own)
     found = _chosen(found, own)
-    return _tied(found, own)
+    return _tied(_without_auxiliary(found, own), own)
+
+
+def _without_counts(found: Matched, own: Mapping[str, Tensor]) -> Matched:
+    """Of a network that thop has counted: what is no weight, in the file or in the network alone."""
+    extra = [name for name in found.weights if name not in own and name.rpartition(".")[2] in _COUNTS]
+    missing = {name: x for name, x in own.items() if name not in found.weights and name.rpartition(".")[2] in _COUNTS}
+    if not extra:
+        return found._replace(weights=found.weights | missing)
+    note = f"left aside {len(extra)} counts of operations: {listed(extra)}"
+    return _without(extra, found._replace(weights=found.weights | missing), note)
+
+
+def _without_auxiliary(found: Matched, own: Mapping[str, Tensor]) -> Matched:
+    heads = [match[0] for name in found.weights if (match := _AUXILIARY.match(name)) is not None]
+    absent = {head for head in heads if not any(name.startswith(head) for name in own)}
+    extra = [name for name in found.weights if name not in own and name.startswith((*absent,))]
+    if not extra:
+        return found
+    return _without(extra, found, f"left aside an auxiliary head, {len(extra)} weights: {listed(extra)}")
+
+
+def _without(names: Iterable[str], found: Matched, note: str) -> Matched:
+    weights = {name: x for name, x in found.weights.items() if name not in {*names}}
+    return found._replace(weights=weights, notes=(*found.notes, note))
 
 
 def _under(prefix: str, found: Matched, note: str) -> Matched:

@@ -256,8 +256,7 @@ def run_once(
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
         raise HotswapError(
             f"the network could not be run on fake inputs {shapes} ({one_line(error, 160)}); "
-            "give example_inputs, or batches to calibrate on, that its forward takes: of a loader's images and "
-            "labels, (images for images, _ in loader)"
+            "give example_inputs, or batches to calibrate on, that its forward takes (inputs= picks them of a batch)"
         ) from error
 
 

@@ -20,14 +20,21 @@ _ROOM = 2**28  # bytes that may be shared however small the file is
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that files begin with that torch.save wrote before 1.6
 _LEGACY_PICKLES = 5  # of which the fourth has the tensors
 _MAKES_BYTES = (b"\nbytearray\n", b"_codecs\nencode\n")
+_NUMPY_MAKES = (b"multiarray\nscalar\n", b"multiarray\n_reconstruct\n")
 _END, _END_64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _MOST_32 = 2**32 - 1
 
+# What to do with a file that holds more than is read: one line of Python each for its two usual kinds.
+TAKE_OUT = (
+    "where you trust it, take its weights out: saved = torch.load(FILE, weights_only=False), then "
+    "torch.save(saved['state_dict'], 'weights.pth'), or saved.state_dict() where it is a whole network"
+)
 _TOO_LARGE = (
     f"it holds more than {_LARGEST_PICKLE // 2**20} MiB beside its tensors, which could take any amount of memory; "
-    "save a state_dict alone with torch.save"
+    f"{TAKE_OUT}"
 )
-_BYTES = "it holds raw bytes beside its tensors, of which any amount could be made; save a state_dict alone"
+_BYTES = f"it holds raw bytes beside its tensors, of which any amount could be made; {TAKE_OUT}"
+_NUMPY = f"it holds numbers or arrays of NumPy beside its tensors, which are not read; {TAKE_OUT}"
 
 
 def why_no_archive(file: Path) -> str | None:
@@ -49,8 +56,9 @@ def why_no_archive(file: Path) -> str | None:
             return "its parts are compressed or overlap, which torch.save never does; it may be a zip bomb"
         if any(entry.file_size > _LARGEST_PICKLE for entry in pickles):
             return _TOO_LARGE
-        if any(_makes_bytes(archive.read(entry)) for entry in pickles):
-            return _BYTES
+        for entry in pickles:
+            if why := _why_bytes(archive.read(entry)):
+                return why
     with file.open("rb") as stream:
         if _directories(stream) != {start}:
             return "its end names another directory than the one before it, which torch.save never does"
@@ -66,8 +74,8 @@ def why_no_pickle(file: Path) -> str | None:
     with file.open("rb") as stream:
         if stream.read(2 + len(_LEGACY))[2:] != _LEGACY:
             return (
-                "it is a pickle that torch.save did not write, which could run code; where you trust it, save its "
-                "tensors alone: torch.save(model.state_dict(), 'weights.pth')"
+                "it is a pickle that torch.save did not write, which could run code; where you trust it, read it as "
+                "it was written, and torch.save its tensors as a dictionary of names"
             )
         stream.seek(0)
         for _ in range(_LEGACY_PICKLES):
@@ -76,7 +84,7 @@ def why_no_pickle(file: Path) -> str | None:
                     return _TOO_LARGE
         length = stream.tell()
         stream.seek(0)
-        return _BYTES if _makes_bytes(stream.read(length)) else None
+        return _why_bytes(stream.read(length))
 
 
 def why_too_large(tensors: Iterable[Tensor], file: Path) -> str | None:
@@ -94,8 +102,11 @@ def why_too_large(tensors: Iterable[Tensor], file: Path) -> str | None:
     )
 
 
-def _makes_bytes(pickled: bytes) -> bool:
-    return any(name in pickled for name in _MAKES_BYTES)
+def _why_bytes(pickled: bytes) -> str | None:
+    """Why a pickle that makes bytes is not read; None where it makes none. What NumPy pickles does."""
+    if not any(name in pickled for name in _MAKES_BYTES):
+        return None
+    return _NUMPY if any(name in pickled for name in _NUMPY_MAKES) else _BYTES
 
 
 def _directories(stream: BinaryIO) -> set[int]:

@@ -171,10 +171,10 @@ def export(
     as_json: bool,
 ) -> None:
     """Write the network for inference without hotswap, and check the file against PyTorch."""
+    early.check_other_file(path, checkpoint)
     destinations.check_export(path, kind)
     early.check_checkpoint(checkpoint)
     early.check_network(model)
-    early.check_other_file(path, checkpoint)
 
     from hotswap.cli import inputs
     from hotswap.exporter import export as export_network

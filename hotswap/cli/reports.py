@@ -50,11 +50,11 @@ def report(
     as_json: bool,
 ) -> None:
     """Write one HTML file about a swapped network: what is swapped, what it changes, what it costs."""
+    early.check_other_file(path, checkpoint)
     destinations.check_report(path)
     early.check_checkpoint(checkpoint)
     early.check_network(model)
     early.check_images(images)
-    early.check_other_file(path, checkpoint)
 
     from hotswap.cli import inputs
     from hotswap.reporting import report as write_report

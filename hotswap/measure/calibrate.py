@@ -13,9 +13,9 @@ from hotswap import kernels, surgery
 from hotswap.choices import CONSERVE_MODES
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
-from hotswap.measure.compare import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
+from hotswap.measure.batches import Batches, Pick, as_batches
+from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.naming import AUTO
-from hotswap.observe import Inputs
 from hotswap.tables import render
 from hotswap.targets.plan import Swap
 
@@ -66,10 +66,11 @@ class Calibration:
 
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Inputs] | Tensor,
+    batches: Batches,
     *,
     deviation: float | str | None = AUTO,
     conserve: str | None = "mean",
+    inputs: Pick | None = None,
 ) -> Calibration:
     """Set each swapped layer's guide scale, so that the mean of 1 - K on sample data is `deviation`.
 
@@ -79,12 +80,13 @@ def calibrate(
 
     Args:
         model: a converted network; its scales, and what it conserves, are changed in place.
-        batches: inputs, each a tensor or a tuple of arguments; a lone tensor is one batch. A few: all are kept.
+        batches: as for `verify`. A few: all are kept.
         deviation: the mean to reach, between 0 and 1; "auto" is 0.3 for convolutions and 0.5 for enlargements, see
             docs/evidence.md; None leaves the scales as they are.
         conserve: what makes up for K being smaller than 1. "mean" divides it at each tap by its mean there on these
             batches; "window" scales it at every pixel so that its sum over the window is the number of taps inside
             the image; None leaves it, as in the paper.
+        inputs: as for `verify`.
 
     Raises:
         HotswapError: where nothing is swapped, there is no data, or a guide is too flat to reach the deviation;
@@ -96,7 +98,7 @@ def calibrate(
         raise HotswapError(f"conserve must be one of {', '.join(CONSERVE_MODES)} or None, got {conserve!r}")
     layers = swapped_layers(model)
     convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, SwappedLayer)}
-    data = list(as_batches(batches))
+    data = list(as_batches(model, batches, inputs))
     before = {path: layer.swap for path, layer in layers.items()}
     plain, gap = plain_copy(model), Gap()
     with _as_before_on_failure(layers.values()):
@@ -243,11 +245,17 @@ def _scale_for(path: str, layer: Swapped, seen: _Seen, wanted: float) -> float:
             "outside its input; give larger inputs, or leave this target out"
         )
     varying = _mean(seen.samples, lambda distances: (distances > 0).double())
-    if varying == 0 or (not function.inverse and varying <= wanted):
-        less = f"ask for less than {varying:.3g}, or " if varying else ""
+    if varying == 0:
+        guides = ", ".join(map(repr, layer.swap.guide))
+        raise HotswapError(
+            f"the guide of target {path!r}, {guides}, is one value all over these batches, so it steers nothing: a "
+            "dead layer gives 0 everywhere; choose another guide, or give batches that are not flat"
+        )
+    if not function.inverse and varying <= wanted:
         raise HotswapError(
             f"the guide of target {path!r} is constant around {1 - varying:.0%} of taps on these batches, so the "
-            f"mean of 1 - K cannot reach {wanted:g}; {less}choose another guide or other batches"
+            f"mean of 1 - K cannot reach {wanted:g}; ask for less than {varying:.3g}, or choose "
+            "another guide or other batches"
         )
     positive = torch.cat([sample.distances[sample.distances > 0] for sample in seen.samples])
     # K is what it is at distance 0 at the low end, and as far from it as it gets at the high one, for every distance.

@@ -13,7 +13,7 @@ from hotswap import surgery
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
-from hotswap.observe import Inputs, as_arguments, mode
+from hotswap.observe import mode
 from hotswap.resizing.layers import GuidedResize
 
 Swapped = SwappedLayer | GuidedResize
@@ -166,22 +166,3 @@ def tensors(output: Any) -> dict[str, Tensor]:
     elif is_dataclass(output) and not isinstance(output, type):
         items = [(f".{field.name}", getattr(output, field.name, None)) for field in fields(output)]
     return {where + rest: x for where, item in items for rest, x in tensors(item).items()}
-
-
-def as_batches(batches: Iterable[Inputs] | Tensor) -> Iterator[tuple[Any, ...]]:
-    """Arguments for the network, one batch after another: a lone tensor is one batch.
-
-    Raises:
-        HotswapError: where there is none, or one is neither a tensor nor a tuple.
-    """
-    if not isinstance(batches, Iterable):
-        raise HotswapError(
-            f"batches must be a tensor, or several tensors or tuples of arguments, got {type(batches).__name__}; a "
-            "Dataset goes through a torch.utils.data.DataLoader"
-        )
-    empty = True
-    for batch in [batches] if isinstance(batches, Tensor) else batches:
-        empty = False
-        yield as_arguments(batch)
-    if empty:
-        raise HotswapError("batches must hold at least one batch of inputs, got none")

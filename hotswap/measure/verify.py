@@ -1,14 +1,13 @@
 """How far a swapped network is from its plain self."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from hotswap.kernels import INERT_DEVIATION, inert_warnings
-from hotswap.measure.compare import Gap, Swapped, as_batches, drift_text, plain_copy, run, swapped_layers, visited
-from hotswap.observe import Inputs
+from hotswap.measure.batches import Batches, Pick, as_batches
+from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.tables import render
 
 
@@ -54,18 +53,20 @@ class Verification:
         return "\n".join([table, outputs, state, *(f"warning: {text}" for text in self.warnings)])
 
 
-def verify(model: nn.Module, batches: Iterable[Inputs] | Tensor) -> Verification:
+def verify(model: nn.Module, batches: Batches, *, inputs: Pick | None = None) -> Verification:
     """Run a swapped network and its plain self, with the same weights, on the same data, and compare.
 
     Args:
         model: a converted network; left as it is.
-        batches: inputs, each a tensor or a tuple of arguments; a lone tensor is one batch.
+        batches: as a data loader gives them, each a tensor, a tuple such as (image, label), of which the network gets
+            as many as its forward takes, or a mapping, of which it gets what its forward names; a lone tensor is one.
+        inputs: a function that picks what the network gets of a batch, such as `lambda batch: batch["image"]`.
 
     Raises:
         HotswapError: where nothing is swapped or there is no data.
     """
     comparison = Comparison(model)
-    for arguments in as_batches(batches):
+    for arguments in as_batches(model, batches, inputs):
         comparison.add(arguments)
     return comparison.result()
 

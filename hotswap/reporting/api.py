@@ -1,21 +1,22 @@
 """`hotswap.report`: from a swapped network and images to a file and its figures."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hotswap import surgery
 from hotswap.choices import OUTPUTS
 from hotswap.destinations import check_report
 from hotswap.errors import HotswapError
 from hotswap.files import PathLike, atomic_write
-from hotswap.observe import Inputs, observe
+from hotswap.observe import observe
 from hotswap.tables import render
 
 if TYPE_CHECKING:
+    from hotswap.measure.batches import Batches, Pick
     from hotswap.reporting.content import Content
     from hotswap.reporting.samples import Progress
 
@@ -46,7 +47,7 @@ class Report:
 
 def report(
     model: nn.Module,
-    images: PathLike | Iterable[Inputs] | Tensor,
+    images: "PathLike | Batches",
     path: PathLike,
     *,
     limit: int = DEFAULT_LIMIT,
@@ -56,6 +57,7 @@ def report(
     outputs: str = "auto",
     checkpoint: PathLike | None = None,
     architecture: str | None = None,
+    inputs: "Pick | None" = None,
     progress: "Progress | None" = None,
 ) -> Report:
     """Write one HTML file about a swapped network, to be sent to a colleague: it needs nothing else, and no network.
@@ -80,6 +82,7 @@ def report(
         checkpoint: the file that the network was loaded from, for the page to say how it is made again.
         architecture: the plain network's name, such as "torchvision:vgg16" or "package.module:factory", where the
             checkpoint does not say it.
+        inputs: for batches: see `verify`.
         progress: wraps what takes long: called with an iterable, its length and what is done, gives the same items.
 
     Raises:
@@ -102,7 +105,7 @@ def report(
     if folder is None:
         if not (input_size is None and mean is None and std is None):
             raise HotswapError("input_size, mean and std are for a folder of images; leave them out with inputs")
-        chosen = samples.from_batches(images, limit)  # type: ignore[arg-type]
+        chosen = samples.from_batches(model, images, limit, inputs)  # type: ignore[arg-type]
     else:
         chosen = samples.from_folder(model, folder, folders.form_for(model, input_size, mean, std), limit)
     track = progress or (lambda items, *_: items)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hotswap import image_files, images
 from hotswap.errors import HotswapError
-from hotswap.measure.compare import as_batches
+from hotswap.measure.batches import Batches, Pick, as_batches
 from hotswap.observe import Inputs
 from hotswap.reporting.colours import Pixels, from_tensor
 
@@ -59,13 +59,13 @@ def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images
     return Samples(map(read, chosen), len(chosen), text)
 
 
-def from_batches(batches: Iterable[Inputs] | Tensor, limit: int) -> Samples:
+def from_batches(network: nn.Module, batches: Batches, limit: int, inputs: Pick | None = None) -> Samples:
     """The first `limit` images of some batches. A picture shows its smallest value black and its largest white.
 
     Raises:
         HotswapError: where there is none.
     """
-    single = chain.from_iterable(map(_one_by_one, as_batches(batches)))
+    single = chain.from_iterable(map(_one_by_one, as_batches(network, batches, inputs)))
     first = [next(single)]  # as_batches refuses to give none
     for arguments in single:
         first.append(arguments)

@@ -1,6 +1,6 @@
 """Tells the enlargements among the targets from the convolutions, and finds each one's guide."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
         usable = [site for site in matched if why_not(site) is None]
         if not usable:
             reason = (
-                f"only {matched[0].name}, where {why_not(matched[0])}" if matched else "no convolution or enlargement"
+                f"only {matched[0].name}, where {why_not(matched[0])}" if matched else _none(sites, name, why_not)
             )
             raise HotswapError(f"target {name!r} matched {reason} (hotswap.inspect lists what can be swapped)")
         if passed_over := [site for site in matched if site not in usable]:
@@ -134,6 +134,21 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
     if refusal := why_not(site):
         raise HotswapError(f"target {_shown(name)} cannot be swapped: {refusal}")
     return [site]
+
+
+def _none(sites: Sites, name: Name, why_not: Callable[[Site], str | None]) -> str:
+    """What a target that matched nothing says of what there is: "resize" leaves out what enlarges by less than 2."""
+    smaller = [site for site in sites.found if name == RESIZE and not why_not(site)]
+    if not smaller:
+        return "no convolution or enlargement"
+    aliases = ", ".join(
+        f'"{sites.alias_of[site]}" ({_times(site.input_size)} to {_times(site.output_size)})' for site in smaller[:3]
+    )
+    return f"no enlargement by 2 or more along both axes; name one by less by its alias: {aliases}"
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
 
 
 def _matches(sites: Sites, site: Site, name: Any) -> bool:

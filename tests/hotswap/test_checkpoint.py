@@ -1,17 +1,23 @@
 import argparse
+import bz2
 import copy
+import gzip
+import io
 import json
+import lzma
 import pickle
 import random
 import resource
 import signal
 import struct
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
 
 import forks
 import networks
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -424,18 +430,38 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, how):
 
 
 def test_what_a_pickle_needs_is_named(tmp_path):
-    torch.save({"model": plain_state(), "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
-    with pytest.raises(HotswapError, match=r"would run code \(argparse\.Namespace\).*torch\.save\(model\.state_dict"):
-        read(tmp_path / "w.pth")
-    torch.save(networks.Plain(), tmp_path / "w.pth")
-    with pytest.raises(HotswapError, match=r"would run code \(networks\.Plain\)"):
-        read(tmp_path / "w.pth")
+    file = tmp_path / "w.pth"
+    for more, what in [
+        ({"args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        ({"optimiser": torch.optim.SGD}, "torch.optim.sgd.SGD"),
+        ({"dtype": float}, "(float)"),
+        ({"best": np.float64(0.5)}, "numbers or arrays of NumPy"),
+        ({"seen": np.arange(3)}, "numbers or arrays of NumPy"),
+    ]:
+        torch.save({"state_dict": plain_state(), **more}, file)
+        with pytest.raises(HotswapError) as caught:
+            read(file)
+        assert what in one_line(caught)
+        # What it says to do, done.
+        assert "saved = torch.load(FILE, weights_only=False), then torch.save(saved['state_dict']" in str(
+            caught.value
+        )
+        torch.save(torch.load(file, weights_only=False)["state_dict"], file)
+        assert read(file).state_dict.keys() == plain_state().keys()
+    torch.save(networks.Plain(), file)
+    with pytest.raises(HotswapError, match=r"\(networks\.Plain\).*saved\.state_dict\(\) where it is a whole network"):
+        read(file)
 
 
 def torchscript(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # files of it will be around for long
         torch.jit.script(nn.Conv2d(1, 1, 1)).save(path)
+
+
+def tarred(path):
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("weights.pth"), io.BytesIO())
 
 
 def zipped(path, compression, **entries):
@@ -453,7 +479,11 @@ def zipped(path, compression, **entries):
         (lambda p: p.write_text("<!DOCTYPE html><html>404</html>"), "web page"),
         (lambda p: p.write_text("\n <?xml version='1.0'?>"), "web page"),
         (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"), "git lfs pull"),
-        (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "neither a safetensors file nor"),
+        (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "HDF5 file, as Keras writes"),
+        (lambda p: p.write_bytes(gzip.compress(b"weights")), "`gunzip FILE`"),
+        (lambda p: p.write_bytes(bz2.compress(b"weights")), "`bunzip2 FILE`"),
+        (lambda p: p.write_bytes(lzma.compress(b"weights")), "`unxz FILE`"),
+        (tarred, "`tar -xf FILE`"),
         (lambda p: p.write_bytes(bytes(1000)), "neither a safetensors file nor"),
         (lambda p: p.write_bytes(b"PK\x03\x04"), "damaged"),
         (lambda p: p.write_bytes(struct.pack("<Q", 2**60) + b"{" + bytes(9)), "damaged"),

@@ -157,3 +157,37 @@ def test_plans_of_format_1_are_read():
     plan = Plan.from_dict({"swaps": [GOOD | lone, GOOD | {"guide": "b", "guide_alias": "conv1_1"}], "notes": []})
     assert [(s.guide, s.guide_alias) for s in plan.swaps] == [(("b",), (None,)), (("b",), ("conv1_1",))]
     assert Plan.from_dict(plan.to_dict()) == plan
+
+
+class Adapter(nn.Module):
+    """Around a layer, as PEFT's are."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.low = layer, nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.low(x)
+
+
+class Within(nn.Module):
+    """The network that PEFT makes of one, or what is between the two."""
+
+    def __init__(self, inner):
+        super().__init__()
+        setattr(self, "base_model" if isinstance(inner, Within) else "model", inner)
+
+    def forward(self, x):
+        return next(self.children())(x)
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_a_layer_within_adapters_keeps_its_name(method):
+    torch.manual_seed(0)
+    image, net = torch.rand(1, 3, 16, 16), networks.Plain().eval()
+    net.target, net.guide = Adapter(Adapter(net.target)), Adapter(net.guide)
+    plan = hotswap.plan(net, ["target"], {"target": "guide"}, method=method)
+    assert [(swap.target, swap.guide) for swap in plan.swaps] == [("target.base_layer.base_layer", ("guide",))]
+    (swap,) = hotswap.plan(Within(Within(net)), "target", "guide", method=method, example_inputs=image).swaps
+    inside = "base_model.model"
+    assert (swap.target, swap.guide) == (f"{inside}.target.base_layer.base_layer", (f"{inside}.guide",))

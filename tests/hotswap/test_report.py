@@ -22,6 +22,7 @@ from hotswap.cli import main
 from hotswap.observe import observe
 from hotswap.reporting import colours, cost, diagram, figures, outline, outputs, samples, timing
 
+ANYTHING = nn.Module()  # may be given
 IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
 VOID = {"meta", "img", "rect", "path", "circle", "br", "input", "link"}
 
@@ -343,7 +344,7 @@ class Deep(nn.Module):
 
 
 def rows_of(model):
-    sample = next(samples.from_batches(IMAGES, 1).items)
+    sample = next(samples.from_batches(ANYTHING, IMAGES, 1).items)
     return outline.outline(model, hotswap.status(model).plan, observe(model, IMAGES[:1]), sample)
 
 
@@ -374,7 +375,7 @@ def test_many_targets_are_drawn_densely():
 
 def test_batches_are_taken_apart_up_to_the_limit():
     pairs = [(IMAGES, torch.arange(2.0), "mode"), (IMAGES, torch.arange(2.0), "mode")]
-    found = samples.from_batches(pairs, 3)
+    found = samples.from_batches(ANYTHING, pairs, 3)
     items = list(found.items)
     assert (found.count, found.description) == (3, "3 images, the first of those given")
     assert [tuple(x.shape) for x in items[1].arguments[:2]] == [(1, 3, 24, 32), (1,)]
@@ -382,7 +383,7 @@ def test_batches_are_taken_apart_up_to_the_limit():
     assert items[1].arguments[2] == "mode"
     assert items[0].picture.min() == 0
     assert items[0].picture.max() == 255
-    (whole,) = samples.from_batches([([IMAGES[0]],)], 3).items
+    (whole,) = samples.from_batches(ANYTHING, [([IMAGES[0]],)], 3).items
     assert whole.picture is None
 
 

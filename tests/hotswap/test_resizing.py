@@ -604,3 +604,23 @@ def test_more_targets_later(net, first, method, inplace):
 def test_what_is_guided_already_is_not_guided_again(net):
     with pytest.raises(HotswapError, match="swapped already .*name others"):
         convert(convert(net))
+
+
+def test_resize_says_which_alias_an_enlargement_by_less_than_2_has():
+    class By(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.conv, self.factor = nn.Conv2d(3, 4, 3, stride=2, padding=1), factor
+
+        def forward(self, x):
+            return F.interpolate(self.conv(x), scale_factor=self.factor, mode="bilinear")
+
+    with pytest.raises(hotswap.HotswapError) as caught:
+        hotswap.convert(By(1.7), "resize", "input", example_inputs=IMAGE)
+    said = (
+        'no enlargement by 2 or more along both axes; name one by less by its alias: "resize_1" (12 x 20 to 20 x 34)'
+    )
+    assert said in str(caught.value)
+    hotswap.convert(By(1.7), "resize_1", "input", example_inputs=IMAGE)  # which works
+    with pytest.raises(hotswap.HotswapError, match="matched no convolution or enlargement"):
+        hotswap.convert(By(0.5), "resize", "input", example_inputs=IMAGE)

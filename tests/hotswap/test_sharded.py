@@ -237,6 +237,34 @@ def test_a_network_is_found_under_what_wrappers_put_before_it(case, mapped):
     assert all(text in notes for text in told), notes
 
 
+def test_what_is_no_weight_of_the_network_is_left_aside_and_told():
+    state, one = plain(), torch.ones(1)
+    counted = {"total_ops": one, "module.total_ops": one, "module.target.total_params": one}
+    heads = {"module.aux_classifier.0.weight": one, "module.head.auxlayer.bias": one}
+    network = networks.Plain()
+    notes = load_weights(network, Checkpoint(Path("w.pth"), {**under("module."), **counted, **heads}, None))
+    assert same(network.state_dict(), state)
+    assert "left aside 3 counts of operations: total_ops, module.total_ops, module.target.total_params" in notes
+    assert "left aside an auxiliary head, 2 weights: aux_classifier.0.weight, head.auxlayer.bias" in notes
+    with pytest.raises(HotswapError, match="1 not the network's"):  # which may be anything
+        load_weights(network, Checkpoint(Path("w.pth"), {**state, "extra.weight": one}, None))
+
+
+def test_a_network_that_was_counted_takes_a_file_that_was_not():
+    network = networks.Plain()
+    network.target.register_buffer("total_ops", torch.full((1,), 7.0))
+    load_weights(network, Checkpoint(Path("w.pth"), plain(), None))
+    assert network.target.total_ops.item() == 7
+    assert torch.equal(network.target.weight, plain()["target.weight"])
+
+
+def test_an_auxiliary_head_of_the_network_must_be_in_the_file():
+    network = networks.Plain()
+    network.aux_head = nn.Linear(1, 1)
+    with pytest.raises(HotswapError, match="2 missing \\(aux_head.weight, aux_head.bias\\)"):
+        load_weights(network, Checkpoint(Path("w.pth"), plain(), None))
+
+
 def test_two_networks_in_one_file_are_not_guessed_at():
     state = under("a.") | under("b.")
     with pytest.raises(HotswapError, match=r"'w.pth': it holds the network's weights 2 times, under 'a\.', 'b\.'"):

@@ -129,7 +129,7 @@ def joint_bilateral_upsample(
     if not library.may_split(input, guide, sigma_color):
         return _upsampled(v, f, g, rows, columns).to(input.dtype)
     out = input.new_empty(*input.shape[:2], *fine)
-    high = max(1, PIXELS_OF_A_BAND // (f.shape[0] * fine[1]))
+    high = max(1, PIXELS_OF_A_BAND // max(1, f.shape[0] * fine[1]))
     for first in range(0, fine[0], high):
         band = slice(first, min(first + high, fine[0]))
         seen = [(index[band], weight[band]) for index, weight in rows]

@@ -35,7 +35,8 @@ def pacresize2d(
     v'_i = sum_j w_ij K(f_i, g_j) v_j / sum_j w_ij K(f_i, g_j) with K = exp(-s^2/2 ||f_i - g_j||^2), where w are the
     weights of `torch.nn.functional.interpolate(mode="bilinear")` for these sizes, f is the guide and g the guide at
     the input's size. So edges fall where the guide's do. With K = 1 (a constant guide, or scale=0) this is
-    `F.interpolate`. Neighbours with w = 0 do not count at all.
+    `F.interpolate`. Neighbours with w = 0 do not count at all; but infinity times a weight of 0 is
+    nan, as there.
 
     Args:
         input: v, [B, C, h, w].
@@ -82,9 +83,10 @@ def pacresize2d_labels(
     """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
 
     It is `pacresize2d(...).argmax(1)` of the same arguments, called without gradients: the lowest of classes that
-    tie. Scores of a single channel are logits of a class against another: label 1 where the enlarged one is above 0,
-    else 0. Rows are enlarged a few at a time, so memory beyond input, guide and labels does not grow with H;
-    where a call is traced or compiled, all are at once.
+    tie. Where a neighbour of any weight has a class's score at -inf, that class is impossible: another one is chosen
+    (traced or compiled, scores must be finite). Scores of a single channel are logits of a class against another:
+    label 1 where the enlarged one is above 0, else 0. Rows are enlarged a few at a time, so memory beyond input,
+    guide and labels does not grow with H; where a call is traced or compiled, all are at once.
 
     Args:
         input: class scores, [B, C, h, w].
@@ -102,8 +104,8 @@ def pacresize2d_labels(
 
     Raises:
         TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value, or where a gradient would be recorded: labels
-            have none.
+        ValueError: where an argument has the wrong shape or value, a score is nan or +inf, or where a gradient would
+            be recorded: labels have none.
     """
     coarse_guide, factors = _checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     for name, x in {"input": input, "guide": guide, "coarse_guide": coarse_guide, "scale": scale}.items():
@@ -114,12 +116,15 @@ def pacresize2d_labels(
             )
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
+    infinite = library.untraced(input) and not bool(input.isfinite().all())
+    seen = _apart(input) if infinite else input
     if not (library.may_split(input, guide, coarse_guide, scale) and _in_bands(guide, coarse_guide, footprint)):
         options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": footprint}
-        return labels_of(pacresize2d(input, guide, scale_factor=factors, coarse_guide=coarse_guide, **options))
+        scores = pacresize2d(seen, guide, scale_factor=factors, coarse_guide=coarse_guide, **options)
+        return labels_of(_together(scores) if infinite else scores)
     labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)
-    for rows, band in _bands(input, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
-        labels[:, rows] = labels_of(band)
+    for rows, band in _bands(seen, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
+        labels[:, rows] = labels_of(_together(band) if infinite else band)
     return labels
 
 
@@ -300,6 +305,24 @@ def _in_bands(guide: Tensor, coarse_guide: Tensor, footprint: int) -> bool:
     """Whether there are more pixels than one band has."""
     _check_guides(guide, coarse_guide, footprint)
     return guide.shape[0] * guide.shape[2] * guide.shape[3] * footprint**2 > TAPS_OF_A_BAND
+
+
+def _apart(scores: Tensor) -> Tensor:
+    """Finite scores, then 1 for each that is -inf: [B, C, h, w] -> [B, 2C, h, w].
+
+    A neighbour whose weight underflows would make nan of -inf, and nan is the largest to argmax.
+    """
+    impossible = scores == -math.inf
+    possible = scores.masked_fill(impossible, 0)
+    if not bool(possible.isfinite().all()):
+        raise ValueError("input must be finite, or -inf where a class is impossible, got nan or +inf in it")
+    return torch.cat([possible, impossible.to(scores.dtype)], dim=1)
+
+
+def _together(enlarged: Tensor) -> Tensor:
+    """The scores again, of what `_apart` made."""
+    scores, impossible = enlarged.chunk(2, dim=1)
+    return scores.masked_fill(impossible > 0, -math.inf)
 
 
 def _bands(

@@ -124,6 +124,12 @@ def test_joint_bilateral_upsampling_in_bands_is_the_whole(coarse, fine, dtype, m
         torch.testing.assert_close(in_bands, whole, rtol=bound, atol=bound)
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 4, 5), (1, 0, 4, 5)], ids=str)
+def test_joint_bilateral_upsampling_of_nothing(shape):
+    out = joint_bilateral_upsample(torch.rand(shape), torch.rand(shape[0], 3, 9, 11), 0.3)
+    assert out.shape == (*shape[:2], 9, 11)
+
+
 def test_joint_bilateral_upsampling_holds_no_taps_of_the_whole(monkeypatch):
     few, image = torch.rand(1, 1, 8, 8), torch.rand(1, 3, 64, 64)
     monkeypatch.setattr(filters, "PIXELS_OF_A_BAND", 64)

@@ -1,5 +1,6 @@
 """Labels of a guided enlargement without its scores: against the argmax of the scores, and what is held meanwhile."""
 
+import math
 import random
 
 import pytest
@@ -80,6 +81,33 @@ def test_refuses_a_gradient(name):
         pacresize2d_labels(**tensors)
     with torch.no_grad():
         assert pacresize2d_labels(**tensors).dtype == torch.int64
+
+
+@pytest.mark.parametrize("footprint", [2, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_impossible_class_is_never_chosen(footprint, channels, monkeypatch):
+    """Also where a neighbour's weight underflows, which makes nan of -inf in the scores."""
+    scores, image = torch.randn(1, channels, 5, 6), torch.rand(1, 3, 17, 23)
+    scores[:, -1, 1:3, 2:] = -math.inf
+    options = {"scale": 60.0, "footprint": footprint}
+    assert pacresize2d(scores, image, **options).isnan().any()
+    # The oracle: scores that are finite, and the weight of what is impossible, in doubles.
+    lost = pacresize2d((scores == -math.inf).double(), image, **options) > 0
+    possible = pacresize2d(scores.double().masked_fill(scores == -math.inf, 0), image, **options)
+    expected = labelled(possible.masked_fill(lost, -math.inf))
+    assert torch.equal(pacresize2d_labels(scores, image, **options), expected)
+    monkeypatch.setattr(resizing, "TAPS_OF_A_BAND", 3 * 23 * footprint**2)
+    assert torch.equal(pacresize2d_labels(scores, image, **options), expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_refuses_scores_that_no_label_is_of(value):
+    scores = torch.zeros(1, 2, 2, 2)
+    scores[0, 0, 1, 1] = value
+    with pytest.raises(
+        ValueError, match=r"^input must be finite, or -inf where a class is impossible, got nan or \+inf"
+    ):
+        pacresize2d_labels(scores, torch.rand(1, 3, 8, 8))
 
 
 def test_refuses_no_channels():

@@ -1,11 +1,12 @@
 """What a target becomes: a subclass of its own class whose forward is pixel-adaptive."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import pac_ops
 from hotswap import kernels
@@ -31,6 +32,9 @@ class SwappedLayer(GuidedLayer[Swap]):
     sliding: Sliding
     tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
     _function: KernelType
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        become_plain(self, SwappedLayer, *args, **kwargs)
 
     def reset(self, **changes: Any) -> None:
         """Also take over the means to conserve; see the base class."""
@@ -186,6 +190,33 @@ _SWAPPED: dict[Any, type[SwappedLayer]] = {
 }
 
 
+def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
+    """The class that a module is given: `swapped` of its class.
+
+    Where it is parametrised, its own class is one that `torch.nn.utils.parametrize` made, and takes off again: then
+    the same above `swapped` of the class below.
+    """
+    plain: Any = type(module)
+    if not is_parametrized(module):
+        return swapped(plain)
+    return _parametrised(plain, swapped(plain.__bases__[0]))
+
+
+def _parametrised(like: Any, below: Any) -> Any:
+    """What parametrize made of a class, made of another one."""
+    namespace = {name: value for name, value in vars(like).items() if name not in ("__dict__", "__weakref__")}
+    return type(below)(f"Parametrized{below.__name__}", (below,), namespace)
+
+
+def become_plain(module: nn.Module, mark: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a new instance of a swapped class, for which no guide was named, one of the plain class.
+
+    Those are made by who builds a layer like another from its class: `type(layer)(...)`.
+    """
+    module.__class__ = plain_class(type(module), mark)
+    module.__init__(*args, **kwargs)  # type: ignore[misc]
+
+
 @functools.cache
 def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
     if plain in _SWAPPED:
@@ -199,8 +230,7 @@ def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which m
 def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
     """Make a layer pixel-adaptive, in place; a learned scale goes to `device`. Undone by `swap_out`."""
     sliding = sliding_of(module)
-    plain: Any = type(module)
-    module.__class__ = _swapped_class(plain)
+    module.__class__ = swapped_type(module, _swapped_class)
     assert isinstance(module, SwappedLayer)  # noqa: S101 (for the type checker)
     module.sliding, module._swap, module._function = sliding, swap, kernels.parse(swap.kernel)
     log_scale: nn.Parameter | None = None
@@ -221,15 +251,12 @@ def swap_out(module: SwappedLayer) -> None:
 def plain_class(swapped: Any, mark: Any) -> Any:
     """The class a module had before it was swapped into a subclass of it and of `mark`.
 
-    Where a parametrisation was registered since, which makes a subclass of the module's class, the same subclass of
-    the plain class.
+    Where it is parametrised, which makes a subclass of the module's class, the same subclass of the plain class.
     """
     plain = swapped.__bases__[-1]
     if not issubclass(plain, mark):
         return plain
-    namespace = {name: value for name, value in vars(swapped).items() if name not in ("__dict__", "__weakref__")}
-    plain = plain_class(plain, mark)
-    return type(swapped)(f"Parametrized{plain.__name__}", (plain,), namespace)
+    return _parametrised(swapped, plain_class(plain, mark))
 
 
 def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:

@@ -202,10 +202,16 @@ def rewrite(root: nn.Module, traced: Traced) -> Rewritten:
 
 
 def subclass(plain: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.Module]:
-    """A class by the same name with some methods of its own."""
+    """A class by the same name with some methods of its own, for one network: a new instance is one of `plain`."""
+
+    @functools.wraps(plain.__init__)
+    def initialise(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = plain
+        plain.__init__(self, *args, **kwargs)
+
     namespace = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
     metaclass: Any = type(plain)
-    made: type[nn.Module] = metaclass(plain.__name__, (plain,), methods | namespace)
+    made: type[nn.Module] = metaclass(plain.__name__, (plain,), methods | namespace | {"__init__": initialise})
     return made
 
 

@@ -13,7 +13,7 @@ import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.guide import describe, image_size
 from hotswap.guided import GuidedLayer
-from hotswap.layers import plain_class
+from hotswap.layers import become_plain, plain_class, swapped_type
 from hotswap.resizing.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.area import area_average2d, fitted2d
 from pac_ops.dtypes import accumulate_dtype, autocast_dtype
@@ -41,6 +41,9 @@ class GuidedResize(GuidedLayer[Resize]):
     """
 
     neutral = False  # whether it is only compared with the plain network
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        become_plain(self, GuidedResize, *args, **kwargs)
 
     def neutralise(self) -> None:
         """Also weigh the neighbours of the original alone, as more of them are another enlargement whatever K is."""
@@ -152,6 +155,9 @@ class GuidedResize(GuidedLayer[Resize]):
 class GuidedInterpolate(GuidedResize):
     """Takes the place of a call of `F.interpolate`, whose further arguments it is called with."""
 
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
     def _options(self, further: tuple[Any, ...]) -> Options:
         return Options(*further)
 
@@ -196,8 +202,7 @@ def swap_in(model: nn.Module, resize: Resize) -> None:
     """Make an enlargement guided, in place. Undone by `swap_out`."""
     if resize.call is None:
         layer = model.get_submodule(resize.target)
-        plain: Any = type(layer)
-        layer.__class__ = _swapped_class(plain)
+        layer.__class__ = swapped_type(layer, _swapped_class)
     else:
         layer = GuidedInterpolate()
         owner = model.get_submodule(resize.target)

@@ -1,6 +1,7 @@
 """What people do with a network after it was converted (issue 5, point 7), by either method."""
 
 import copy
+import inspect
 import io
 
 import forks
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from networks import conv
 from test_hazards import close, swap
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import hotswap
@@ -226,3 +228,73 @@ def test_tracers_are_refused_in_a_line_and_the_advice_works(targets, method, ima
     found = hotswap.convert(traced, targets, "input", **options)(image)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.jit.trace(hotswap.revert(swapped), image)(image), net(image))
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+class Everything(nn.Module):
+    """A target of every kind."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.pool = nn.AvgPool2d(3, 2, 1)
+        self.wider = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.up = nn.ConvTranspose2d(width, width, 3, 2, padding=1, output_padding=1)
+
+    def forward(self, x):
+        wide = self.wider(self.pool(self.conv(self.stem(x).relu())))
+        again = self.up(F.max_pool2d(wide, 2))
+        return F.interpolate(F.max_pool2d(again, 2), scale_factor=2.0, mode="bilinear")
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_what_is_built_from_a_converted_class_is_plain(method):
+    """As PEFT builds a low-rank layer, `type(layer)(...)`, and others a network like one at hand, `type(network)()`."""
+    image = torch.rand(1, 3, 8, 8)
+    targets = ["conv", "up", "pool", "wider", "resize"]
+    net = hotswap.convert(Everything().eval(), targets, "stem", guide_scale=0.5, method=method, example_inputs=image)
+    expected = net(image)
+    for path, arguments in (("conv", (8, 2, 1)), ("up", (8, 4, 3)), ("pool", (3, 2, 1)), ("wider", (None, 2.0))):
+        layer = net.get_submodule(path)
+        built = type(layer)(*arguments)
+        assert type(built) is type(Everything().get_submodule(path))
+        assert hotswap.status(nn.Sequential(built)).plan is None
+        assert built.double()(torch.ones(1, 8, 4, 4, dtype=torch.float64)).dtype == torch.float64
+    assert inspect.signature(type(net)) == inspect.signature(Everything)
+    again = type(net)(width=4)
+    assert type(again) is Everything
+    assert again(image).shape == (1, 4, 8, 8)
+    with pytest.raises(hotswap.HotswapError, match="nothing in this network is swapped"):
+        hotswap.revert(again)
+    assert torch.equal(copy.deepcopy(net)(image), expected)  # which builds nothing
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_parametrisation_of_a_target_comes_off(method, when):
+    image, net = torch.rand(1, 3, 8, 8), Everything().eval()
+
+    def double():
+        for path in ("conv", "up"):
+            parametrize.register_parametrization(net.get_submodule(path), "weight", Doubled())
+
+    if when == "before":
+        double()
+    hotswap.convert(net, ["conv", "up"], "stem", guide_scale=0.5, method=method, example_inputs=image, inplace=True)
+    if when == "after":
+        double()
+    expected = net(image)
+    for path in ("conv", "up"):
+        parametrize.remove_parametrizations(net.get_submodule(path), "weight")
+        assert not parametrize.is_parametrized(net.get_submodule(path))
+    torch.testing.assert_close(net(image), expected)
+    assert [swap.target for swap in hotswap.status(net).plan.swaps] == ["conv", "up"]
+    plain = hotswap.revert(net)
+    assert (type(plain.conv), type(plain.up)) == (nn.Conv2d, nn.ConvTranspose2d)

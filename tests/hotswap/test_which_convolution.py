@@ -219,9 +219,9 @@ def test_a_replica_of_data_parallel_knows_its_weight():
     layer._former_parameters, layer._parameters = dict(converted[0]._parameters), {}
     for name, parameter in layer._former_parameters.items():
         object.__setattr__(layer, name, parameter)
-    distance = torch.zeros(2, 1, 3, 3, 12, 12)
+    guides = (image(),)
     assert torch.equal(
-        type(layer).forward(layer, image(), distance), type(layer).forward(converted[0], image(), distance)
+        type(layer).forward(layer, image(), guides), type(layer).forward(converted[0], image(), guides)
     )
 
 

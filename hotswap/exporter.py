@@ -240,9 +240,10 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
             "file"
         )
     _round_down(program)
+    once = exporting.Written(program)
     try:
         with _silence():
-            made = torch.onnx.export(program, arguments, dynamo=True, dynamic_shapes=None, verbose=False)
+            made = torch.onnx.export(once, arguments, dynamo=True, dynamic_shapes=None, verbose=False)
     except Exception as error:  # the exporter's own classes, none of them public
         raise HotswapError(f"PyTorch's ONNX exporter cannot write this network: {_plain(error)}") from error
     assert made is not None  # noqa: S101 (as dynamo=True)

@@ -1,6 +1,7 @@
 """Calls in which torch.export takes the example's size for granted, made so that sizes stay open."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pac_ops import standard
 from pac_ops.arguments import pair
 from pac_ops.geometry import Pair, Window
 
 
 class OpenSizes(TorchFunctionMode):
-    """Makes pools in ceil mode and `torch.linspace` of open sizes others of the same results, while it is on.
+    """Makes calls others of the same results, while it is on.
 
-    How many windows a pool in ceil mode has is a branch on the size, and torch.export keeps the example's.
+    The operators of pac_ops become what `pac_ops.standard` writes, so that nothing is left to decompose; and pools in
+    ceil mode and `torch.linspace`, of open sizes, others that leave them open: how many windows a pool in ceil mode
+    has is a branch on the size, and torch.export keeps the example's.
     """
 
     def __torch_function__(
@@ -26,8 +30,9 @@ class OpenSizes(TorchFunctionMode):
         other = _OTHERS.get(func)
         if other is None:
             return func(*args, **kwargs)
-        made = other(*args, **kwargs)
-        return func(*args, **kwargs) if made is None else made
+        with self:  # casts in what it does
+            made = other(*args, **kwargs)
+        return func(*args, **kwargs) if made is None or made is NotImplemented else made
 
 
 def _max_pool2d(
@@ -82,7 +87,26 @@ def _linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = N
     return line.to(dtype or torch.get_default_dtype())
 
 
+def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """One operation or none, where exporters write what was asserted of the dtype and decompose what is left."""
+    dtype = kwargs.get("dtype") if kwargs else args[0]
+    if len(args) + len(kwargs) != 1 or not isinstance(dtype, torch.dtype):
+        return None
+    return _cast(x, dtype)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if x.dtype == dtype:
+        return x
+    made: Tensor = torch.ops.aten._to_copy.default(x, dtype=dtype)
+    return made
+
+
 _OTHERS: dict[Any, Callable[..., Any]] = {
+    **standard.decompositions(),
+    Tensor.to: _to,
+    Tensor.float: partial(_cast, dtype=torch.float32),
+    Tensor.long: partial(_cast, dtype=torch.int64),
     torch.max_pool2d: _max_pool2d,
     F.max_pool2d: _max_pool2d,
     torch._C._nn.avg_pool2d: _avg_pool2d,

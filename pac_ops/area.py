@@ -63,7 +63,7 @@ def matrices(height: int, width: int, size: Pair, fit: bool, like: Tensor) -> tu
     sides = tuple(zip((height, width), size, strict=True))
     averages = [_averages(n, wanted, like) for n, wanted in sides]
     if fit:
-        larger = (_number(height, like) < size[0]) | (_number(width, like) < size[1])
+        larger = torch.logical_or(_number(height, like) < size[0], _number(width, like) < size[1])
         tents = [_tents(n, wanted, like) for n, wanted in sides]
         averages = [torch.where(larger, tent, mean) for tent, mean in zip(tents, averages, strict=True)]
     return averages[0], averages[1]
@@ -73,7 +73,7 @@ def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
     """Row i is 1 over the length of bin i, from floor(i n / wanted) to ceil((i + 1) n / wanted), inside it."""
     starts = torch.arange(wanted, device=like.device).unsqueeze(1) * n  # in parts of a pixel, `wanted` to one
     ahead = starts - torch.arange(n, device=like.device) * wanted  # how far pixel p starts before bin i
-    inside = ((ahead < wanted) & (ahead > -n)).to(like.dtype)
+    inside = torch.logical_and(ahead < wanted, ahead > -n).to(like.dtype)
     return inside / inside.sum(dim=1, keepdim=True)
 
 
@@ -82,7 +82,7 @@ def _tents(n: int, wanted: int, like: Tensor) -> Tensor:
     place = (torch.arange(wanted, device=like.device, dtype=torch.float64) + 0.5) * (n / wanted) - 0.5
     place = place.clamp(0, n - 1).unsqueeze(1)
     pixels = torch.arange(n, device=like.device, dtype=torch.float64)
-    return (1 - (place - pixels).abs()).clamp_min(0).to(like.dtype)
+    return ((place - pixels).abs() * -1 + 1).clamp_min(0).to(like.dtype)
 
 
 def _number(n: int, like: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class Enlargement(NamedTuple):
         return down, across
 
     def _tent(self, place: Tensor, near: Tensor, last: int) -> Tensor:
-        weight = (1 - (place - near).abs() / (self.footprint // 2)).clamp_min(0)
-        return weight * ((near >= 0) & (near <= last))
+        weight = ((place - near).abs() * (-2 / self.footprint) + 1).clamp_min(0)
+        return weight * torch.logical_and(near >= 0, near <= last)
 
     def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
         """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""

@@ -343,7 +343,8 @@ def _weights(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | 
     """See `resize_kernel2d`."""
     distance = distance.to(accumulate_dtype(distance.dtype))
     fine = (distance.shape[4], distance.shape[5])
-    down, across = (w.log().to(distance.dtype).T for w in where.weights(coarse, fine, distance.device))  # [n, H or W]
+    weights = where.weights(coarse, fine, distance.device)
+    down, across = (w.log().to(distance.dtype).transpose(0, 1) for w in weights)  # [n, H or W]
     half = -0.5 * _scale(scale, distance) ** 2
     logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
     return logits.flatten(2, 3).softmax(dim=2).view(distance.shape)

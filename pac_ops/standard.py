@@ -50,7 +50,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 def _area_average2d(image: Tensor, size: Ints, fit: bool) -> Tensor:
     wide = image.to(accumulate_dtype(image.dtype))
     down, across = area.matrices(image.shape[-2], image.shape[-1], (size[0], size[1]), fit, wide)
-    return down @ (wide @ across.T)
+    return down @ (wide @ across.transpose(0, 1))
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
@@ -83,7 +83,7 @@ def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:
     f_j = _seen(guide.to(accumulate_dtype(guide.dtype)), sliding)
     kh, kw = sliding.kernel_size
     f_i = f_j[kh // 2 * kw + kw // 2]
-    return _as_kernel([(f_i - f).square().sum(dim=1) for f in f_j], sliding.kernel_size)
+    return _as_kernel([_square_length(f_i - f) for f in f_j], sliding.kernel_size)
 
 
 def _gaussian_kernel2d(guide: Tensor, *window: Ints) -> Tensor:
@@ -94,7 +94,7 @@ def _centred_distance2d(centre: Tensor, guide: Tensor, *window: Any) -> Tensor:
     *sizes, asymmetric = window
     sliding, wide = window_of(*sizes), accumulate_dtype(guide.dtype)
     away = [f - centre.to(wide) for f in _seen(guide.to(wide), sliding)]
-    return _as_kernel([(x.clamp_min(0) if asymmetric else x).square().sum(dim=1) for x in away], sliding.kernel_size)
+    return _as_kernel([_square_length(x.clamp_min(0) if asymmetric else x) for x in away], sliding.kernel_size)
 
 
 def _pacconv2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
@@ -120,7 +120,7 @@ def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
     wide, n = accumulate_dtype(guide.dtype), where[-1]
     f_i = guide.to(wide)
     held = _neighbours(coarse.to(wide), Enlargement(*where), guide.shape[2], guide.shape[3])
-    distances = [(f_i - g_j).square().sum(dim=1) for g_j in held]
+    distances = [_square_length(f_i - g_j) for g_j in held]
     return _as_kernel(distances, (n, n))
 
 
@@ -146,6 +146,11 @@ def _seen(x: Tensor, window: Window) -> list[Tensor]:
     """What each tap sees, [B, C, Ho, Wo], zero outside the image."""
     size = window.output_size(x.shape[2], x.shape[3])
     return [view for _, _, view in taps(pad(x, window), window, *size)]
+
+
+def _square_length(x: Tensor) -> Tensor:
+    """[B, G, H, W] -> [B, H, W]. Not `square`: exporters to ONNX would have to decompose the whole graph for it."""
+    return (x * x).sum(dim=1)
 
 
 def _as_kernel(per_tap: list[Tensor], size: tuple[int, int]) -> Tensor:

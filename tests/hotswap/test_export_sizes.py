@@ -180,3 +180,16 @@ def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seeds):
                 with torch.no_grad():
                     gap = difference(run(image), tensors(net(image)))
                 assert gap < 1e-4, f"{path.suffix}, {said}: off by {gap:.1e} at {size}"
+
+
+def test_what_is_traced_is_not_decomposed(tmp_path, monkeypatch):
+    """Decomposing a network for either format takes twice as long as tracing it."""
+
+    def decompose(*_, **__):
+        raise AssertionError("decomposed")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
+    for seed in (0, 8):  # an enlargement, a convolution
+        net, _ = random_network(seed)
+        for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
+            hotswap.export(net, path, example_inputs=torch.rand(1, 3, *SIZE))

@@ -69,7 +69,7 @@ def _by_name(batch: Mapping[str, Any], takes: list[inspect.Parameter]) -> tuple[
     given = [batch.get(parameter.name, parameter.default) for parameter in takes[:count]]
     needed = [p.name for p in takes if p.default is p.empty and p.name not in batch]
     if needed or not given:
-        names = ", ".join(repr(parameter.name) for parameter in takes) or "none by position"
+        names = ", ".join(repr(parameter.name) for parameter in takes) or "unnamed"
         key = next(iter(batch), "image")
         raise HotswapError(
             f"a batch is {_described(batch)}, and the arguments of the network's forward are {names}; give inputs, "
@@ -79,13 +79,22 @@ def _by_name(batch: Mapping[str, Any], takes: list[inspect.Parameter]) -> tuple[
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:
-    """The positional parameters of a network's forward; None where it takes any number."""
+    """The positional parameters of a network's forward; None where it takes any number.
+
+    Raises:
+        HotswapError: where it takes some by keyword alone.
+    """
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):  # of code that is not Python's
         return None
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return None
+    if alone := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
+        raise HotswapError(
+            f"the network's forward takes {alone[0]!r} by keyword alone, and hotswap gives arguments by position; "
+            f"take away the * before {alone[0]!r}, which who calls it by keyword does not notice"
+        )
     return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 

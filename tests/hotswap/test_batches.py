@@ -78,7 +78,8 @@ def test_a_network_gets_what_its_forward_takes(forward, batch, expected):
     [
         (lambda x: x, {"image": A, "label": B}, None, "a batch is a mapping with 'image', 'label', and the arguments of the network's forward are 'x'; .* inputs=lambda batch: batch\\['image'\\]"),
         (lambda x, y: x, {"y": A}, None, "are 'x', 'y'"),
-        (lambda *, x: x, {"x": A}, None, "are none by position"),
+        (lambda *, x: x, {"x": A}, None, r"takes 'x' by keyword alone, .* take away the \* before 'x'"),
+        (lambda *x: x, {"x": A}, None, "are unnamed; give inputs"),
         (lambda x: x, 3, None, "a batch must be a tensor, a tuple or a mapping, got int"),
         (lambda x: x, {"picture": A}, lambda batch: batch["image"], "inputs fails on a batch that is a mapping with 'picture' \\(KeyError: 'image'\\)"),
         (lambda x: x, A, lambda batch: batch.image, "inputs fails on a batch that is a Tensor"),

@@ -181,3 +181,21 @@ def test_odd_sizes_of_pooling_in_ceil_mode(resize):
             guide = y
     assert sizes == [113, 57, 29]
     close(converted(x), y)
+
+
+@pytest.mark.parametrize("method", ["fx", "hooks"])
+def test_images_of_bytes_guide_a_network_that_normalises_them_itself(method):
+    class Bytes(networks.Plain):
+        def forward(self, x):
+            return super().forward(x.float() / 255)
+
+    def swapped(kind, images, scale):
+        torch.manual_seed(0)
+        options = {"guide_scale": scale, "method": method, "example_inputs": images}
+        return hotswap.convert(kind().eval(), "target", "input", **options)
+
+    images = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    of_bytes, of_floats = swapped(Bytes, images, 0.01), swapped(networks.Plain, images / 255, 2.55)
+    torch.testing.assert_close(of_bytes(images), of_floats(images / 255))
+    assert 0.1 < hotswap.verify(of_bytes, images).targets[0].deviation < 0.9
+    assert hotswap.calibrate(of_bytes, images).targets[0].deviation == pytest.approx(0.3, abs=0.01)

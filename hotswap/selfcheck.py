@@ -140,6 +140,8 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     def watch(module: nn.Module, args: Collection[Any], kwargs: dict[str, Any]) -> None:
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if torch._C._are_functorch_transforms_active():  # whose tensors mean nothing once it has ended
+            return
         if x is not None and x.is_floating_point() and x.layout is torch.strided:
             path = paths[module]
             calls[path] += 1

@@ -118,8 +118,9 @@ def prepare(
     else:
         sites = find(model, example_inputs, resizes)
         resizes, turns = located(model, resizes, sites), sites.turns
-    for graph in (traced.training, traced.evaluation):
-        _edit(graph, root, prefix, resizes, modules, turns)
+    training = [resize for resize in resizes if _in_training(traced, root, prefix, resize, modules, turns)]
+    _edit(traced.training, root, prefix, training, modules, turns)
+    _edit(traced.evaluation, root, prefix, resizes, modules, turns)
     names: dict[str, dict[str, str]] = {}
     for resize in resizes:
         own = [
@@ -217,6 +218,38 @@ def _nodes(graph: torch.fx.Graph, prefix: str, paths: Collection[str], resize: R
                 )
             found.append(node)
     return found
+
+
+def _in_training(
+    traced: Traced,
+    root: nn.Module,
+    prefix: str,
+    resize: Resize,
+    modules: Mapping[str, nn.Module],
+    turns: _Turns,
+) -> bool:
+    """Whether a call that evaluation makes is made in training too; a network may enlarge its scores in one alone.
+
+    Raises:
+        HotswapError: where training makes another call instead, which would stay as it is.
+    """
+    graphs, paths = (traced.training, traced.evaluation), all_paths(modules, resize.target)
+    if resize.call is None:
+        module = modules[resize.target]
+        called = (node for node in graphs[0].nodes if node.op == "call_module")
+        return any(root.get_submodule(str(node.target)) is module for node in called)
+    if _nodes(graphs[0], prefix, paths, resize, turns):
+        return True
+    made, known = (
+        {node.meta[_CHAIN].key for path, nodes in _forwards(graph, prefix) if path in paths for node in nodes}
+        for graph in graphs
+    )
+    if made <= known:
+        return False
+    raise HotswapError(
+        f"target {resize.name!r} is a call of F.interpolate that {type(root).__name__} makes in evaluation, and in "
+        "training it makes another, which would stay as it is; have its code make one call, whatever the mode"
+    )
 
 
 # --- the edit -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hotswap
+import pac_ops
 from hotswap import HotswapError, Plan
 from hotswap.measure.compare import swapped_layers
 from hotswap.resizing.layers import GuidedResize, is_bilinear
@@ -301,6 +302,39 @@ def test_a_network_that_unpacks_what_a_part_returns(targets, way):
     assert_same(run(converted), before)
     assert (run(convert(copy.deepcopy(net), targets))["out"] - before["out"]).abs().max() > 1e-3
     assert_same(run(hotswap.revert(converted)), before, rtol=0, atol=0)
+
+
+class InEvaluation(nn.Module):
+    """Scores are enlarged in evaluation alone, or in training by another call."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.conv = by, nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+
+    def forward(self, x):
+        scores = self.conv(x)
+        if self.training:
+            return F.interpolate(scores, scale_factor=2, mode="bilinear") if self.by == "another" else scores
+        return self.up(scores) if self.by == "module" else F.interpolate(scores, scale_factor=2, mode="bilinear")
+
+
+@pytest.mark.parametrize("by", ["module", "call"])
+def test_an_enlargement_in_evaluation_alone(by):
+    net, x = InEvaluation(by), torch.rand(1, 3, 8, 10)
+    swapped = hotswap.convert(net, "resize", "input", guide_scale=4.0, example_inputs=x)
+    torch.testing.assert_close(swapped(x), net(x), rtol=0, atol=0)
+    expected = pac_ops.pacresize2d(net(x), x, scale=4.0)
+    torch.testing.assert_close(swapped.eval()(x), expected)
+    assert not torch.allclose(expected, net.eval()(x), atol=1e-3)
+
+
+def test_another_call_in_training_is_refused_where_code_is_rewritten(way):
+    net, x = InEvaluation("another"), torch.rand(1, 3, 8, 10)
+    if way == "fx":
+        with pytest.raises(HotswapError, match="makes in evaluation, and in training it makes another, which would"):
+            hotswap.convert(net, "resize", "input", example_inputs=x)
+    assert hotswap.status(net).plan is None
 
 
 def test_a_part_that_cannot_be_opened_is_left_to_hooks():

@@ -203,6 +203,17 @@ class Chooses(Twice):
         return self.target(self.stem(x))
 
 
+def test_modules_called_under_a_transform_are_not_looked_into():
+    class Vmapped(nn.Sequential):
+        def forward(self, x):
+            return torch.vmap(lambda image: super(Vmapped, self).forward(image[None])[0])(x)
+
+    net, x = Vmapped(conv(3), conv()), torch.rand(2, 3, 8, 9)
+    swapped = hotswap.convert(net, "1", "0", guide_scale=1.0, example_inputs=x)
+    plain = hotswap.convert(nn.Sequential(*net), "1", "0", guide_scale=1.0, example_inputs=x)
+    torch.testing.assert_close(swapped(x), plain(x))
+
+
 def test_what_cannot_be_compared_is_said():
     for net, why in ((Chooses(), "not checked by a run"), (Twice().to("meta"), "has no values")):
         assert why in " ".join(hotswap.plan(net, "target", "stem").notes)

@@ -199,13 +199,24 @@ def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
     plain: Any = type(module)
     if not is_parametrized(module):
         return swapped(plain)
-    return _parametrised(plain, swapped(plain.__bases__[0]))
+    made = _parametrised(plain, swapped(plain.__bases__[0]))
+    setattr(made, _PLAIN, plain)
+    return made
+
+
+_PLAIN = "_hotswap_plain"  # of a class like one that parametrize made: that one
 
 
 def _parametrised(like: Any, below: Any) -> Any:
     """What parametrize made of a class, made of another one."""
-    namespace = {name: value for name, value in vars(like).items() if name not in ("__dict__", "__weakref__")}
+    left_out = ("__dict__", "__weakref__", _PLAIN)
+    namespace = {name: value for name, value in vars(like).items() if name not in left_out}
     return type(below)(f"Parametrized{below.__name__}", (below,), namespace)
+
+
+def _properties(kind: Any) -> set[str]:
+    """The tensors of a class that parametrize made."""
+    return {name for name, value in vars(kind).items() if isinstance(value, property)}
 
 
 def become_plain(module: nn.Module, mark: Any, *args: Any, **kwargs: Any) -> None:
@@ -256,7 +267,10 @@ def plain_class(swapped: Any, mark: Any) -> Any:
     plain = swapped.__bases__[-1]
     if not issubclass(plain, mark):
         return plain
-    return _parametrised(swapped, plain_class(plain, mark))
+    before = vars(swapped).get(_PLAIN)
+    if before is not None and _properties(before) == _properties(swapped):
+        return before
+    return _parametrised(swapped, plain_class(plain, mark))  # others are parametrised since
 
 
 def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:

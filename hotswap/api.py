@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
@@ -202,7 +203,7 @@ def convert(
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
     _check_values(swapping | {"footprint": footprint})
-    data = () if calibrate_on is None else tuple(as_batches(model, calibrate_on, inputs))
+    data = () if calibrate_on is None else as_batches(model, calibrate_on, inputs)
     known = _Inputs(example_inputs, data)
     prepared = _planned(model, targets, guide, scale, method, known, swapping, footprint, check)
     _require_kernel_used(model, prepared.plan, kernel)
@@ -378,11 +379,16 @@ def _by_path(model: nn.Module, named: Any) -> Any:
     return [_by_path(model, item) for item in named] if isinstance(named, list | tuple) else named
 
 
-class _Inputs(NamedTuple):
-    """What there is to run a network on: what was given for that, and real data."""
+class _Inputs:
+    """What there is to run a network on: what was given for that, and real data, read when it is needed."""
 
-    given: Inputs | None
-    batches: tuple[tuple[Any, ...], ...] = ()
+    def __init__(self, given: Inputs | None, data: Iterable[tuple[Any, ...]] = ()) -> None:
+        self.given, self._data = given, data
+
+    @cached_property
+    def batches(self) -> tuple[tuple[Any, ...], ...]:
+        """Of the data: all of them, as an iterator gives them once."""
+        return tuple(self._data)
 
     @property
     def example(self) -> Inputs | None:

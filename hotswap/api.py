@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
-from hotswap import hooks, surgery
+from hotswap import hooks, install, surgery
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, METHODS, RESIZE_MODES
 from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
+from hotswap.install import Graft
 from hotswap.kernels import DEFAULT_KERNEL, parse
 from hotswap.layers import shape_of
 from hotswap.measure.batches import Batches, Pick, as_batches
@@ -19,9 +20,6 @@ from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
 from hotswap.naming import AUTO
 from hotswap.observe import Inputs, Observation, compiled_in_place, observe
-from hotswap.resizing import hooks as resizing_hooks
-from hotswap.resizing import record as resized
-from hotswap.resizing import surgery as resizing
 from hotswap.resizing.choose import split
 from hotswap.resizing.plan import Resize
 from hotswap.selfcheck import DiffersError, SelfCheck
@@ -29,7 +27,6 @@ from hotswap.targets.plan import Plan, Swap
 from hotswap.tracing import UntraceableError
 
 PAPER_SCALE = 1e-4
-Enlarging = resizing.Graft | resizing_hooks.Graft
 Scales = float | Mapping[Name, float] | Literal["auto"]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -119,7 +116,7 @@ def apply(
     Raises:
         HotswapError: where the plan does not fit; the network is then as it was.
     """
-    if surgery.current_plan(model) is not None:
+    if install.current_plan(model) is not None:
         raise HotswapError(
             "the network is converted already: hotswap.revert it first, or hotswap.convert more targets"
         )
@@ -197,7 +194,7 @@ def convert(
         "resize": resize,
         "after_activation": after_activation,
     }
-    if inplace and calibrate_on is not None and surgery.current_plan(model) is not None:
+    if inplace and calibrate_on is not None and install.current_plan(model) is not None:
         raise HotswapError(
             "inplace must be False where a converted network is converted and calibrated once more: were the "
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
@@ -212,7 +209,7 @@ def convert(
         try:
             calibrate(converted, known.batches, deviation=deviation if to_calibrate else None, conserve=conserve)
         except BaseException:
-            surgery.remove(converted)
+            install.remove(converted)
             raise
     return converted
 
@@ -237,10 +234,10 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
     Raises:
         HotswapError: where nothing in the network is swapped.
     """
-    if surgery.current_plan(model) is None:
+    if install.current_plan(model) is None:
         raise HotswapError("nothing in this network is swapped, so there is nothing to revert")
     plain = model if inplace else _deep_copy(model)
-    surgery.remove(plain)
+    install.remove(plain)
     return plain
 
 
@@ -275,7 +272,7 @@ def _check_values(given: Mapping[str, Any]) -> None:
 
 def _require_kernel_used(model: nn.Module, made: Plan, kernel: str) -> None:
     """Enlargements have one kernel; another that was asked for must be for a convolution."""
-    before = surgery.current_plan(model)
+    before = install.current_plan(model)
     swapped = () if before is None else before.swaps
     if kernel != DEFAULT_KERNEL and {swap.target for swap in made.swaps} == {swap.target for swap in swapped}:
         raise HotswapError(
@@ -300,9 +297,9 @@ def _planned(
     if method not in METHODS:
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     example_inputs = inputs.example
-    swapped = surgery.current_plan(model)
+    swapped = install.current_plan(model)
     if swapped is not None:
-        surgery.require_own_input(model)
+        install.require_own_input(model)
         # Names are looked up in a plain copy.
         targets, guide, guide_scale = (_by_path(model, x) for x in (listed(targets), guide, guide_scale))
     names = _names(model if swapped is None else plain_copy(model), example_inputs)
@@ -367,7 +364,7 @@ def _planned(
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
     prepared = _prepared(names, made, method, example_inputs, selfcheck, by_fx)
-    return prepared.noted(*prepared.how)
+    return prepared.noted(*(graft.note for graft in prepared.grafts))
 
 
 def _by_path(model: nn.Module, named: Any) -> Any:
@@ -402,31 +399,19 @@ class _Inputs:
 
 
 class _Prepared(NamedTuple):
-    """A plan made ready for one network: its enlargements, which come first, and its convolutions."""
+    """A plan made ready for one network: its enlargements, which come first, then its convolutions."""
 
-    enlarging: Enlarging | None
-    swapping: surgery.Prepared | None
+    grafts: tuple[Graft, ...]
 
     @property
     def plan(self) -> Plan:
         """What it carries out."""
-        plan = Plan(()) if self.swapping is None else self.swapping.plan
-        if self.enlarging is None:
-            return plan
-        return replace(plan, notes=self.enlarging.notes + plan.notes, resizes=self.enlarging.resizes)
-
-    @property
-    def how(self) -> tuple[str, ...]:
-        """How each is carried out, for people."""
-        return tuple(part.note for part in self if part is not None)
+        return Plan.joined([graft.plan for graft in self.grafts])
 
     def noted(self, *notes: str) -> "_Prepared":
         """The same with more notes in its plan."""
-        enlarging, swapping = self
-        if swapping is not None:
-            return _Prepared(enlarging, swapping.noted(*notes))
-        assert enlarging is not None  # noqa: S101 (a plan has one or the other)
-        return _Prepared(replace(enlarging, notes=enlarging.notes + notes), None)
+        *others, last = self.grafts
+        return _Prepared((*others, last.noted(*notes)))
 
 
 def _prepared(
@@ -438,92 +423,67 @@ def _prepared(
     by_fx: Collection[str] = (),
 ) -> _Prepared:
     """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
-    if not plan.resizes:
-        prepared = _Prepared(None, _by_method(names, plan, method, example_inputs, check, by_fx))
-    else:
-        enlarging, twin, observation = _enlarging(names, plan, example_inputs, check)
-        if plan.swaps:
-            # What is left is done on what the enlargements make of the network, whose graph may call fewer modules.
-            guided = replace(names, model=twin, observation=observation)
-            swapping = _by_method(guided, replace(plan, resizes=()), method, example_inputs, check, by_fx)
-            prepared = _Prepared(enlarging, swapping)
-        else:
-            prepared = _Prepared(replace(enlarging, notes=plan.notes + enlarging.notes, drift=plan.drift), None)
+    grafts: list[Graft] = []
+    if plan.resizes:
+        part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
+        by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
+        graft, names = _by_method(names, part, plan, by, example_inputs, check, by_fx)
+        grafts.append(graft)
+    if plan.swaps:  # on what the enlargements make of the network
+        part = replace(plan, resizes=())
+        grafts.append(_by_method(names, part, part, method, example_inputs, check, by_fx)[0])
+    prepared = _Prepared(tuple(grafts))
     notes = () if check is None else check.notes
     return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
 
 
-def _enlarging(
-    names: Names, plan: Plan, example_inputs: Inputs | None, check: SelfCheck | None
-) -> tuple[Enlarging, nn.Module, Observation | None]:
-    """Made ready by fx, or else by hooks, as they were before if they were; a copy that was swapped, and its run."""
-    resizes = plan.resizes
-
-    def tried(enlarging: Enlarging) -> tuple[Enlarging, nn.Module, Observation | None]:
-        twin = _twin(names.model)
-        resized.install(twin, enlarging)
-        if names.observation is None:
-            return enlarging, twin, None
-        observation = _check_runs(twin, names.observation, example_inputs, plan)
-        if check is not None:
-            check.compare(twin)
-        return enlarging, twin, observation
-
-    notes: tuple[str, ...] = ()
-    if not any(resize.taps for resize in resizes):
-        try:
-            return tried(resizing.prepare(names.model, resizes, names.observation, example_inputs))
-        except (UntraceableError, DiffersError) as error:
-            notes = (f"enlargements not by fx: {error}",)
-    hooked = resizing_hooks.prepare(names.model, resizes, names.observation, example_inputs)
-    return tried(replace(hooked, notes=notes + hooked.notes))
-
-
 def _by_method(
     names: Names,
-    plan: Plan,
+    part: Plan,
+    called: Plan,
     method: str,
     example_inputs: Inputs | None,
     check: SelfCheck | None,
     by_fx: Collection[str],
-) -> surgery.Prepared:
-    if method == HOOKS:
-        return _with_hooks(names, plan, example_inputs, check, by_fx)
-    try:
-        return _tried(names, surgery.prepare(names.model, plan, names.observation), example_inputs, check)
-    except DiffersError as error:
-        if method == FX:
-            raise DiffersError(f'rewritten by fx, the network is not itself: {error}; use method="hooks"') from error
-        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs, check, by_fx)
-    except HotswapError as error:
-        if method == FX:
-            raise
-        return _with_hooks(names, plan.noted(f"not by fx: {error}"), example_inputs, check, by_fx)
-
-
-def _with_hooks(
-    names: Names, plan: Plan, example_inputs: Inputs | None, check: SelfCheck | None, by_fx: Collection[str]
-) -> surgery.Prepared:
-    hooked = replace(plan, method=HOOKS)
-    prepared = hooks.prepare(names.model, hooked, names.observation, example_inputs, by_fx)
-    return _tried(names, prepared, example_inputs, check)
+) -> tuple[Graft, Names]:
+    """The enlargements or the convolutions of a plan made ready and tried; `called` is what the copy must call."""
+    what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
+    if method != HOOKS:
+        try:
+            graft: Graft = surgery.prepare(names.model, part, names.observation, example_inputs)
+            return _tried(names, graft, called, example_inputs, check)
+        except refused as error:
+            if method == FX and isinstance(error, DiffersError):
+                told = f'rewritten by fx, the network is not itself: {error}; use method="hooks"'
+                raise DiffersError(told) from error
+            if method == FX:
+                raise
+            part = part.noted(f"{what}not by fx: {error}")
+    part = replace(part, method=HOOKS) if part.swaps else part
+    graft = hooks.prepare(names.model, part, names.observation, example_inputs, by_fx)
+    return _tried(names, graft, called, example_inputs, check)
 
 
 def _tried(
-    names: Names, prepared: surgery.Prepared, example_inputs: Inputs | None, check: SelfCheck | None
-) -> surgery.Prepared:
-    """Carry a plan out on a copy that shares all weights, and run it."""
-    if names.observation is None:
-        return prepared
+    names: Names, graft: Graft, called: Plan, example_inputs: Inputs | None, check: SelfCheck | None
+) -> tuple[Graft, Names]:
+    """Carry a plan out on a copy that shares all weights, and run it; also returns that copy to go on with."""
+    if names.observation is None and graft.plan.swaps:
+        return graft, names
     try:
         twin = _twin(names.model)
-    except HotswapError:  # which is said where it matters: it can still be converted in place
-        return prepared.noted("not tried on a copy first: the network cannot be copied")
-    surgery.install(twin, prepared)
-    _check_runs(twin, names.observation, example_inputs, prepared.plan)
+    except HotswapError:
+        if graft.plan.resizes:
+            raise
+        # Which is said where it matters: it can still be converted in place.
+        return graft.noted("not tried on a copy first: the network cannot be copied"), names
+    install.install(twin, graft)
+    if names.observation is None:
+        return graft, replace(names, model=twin)
+    observation = _check_runs(twin, names.observation, example_inputs, called)
     if check is not None:
         check.compare(twin)
-    return prepared
+    return graft, replace(names, model=twin, observation=observation)  # a graph may call fewer modules
 
 
 def _twin(model: Model) -> Model:
@@ -557,11 +517,9 @@ def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields:
 
 def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
     converted = model if inplace else _deep_copy(model)
-    surgery.detach(converted)
-    if prepared.enlarging is not None:
-        resized.install(converted, prepared.enlarging)
-    if prepared.swapping is not None:
-        surgery.install(converted, prepared.swapping)
+    install.detach(converted)
+    for graft in prepared.grafts:
+        install.install(converted, graft)
     return converted
 
 

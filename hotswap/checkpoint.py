@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hotswap
-from hotswap import hf, hub, network_names, pickled, sharded, stated, surgery, zoo
+from hotswap import hf, hub, install, network_names, pickled, sharded, stated, zoo
 from hotswap.api import apply, check_swapped
 from hotswap.copying import deep_copy
 from hotswap.destinations import SAFETENSORS, check_checkpoint, suffix
@@ -228,8 +228,8 @@ def save(
     """
     check_checkpoint(path, max_shard_size)
     model = _unwrapped(model)
-    surgery.require_own_input(model)
-    plan = surgery.current_plan(model)
+    install.require_own_input(model)
+    plan = install.current_plan(model)
     state = model.state_dict()
     scales = {} if plan is None else {name: x for name, x in state.items() if name.endswith(_SCALE)}
     architecture, config = _recorded(model, architecture)

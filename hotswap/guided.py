@@ -29,6 +29,11 @@ class NamedGuide:
         """The target in a few words."""
         return self.target
 
+    @property
+    def layer_path(self) -> str:
+        """Where in the converted network the layer is that does it."""
+        return self.target
+
     def check_guide(self) -> None:
         """Check the values a user or a file can get wrong.
 

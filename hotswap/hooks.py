@@ -1,68 +1,64 @@
 """Carries a plan out with module hooks: for networks that cannot be traced, or are entered past their `forward`.
 
-A guide is caught where its module returns, and each target gets it just before it runs; see `relay`.
+A guide is caught where its module returns, and each target gets it just before it runs; see `relay`. Calls of
+`F.interpolate` are handed over to guided layers; see `resizing.hand_over`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any
 
 import torch
 from torch import nn
 
-from hotswap import relay
+from hotswap import install, relay
 from hotswap.errors import HotswapError
 from hotswap.following import Following, notes_of, with_taps
 from hotswap.observe import Inputs, Observation
-from hotswap.placing import called_root, check_swaps, inside_paths
+from hotswap.placing import called_root, check_fits, inside_paths
 from hotswap.relay import Reading, Relay, Slot, slots_of
+from hotswap.resizing import hand_over
+from hotswap.resizing.checks import located
+from hotswap.resizing.sites import find
 from hotswap.targets.plan import Plan, Swap
-
-# --- the plan -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Record:
-    """What is left in the module around guide and targets, to know and to undo the conversion by."""
+class Steering:
+    """What `Graft.attach` leaves."""
 
-    plan: Plan
-    root_path: str
     relay: Relay
+    rewritten: tuple[str, ...]  # paths of GraphModules, in the root
 
     def undo(self, root: nn.Module) -> None:
         """Take the hooks away."""
         relay.detach(self.relay, root)
-
-    def planned(self, plan: Plan) -> Self:
-        """The same for another plan."""
-        return replace(self, plan=plan)
+        hand_over.detach(self.relay, root, self.rewritten)
 
 
 @dataclass(frozen=True)
-class Graft:
-    """A plan made ready for one network: all that is left is to install it."""
+class Graft(install.Graft):
+    """A plan as hooks; a call of the module around guides and targets is a pass."""
 
-    plan: Plan
-    root_path: str  # of the module whose call is a pass
     readers: Mapping[Slot, Mapping[str, int]]
     activations: Mapping[tuple[Slot, str], Collection[int]]
+    calls: hand_over.Calls  # of F.interpolate
 
     @property
     def note(self) -> str:
-        """How the plan is carried out, for people."""
-        return f"guides are caught by hooks, within calls of {self.root_path or 'the network'}"
+        """See the base class."""
+        what = "guides" if self.plan.swaps else "guides of the enlargements"
+        return f"{what} are caught by hooks, within calls of {self.root_path or 'the network'}"
 
-    def noted(self, *notes: str) -> Self:
-        """The same with more notes in its plan."""
-        return replace(self, plan=self.plan.noted(*notes))
-
-    def attach(self, model: nn.Module, root: nn.Module) -> Record:
+    def attach(self, model: nn.Module, root: nn.Module) -> Steering:
         """Register the hooks."""
         own = Relay(self.readers, self.activations)
         relay.attach(own, model, root)
-        for swap in self.plan.swaps:
-            relay.give(own, swap.target, slots_of(swap), model.get_submodule(swap.target))
-        return Record(self.plan, self.root_path, own)
+        for entry in self.plan.entries:
+            if isinstance(entry, Swap) or entry.call is None:
+                relay.give(own, entry.name, slots_of(entry), model.get_submodule(entry.target))
+        rewritten = self.calls.attach(own, model)
+        return Steering(own, tuple(path.removeprefix(self.root_path).removeprefix(".") for path in rewritten))
 
 
 def prepare(
@@ -76,7 +72,8 @@ def prepare(
 
     Args:
         model: the network.
-        plan: what to swap. Where it does not say at which activations its guides are caught, a run finds them.
+        plan: what to swap: convolutions or enlargements. Where it does not say at which activations its guides are
+            caught, a run finds them.
         observation: one run of the network, if it could be run.
         example_inputs: what it was run on.
         by_fx: targets that were swapped by fx before, whose guides must be what they were.
@@ -85,20 +82,27 @@ def prepare(
         HotswapError: where the plan cannot be carried out on this network, with the reason.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    check_swaps(modules, plan)
+    check_fits(modules, plan)
+    events = [] if observation is None else [call.path for call in observation.calls]
+    sites = None
+    if plan.resizes:
+        sites = find(model, example_inputs, plan.resizes)
+        plan, events = replace(plan, resizes=located(model, plan.resizes, sites)), list(sites.events)
     inside = inside_paths(modules, plan)
     root_path = called_root(modules, plan, inside, observation)
     for path in {root_path, *inside}:
         if isinstance(modules[path], torch.jit.ScriptModule):
             raise HotswapError(f"module {path or 'the network'!r} is a ScriptModule, which takes no hooks")
-    swaps, found = with_taps(model, plan.swaps, example_inputs)
+    entries: Sequence[Any]
+    entries, found = with_taps(model, plan.entries, example_inputs)
+    swaps, resizes = tuple(entries[: len(plan.swaps)]), tuple(entries[len(plan.swaps) :])
     _check_as_by_fx(swaps, found, by_fx)
-    plan = replace(plan, swaps=swaps).noted(*notes_of(found))
-    targets = [Reading(swap.target, slots_of(swap)) for swap in swaps]
-    events = [] if observation is None else [call.path for call in observation.calls]
+    plan = replace(plan, swaps=swaps, resizes=resizes).noted(*notes_of(found))
+    targets = [Reading(entry.name, slots_of(entry)) for entry in entries]
     readers = relay.readers(targets, events)
     relay.check_slots(modules, readers)
-    return Graft(plan, root_path, readers, relay.activations(targets, events))
+    calls = hand_over.Calls() if sites is None else hand_over.find_calls(modules, plan.resizes, sites)
+    return Graft(plan, root_path, readers, relay.activations(targets, events), calls)
 
 
 def _check_as_by_fx(swaps: Sequence[Swap], found: Mapping[str, Following], by_fx: Collection[str]) -> None:

@@ -8,10 +8,12 @@ from hotswap import layers
 from hotswap.errors import HotswapError
 from hotswap.naming import INPUT, closest
 from hotswap.observe import Observation
+from hotswap.resizing.checks import check_enlargement
+from hotswap.resizing.plan import Resize
 from hotswap.targets.plan import Plan, Swap
 
 
-def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:
+def check_fits(modules: Mapping[str, nn.Module], plan: Plan) -> None:
     """Check that a network has what a plan names.
 
     Args:
@@ -21,8 +23,14 @@ def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:
     Raises:
         HotswapError: where a module is missing, or is not what it was when the plan was made.
     """
-    for swap in plan.swaps:
-        _check_against(modules, swap)
+    for entry in plan.entries:
+        for role, path in (("target", entry.target), *(("guide", path) for path in entry.guide if path != INPUT)):
+            if path not in modules:
+                raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
+        if isinstance(entry, Swap):
+            _check_convolution(modules[entry.target], entry)
+        else:
+            check_enlargement(modules[entry.target], entry)
     targets = {swap.target for swap in plan.swaps}
     for target in sorted(targets):
         if around := targets.intersection(parents(target)):
@@ -34,20 +42,18 @@ def check_swaps(modules: Mapping[str, nn.Module], plan: Plan) -> None:
 
 def inside_paths(modules: Mapping[str, nn.Module], plan: Plan) -> set[str]:
     """Every path of every module that the plan names: one shared by two parents may be called by either."""
-    return {path for swap in plan.swaps for path in all_paths(modules, swap.target, *_module_guides(swap))}
+    return {path for entry in plan.entries for path in all_paths(modules, entry.target, *_module_guides(entry))}
 
 
 def called_root(
     modules: Mapping[str, nn.Module], plan: Plan, inside: Iterable[str], observation: Observation | None
 ) -> str:
-    """The deepest module around all of `inside` that is called; the network itself where the image guides."""
-    if any(INPUT in swap.guide for swap in plan.swaps):  # which is known in the network's own forward only
+    """The deepest module around all of `inside` that is called, rather than being only a container.
+
+    Where the image guides, the network itself.
+    """
+    if any(INPUT in entry.guide for entry in plan.entries):  # which is known in the network's own forward only
         return ""
-    return deepest_caller(modules, inside, observation)
-
-
-def deepest_caller(modules: Mapping[str, nn.Module], inside: Iterable[str], observation: Observation | None) -> str:
-    """The deepest module around all of `inside` that is called, rather than being only a container."""
     first, *others = (parents(path) for path in sorted(inside))
     for path in first:
         if not all(path in other for other in others):
@@ -71,11 +77,7 @@ def all_paths(modules: Mapping[str, nn.Module], *paths: str) -> set[str]:
     return {path for path, module in modules.items() if id(module) in wanted}
 
 
-def _check_against(modules: Mapping[str, nn.Module], swap: Swap) -> None:
-    for role, path in (("target", swap.target), *(("guide", path) for path in _module_guides(swap))):
-        if path not in modules:
-            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
-    target = modules[swap.target]
+def _check_convolution(target: nn.Module, swap: Swap) -> None:
     if reason := layers.why_not_swappable(target):
         raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
     planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
@@ -93,5 +95,5 @@ def _check_against(modules: Mapping[str, nn.Module], swap: Swap) -> None:
             )
 
 
-def _module_guides(swap: Swap) -> tuple[str, ...]:
-    return tuple(source for source in swap.guide if source != INPUT)
+def _module_guides(entry: Swap | Resize) -> tuple[str, ...]:
+    return tuple(source for source in entry.guide if source != INPUT)

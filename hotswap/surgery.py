@@ -1,141 +1,136 @@
-"""Carries a plan out on a graph, and puts what was prepared, here or by `hooks`, into a network.
+"""Carries a plan out on a graph.
 
-`prepare` does everything that can fail and changes nothing; `install` then only reassigns classes, and
-`remove` reassigns them back. The module whose method is rewritten keeps its class: it becomes an instance of a
-generated subclass of it, whose one method is the graph's code.
+`prepare` does everything that can fail, and changes nothing. The module whose method is rewritten keeps its class: it
+becomes an instance of a generated subclass of it, whose one method is the graph's code.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 import torch.fx
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from hotswap import effects, kernels, layers, regraphing
-from hotswap.choices import FX, HOOKS
+from hotswap import effects, install, kernels, regraphing
 from hotswap.effects import after_activation
 from hotswap.errors import HotswapError
 from hotswap.graph_modules import by_mode, is_stale
 from hotswap.guide import guide_copy, image_size, require_input_only, shared_guides
 from hotswap.leaves import leaf_modules
 from hotswap.naming import INPUT
-from hotswap.observe import Observation
-from hotswap.placing import called_root, check_swaps, inside_paths, parents
-from hotswap.resizing import layers as enlarging
-from hotswap.resizing import record as resized
+from hotswap.observe import Inputs, Observation
+from hotswap.placing import all_paths, called_root, check_fits, inside_paths, parents
+from hotswap.resizing import call_nodes, past_forward
 from hotswap.resizing.plan import Resize
+from hotswap.resizing.sites import bound
 from hotswap.sliding import sliding_of
 from hotswap.targets.plan import Plan, Swap
 from hotswap.tracing import Traced, UnpackedError, UntraceableError, trace
 
-_RECORD = "_hotswap_record"  # a plain attribute of the module around guide and targets, not in its state_dict
-
-
-class Record(Protocol):
-    """What a conversion leaves in the module around guide and targets, to be known and undone by."""
-
-    @property
-    def plan(self) -> Plan:
-        """What was carried out."""
-
-    @property
-    def root_path(self) -> str:
-        """Of that module, in the network the plan was made for."""
-
-    def undo(self, root: nn.Module) -> None:
-        """Make the module plain again, all but its targets."""
-
-    def planned(self, plan: Plan) -> "Record":
-        """The same for another plan."""
-
-
-class Prepared(Protocol):
-    """A plan made ready for one network: all that is left is to install it."""
-
-    @property
-    def plan(self) -> Plan:
-        """What it carries out."""
-
-    @property
-    def root_path(self) -> str:
-        """The module around guide and targets."""
-
-    @property
-    def note(self) -> str:
-        """How, for people."""
-
-    def noted(self, *notes: str) -> Self:
-        """The same with more notes in its plan."""
-
-    def attach(self, model: nn.Module, root: nn.Module) -> Record:
-        """Make the guides reach the targets, in place, in the network it was prepared for or a deep copy of it."""
-
 
 @dataclass(frozen=True)
-class _Record:
-    plan: Plan
-    root_path: str
-    rewritten: "Rewritten"
-
-    def undo(self, root: nn.Module) -> None:
-        self.rewritten.undo(root)
-
-    def planned(self, plan: Plan) -> "_Record":
-        return replace(self, plan=plan)
-
-
-@dataclass(frozen=True)
-class Graft:
+class Graft(install.Graft):
     """A plan as graphs that take the place of a method."""
 
-    plan: Plan
-    root_path: str
     traced: Traced
+    names: call_nodes.Names  # of guided calls of F.interpolate
 
     @property
     def note(self) -> str:
-        """How the plan is carried out, for people."""
+        """See the base class."""
         where = f" of {self.root_path!r}" if self.root_path else ""
-        return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where}"
+        what = "" if self.plan.swaps else " for the enlargements"
+        return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where}{what}"
 
-    def noted(self, *notes: str) -> Self:
-        """The same with more notes in its plan."""
-        return replace(self, plan=self.plan.noted(*notes))
-
-    def attach(self, model: nn.Module, root: nn.Module) -> _Record:
+    def attach(self, model: nn.Module, root: nn.Module) -> "Rewritten":
         """Make `root` an instance of a subclass of its class that has the rewritten method."""
-        return _Record(self.plan, self.root_path, rewrite(root, self.traced))
+        plain = type(root)
+        root.__dict__.update(self.traced.constants)
+        if isinstance(root, GraphModule):
+            regraphing.rewrite(root, self.traced.training, self.traced.evaluation)
+        else:
+            root.__class__ = subclass(plain, **{self.traced.method: _as_method(root, self.traced)})
+        refusing: list[tuple[str, type[nn.Module]]] = []
+        for path, names in self.names.items():
+            owner = model.get_submodule(path)
+            if not isinstance(owner, GraphModule):  # whose one method is forward
+                refusing.append((path.removeprefix(self.root_path).removeprefix("."), type(owner)))
+                methods = past_forward.refusing(type(owner), names, _never, forward=path != self.root_path)
+                owner.__class__ = subclass(type(owner), **methods)
+        return Rewritten(plain, tuple(self.traced.constants), tuple(refusing))
 
 
-def prepare(model: nn.Module, plan: Plan, observation: Observation | None) -> Graft:
+def _never(_owner: nn.Module) -> bool:
+    """The graph has the code of all methods, and calls none."""
+    return False
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What `Graft.attach` leaves."""
+
+    plain_class: type[nn.Module]
+    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
+    refusing: tuple[tuple[str, type[nn.Module]], ...]  # modules by path in the root, and their classes before
+
+    def undo(self, root: nn.Module) -> None:
+        """Make the module plain again."""
+        for path, kind in self.refusing:
+            root.get_submodule(path).__class__ = kind
+        for name in self.constants:
+            del root.__dict__[name]
+        if isinstance(root, GraphModule):
+            regraphing.undo(root)
+        else:
+            root.__class__ = self.plain_class
+
+
+def prepare(
+    model: nn.Module, plan: Plan, observation: Observation | None, example_inputs: Inputs | None = None
+) -> Graft:
     """Trace, check and edit graphs for a plan, changing nothing in the network.
 
     Args:
         model: the network.
-        plan: what to swap.
+        plan: what to swap: convolutions or enlargements.
         observation: one run of the network, if it could be run; finds the module to rewrite when some modules
             are only containers that are never called.
+        example_inputs: what it was run on.
 
     Raises:
         HotswapError: where the plan cannot be carried out on this network, with the reason.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    check_swaps(modules, plan)
+    check_fits(modules, plan)
     inside = inside_paths(modules, plan)
     root_path = called_root(modules, plan, inside, observation)
     root = modules[root_path]
     prefix = f"{root_path}." if root_path else ""
     relative = {path.removeprefix(prefix) for path in inside}
     opened = {parent for path in relative for parent in parents(path) if parent}
-    from_input = any(INPUT in swap.guide for swap in plan.swaps)
-    traced = open_and_trace(root_path, root, opened, relative, observation, from_input=from_input)
-    for graph in (traced.training, traced.evaluation):
-        _edit(graph, root, plan, modules)
-    return Graft(plan, root_path, traced)
+    if plan.swaps:
+        from_input = any(INPUT in swap.guide for swap in plan.swaps)
+        traced = open_and_trace(root_path, root, opened, relative, observation, from_input=from_input)
+        calls = None
+    else:
+        # The modules whose forward makes a call are opened too.
+        callers = all_paths(modules, *(resize.target for resize in plan.resizes if resize.call is not None))
+        opened |= {path.removeprefix(prefix) for path in callers if path != root_path}
+        with call_nodes.Marker():
+            traced = open_and_trace(root_path, root, opened, None, observation)
+        calls, resizes = call_nodes.find_calls(model, plan.resizes, traced, prefix, observation, example_inputs)
+        plan = replace(plan, resizes=resizes)
+    in_training = plan
+    if calls is not None:
+        paths = {resize: all_paths(modules, resize.target) for resize in plan.resizes}
+        made = (r for r in plan.resizes if calls.in_training(traced, modules[r.target], paths[r], r))
+        in_training = replace(plan, resizes=tuple(made))
+    _edit(traced.training, root, prefix, in_training, modules, calls)
+    _edit(traced.evaluation, root, prefix, plan, modules, calls)
+    return Graft(plan, root_path, traced, {} if calls is None else calls.names(plan.resizes))
 
 
 def open_and_trace(
@@ -170,37 +165,6 @@ def open_and_trace(
             return traced
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """What `rewrite` leaves."""
-
-    plain_class: type[nn.Module]
-    constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
-
-    def undo(self, root: nn.Module) -> None:
-        """Make the module plain again."""
-        for name in self.constants:
-            del root.__dict__[name]
-        if isinstance(root, GraphModule):
-            regraphing.undo(root)
-        else:
-            root.__class__ = self.plain_class
-
-
-def rewrite(root: nn.Module, traced: Traced) -> Rewritten:
-    """Make `root` an instance of a subclass of its class that has the traced method, in place.
-
-    A GraphModule gets the graphs instead.
-    """
-    plain = type(root)
-    root.__dict__.update(traced.constants)
-    if isinstance(root, GraphModule):
-        regraphing.rewrite(root, traced.training, traced.evaluation)
-    else:
-        root.__class__ = subclass(plain, **{traced.method: _as_method(root, traced)})
-    return Rewritten(plain, tuple(traced.constants))
-
-
 def subclass(plain: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.Module]:
     """A class by the same name with some methods of its own, for one network: a new instance is one of `plain`."""
 
@@ -215,106 +179,6 @@ def subclass(plain: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.M
     return made
 
 
-def install(model: nn.Module, prepared: Prepared) -> None:
-    """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it).
-
-    Nothing steers the network's layers yet, or any more (see `detach`). Those that are swapped already stay as they
-    are, and are steered by the plan from now on, which must name them.
-    """
-    device = next((x.device for x in model.parameters()), torch.device("cpu"))
-    for swap in prepared.plan.swaps:
-        target = model.get_submodule(swap.target)
-        if not isinstance(target, layers.SwappedLayer):
-            layers.swap_in(target, swap, device)
-    root = model.get_submodule(prepared.root_path)
-    root.__dict__[_RECORD] = prepared.attach(model, root)
-    regraphing.keep_whole(model)
-
-
-def remove(model: nn.Module) -> None:
-    """Make every swapped part of a network plain again, in place, with its current weights."""
-    detach(model)
-    for module in model.modules():
-        if isinstance(module, layers.SwappedLayer):
-            layers.swap_out(module)
-    enlarging.swap_out(model)
-
-
-def detach(model: nn.Module) -> None:
-    """Undo what steers swapped layers, in place; the layers themselves stay swapped.
-
-    Raises:
-        HotswapError: where it cannot be undone, as a graph was edited since; nothing has changed then.
-    """
-    regraphing.require_unedited(model)
-    for module in model.modules():
-        record: Record | None = module.__dict__.pop(_RECORD, None)
-        if record is not None:
-            record.undo(module)
-    resized.detach(model)  # last, as it came first
-    regraphing.release(model)
-
-
-def require_own_input(model: nn.Module) -> None:
-    """Refuse a network in which a guide is the first argument of an inner module: a plan cannot name that.
-
-    Raises:
-        HotswapError: where one is.
-    """
-    for path, module in model.named_modules():
-        record: Record | None = module.__dict__.get(_RECORD)
-        swaps: Sequence[Swap | Resize] = () if record is None else record.plan.swaps
-        resizes = resized.of(module)
-        moved = (record is not None and record.root_path != path) or (resizes and resizes.root_path != path)
-        guided = [*swaps, *(resizes.resizes if resizes else ())]
-        if moved and any(INPUT in swap.guide for swap in guided):
-            raise HotswapError(
-                f"a guide is the input of module {path!r}, which was converted by itself, and a plan can only name "
-                "the input of the whole network; do this with that module alone, or hotswap.revert it first"
-            )
-
-
-def current_plan(model: nn.Module) -> Plan | None:
-    """The swaps a network carries now, with paths from this network and scales as they are; None if none."""
-    return resized.joined(_current_swaps(model), model)
-
-
-def _current_swaps(model: nn.Module) -> Plan | None:
-    swaps: list[Swap] = []
-    notes: list[str] = []
-    drift: float | None = None
-    methods: set[str] = set()
-    for path, module in model.named_modules():
-        record: Record | None = module.__dict__.get(_RECORD)
-        if record is None:
-            continue
-        # The module may have moved since: into a wrapper, or out of the network.
-        before, now = (f"{p}." if p else "" for p in (record.root_path, path))
-        for swap in record.plan.swaps:
-            target = now + swap.target.removeprefix(before)
-            guide = tuple(s if s == INPUT else now + s.removeprefix(before) for s in swap.guide)
-            taps = tuple(tap and (now + tap[0].removeprefix(before), tap[1]) for tap in swap.taps)
-            conv = model.get_submodule(target)
-            current = conv.swap if isinstance(conv, layers.SwappedLayer) else swap
-            swaps.append(replace(current, target=target, guide=guide, taps=taps))
-        drift = record.plan.drift
-        notes += record.plan.notes
-        methods.add(record.plan.method)
-    if not swaps:
-        return None
-    measured = all(swap.deviation is not None for swap in swaps)  # nothing was set by hand since
-    return Plan(tuple(swaps), drift if measured else None, tuple(notes), HOOKS if HOOKS in methods else FX)
-
-
-def record_drift(model: nn.Module, drift: float | None) -> None:
-    """Keep how far a swapped network's outputs are from its plain self's, for `current_plan` to tell."""
-    for module in model.modules():
-        record: Record | None = module.__dict__.get(_RECORD)
-        if record is not None:
-            module.__dict__[_RECORD] = record.planned(replace(record.plan, drift=drift))
-    resized.record_drift(model, drift)
-
-
 # --- checks -------------------------------------------------------------------------------------------
 
 
@@ -324,7 +188,7 @@ def _check_calls(path: str, module: nn.Module) -> None:
             f"module {path or 'the network'!r} has a graph that was edited since its code was generated, so it runs "
             "other code; call its recompile() first"
         )
-    if resized.CALLS in module.__dict__:
+    if install.CALLS in module.__dict__:
         raise UntraceableError(f"module {path or 'the network'!r} has enlargements whose guides are caught by hooks")
 
 
@@ -374,67 +238,85 @@ def _check_one_graph(path: str, traced: Traced) -> None:
 # --- the edit -------------------------------------------------------------------------------------------
 
 
-def _never_called(root: nn.Module, swap: Swap, plan: Plan) -> HotswapError:
-    named = {path for other in plan.swaps for path in (other.target, *other.guide)}
-    inside = next((path for path in sorted(named) if path.startswith(f"{swap.target}.")), None)
+def _never_called(root: nn.Module, entry: Swap | Resize, plan: Plan) -> HotswapError:
+    named = {path for swap in plan.swaps for path in (swap.target, *swap.guide)}
+    inside = next((path for path in sorted(named) if path.startswith(f"{entry.target}.")), None)
     if inside is None:
-        return HotswapError(f"target {swap.target!r} is never called by {type(root).__name__}; name one that is")
+        return HotswapError(f"target {entry.name!r} is never called by {type(root).__name__}; name one that is")
     return HotswapError(
-        f"target {swap.target!r} holds {inside!r}, so that the rewritten forward has its code and does not call it; "
+        f"target {entry.name!r} holds {inside!r}, so that the rewritten forward has its code and does not call it; "
         'name a guide that is not inside a target, or use method="hooks"'
     )
 
 
-def _edit(graph: torch.fx.Graph, root: nn.Module, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
-    """Give every call of every target its distances, in place. `modules` are the network's, by full path."""
+def _edit(
+    graph: torch.fx.Graph,
+    root: nn.Module,
+    prefix: str,
+    plan: Plan,
+    modules: Mapping[str, nn.Module],
+    interpolations: call_nodes.Calls | None,
+) -> None:
+    """Give every call of every target its guides, in place. `modules` are the network's, by full path."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     calls: dict[int, list[Node]] = {}  # id of module -> its call nodes, in order
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(id(root.get_submodule(str(node.target))), []).append(node)
-    work: list[tuple[Node, tuple[Node, ...], Swap]] = []  # target call, guide activations, swap
-    for swap in plan.swaps:
-        targets = calls.get(id(modules[swap.target]), [])
+    work: list[tuple[Node, tuple[Node, ...], Swap | Resize]] = []  # target call, guide activations, what is asked
+    for entry in plan.entries:
+        if interpolations is not None and isinstance(entry, Resize) and entry.call is not None:
+            targets = interpolations.nodes(graph, all_paths(modules, entry.target), entry)
+        else:
+            targets = calls.get(id(modules[entry.target]), [])
         if not targets:
-            raise _never_called(root, swap, plan)
+            raise _never_called(root, entry, plan)
         for target in targets:
             taps = []
-            for source in swap.guide:
+            for source in entry.guide:
                 if source == INPUT:
                     taps.append(_image(graph, root))
                     continue
-                call = _guide_call(calls.get(id(modules[source]), []), source, target, swap, position)
+                call = _guide_call(calls.get(id(modules[source]), []), source, target, entry, position)
                 # A swap made by hooks says where its guide was caught; without a tap, as its module gave it.
-                own = bool(swap.taps) and swap.taps[swap.guide.index(source)] is None
-                tap = after_activation(call, root) if swap.after_activation and not own else call
+                own = bool(entry.taps) and entry.taps[entry.guide.index(source)] is None
+                tap = after_activation(call, root) if entry.after_activation and not own else call
                 # The activation may come after the target: then the guide is as its module gives it.
                 taps.append(tap if position[tap] < position[target] else call)
-            work.append((target, tuple(taps), swap))
+            work.append((target, tuple(taps), entry))
     work.sort(key=lambda item: position[item[0]])
     guide_of: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later
-    for _, activations, swap in work:
-        for tap, source in zip(activations, swap.guide, strict=True):
+    for _, activations, entry in work:
+        for tap, source in zip(activations, entry.guide, strict=True):
             if tap not in guide_of:
                 guide_of[tap] = _unchanging(graph, tap, root, source)
-    keys = [_alike(tuple(guide_of[tap] for tap in taps), modules[swap.target], swap) for _, taps, swap in work]
+    keys = [_alike(tuple(guide_of[tap] for tap in taps), modules[entry.target], entry) for _, taps, entry in work]
     latest: dict[tuple[Any, ...], Node] = {}  # of these, the last made
-    for (target, _, swap), key in zip(work, keys, strict=True):
-        require_input_only(swap.target, target.args, target.kwargs)
-        like, guides = target.args[0] if target.args else target.kwargs["input"], key[0]
-        if keys.count(key) > 1:
+    for (target, _, entry), key in zip(work, keys, strict=True):
+        guides: Any = key[0]
+        if isinstance(entry, Resize) and entry.call is not None:
+            input, *further = bound(target.args, target.kwargs).values()
             with graph.inserting_before(target):
-                size = graph.call_function(image_size, (swap.target, like))
-                latest[key] = graph.call_function(
-                    shared_guides, (swap.guide, guides, size, *key[1:], latest.get(key))
-                )
-            guides = latest[key]
+                guided = graph.call_module(entry.layer_path.removeprefix(prefix), (input, guides, *further))
+            target.replace_all_uses_with(guided)
+            graph.erase_node(target)
+            continue
+        require_input_only(entry.name, target.args, target.kwargs)
+        like = target.args[0] if target.args else target.kwargs["input"]
+        if isinstance(entry, Swap) and keys.count(key) > 1:
+            with graph.inserting_before(target):
+                size = graph.call_function(image_size, (entry.target, like))
+                shared = (entry.guide, guides, size, *key[1:], latest.get(key))
+                guides = latest[key] = graph.call_function(shared_guides, shared)
         target.args, target.kwargs = (like, guides), {}
     graph.lint()
 
 
-def _alike(guides: tuple[Node, ...], target: nn.Module, swap: Swap) -> tuple[Any, ...]:
-    """Equal for targets whose distances are, where their inputs have one size."""
-    return guides, sliding_of(target), swap.resize, kernels.parse(swap.kernel).asymmetric
+def _alike(guides: tuple[Node, ...], target: nn.Module, entry: Swap | Resize) -> tuple[Any, ...]:
+    """Equal for convolutions whose distances are, where their inputs have one size."""
+    if isinstance(entry, Resize):
+        return (guides,)
+    return guides, sliding_of(target), entry.resize, kernels.parse(entry.kernel).asymmetric
 
 
 def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:
@@ -446,13 +328,15 @@ def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:
 
 
 def _guide_call(
-    guides: Sequence[Node], source: str, target: Node, swap: Swap | Resize, position: dict[Node, int]
+    guides: Sequence[Node], source: str, target: Node, entry: Swap | Resize, position: dict[Node, int]
 ) -> Node:
     """The call of the guide that belongs to one call of a target: the last one it is computed from, if any is."""
     before = [node for node in guides if position[node] < position[target]]
     if not before:
-        raise (
-            _too_late(source, swap) if guides else HotswapError(f"guide {source!r} is never called; name one that is")
+        if not guides:
+            raise HotswapError(f"guide {source!r} is never called; name one that is")
+        raise HotswapError(
+            f"guide {source!r} is computed after target {entry.target!r} or from it; name a module that runs earlier"
         )
     if len(guides) == 1:
         return guides[0]
@@ -461,14 +345,8 @@ def _guide_call(
     if feeding:
         return feeding[-1]
     raise HotswapError(
-        f"guide {source!r} is called {len(guides)} times and target {swap.target!r} is computed from none of "
+        f"guide {source!r} is called {len(guides)} times and target {entry.target!r} is computed from none of "
         "these calls, so it is not clear which should steer it; choose a guide that the target is computed from"
-    )
-
-
-def _too_late(source: str, swap: Swap | Resize) -> HotswapError:
-    return HotswapError(
-        f"guide {source!r} is computed after target {swap.target!r} or from it; name a module that runs earlier"
     )
 
 

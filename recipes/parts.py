@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
-from hotswap import surgery
+from hotswap import install
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import plain_copy
 from hotswap.naming import closest, is_pattern, match
@@ -61,7 +61,7 @@ def freeze(model: nn.Module, parts: Iterable[str], example: Inputs) -> None:
 
 
 def _plan(model: nn.Module) -> Plan:
-    plan = surgery.current_plan(model)
+    plan = install.current_plan(model)
     return Plan(()) if plan is None else plan
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hotswap import checkpoint, image_files, images, network_names, surgery, zoo
+from hotswap import checkpoint, image_files, images, install, network_names, zoo
 from hotswap.api import revert
 from hotswap.cli import output
 from hotswap.cli.options import Size
@@ -141,7 +141,7 @@ def explained(network: nn.Module, size: Size | None) -> Iterator[None]:
                 "them to one dtype that convolutions take, such as float32"
             ) from error
         try:
-            plain = network if surgery.current_plan(network) is None else revert(network)
+            plain = network if install.current_plan(network) is None else revert(network)
             observe(plain, _empty(network, size))
         except HotswapError as why:
             raise HotswapError(f"{why} (on the command line: --input-size)") from why

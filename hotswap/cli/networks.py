@@ -239,10 +239,10 @@ def _carry_out(
 def _calibrated(
     network: "nn.Module", example: "Tensor | None", batches: "Iterable[Tensor]", given: dict[str, Any]
 ) -> "tuple[Plan, nn.Module]":
-    from hotswap import api, surgery
+    from hotswap import api, install
 
     converted = api.convert(network, **given, calibrate_on=batches, example_inputs=example, inplace=True)
-    made = surgery.current_plan(converted)
+    made = install.current_plan(converted)
     assert made is not None  # noqa: S101 (it was just converted)
     return made, converted
 

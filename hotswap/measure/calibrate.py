@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hotswap import kernels, surgery
+from hotswap import install, kernels
 from hotswap.choices import CONSERVE_MODES
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
@@ -120,7 +120,7 @@ def calibrate(
                 break
     for path, layer in layers.items():
         layer.reset(deviation=last[path].deviation)
-    surgery.record_drift(model, gap.relative)
+    install.record_drift(model, gap.relative)
     results = []
     for path, layer in layers.items():
         old, new = before[path], layer.swap

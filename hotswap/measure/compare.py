@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotswap import surgery
+from hotswap import install
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.layers import SwappedLayer
@@ -27,7 +27,7 @@ def swapped_layers(model: nn.Module) -> dict[str, Swapped]:
     Raises:
         HotswapError: where nothing is swapped.
     """
-    plan = surgery.current_plan(model)
+    plan = install.current_plan(model)
     if plan is None:
         raise HotswapError("nothing in this network is swapped; hotswap.convert it first")
     layers = {swap.target: model.get_submodule(swap.target) for swap in plan.swaps}
@@ -74,7 +74,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
             f"this needs a plain copy of the network, and {_uncopied(model, shared)} cannot be deep-copied "
             f"({type(error).__name__}: {reason}); take it out meanwhile, or give its class a __deepcopy__"
         ) from error
-    surgery.remove(plain)
+    install.remove(plain)
     return plain
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from hotswap import surgery
+from hotswap import install
 from hotswap.kernels import inert_warnings
 from hotswap.targets.plan import Plan
 
@@ -41,4 +41,4 @@ def status(model: nn.Module) -> Status:
 
     Nothing is run: see `verify` for what the swaps do to data.
     """
-    return Status(surgery.current_plan(model))
+    return Status(install.current_plan(model))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hotswap import surgery
+from hotswap import install
 from hotswap.choices import OUTPUTS
 from hotswap.destinations import check_report
 from hotswap.errors import HotswapError
@@ -98,7 +98,7 @@ def report(
         raise HotswapError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}")
     check_report(path)
     recorded = None if checkpoint is None else _architecture(checkpoint)
-    plan = surgery.current_plan(model)
+    plan = install.current_plan(model)
     if plan is None:
         raise HotswapError("nothing in this network is swapped; hotswap.convert it first")
     folder = images if isinstance(images, str | os.PathLike) else None

@@ -1,28 +1,24 @@
 """Whether a guided enlargement fits the network at hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from hotswap.errors import HotswapError
-from hotswap.naming import INPUT, closest
+from hotswap.naming import INPUT
 from hotswap.resizing.layers import mode_of, why_not_enlarged
 from hotswap.resizing.plan import Resize
 from hotswap.resizing.sites import Sites
 
 
-def check_against(modules: Mapping[str, nn.Module], resize: Resize) -> None:
-    """Check that a network, given by its modules' paths, has the target and the guides.
+def check_enlargement(module: nn.Module, resize: Resize) -> None:
+    """Check that a module is what a plan says of a target, and its guides come before it.
 
     Raises:
-        HotswapError: where it has not, or a guide is not known before the target.
+        HotswapError: where it is not, or they do not.
     """
-    for role, path in (("target", resize.target), *(("guide", path) for path in resize.guide if path != INPUT)):
-        if path not in modules:
-            raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
-    module = modules[resize.target]
     if resize.call is None:
         if reason := why_not_enlarged(mode_of(module), module):
             raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")

@@ -77,6 +77,18 @@ class Plan:
         """The convolutions, then the enlargements."""
         return (*self.swaps, *self.resizes)
 
+    @classmethod
+    def joined(cls, plans: Sequence["Plan"]) -> "Plan":
+        """Of several parts of one network, in this order."""
+        drifts = [plan.drift for plan in plans if plan.drift is not None]
+        return cls(
+            tuple(swap for plan in plans for swap in plan.swaps),
+            drifts[-1] if drifts else None,
+            tuple(note for plan in plans for note in plan.notes),
+            HOOKS if any(plan.method == HOOKS for plan in plans) else FX,
+            tuple(resize for plan in plans for resize in plan.resizes),
+        )
+
     def noted(self, *notes: str) -> "Plan":
         """The same plan with more notes."""
         return replace(self, notes=self.notes + notes)

@@ -18,7 +18,6 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import hotswap
-from hotswap.tracing import UntraceableError
 
 
 @pytest.fixture
@@ -207,15 +206,11 @@ class Enlarged(nn.Module):
         return F.interpolate(y, scale_factor=2.0, mode="bilinear")
 
 
-def untraceable(*_):
-    raise UntraceableError("not in this test")
-
-
 @pytest.mark.parametrize("method", ["fx", "hooks"])
 @pytest.mark.parametrize("targets", [["target"], ["resize"]])
 def test_tracers_are_refused_in_a_line_and_the_advice_works(targets, method, image, monkeypatch):
     if method == "hooks":
-        monkeypatch.setattr("hotswap.resizing.surgery.prepare", untraceable)
+        networks.enlarge_by_hooks(monkeypatch)
     net = Enlarged().eval()
     options = {"guide_scale": 2.0, "example_inputs": image, "method": method}
     swapped = hotswap.convert(net, targets, "input", **options)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import hotswap
 from hotswap import relay as relays
+from hotswap.install import records
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def by_hooks(net, targets="target", guide="guide", **kwargs):
 
 
 def relay(converted):
-    return next(m._hotswap_record.relay for m in converted.modules() if hasattr(m, "_hotswap_record"))
+    return next(record.steering.relay for _, _, record in records(converted))
 
 
 def nothing_is_kept(converted):
@@ -457,7 +458,7 @@ def test_calibrate_verify_save_load_and_revert(image, tmp_path):
         ):
             assert not getattr(module, name)
     assert [type(m) for m in reverted.modules()] == [type(m) for m in net.modules()]
-    assert not hasattr(reverted, "_hotswap_record")
+    assert not records(reverted)
 
 
 def test_hooks_of_the_user_stay(image):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import enlarge_by_hooks
 from torch import nn
 
 import hotswap
@@ -14,19 +15,14 @@ import pac_ops
 from hotswap import HotswapError, Plan
 from hotswap.measure.compare import swapped_layers
 from hotswap.resizing.layers import GuidedResize, is_bilinear
-from hotswap.tracing import UntraceableError
 
 
 @pytest.fixture(params=["fx", "hooks"], autouse=True)
 def way(request, monkeypatch):
     """All by either; hooks where the code cannot be traced."""
     if request.param == "hooks":
-        monkeypatch.setattr("hotswap.resizing.surgery.prepare", untraceable)
+        enlarge_by_hooks(monkeypatch)
     return request.param
-
-
-def untraceable(*_):
-    raise UntraceableError("not in this test")
 
 
 def bilinear(channels, stride, size, **options):

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import hotswap
 import pac_ops
+from hotswap.install import CALLS, records
 from hotswap.relay import Relay
-from hotswap.resizing.record import CALLS, RECORD
 
 SCALE = 2.0
 
@@ -68,7 +68,7 @@ def enlarged(x, guide, align_corners=False):
 
 
 def relays(net):
-    return [r for m in net.modules() if (r := m.__dict__.get(RECORD)) is not None]
+    return [record for _, _, record in records(net)]
 
 
 def nothing_is_kept(net):

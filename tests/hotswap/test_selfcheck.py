@@ -9,7 +9,7 @@ from networks import conv
 from torch import nn
 
 import hotswap
-from hotswap import alike, selfcheck, surgery
+from hotswap import alike, install, selfcheck
 
 NOTHING = alike.Distance(0.0, "")
 
@@ -77,14 +77,14 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("where", ["target", "aside"])
 def test_surgery_that_goes_wrong_is_caught(method, where, monkeypatch):
     """A mutation of it: a weight that is not the network's own, in any output, by either method."""
-    installed = surgery.install
+    installed = install.install
 
     def wrongly(model, prepared):
         installed(model, prepared)
         module = model.get_submodule(where)
         module.weight = nn.Parameter(module.weight * 1.01)
 
-    monkeypatch.setattr(surgery, "install", wrongly)
+    monkeypatch.setattr(install, "install", wrongly)
     with pytest.raises(hotswap.HotswapError, match="does not compute what the plain one does"):
         hotswap.convert(Twice(), "target", "stem", method=method, example_inputs=IMAGE)
     hotswap.convert(Twice(), "target", "stem", method=method, example_inputs=IMAGE, check=False)

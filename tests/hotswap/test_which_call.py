@@ -14,6 +14,7 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import enlarge_by_hooks
 from resizing_helper import doubled, through, to_size
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,20 +23,15 @@ import hotswap
 import pac_ops
 from hotswap import HotswapError, Plan
 from hotswap.resizing.places import chain_of
-from hotswap.tracing import UntraceableError
 
 SCALE = 3.0
 RIGHT = {"align_corners": True}
 SIZES = [(32, 32), (34, 38), (37, 29), (18, 18), (64, 30)]
 
 
-def untraceable(*_):
-    raise UntraceableError("not in this test")
-
-
 @pytest.fixture
 def by_hooks(monkeypatch):
-    monkeypatch.setattr("hotswap.resizing.surgery.prepare", untraceable)
+    enlarge_by_hooks(monkeypatch)
 
 
 def image(height=32, width=32, batch=1):

@@ -1,14 +1,14 @@
-"""Carries guided enlargements out with module hooks, for networks that cannot be traced.
+"""Hands calls of `F.interpolate` over to guided layers while a network runs, for networks that cannot be traced.
 
-Guides are caught and read as in `hotswap.relay`. An enlargement that is a module is given its guides just before it
-runs. A forward that calls `F.interpolate` runs under a mode that hands those calls over to guided layers. It knows
-them by the chain of calls that leads to them, and in a loop by what their input is made of: see `Identity`. A call
-that only some images, or only training, makes shifts no others; one that could be either of two is an error.
+Guides are caught and read as in `hotswap.relay`. A forward that calls `F.interpolate` runs under a mode that hands
+those calls over. It knows them by the chain of calls that leads to them, and in a loop by what their input is made
+of: see `Identity`. A call that only some images, or only training, makes shifts no others; one that could be either
+of two is an error.
 """
 
 import functools
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,15 +18,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
-from hotswap import regraphing, relay, surgery
+from hotswap import regraphing, surgery
 from hotswap.errors import HotswapError
-from hotswap.following import notes_of, with_taps
-from hotswap.naming import INPUT
-from hotswap.observe import Inputs, Observation
-from hotswap.placing import all_paths, deepest_caller
-from hotswap.relay import Done, Hook, Reader, Reading, Relay, Slot, slots_of
+from hotswap.install import CALLS
+from hotswap.relay import Done, Hook, Reader, Relay, Slot, slots_of
 from hotswap.resizing import graph_calls
-from hotswap.resizing.checks import check_against, check_mode, located
+from hotswap.resizing.checks import check_mode
 from hotswap.resizing.layers import Options
 from hotswap.resizing.origins import Origins
 from hotswap.resizing.past_forward import refusing
@@ -41,42 +38,22 @@ from hotswap.resizing.places import (
     rerun_apart,
 )
 from hotswap.resizing.plan import Resize
-from hotswap.resizing.record import CALLS
-from hotswap.resizing.sites import Sites, find, hookable
+from hotswap.resizing.sites import Sites, hookable
 
 
 @dataclass(frozen=True)
-class Graft:
-    """Guided enlargements made ready for one network: all that is left is to install them."""
+class Calls:
+    """The guided calls of `F.interpolate` in a network, by the path of the module that makes them."""
 
-    resizes: tuple[Resize, ...]
-    root_path: str  # of the module whose call is a pass
-    readers: Mapping[Slot, Mapping[str, int]]
-    activations: Mapping[tuple[Slot, str], Collection[int]]
-    chains: Mapping[str, Mapping[str, "_Chain"]]  # of the guided calls of F.interpolate, by module's path and key
-    calls: Mapping[str, Mapping[str, int]]  # by the same, of GraphModules: which of the graph's calls it is
-    notes: tuple[str, ...] = ()
-    drift: float | None = None  # as the plan has it
+    chains: Mapping[str, Mapping[str, "_Chain"]] = field(default_factory=dict)  # by key
+    numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of GraphModules: the graph's, by key
 
-    @property
-    def note(self) -> str:
-        """How, for people."""
-        where = self.root_path or "the network"
-        return f"guides of the enlargements are caught by hooks, within calls of {where}"
-
-    def attach(self, model: nn.Module, root: nn.Module) -> "Steering":
-        """Let the guides of a pass reach its enlargements."""
-        own = Relay(self.readers, self.activations)
-        relay.attach(own, model, root)
-        for resize in self.resizes:
-            if resize.call is None:
-                relay.give(own, resize.name, slots_of(resize), model.get_submodule(resize.target))
-        rewritten: list[str] = []
+    def attach(self, own: Relay, model: nn.Module) -> list[str]:
+        """Have the guided layers make them, in place; returns the paths of GraphModules that were rewritten."""
         for path, chains in self.chains.items():
             owner = model.get_submodule(path)
             if isinstance(owner, GraphModule):
-                _give(owner, own, chains, self.calls[path])
-                rewritten.append(path.removeprefix(self.root_path).removeprefix("."))
+                _guide_graph(owner, own, chains, self.numbers[path])
                 continue
             calls = _Calls(own, type(owner), path, chains)
             owner.__dict__[CALLS] = calls
@@ -90,68 +67,41 @@ class Graft:
             names = {key: chain.names for key, chain in chains.items()}
             methods = refusing(type(owner), names, _forward_runs)
             owner.__class__ = surgery.subclass(type(owner), **(methods | {"forward": forward}))
-        return Steering(own, tuple(rewritten))
+        return list(self.numbers)
 
 
-@dataclass(frozen=True)
-class Steering:
-    """What `Graft.attach` leaves."""
-
-    relay: Relay
-    rewritten: tuple[str, ...]  # paths of GraphModules, in the root
-
-    def undo(self, root: nn.Module) -> None:
-        """Take it away again."""
-        relay.detach(self.relay, root)
-        for path in self.rewritten:
-            module = root.get_submodule(path)
-            assert isinstance(module, GraphModule)  # noqa: S101 (for the type checker)
-            regraphing.undo(module)
-        for module in root.modules():
-            calls: _Calls | None = module.__dict__.get(CALLS)
-            if calls is not None and calls.relay is self.relay:
-                del module.__dict__[CALLS]
-                module.__class__ = calls.plain_class
+def detach(own: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
+    """Undo `Calls.attach`; `rewritten` are paths in the root."""
+    for path in rewritten:
+        module = root.get_submodule(path)
+        assert isinstance(module, GraphModule)  # noqa: S101 (for the type checker)
+        regraphing.undo(module)
+    for module in root.modules():
+        calls: _Calls | None = module.__dict__.get(CALLS)
+        if calls is not None and calls.relay is own:
+            del module.__dict__[CALLS]
+            module.__class__ = calls.plain_class
 
 
-def prepare(
-    model: nn.Module, resizes: Sequence[Resize], observation: Observation | None, example_inputs: Inputs | None
-) -> Graft:
-    """Check what is wanted and find the calls and where guides are caught, changing nothing in the network.
-
-    Args:
-        model: the network.
-        resizes: what to guide.
-        observation: one run of the network, if it could be run.
-        example_inputs: what it was run on.
+def find_calls(modules: Mapping[str, nn.Module], resizes: Sequence[Resize], sites: Sites) -> Calls:
+    """The calls to be guided, which say where their guides are caught.
 
     Raises:
-        HotswapError: where it cannot be done on this network, with the reason.
+        HotswapError: where one cannot be handed over.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for resize in resizes:
-        check_against(modules, resize)
-    sites = find(model, example_inputs, resizes)
-    resizes = located(model, resizes, sites)
-    resizes, found = with_taps(model, resizes, example_inputs)
-    sources = {source for resize in resizes for source in resize.guide if source != INPUT}
-    targets = {resize.target for resize in resizes}
-    inside = all_paths(modules, *sources, *targets)
-    from_input = any(INPUT in resize.guide for resize in resizes)  # known in the network's own forward only
-    root_path = "" if from_input or "" in targets else deepest_caller(modules, inside, observation)
-    for path in {root_path, *inside}:
-        _check_hookable(path, modules[path], calls=any(r.target == path and r.call is not None for r in resizes))
-    reads = [Reading(resize.name, slots_of(resize)) for resize in resizes]
-    readers = relay.readers(reads, sites.events)
-    relay.check_slots(modules, readers)
     chains = _chains(resizes, sites)
-    calls = {
+    for path in chains:
+        if "forward" in modules[path].__dict__:
+            raise HotswapError(
+                f"module {repr(path) if path else 'the network'} has had its forward replaced on the instance, so "
+                "its calls of F.interpolate cannot be handed over; undo that first"
+            )
+    numbers = {
         path: {key: graph_calls.which(owner, key) for key in own}
         for path, own in chains.items()
         if isinstance(owner := modules[path], GraphModule)
     }
-    activations = relay.activations(reads, sites.events)
-    return Graft(resizes, root_path, readers, activations, chains, calls, notes_of(found))
+    return Calls(chains, numbers)
 
 
 def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Chain"]]:
@@ -175,21 +125,10 @@ def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Ch
     return found
 
 
-def _check_hookable(path: str, module: nn.Module, *, calls: bool) -> None:
-    name = repr(path) if path else "the network"
-    if not hookable(module):
-        raise HotswapError(f"module {name} is a ScriptModule, which takes no hooks")
-    if calls and "forward" in module.__dict__:
-        raise HotswapError(
-            f"module {name} has had its forward replaced on the instance, so its calls of F.interpolate cannot be "
-            "handed over; undo that first"
-        )
-
-
 # --- calls in the graphs of GraphModules -----------------------------------------------------------------------
 
 
-def _give(owner: GraphModule, own: Relay, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]) -> None:
+def _guide_graph(owner: GraphModule, own: Relay, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]) -> None:
     """Have calls of a graph made by the guided layers themselves, each given its guides just before it runs."""
     layers = {}
     for key, chain in chains.items():

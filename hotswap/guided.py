@@ -1,7 +1,7 @@
 """What swapped convolutions and guided enlargements have in common: a guide with a name, and its scale."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -33,6 +33,11 @@ class NamedGuide:
     def layer_path(self) -> str:
         """Where in the converted network the layer is that does it."""
         return self.target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        entry: Any = self  # which is a dataclass
+        return {name: _plain(value) for name, value in asdict(entry).items()}
 
     def check_guide(self) -> None:
         """Check the values a user or a file can get wrong.
@@ -69,6 +74,10 @@ class NamedGuide:
     def guide_name(self) -> str:
         """The guide in a few words: aliases where there are any, else paths."""
         return " + ".join(alias or path for path, alias in self.guide_names)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 Entry = TypeVar("Entry", bound=Any)  # of a plan: a Swap or a Resize

@@ -1,7 +1,7 @@
 """One enlargement to be guided: resolved, printable, serialisable."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from hotswap.choices import FOOTPRINTS
 from hotswap.errors import HotswapError
@@ -46,11 +46,6 @@ class Resize(NamedGuide):
             raise HotswapError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {self.footprint!r}")
         if reason := why_not_guided(self.mode, self.footprint):
             raise HotswapError(f"target {self.name!r} cannot be swapped: {reason}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
-        return values | {"taps": [tap and list(tap) for tap in self.taps]}
 
     @property
     def name(self) -> str:

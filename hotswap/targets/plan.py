@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from hotswap import kernels
 from hotswap.choices import CONSERVE_MODES, FX, HOOKS, RESIZE_MODES
@@ -33,10 +33,6 @@ class Swap(NamedGuide):
     target_alias: str | None = None  # conv{stage}_{index}, for people
     guide_alias: tuple[str | None, ...] = ()  # one for each of `guide`; empty where none is known
     taps: tuple[Tap | None, ...] = ()  # with hooks, one for each of `guide`: None where its own output is taken
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
@@ -119,11 +115,11 @@ class Plan:
             raise HotswapError(f"the plan's notes must be strings, got {notes!r}")
         method = _member(data, "method", str, "the plan") if "method" in data else FX  # it was not written at first
         return cls(
-            tuple(_swap(item, index) for index, item in enumerate(swaps)),
+            tuple(_entry(Swap, item, index) for index, item in enumerate(swaps)),
             drift,
             tuple(notes),
             method,
-            tuple(_resize(item, index) for index, item in enumerate(resizes)),
+            tuple(_entry(Resize, item, index) for index, item in enumerate(resizes)),
         )
 
     def __str__(self) -> str:
@@ -179,14 +175,12 @@ def _scale_text(swap: Swap | Resize) -> str:
     return f"{swap.guide_scale:.4g}" + (" (learned)" if swap.learn_scale else "")
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
 _OPTIONAL_NUMBER = (int, float, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "target": str,
-    "guide": (list, str),  # a lone string in format 1
+    "call": (int, type(None)),
+    "mode": str,
+    "guide": list,
     "kernel_size": list,
     "in_channels": int,
     "out_channels": int,
@@ -195,73 +189,50 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "kernel": str,
     "conserve": (str, type(None)),
     "tap_means": (list, type(None)),
-    "deviation": _OPTIONAL_NUMBER,
-    "resize": str,
-    "after_activation": bool,
-    "target_alias": (str, type(None)),
-    "guide_alias": (list, str, type(None)),  # a lone string or null in format 1
-    "taps": list,
-}
-_SINCE_FORMAT_2: dict[str, Any] = {
-    "kernel": kernels.DEFAULT_KERNEL,
-    "conserve": None,
-    "tap_means": None,
-    "deviation": None,
-    "taps": [],
-}
-
-
-def _swap(data: Any, index: int) -> Swap:
-    where = f"swap {index} of the plan"
-    given = _SINCE_FORMAT_2 | dict(data) if isinstance(data, Mapping) else data
-    values = {field.name: _member(given, field.name, _TYPES[field.name], where) for field in fields(Swap)}
-    if unknown := sorted(set(data) - set(values)):
-        raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
-    values["kernel_size"] = _items(values["kernel_size"], int, f"{where}: kernel_size", "two integers", 2)
-    values["guide"] = _items(_listed(values["guide"]), str, f"{where}: guide", "strings")
-    values["guide_alias"] = _items(
-        _listed(values["guide_alias"]), (str, type(None)), f"{where}: guide_alias", "strings or null"
-    )
-    if values["tap_means"] is not None:
-        values["tap_means"] = _items(values["tap_means"], (int, float), f"{where}: tap_means", "numbers")
-    values["taps"] = tuple(_tap(tap, where) for tap in values["taps"])
-    for name in ("guide_scale", "deviation"):
-        values[name] = _number(values[name])
-    return Swap(**values)
-
-
-_RESIZE_TYPES: dict[str, type | tuple[type, ...]] = {
-    "target": str,
-    "call": (int, type(None)),
-    "mode": str,
-    "guide": list,
-    "guide_scale": (int, float),
-    "learn_scale": bool,
     "footprint": int,
     "deviation": _OPTIONAL_NUMBER,
+    "resize": str,
     "after_activation": bool,
     "target_alias": (str, type(None)),
     "guide_alias": list,
     "taps": list,
     "at": list,
 }
+_ITEMS: dict[str, tuple[Any, str]] = {
+    "kernel_size": (int, "two integers"),
+    "guide": (str, "strings"),
+    "guide_alias": ((str, type(None)), "strings or null"),
+    "tap_means": ((int, float), "numbers"),
+    "at": (str, "strings"),
+}
+# What older files have not, by kind.
+_LATER: dict[Any, dict[str, Any]] = {
+    Swap: {"kernel": kernels.DEFAULT_KERNEL, "conserve": None, "tap_means": None, "deviation": None, "taps": []},
+    Resize: {"taps": [], "at": []},
+}
+_FORMAT_1: dict[Any, dict[str, Any]] = {
+    Swap: {"guide": (list, str), "guide_alias": (list, str, type(None))},
+    Resize: {},
+}
+Entry = TypeVar("Entry", Swap, Resize)
 
 
-def _resize(data: Any, index: int) -> Resize:
-    where = f"resize {index} of the plan"
-    given = {"taps": [], "at": []} | dict(data) if isinstance(data, Mapping) else data  # older ones have none
-    values = {field.name: _member(given, field.name, _RESIZE_TYPES[field.name], where) for field in fields(Resize)}
+def _entry(kind: type[Entry], data: Any, index: int) -> Entry:
+    where = f"{kind.__name__.lower()} {index} of the plan"
+    given, types = _LATER[kind] | dict(data) if isinstance(data, Mapping) else data, _TYPES | _FORMAT_1[kind]
+    values = {field.name: _member(given, field.name, types[field.name], where) for field in fields(kind)}
     if unknown := sorted(set(data) - set(values)):
         raise HotswapError(f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}")
-    values["guide"] = _items(values["guide"], str, f"{where}: guide", "strings")
-    values["guide_alias"] = _items(
-        values["guide_alias"], (str, type(None)), f"{where}: guide_alias", "strings or null"
-    )
+    for name in _FORMAT_1[kind]:
+        values[name] = values[name] if isinstance(values[name], list) else [values[name]]
+    for name, (kinds, wanted) in _ITEMS.items():
+        if values.get(name) is not None:
+            count = 2 if name == "kernel_size" else None
+            values[name] = _items(values[name], kinds, f"{where}: {name}", wanted, count)
     values["taps"] = tuple(_tap(tap, where) for tap in values["taps"])
-    values["at"] = _items(values["at"], str, f"{where}: at", "strings")
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
-    return Resize(**values)
+    return kind(**values)
 
 
 def _number(value: Any) -> float | None:
@@ -275,10 +246,6 @@ def _tap(value: Any, where: str) -> tuple[str, int] | None:
         case [str(path), int(calls)] if not isinstance(calls, bool):
             return path, calls
     raise HotswapError(f"{where}: taps must be [path, calls] or null, got {value!r}")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _items(value: list[Any], kinds: Any, name: str, wanted: str, count: int | None = None) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """The verbs: plan, apply, convert, revert."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -9,7 +9,7 @@ from torch import nn
 
 from hotswap import hooks, install, surgery
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, METHODS, RESIZE_MODES
-from hotswap.choose import Guides, Name, Names, Targets, choose, listed, per_target
+from hotswap.choose import Guides, Name, Names, Targets, choose, listed
 from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
 from hotswap.install import Graft
@@ -306,49 +306,31 @@ def _planned(
     alias_of = names.alias_of
     swaps = [] if swapped is None else list(swapped.swaps)
     resizes = [] if swapped is None else list(swapped.resizes)
-    wanted = split(names, targets, guide, guide_scale, footprint, example_inputs, resizes)
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
-    resizes += [
-        Resize(
-            target=chosen.site.path,
-            call=chosen.site.call,
-            mode=chosen.site.mode,
-            guide=chosen.guide,
-            guide_scale=chosen.guide_scale,
-            learn_scale=swapping["learn_scale"],
-            footprint=footprint,
-            after_activation=swapping["after_activation"],
-            target_alias=chosen.alias,
-            guide_alias=tuple(alias_of.get(source) for source in chosen.guide),
-            at=chosen.site.at,
-        )
-        for chosen in wanted.enlargements
-        if chosen.site.name not in before
-    ]
-    notes = wanted.notes
-    named = [chosen.site.name for chosen in wanted.enlargements]
-    if wanted.targets or not wanted.enlargements:
-        choice = choose(names, wanted.targets, wanted.guide)
-        notes += choice.notes
-        named += choice.guides
-        for path, scale in _scales(names, wanted.guide_scale, choice.guides).items():
-            if path in before:
-                continue
-            kernel_size, in_channels, out_channels = shape_of(model.get_submodule(path))
-            sources = choice.guides[path]
-            swaps.append(
-                Swap(
-                    target=path,
-                    guide=sources,
-                    kernel_size=kernel_size,
-                    in_channels=in_channels,
-                    out_channels=out_channels,
-                    guide_scale=scale,
-                    target_alias=alias_of.get(path),
-                    guide_alias=tuple(alias_of.get(source) for source in sources),
-                    **swapping,
-                )
-            )
+    wanted = split(names, listed(targets), guide, guide_scale, footprint, example_inputs, resizes)
+    chosen, notes = wanted.found, wanted.notes
+    if wanted.others or not chosen:
+        convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
+        chosen, notes = chosen + convolutions, notes + further
+    for each in chosen:
+        if each.name in before:
+            continue
+        common: dict[str, Any] = {
+            "target": each.target,
+            "guide": each.guide,
+            "guide_scale": each.guide_scale,
+            "target_alias": each.alias,
+            "guide_alias": tuple(alias_of.get(source) for source in each.guide),
+            "learn_scale": swapping["learn_scale"],
+            "after_activation": swapping["after_activation"],
+        }
+        if (site := each.site) is not None:
+            resizes.append(Resize(**common, call=site.call, mode=site.mode, footprint=footprint, at=site.at))
+        else:
+            size, ins, outs = shape_of(model.get_submodule(each.target))
+            shape = {"kernel_size": size, "in_channels": ins, "out_channels": outs}
+            swaps.append(Swap(**{**swapping, **common, **shape}))
+    named = [each.name for each in chosen]
     if before.issuperset(named):
         raise HotswapError(
             f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
@@ -489,20 +471,6 @@ def _tried(
 def _twin(model: Model) -> Model:
     """A copy that shares all weights."""
     return _deep_copy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
-
-
-def _scales(names: Names, guide_scale: Scales, targets: Iterable[str]) -> dict[str, float]:
-    by_target = (
-        per_target(names, "guide_scale", guide_scale, targets)
-        if isinstance(guide_scale, Mapping)
-        else dict.fromkeys(targets, guide_scale)
-    )
-    for scale in by_target.values():
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise HotswapError(
-                f'guide_scale must be a number >= 0, a mapping from targets to numbers, or "{AUTO}", got {scale!r}'
-            )
-    return {path: float(scale) for path, scale in by_target.items()}
 
 
 def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields: bool = False) -> Names:

@@ -1,7 +1,7 @@
-"""Turns what a person asked for (names, patterns, "auto") into swaps of modules, or says why it cannot."""
+"""Turns what a person asked for (names, patterns, "auto") into what to swap, or says why it cannot."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +12,14 @@ from hotswap.errors import HotswapError
 from hotswap.layers import why_not_swappable
 from hotswap.naming import AUTO, INPUT
 from hotswap.observe import Observation
+from hotswap.resizing.sites import Site
 
 Name = str | nn.Module  # a module itself stands for its path
 Targets = Name | Iterable[Name]
 Guide = Name | Sequence[Name]  # several count as one, with all their channels
 Guides = Guide | Mapping[Name, Guide]  # one for all targets, or by target
+
+Target = TypeVar("Target", bound=Hashable)
 Value = TypeVar("Value")
 
 _PEFT, _INNER = "base_model.model.", "base_layer"  # where PEFT keeps a network, and a layer that it adapts
@@ -47,17 +50,111 @@ class Names:
         """Path -> alias."""
         return {path: alias for alias, path in self.path_of.items()}
 
+    def both(self, path: str) -> str:
+        """A module's alias and path."""
+        alias = self.alias_of.get(path)
+        return f"{alias} ({path})" if alias and alias != path else repr(path)
+
+    def require_observation(self, what: str) -> None:
+        """Refuse what takes a run of the network.
+
+        Raises:
+            HotswapError: where it could not be run.
+        """
+        if self.observation is None:
+            raise HotswapError(f"{what} needs one run of the network on fake inputs, and {self.why_unobserved}")
+
+    def path(self, name: Name, role: str) -> str:
+        """The path of a module, given by itself, its path or its alias.
+
+        Raises:
+            HotswapError: where it is none of this network, with the closest names; `role` is what it is called there.
+        """
+        modules: dict[str, nn.Module] = dict(self.model.named_modules(remove_duplicate=False))
+        if isinstance(name, nn.Module):
+            path = next((path for path, module in modules.items() if module is name), None)
+            if path is None:
+                raise HotswapError(
+                    f"{role} {shown(name)} is no module of this network, but perhaps of one that it was copied from; "
+                    "name it by its path"
+                )
+            return path
+        if not isinstance(name, str):
+            raise HotswapError(f"{role} must be a string or a module, got a {type(name).__name__}")
+        if name not in modules and f"{_PEFT}{name}" in modules:
+            name = f"{_PEFT}{name}"
+        if name in modules and name:
+            first_path = {module: path for path, module in self.model.named_modules()}
+            path = str(first_path[modules[name]])
+            return path if role == "guide" else _adapted(path, modules)
+        if name in self.path_of:
+            return self.path_of[name]
+        if name.startswith("conv"):
+            self.require_observation(f"alias {name!r}")
+        known = list(self.alias_of.values()) + [path for path in modules if path]
+        raise HotswapError(
+            f"{role} {name!r} is no module path or alias of this network{naming.closest(name, known)}"
+            " (hotswap.inspect lists all)"
+        )
+
+    def sources(self, guide: Any, automatic: Callable[[], str], example: str) -> dict[str, Any]:
+        """The sources of a guide, module paths and INPUT, each with the name it was given by.
+
+        Raises:
+            HotswapError: where there is none, or one is not of this network; `example` is of a name.
+        """
+        given = [guide] if isinstance(guide, Name) else list(guide) if isinstance(guide, list | tuple) else None
+        if given is None:
+            raise HotswapError(
+                f'guide must be a module path, an alias, a module, "{INPUT}", "{AUTO}", a list of these, or a '
+                f"mapping from targets to these, got a {type(guide).__name__}"
+            )
+        if not given:
+            raise HotswapError(f'guide must name at least one source, got an empty list; try "{example}"')
+        paths: dict[str, Any] = {}
+        for name in given:
+            if name == AUTO:
+                path = automatic()
+            elif name == INPUT:
+                path = INPUT
+            else:
+                path = self.path(name, "guide")
+                if path == INPUT:
+                    raise HotswapError(
+                        f"the module {INPUT!r} cannot guide: as a guide that word is the image; rename it"
+                    )
+            paths[path] = name
+        return paths
+
+
+def _adapted(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The convolution that an adapter is around, where a path is that of one: it is still what the path names."""
+    inner = modules.get(f"{path}.{_INNER}")
+    if why_not_swappable(modules[path]) is None or inner is None:
+        return path
+    return _adapted(f"{path}.{_INNER}", modules)
+
 
 @dataclass(frozen=True)
-class Choice:
-    """Resolved targets, each with the sources of its guide: module paths, and INPUT."""
+class Chosen:
+    """One convolution or enlargement that a person asked for."""
 
-    guides: Mapping[str, tuple[str, ...]]  # by target, in the order asked for
-    notes: tuple[str, ...]
+    target: str  # module path
+    site: Site | None  # of an enlargement
+    alias: str | None
+    guide: tuple[str, ...]  # module paths, and INPUT
+    guide_scale: float
+
+    @property
+    def name(self) -> str:
+        """As plans have it."""
+        return self.target if self.site is None else self.site.name
 
 
-def choose(names: Names, targets: Targets, guide: Guides) -> Choice:
-    """Resolve targets and guides.
+def choose(
+    names: Names, targets: Sequence[Name], guide: Guides, guide_scale: Any
+) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
+    """Resolve convolutions, their guides and scales; also returns notes. See `resizing.choose` for enlargements.
 
     Each target is a module, an exact path or alias, a glob over both (`*`, `?`, `[`), a regular expression after
     `re:`, or "auto". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and
@@ -67,26 +164,33 @@ def choose(names: Names, targets: Targets, guide: Guides) -> Choice:
     Raises:
         HotswapError: where a name matches nothing swappable, with the closest that would, or a target has no guide.
     """
-    wanted = listed(targets)
+    notes: list[str] = []
+    paths = _paths(names, targets, notes)
+    guides = {
+        path: tuple(names.sources(chosen, lambda: automatic(names)[1], AUTO))
+        for path, chosen in _per_target(names, "guide", guide, paths).items()
+    }
+    _check_order(names, guides)
+    scales = _per_target(names, "guide_scale", guide_scale, paths)
+    alias_of = names.alias_of
+    found = (Chosen(path, None, alias_of.get(path), guides[path], scale(scales[path])) for path in paths)
+    return tuple(found), tuple(notes)
+
+
+def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
     if not wanted:
         raise HotswapError('targets must name at least one convolution, got none; try "auto"')
-    notes: list[str] = []
     paths: dict[str, None] = {}  # an ordered set
     for name in wanted:
         if name == AUTO:
-            found = automatic(names)[0]
+            found: Sequence[str] = automatic(names)[0]
         elif isinstance(name, str) and naming.is_pattern(name):
             found = _matching(names, name, notes)
         else:
-            found = (_exact(names, name, "target"),)
+            found = (names.path(name, "target"),)
             _check_target(names, name, found[0])
         paths |= dict.fromkeys(found)
-    by_target = (
-        per_target(names, "guide", guide, paths) if isinstance(guide, Mapping) else dict.fromkeys(paths, guide)
-    )
-    sources = {path: _sources(names, chosen) for path, chosen in by_target.items()}
-    _check_order(names, sources)
-    return Choice(sources, tuple(notes))
+    return list(paths)
 
 
 def listed(targets: Targets) -> list[Name]:
@@ -98,63 +202,23 @@ def listed(targets: Targets) -> list[Name]:
     return list(targets)
 
 
-def per_target(names: Names, what: str, values: Mapping[Name, Value], paths: Iterable[str]) -> dict[str, Value]:
-    """The value of each target, from a mapping whose keys name targets as `choose` takes them.
+def _per_target(names: Names, what: str, value: Any, paths: Sequence[str]) -> dict[str, Any]:
+    """The value of each target: one for all, or from a mapping whose keys name targets as `choose` takes them."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(paths, value)
 
-    A key that names one target wins over a pattern; of several patterns the first wins.
+    def is_general(key: Any) -> bool:
+        return isinstance(key, str) and (key == AUTO or naming.is_pattern(key))
 
-    Args:
-        names: of the network.
-        what: the argument that the mapping is, for messages.
-        values: by a target's path, alias or module, or by a pattern that several match, or "auto".
-        paths: of the targets.
-
-    Raises:
-        HotswapError: where a target has no value, or a key names no target.
-    """
-    targets = list(paths)
-    exact: dict[str, Value] = {}
-    by_pattern: dict[str, Value] = {}
-    for key, value in values.items():
-        if isinstance(key, str) and (key == AUTO or naming.is_pattern(key)):
-            taken = automatic(names)[0] if key == AUTO else naming.match(key, targets, names.alias_of)
-            matched = [path for path in targets if path in taken]
-            by_pattern = dict.fromkeys(matched, value) | by_pattern
+    def matched(key: Any) -> list[str]:
+        if is_general(key):
+            taken = automatic(names)[0] if key == AUTO else naming.match(key, paths, names.alias_of)
         else:
-            path = _exact(names, key, f"key of {what}:")
-            matched = [path] if path in targets else []
-            exact[path] = value
-        if not matched:
-            known = ", ".join(_both_names(names, path) for path in targets)
-            raise HotswapError(f"{what} has {_shown(key)}, which is none of the targets ({known})")
-    found = by_pattern | exact
-    for path in targets:
-        if path not in found:
-            raise HotswapError(f"{what} must have a key for target {_both_names(names, path)}, and has none")
-    return {path: found[path] for path in targets}
+            taken = [names.path(key, f"key of {what}:")]
+        return [path for path in paths if path in taken]
 
-
-def _sources(names: Names, guide: Any) -> tuple[str, ...]:
-    given = [guide] if isinstance(guide, Name) else list(guide) if isinstance(guide, list | tuple) else None
-    if given is None:
-        raise HotswapError(
-            f'guide must be a module path, an alias, a module, "{INPUT}", "{AUTO}", a list of these, or a mapping '
-            f"from targets to these, got a {type(guide).__name__}"
-        )
-    if not given:
-        raise HotswapError(f'guide must name at least one source, got an empty list; try "{AUTO}"')
-    paths: dict[str, None] = {}
-    for name in given:
-        if name == AUTO:
-            path = automatic(names)[1]
-        elif name == INPUT:
-            path = INPUT
-        else:
-            path = _exact(names, name, "guide")
-            if path == INPUT:
-                raise HotswapError(f"the module {INPUT!r} cannot guide: as a guide that word is the image; rename it")
-        paths[path] = None
-    return tuple(paths)
+    labels = {path: names.both(path) for path in paths}
+    return by_target(what, value, labels, matched, is_general)[0]
 
 
 def automatic(names: Names) -> tuple[tuple[str, ...], str]:
@@ -163,7 +227,7 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     Raises:
         HotswapError: where the network has too few stages, or could not be run.
     """
-    _require_observation(names, '"auto"')
+    names.require_observation('"auto"')
     # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
     stages = [stage for stage in names.stages if _pixels(names, stage[0]) > 1]
     # One channel is a gate or a prediction, no features.
@@ -183,56 +247,11 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     return tuple(later), guides[0][-1]
 
 
-def _exact(names: Names, name: Name, role: str) -> str:
-    modules: dict[str, nn.Module] = dict(names.model.named_modules(remove_duplicate=False))
-    if isinstance(name, nn.Module):
-        path = next((path for path, module in modules.items() if module is name), None)
-        if path is None:
-            raise HotswapError(
-                f"{role} {_shown(name)} is no module of this network, but perhaps of one that it was copied from; "
-                "name it by its path"
-            )
-        return path
-    if not isinstance(name, str):
-        raise HotswapError(f"{role} must be a string or a module, got a {type(name).__name__}")
-    if name not in modules and f"{_PEFT}{name}" in modules:
-        name = f"{_PEFT}{name}"
-    if name in modules and name:
-        first_path = {module: path for path, module in names.model.named_modules()}
-        path = str(first_path[modules[name]])
-        return path if role == "guide" else _adapted(path, modules)
-    if name in names.path_of:
-        return names.path_of[name]
-    if names.observation is None and name.startswith("conv"):
-        _require_observation(names, f"alias {name!r}")
-    known = list(names.alias_of.values()) + [path for path in modules if path]
-    raise HotswapError(
-        f"{role} {name!r} is no module path or alias of this network{naming.closest(name, known)}"
-        " (hotswap.inspect lists all)"
-    )
-
-
-def _adapted(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The convolution that an adapter is around, where a path is that of one: it is still what the path names."""
-    inner = modules.get(f"{path}.{_INNER}")
-    if why_not_swappable(modules[path]) is None or inner is None:
-        return path
-    return _adapted(f"{path}.{_INNER}", modules)
-
-
-def _matching(names: Names, pattern: str, notes: list[str]) -> tuple[str, ...]:
-    convolutions = [
-        path for path, module in names.model.named_modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    ]
+def _matching(names: Names, pattern: str, notes: list[str]) -> list[str]:
+    layers = nn.Conv2d | nn.ConvTranspose2d
+    convolutions = [path for path, module in names.model.named_modules() if isinstance(module, layers)]
     matched = naming.match(pattern, convolutions, names.alias_of)
-    swappable = tuple(path for path in matched if why_not(names, path) is None)
-    if not swappable:
-        reason = f"only {matched[0]}, where {why_not(names, matched[0])}" if matched else "no convolution"
-        raise HotswapError(f"target {pattern!r} matched {reason} (hotswap.inspect lists what can be swapped)")
-    if passed_over := [path for path in matched if path not in swappable]:
-        example = f"{passed_over[0]}: {why_not(names, passed_over[0])}"
-        notes.append(f"{pattern!r} also matched {len(passed_over)} that cannot be swapped ({example})")
-    return swappable
+    return usable(pattern, matched, lambda path: why_not(names, path), str, "no convolution", notes)
 
 
 def _batch(names: Names, path: str) -> int | None:
@@ -266,8 +285,8 @@ def _check_target(names: Names, name: Name, path: str) -> None:
     position = where.index(path)
     swappable = [p for p in where if why_not(names, p) is None]
     nearest = min(swappable, key=lambda p: abs(where.index(p) - position), default=None)
-    hint = "" if nearest is None else f"; the nearest that can is {_both_names(names, nearest)}"
-    shown = _both_names(names, path) if isinstance(name, nn.Module) else repr(name)
+    hint = "" if nearest is None else f"; the nearest that can is {names.both(nearest)}"
+    shown = names.both(path) if isinstance(name, nn.Module) else repr(name)
     raise HotswapError(f"target {shown} cannot be swapped: {reason}{hint}")
 
 
@@ -283,23 +302,91 @@ def _check_order(names: Names, guides: Mapping[str, tuple[str, ...]]) -> None:
             if guide not in ended:
                 raise HotswapError(f"guide {guide!r} is never called by this network; name a module that is")
             earlier = [path for stage in names.stages for path in stage if ended[path] < ended[target]]
-            hint = f"; the last convolution before it is {_both_names(names, earlier[-1])}" if earlier else ""
+            hint = f"; the last convolution before it is {names.both(earlier[-1])}" if earlier else ""
             inside = target.startswith(f"{guide}.") or guide == ""
             relation = "is" if guide == target else "contains" if inside else "is computed after"
-            raise HotswapError(
-                f"guide {_both_names(names, guide)} {relation} target {_both_names(names, target)}{hint}"
-            )
+            raise HotswapError(f"guide {names.both(guide)} {relation} target {names.both(target)}{hint}")
 
 
-def _shown(name: Name) -> str:
+# --- for both kinds of targets ---------------------------------------------------------------------------
+
+
+def shown(name: Name) -> str:
+    """What a person named, for messages."""
     return f"of class {type(name).__name__}" if isinstance(name, nn.Module) else repr(name)
 
 
-def _both_names(names: Names, path: str) -> str:
-    alias = names.alias_of.get(path)
-    return f"{alias} ({path})" if alias and alias != path else repr(path)
+def by_target(
+    what: str,
+    values: Mapping[Any, Value],
+    labels: Mapping[Target, str],
+    matched: Callable[[Any], Iterable[Target]],
+    is_general: Callable[[Any], bool],
+    *,
+    others_too: bool = False,
+) -> tuple[dict[Target, Value], dict[Any, Value]]:
+    """The value of each target, from a mapping whose keys name targets; and, of `others_too`, the rest of it.
+
+    A key that names one target wins over a general one, which stands for several; of these the first wins. `what` is
+    the argument that the mapping is, and `labels` are the targets, for messages.
+
+    Raises:
+        HotswapError: where a target has no value, or a key names no target.
+    """
+    exact: dict[Target, Value] = {}
+    general: dict[Target, Value] = {}
+    others: dict[Any, Value] = {}
+    for key, value in values.items():
+        named = dict.fromkeys(matched(key), value)
+        if not named:
+            others[key] = value
+        elif is_general(key):
+            general = named | general
+        else:
+            exact |= named
+    if others and not others_too:
+        known = ", ".join(labels.values())
+        raise HotswapError(f"{what} has {shown(next(iter(others)))}, which is none of the targets ({known})")
+    found = general | exact
+    for target, label in labels.items():
+        if target not in found:
+            raise HotswapError(f"{what} must have a key for target {label}, and has none")
+    return {target: found[target] for target in labels}, others
 
 
-def _require_observation(names: Names, what: str) -> None:
-    if names.observation is None:
-        raise HotswapError(f"{what} needs one run of the network on fake inputs, and {names.why_unobserved}")
+def usable(
+    pattern: str,
+    matched: Sequence[Target],
+    why_not: Callable[[Target], str | None],
+    label: Callable[[Target], str],
+    nothing: str,
+    notes: list[str],
+) -> list[Target]:
+    """Of what a pattern matched, what can be swapped; a note says what it passes over.
+
+    `nothing` is what a message says where the pattern matched none.
+
+    Raises:
+        HotswapError: where nothing can be.
+    """
+    found = [target for target in matched if why_not(target) is None]
+    if not found:
+        reason = f"only {label(matched[0])}, where {why_not(matched[0])}" if matched else nothing
+        raise HotswapError(f"target {pattern!r} matched {reason} (hotswap.inspect lists what can be swapped)")
+    if passed_over := [target for target in matched if target not in found]:
+        example = f"{label(passed_over[0])}: {why_not(passed_over[0])}"
+        notes.append(f"{pattern!r} also matched {len(passed_over)} that cannot be swapped ({example})")
+    return found
+
+
+def scale(given: Any) -> float:
+    """A guide scale.
+
+    Raises:
+        HotswapError: where it is no number.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise HotswapError(
+            f'guide_scale must be a number >= 0, a mapping from targets to numbers, or "{AUTO}", got {given!r}'
+        )
+    return float(given)

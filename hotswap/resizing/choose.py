@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hotswap import naming
-from hotswap.choose import Name, Names, Targets, _exact, _shown, listed
+from hotswap.choose import Chosen, Name, Names, by_target, scale, shown, usable
 from hotswap.errors import HotswapError
 from hotswap.naming import AUTO, INPUT
 from hotswap.observe import Inputs
@@ -19,36 +19,26 @@ RESIZE = "resize"  # as a target: every enlargement by 2 or more
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """One enlargement that a person asked for."""
+class Split:
+    """What a person asked for, taken apart: the enlargements, and what is left for the convolutions."""
 
-    site: Site
-    alias: str
-    guide: tuple[str, ...]
-    guide_scale: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a person asked for, taken apart: what is left for the convolutions, and the enlargements."""
-
-    targets: tuple[Any, ...]
+    found: tuple[Chosen, ...]
+    others: tuple[Name, ...]
     guide: Any
     guide_scale: Any
-    enlargements: tuple[Chosen, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def split(
     names: Names,
-    targets: Targets,
+    wanted: Sequence[Name],
     guide: Any,
     guide_scale: Any,
     footprint: int,
     example_inputs: Inputs | None,
     known: Iterable[Resize] = (),
-) -> Choice:
-    """Tell enlargements from convolutions in `targets`, and in `guide` and `guide_scale` where they are mappings.
+) -> Split:
+    """Tell enlargements from convolutions in `wanted`, and in `guide` and `guide_scale` where they are mappings.
 
     An enlargement is named by "resize" (all by 2 or more), by its alias `resize_{i}` or a pattern over these, or,
     where it is a module, by that or its path. A pattern that matches no convolution is tried on these paths. Those
@@ -57,9 +47,8 @@ def split(
     Raises:
         HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
     """
-    wanted = listed(targets)
     if not any(_may_enlarge(names, name) for name in wanted):
-        return Choice(tuple(wanted), guide, guide_scale)
+        return Split((), tuple(wanted), guide, guide_scale)
     if names.observation is None:
         raise HotswapError(
             f"enlargements are found in one run of the network on fake inputs, and {names.why_unobserved}"
@@ -77,10 +66,9 @@ def split(
     guides, other_guides = _per_site(names, sites, "guide", guide, found, alone=alone)
     scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, found, alone=alone)
     chosen = tuple(
-        Chosen(site, sites.alias_of[site], _sources(names, sites, site, guides[site]), _scale(scales[site]))
-        for site in found
+        Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in found
     )
-    return Choice(tuple(convolutions), other_guides, other_scales, chosen, tuple(notes))
+    return Split(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
 
 
 def is_automatic(site: Site, footprint: int) -> bool:
@@ -112,27 +100,19 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
     modules = dict(names.model.named_modules())
     if isinstance(name, str) and (naming.is_pattern(name) or (name == RESIZE and name not in modules)):
         matched = [site for site in sites.found if _matches(sites, site, name)]
-        usable = [site for site in matched if why_not(site) is None]
-        if not usable:
-            reason = (
-                f"only {matched[0].name}, where {why_not(matched[0])}" if matched else _none(sites, name, why_not)
-            )
-            raise HotswapError(f"target {name!r} matched {reason} (hotswap.inspect lists what can be swapped)")
-        if passed_over := [site for site in matched if site not in usable]:
-            example = f"{passed_over[0].name}: {why_not(passed_over[0])}"
-            notes.append(f"{name!r} also matched {len(passed_over)} that cannot be swapped ({example})")
-        return usable
+        nothing = _none(sites, name, why_not)
+        return usable(str(name), matched, why_not, lambda site: site.name, nothing, notes)
     site = sites.by_alias.get(name) if isinstance(name, str) else None
     if site is None:
         if isinstance(name, str) and name not in modules:
             close = naming.closest(name, sites.by_alias)
             raise HotswapError(f"target {name!r} is none of the network's resizes{close} (hotswap.inspect lists all)")
-        path = _exact(names, name, "target")
+        path = names.path(name, "target")
         site = next((s for s in sites.found if s.path == path and s.call is None), None)
         if site is None:
             raise HotswapError(f"target {path!r} cannot be swapped: the network never calls it with a map")
     if refusal := why_not(site):
-        raise HotswapError(f"target {_shown(name)} cannot be swapped: {refusal}")
+        raise HotswapError(f"target {shown(name)} cannot be swapped: {refusal}")
     return [site]
 
 
@@ -167,35 +147,15 @@ def _per_site(
     """The value of each enlargement; and what is left of a mapping for the convolutions, if there are any."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(found, value), value
-    exact: dict[Site, Any] = {}
-    general: dict[Site, Any] = {}
-    others: dict[Name, Any] = {}
-    for key, item in value.items():
-        matched = [site for site in found if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
-        if not matched:
-            others[key] = item
-        elif key == RESIZE or (isinstance(key, str) and naming.is_pattern(key)):
-            general = dict.fromkeys(matched, item) | general  # of several the first wins
-        else:
-            exact |= dict.fromkeys(matched, item)
-    by_site = general | exact
-    known = ", ".join(f"{sites.alias_of[site]} ({site.name})" for site in found)
-    if others and alone:
-        raise HotswapError(f"{what} has {_shown(next(iter(others)))}, which is none of the targets ({known})")
-    for site in found:
-        if site not in by_site:
-            raise HotswapError(
-                f"{what} must have a key for target {sites.alias_of[site]} ({site.name}), and has none"
-            )
-    return by_site, others
 
+    def matched(key: Any) -> list[Site]:
+        return [site for site in found if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
 
-def _scale(scale: Any) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise HotswapError(
-            f'guide_scale must be a number >= 0, a mapping from targets to numbers, or "{AUTO}", got {scale!r}'
-        )
-    return float(scale)
+    def is_general(key: Any) -> bool:
+        return isinstance(key, str) and (key == RESIZE or naming.is_pattern(key))
+
+    labels = {site: f"{sites.alias_of[site]} ({site.name})" for site in found}
+    return by_target(what, value, labels, matched, is_general, others_too=not alone)
 
 
 def _is_key(names: Names, sites: Sites, site: Site, key: Name) -> bool:
@@ -210,22 +170,17 @@ def _general_key(sites: Sites, site: Site, key: str) -> bool:
 
 def _sources(names: Names, sites: Sites, site: Site, guide: Any) -> tuple[str, ...]:
     """Paths of modules, and INPUT; each at least as fine as the site's output."""
-    given: Sequence[Any] = list(guide) if isinstance(guide, list | tuple) else [guide]
-    if not given:
-        raise HotswapError(f'guide must name at least one source, got an empty list; try "{INPUT}"')
-    paths: dict[str, None] = {}
-    for name in given:
-        path = INPUT if name in (INPUT, AUTO) else _exact(names, name, "guide")
+    paths = names.sources(guide, lambda: INPUT, INPUT)
+    for path, name in paths.items():
         size = sites.image_size if path == INPUT else sites.sizes.get(path)
         if size is None:
             raise HotswapError(f"guide {path!r} must give a [B, G, H, W] map, and does not{_finer(sites, site)}")
         if not fine_enough(size, site.output_size):
             fine = site.output_size
             raise HotswapError(
-                f"guide {_shown(name)} of {size[0]} x {size[1]} is coarser than the output {fine[0]} x {fine[1]} of "
-                f"target {sites.alias_of[site]} ({site.name}){_finer(sites, site)}"
+                f"guide {shown(name)} of {size[0]} x {size[1]} is coarser than the output {fine[0]} x "
+                f"{fine[1]} of target {sites.alias_of[site]} ({site.name}){_finer(sites, site)}"
             )
-        paths[path] = None
     return tuple(paths)
 
 

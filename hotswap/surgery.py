@@ -123,12 +123,8 @@ def prepare(
             traced = open_and_trace(root_path, root, opened, None, observation)
         calls, resizes = call_nodes.find_calls(model, plan.resizes, traced, prefix, observation, example_inputs)
         plan = replace(plan, resizes=resizes)
-    in_training = plan
-    if calls is not None:
-        paths = {resize: all_paths(modules, resize.target) for resize in plan.resizes}
-        made = (r for r in plan.resizes if calls.in_training(traced, modules[r.target], paths[r], r))
-        in_training = replace(plan, resizes=tuple(made))
-    _edit(traced.training, root, prefix, in_training, modules, calls)
+    made = [r for r in plan.resizes if calls is not None and calls.in_training(traced, modules, r)]
+    _edit(traced.training, root, prefix, replace(plan, resizes=tuple(made)), modules, calls)
     _edit(traced.evaluation, root, prefix, plan, modules, calls)
     return Graft(plan, root_path, traced, {} if calls is None else calls.names(plan.resizes))
 

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
 from hotswap.observe import Inputs, Observation
+from hotswap.placing import all_paths
 from hotswap.resizing import graph_calls
 from hotswap.resizing.checks import check_mode, located
 from hotswap.resizing.places import chain_here, last_of
@@ -63,14 +64,8 @@ class Calls:
                 found.append(node)
         return found
 
-    def in_training(self, traced: Traced, module: nn.Module, paths: Collection[str], resize: Resize) -> bool:
-        """Whether a call that evaluation makes is made in training too; a network may enlarge its scores in one alone.
-
-        Args:
-            traced: the graphs.
-            module: the target, or whose forward makes the call.
-            paths: of that module.
-            resize: what is asked of the call.
+    def in_training(self, traced: Traced, modules: Mapping[str, nn.Module], resize: Resize) -> bool:
+        """Whether a call that evaluation makes is made in training too; some networks enlarge scores in one alone.
 
         Raises:
             HotswapError: where training makes another call instead, which would stay as it is.
@@ -78,23 +73,17 @@ class Calls:
         graphs, root = (traced.training, traced.evaluation), traced.root
         if resize.call is None:
             called = (node for node in graphs[0].nodes if node.op == "call_module")
-            return any(root.get_submodule(str(node.target)) is module for node in called)
+            return any(root.get_submodule(str(node.target)) is modules[resize.target] for node in called)
+        paths = all_paths(modules, resize.target)
         if self.nodes(graphs[0], paths, resize):
             return True
-        made, known = (
-            {
-                node.meta[_CHAIN].key
-                for path, nodes in _forwards(graph, self.prefix)
-                if path in paths
-                for node in nodes
-            }
-            for graph in graphs
-        )
+        own = [[nodes for path, nodes in _forwards(graph, self.prefix) if path in paths] for graph in graphs]
+        made, known = ({node.meta[_CHAIN].key for nodes in each for node in nodes} for each in own)
         if made <= known:
             return False
         raise HotswapError(
-            f"target {resize.name!r} is a call of F.interpolate that {type(root).__name__} makes in evaluation, and in "
-            "training it makes another, which would stay as it is; have its code make one call, whatever the mode"
+            f"target {resize.name!r} is a call of F.interpolate that {type(root).__name__} makes in evaluation, and "
+            "in training it makes another, which would stay as it is; have its code make one call, whatever the mode"
         )
 
     def names(self, resizes: Sequence[Resize]) -> Names:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -27,6 +28,7 @@ from hotswap.observe import Inputs, as_arguments, default_inputs, mode
 _AXES = {trying.BATCH: "batch", trying.HEIGHT: "height", trying.WIDTH: "width"}
 _OPEN = (tuple(_AXES), (trying.BATCH,), ())  # what is left open: the most first
 _FAR = 2**13  # a size that is larger takes too long to try
+_LARGEST = 2**16  # pixels a side
 _ONNX_LIMIT = 2**31 - 2**20  # bytes: what one ONNX file can hold
 
 Run = Callable[..., Sequence[Tensor]]
@@ -94,7 +96,7 @@ def export(
         arguments = _numbers(given, two=dynamic)
         if dynamic and not _takes(model, arguments):  # one image at a time, as networks imported from ONNX may
             arguments = _numbers(given, two=False)
-        example = trying.Trial(arguments, trying.tensors(model(*arguments)))
+        example = trying.Trial(arguments, trying.outputs(model, arguments))
         why = ""
         for axes in _OPEN if dynamic else ((),):
             others = trying.other_sizes(model, arguments, axes)
@@ -127,13 +129,15 @@ def _exported(
         trials = [trials[0], *trying.other_sizes(model, arguments, opened)]
     if kind == ONNX:  # an exported program holds what was taken for granted, and refuses other sizes by itself
         trials = [*trials, *trying.at(model, arguments, opened, _beyond(program))]
+        if {trying.HEIGHT, trying.WIDTH} & {*opened} and (seen := _rounded(program)):
+            raise _TooOpenError(f"the file {seen}")
     allowed = trying.tolerance(model, arguments)
     with atomic_write(path) as temporary:
         written = (_write_onnx if kind == ONNX else _write_program)(program, arguments, temporary)
         gaps = []
         for trial in trials:
             try:
-                gap = trying.difference(written(*trial.arguments), trial.expected)
+                gap = trying.difference(trying.outputs(written, trial.arguments), trial.expected)
             except Exception as error:  # noqa: BLE001 (whatever the runtime raises; it is raised again)
                 _refuse(f"fails at {_times(trial.size)}: {_plain(error)}", error, opened)
             if not gap <= allowed:
@@ -196,6 +200,32 @@ def _beyond(program: ExportedProgram) -> list[trying.Size]:
                 size[place] = int(outside)
                 found.append((size[0], size[1], size[2]))
     return found
+
+
+def _rounded(program: ExportedProgram) -> str | None:
+    """Where ONNX enlarges by a factor otherwise than PyTorch, at sizes that few images have.
+
+    It multiplies sizes in float32, not in float64, and samples an axis anew that keeps its size, which PyTorch copies.
+    """
+    sizes = np.arange(_LARGEST)
+    for factor, copied in _factors(program):
+        right, rounded = np.floor(sizes * factor), np.floor(sizes.astype(np.float32) * np.float32(factor))
+        for n in np.flatnonzero(right != rounded)[:1]:
+            return f"rounds {n} x {factor} to {rounded[n]:.0f}, and PyTorch to {right[n]:.0f}"
+        for n in np.flatnonzero((right == sizes) & (sizes > 1))[:1] if copied and factor != 1 else ():
+            return f"samples {n} pixels x {factor} anew, which PyTorch copies"
+    return None
+
+
+def _factors(program: ExportedProgram) -> Iterator[tuple[float, bool]]:
+    """What sizes are multiplied by, and whether that is by PyTorch's own enlargements, which copy."""
+    for node in program.graph.nodes:
+        if node.target in (math.floor, math.trunc) and getattr(node.args[0], "target", None) is operator.mul:
+            yield from ((x, False) for x in node.args[0].args if isinstance(x, float))
+        elif node.op == "call_function" and "upsample" in str(node.target):
+            yield from (
+                (x, True) for given in node.args if isinstance(given, Sequence) for x in given if isinstance(x, float)
+            )
 
 
 def _hint(size: int | torch.SymInt) -> int:
@@ -303,7 +333,7 @@ def _require_onnx() -> None:
 
 def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
     try:
-        model(*arguments)
+        trying.outputs(model, arguments)
     except Exception:  # noqa: BLE001 (whatever a user's forward raises at a batch it is not made for)
         return False
     return True

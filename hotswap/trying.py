@@ -1,7 +1,7 @@
 """The sizes that an exported file is tried at, and how far it is from PyTorch there."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ def is_image(x: Any) -> bool:
 def tensors(output: Any) -> list[Tensor]:
     """The tensors of an output, however they are nested."""
     return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+
+
+def outputs(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:
+    """What a network, or a file, gives for arguments that stay as they are: it may write to its input."""
+    return tensors(function(*pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)))
 
 
 def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) -> list[Trial]:
@@ -119,7 +124,7 @@ def _run_at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], s
     """What the network gives at a size; None where it does not run there, or what it gives is not finite."""
     others = _resized(arguments, axes, size)
     try:
-        expected = tensors(model(*others))
+        expected = outputs(model, others)
     except Exception:  # noqa: BLE001 (whatever a user's forward raises at a size it is not made for)
         return None
     return Trial(others, expected) if all(bool(y.isfinite().all()) for y in expected) else None

@@ -1,7 +1,9 @@
 """Guided enlargement as functions and as a layer, with their argument checks."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -250,6 +252,7 @@ class PacResize2d(nn.Module):
         return ", ".join([*shown, f"scale={self.scale}" if self.log_scale is None else "learn_scale=True"])
 
 
+_LARGEST = 2**16  # pixels a side
 _OPTIONS = ("size", "scale_factor", "align_corners", "recompute_scale_factor", "footprint")
 
 
@@ -366,10 +369,24 @@ def _output(
 
 
 def _enlarged(n: int, factor: float) -> int:
-    """The floor of n * factor, where the factor is whole without math.floor: torch.export guards remainders there."""
-    if isinstance(factor, float) and factor.is_integer():
-        return n * int(factor)
-    return math.floor(n * factor)
+    """The floor of n * factor; of a size that torch.export leaves open, by whole numbers.
+
+    Of a floor it would guard that something remains, and ONNX would round the product to float32.
+    """
+    if torch.compiler.is_dynamo_compiling() or not (isinstance(n, torch.SymInt) and isinstance(factor, float)):
+        return math.floor(n * factor)
+    ratio = _ratio(factor)
+    return math.floor(n * factor) if ratio is None else n * ratio.numerator // ratio.denominator
+
+
+@functools.cache
+def _ratio(factor: float) -> Fraction | None:
+    """The simplest ratio that enlarges sizes up to `_LARGEST` as the factor itself does."""
+    for most in (2**10, 2**20, 2**30):
+        a, b = Fraction(factor).limit_denominator(most).as_integer_ratio()
+        if all(n * a // b == math.floor(n * factor) for n in range(_LARGEST)):
+            return Fraction(a, b)
+    return None
 
 
 def _factors(scale_factor: Factor | None) -> tuple[float, float] | None:

@@ -115,8 +115,10 @@ class Convolution(Network):
 
 
 ENLARGING = [ToTheImage, ByAFactor, UNet, Transposed, ToOneSize, Pyramid]
-# Those seen to be open along every axis: not so by a factor that is not whole, or to one size (guards in .pt2 files).
-SEEDS = [0, 1, 2, 3, 5, 8, 9, 11, 13, 14, 17, 18, 23, 26, 27, 36]
+SEEDS = [*range(6), *range(7, 15), *range(16, 24), *range(25, 33)]  # 6, 15, 24, 33: to one size, as 1 is
+# Files that are not open to every size, because the network itself branches on it: a pyramid's map may be smaller than what
+# it is pooled to, and is then not enlarged.
+FIXED = {(7, ".onnx"), (16, ".onnx")}
 
 
 def random_network(seed):
@@ -171,9 +173,13 @@ def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seeds):
         monkeypatch.setattr(exporting, "program", for_both_formats(program))
         for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
             made = hotswap.export(net, path, example_inputs=example)
+            assert len(made.tried) >= 4, said
+            if (seed, path.suffix) in FIXED:
+                assert made.inputs == (("batch", 3, *example.shape[2:]),), said
+                assert "height, width: with more left open, the file differs from PyTorch" in made.fixed, said
+                continue
             assert made.inputs == (("batch", 3, "height", "width"),), f"{path.suffix}, {said}: {made.fixed}"
             assert not made.fixed, said
-            assert len(made.tried) >= 4, said
             run = load(path)
             for size in OTHERS:
                 image = torch.rand(size[0], 3, *size[1:])
@@ -193,3 +199,55 @@ def test_what_is_traced_is_not_decomposed(tmp_path, monkeypatch):
         net, _ = random_network(seed)
         for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
             hotswap.export(net, path, example_inputs=torch.rand(1, 3, *SIZE))
+
+
+class Writing(nn.Module):
+    """Writes to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.target = nn.Conv2d(3, CHANNELS, 3, padding=1)
+
+    def forward(self, x):
+        x += 1
+        return self.target(x)
+
+
+def test_a_network_that_writes_to_its_input_is_held_to_what_it_was_given(tmp_path):
+    image = torch.rand(2, 3, 9, 8)
+    before = image.clone()
+    swapped = hotswap.convert(Writing().eval(), "target", "input", example_inputs=image, guide_scale=2.0)
+    made = hotswap.export(swapped, tmp_path / "net.onnx", example_inputs=image)
+    assert torch.equal(image, before)
+    assert not made.fixed
+    assert difference(load(tmp_path / "net.onnx")(image), tensors(swapped(before.clone()))) < 1e-5
+
+
+class Enlarging(nn.Module):
+    """By a factor whose products float32 rounds otherwise than float64: 50 x 2.3 is 114.99999999999999."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.target, self.factor = nn.Conv2d(3, CHANNELS, 3, padding=1), factor
+
+    def forward(self, x):
+        return F.interpolate(F.max_pool2d(self.target(x), 3), scale_factor=self.factor, mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("target", "factor", "fixed"),
+    [
+        ("resize_1", 1.3, ""),  # sizes by whole numbers: 13 / 10
+        ("resize_1", 2.3, "the file rounds 50 x 2.3 to 115, and PyTorch to 114"),
+        ("target", 2.3, "the file rounds 50 x 2.3 to 115, and PyTorch to 114"),  # PyTorch's own enlargement, too
+        ("target", 1.25, "the file samples 2 pixels x 1.25 anew, which PyTorch copies"),
+    ],
+)
+def test_factors_that_onnx_rounds_otherwise(tmp_path, target, factor, fixed):
+    image = torch.rand(1, 3, 9, 270)
+    swapped = hotswap.convert(Enlarging(factor).eval(), target, "input", example_inputs=image)
+    made = hotswap.export(swapped, tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 20, 24))
+    assert fixed in made.fixed
+    assert bool(made.fixed) == bool(fixed)
+    if not fixed:
+        assert difference(load(tmp_path / "net.onnx")(image), tensors(swapped(image))) < 1e-5

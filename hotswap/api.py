@@ -405,10 +405,32 @@ def _prepared(
     by_fx: Collection[str] = (),
 ) -> _Prepared:
     """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
+    by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
+    try:
+        return _in_turn(names, plan, by, method, example_inputs, check, by_fx)
+    except HotswapError as error:
+        if not (plan.resizes and plan.swaps) or by == HOOKS or method == FX:
+            raise
+        try:  # a graph for the enlargements may have the code of a module that is a guide, and not call it
+            prepared = _in_turn(names, plan, HOOKS, method, example_inputs, check, by_fx)
+        except HotswapError:
+            raise error from None
+        return prepared.noted(f"enlargements not by fx: {error}")
+
+
+def _in_turn(
+    names: Names,
+    plan: Plan,
+    by: str,
+    method: str,
+    example_inputs: Inputs | None,
+    check: SelfCheck | None,
+    by_fx: Collection[str],
+) -> _Prepared:
+    """The enlargements of a plan made ready by one method, and then its convolutions by theirs."""
     grafts: list[Graft] = []
     if plan.resizes:
         part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
-        by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
         graft, names = _by_method(names, part, plan, by, example_inputs, check, by_fx)
         grafts.append(graft)
     if plan.swaps:  # on what the enlargements make of the network

@@ -205,7 +205,7 @@ def _beyond(program: ExportedProgram) -> list[trying.Size]:
 def _rounded(program: ExportedProgram) -> str | None:
     """Where ONNX enlarges by a factor otherwise than PyTorch, at sizes that few images have.
 
-    It multiplies sizes in float32, not in float64, and samples an axis anew that keeps its size, which PyTorch copies.
+    It multiplies sizes in float32, not in float64, and samples anew an axis of unchanged size, which PyTorch copies.
     """
     sizes = np.arange(_LARGEST)
     for factor, copied in _factors(program):

@@ -44,7 +44,7 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    if return_indices or not (ceil_mode and _is_open(input)):
+    if return_indices or not ceil_mode:
         return None
     window = _window(kernel_size, stride, padding, dilation)
     padded = F.pad(input, _pads(input, window), value=-torch.inf)
@@ -60,7 +60,7 @@ def _avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor | None:
-    if divisor_override is not None or not (ceil_mode and _is_open(input)):
+    if divisor_override is not None or not ceil_mode:
         return None
     window = _window(kernel_size, stride, padding, 1)
     rows, columns = window.padding
@@ -112,10 +112,6 @@ _OTHERS: dict[Any, Callable[..., Any]] = {
     torch._C._nn.avg_pool2d: _avg_pool2d,
     torch.linspace: _linspace,
 }
-
-
-def _is_open(x: Tensor) -> bool:
-    return any(isinstance(n, torch.SymInt) for n in x.shape[-2:])
 
 
 def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Window:

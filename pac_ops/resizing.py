@@ -368,15 +368,15 @@ def _output(
     return enlarged_size(coarse, None, factors), None if recompute else factors
 
 
-def _enlarged(n: int, factor: float) -> int:
+def _enlarged(n: Any, factor: float) -> int:
     """The floor of n * factor; of a size that torch.export leaves open, by whole numbers.
 
     Of a floor it would guard that something remains, and ONNX would round the product to float32.
     """
-    if torch.compiler.is_dynamo_compiling() or not (isinstance(n, torch.SymInt) and isinstance(factor, float)):
-        return math.floor(n * factor)
-    ratio = _ratio(factor)
-    return math.floor(n * factor) if ratio is None else n * ratio.numerator // ratio.denominator
+    left_open = isinstance(n, torch.SymInt) and not torch.compiler.is_dynamo_compiling()
+    ratio = _ratio(factor) if left_open and isinstance(factor, float) else None
+    enlarged: int = math.floor(n * factor) if ratio is None else n * ratio.numerator // ratio.denominator
+    return enlarged
 
 
 @functools.cache

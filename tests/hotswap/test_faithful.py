@@ -196,6 +196,30 @@ def test_networks_compiled_in_place_are_swapped_as_others(targets, method, inpla
     close(hotswap.revert(swapped)(image), plain)
 
 
+class Around(Base):
+    """The module around a guided enlargement guides a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.around = InALoop()
+
+    def forward(self, x):
+        return self.target(self.stem(self.around(x)))
+
+
+def test_a_guide_around_a_guided_enlargement_has_it_guided_by_hooks(image):
+    net, guides = Around().eval(), {"target": "around", "resize": "input"}
+    options = {"example_inputs": image, "guide_scale": 1.0}
+    swapped = hotswap.convert(net, ["target", "resize"], guides, **options)
+    assert any("enlargements not by fx" in note for note in hotswap.status(swapped).plan.notes)
+    enlarged = hotswap.convert(net.around, "resize", "input", **options)(image)
+    steered = hotswap.convert(net, "target", "around", **options)
+    steered.around.register_forward_hook(lambda *_: enlarged)
+    close(swapped(image), steered(image))
+    with pytest.raises(hotswap.HotswapError, match="guide 'around' is never called"):
+        hotswap.convert(net, ["target", "resize"], guides, method="fx", **options)
+
+
 class Gain(nn.Conv2d):
     def forward(self, x, gain=1.0):
         return F.conv2d(x, self.weight * gain, self.bias, padding=1)

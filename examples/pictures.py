@@ -1,6 +1,7 @@
 """Pictures of what a swap does: differences of outputs, and which neighbours count."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +67,9 @@ def capture_kernel(model: nn.Module, target: str, image: Tensor) -> Tensor:
     module = model.get_submodule(target)
     kernels: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-        # A swapped convolution is called with its input and the guide's squared distances.
-        kernels.append(module.adapting_kernel(args[1]))  # type: ignore[operator]
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        # A swapped convolution is called with its input and its guides.
+        kernels.append(module.adapting_kernel(module.distance(*args)))  # type: ignore[operator]
 
     handle = module.register_forward_pre_hook(note)
     try:

@@ -158,7 +158,9 @@ class Pairs(Dataset):
 
 def test_images_are_refused_where_a_network_takes_more(tmp_path, checkpoint):
     data = {"train": {"name": "test_predict:Pairs"}, "validation": {"name": "test_predict:Pairs"}}
-    options = ["--checkpoint", checkpoint, "--images", tmp_path, "--output-dir", tmp_path / "out"]
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    options = ["--checkpoint", checkpoint, "--images", tmp_path / "photos", "--output-dir", tmp_path / "out"]
     done = invoke("predict", written(tmp_path, data=data), *options)
     assert done.exit_code == 1
     assert "takes more than an image; leave out --images" in done.stderr

@@ -8,7 +8,7 @@ from .laws import FaultError, Outcome, check
 from .plan import Choice, choose
 from .program import Program
 
-EXPORTED = 50  # one in so many, and a short one, is written as ONNX, which takes as long as thirty networks without
+EXPORTED = 10  # one in so many, and a short one, is written as ONNX, which takes as long as ten networks without
 
 
 @dataclass(frozen=True)

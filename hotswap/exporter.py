@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
-from hotswap import exporting, trying
+from hotswap import exporting, onnx_program, trying
 from hotswap.choices import ONNX
 from hotswap.destinations import check_export
 from hotswap.errors import HotswapError, one_line
@@ -269,15 +269,11 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
             "bfloat16, could be neither checked nor run there; export model.float() or model.half(), or write a .pt2 "
             "file"
         )
-    _round_down(program)
-    once = exporting.Written(program)
     try:
         with _silence():
-            made = torch.onnx.export(once, arguments, dynamo=True, dynamic_shapes=None, verbose=False)
+            proto = onnx_program.model(program, arguments)
     except Exception as error:  # the exporter's own classes, none of them public
         raise HotswapError(f"PyTorch's ONNX exporter cannot write this network: {_plain(error)}") from error
-    assert made is not None  # noqa: S101 (as dynamo=True)
-    proto = made.model_proto
     if proto.ByteSize() > _ONNX_LIMIT:
         raise HotswapError(
             f"the network's {proto.ByteSize() / 1e9:.1f} GB are more than one ONNX file can hold, 2 GB; write a .pt2 "
@@ -301,21 +297,6 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
         return [torch.from_numpy(y) for y in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return run
-
-
-def _round_down(program: ExportedProgram) -> None:
-    """Write a // b of sizes as (a - a % b) // b: ONNX divides towards zero, and -(-a // b) is how one rounds up."""
-    graph = program.graph
-    for node in graph.find_nodes(op="call_function", target=operator.floordiv):
-        a, b = node.args
-        if isinstance(a, torch.fx.Node):
-            with graph.inserting_before(node):
-                rest = graph.call_function(operator.mod, (a, b))
-                whole = graph.call_function(operator.sub, (a, rest))
-            for made, value in ((rest, _value(a) % _value(b)), (whole, _value(a) - _value(a) % _value(b))):
-                made.meta["val"] = value
-            node.args = (whole, b)
-    program.graph_module.recompile()
 
 
 def _value(x: Any) -> Any:

@@ -5,22 +5,18 @@ run: the exporter, which knows no values of buffers, gives up there; it does kno
 GraphModule's graph is gone through without its hooks being called.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from hotswap.open_sizes import OpenSizes
 from pac_ops import standard
 
-# Composite operations that are always decomposed, and that torch.onnx can write as they are.
-_WRITTEN = (torch.ops.aten.reshape.default, torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatten.int)
 _MOST = 64  # numbers in one buffer: sizes, not tables
 
 
@@ -33,50 +29,21 @@ def program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -
     table = standard.decompositions()
     with _called(model), OpenSizes():
         made = _exported(model, arguments, dynamic_shapes)
-        if any(node.target in table for node in _nodes(made)):  # called in C++, where no mode sees it
+        if any(node.target in table and not _by_factor(node) for node in nodes(made)):  # where no mode saw it
             made = made.run_decompositions(table)
         return made
 
 
-class Written(ExportedProgram):
-    """A program that is decomposed only as far as it must be: that takes as long as exporting it, twice.
-
-    It shares all it has with the program that it is made of.
-    """
-
-    def __init__(self, program: ExportedProgram) -> None:
-        self.__dict__.update(program.__dict__)
-
-    def run_decompositions(self, decomp_table: Any = None, *further: Any, **options: Any) -> ExportedProgram:
-        """The program itself, where it has no operation of the table and none that writes to its arguments."""
-        if decomp_table is not None and all(_stands(node, decomp_table) for node in _nodes(self)):
-            return self
-        made: ExportedProgram = super().run_decompositions(decomp_table, *further, **options)
-        return made
-
-
-def _nodes(program: ExportedProgram) -> Iterator[Node]:
+def nodes(program: ExportedProgram) -> Iterator[Node]:
+    """All of a program's, also those of the branches of its conditions."""
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             yield from module.graph.nodes
 
 
-def _stands(node: Node, table: Container[Any]) -> bool:
-    """Whether decomposing by a table leaves a node as it is."""
-    if node.op != "call_function":
-        return node.op in ("placeholder", "output")
-    if not isinstance(node.target, OpOverload):
-        return not isinstance(node.target, OperatorBase)
-    if node.target in table or node.target._schema.is_mutable:
-        return False
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), "CompositeImplicitAutograd")
-    return not composite or node.target in _WRITTEN or node.target in _preserved()
-
-
-@cache
-def _preserved() -> frozenset[Any]:
-    """Composite operations that a table has to name: others are always decomposed."""
-    return frozenset(torch.export.default_decompositions().keys())
+def _by_factor(node: Node) -> bool:
+    """Whether it is an enlargement by a factor, which is written as it is."""
+    return node.target is torch.ops.aten.upsample_nearest2d.vec and node.args[1] is None
 
 
 def _exported(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:

@@ -19,7 +19,8 @@ class OpenSizes(TorchFunctionMode):
 
     The operators of pac_ops become what `pac_ops.standard` writes, so that nothing is left to decompose; and pools in
     ceil mode and `torch.linspace`, of open sizes, others that leave them open: how many windows a pool in ceil mode
-    has is a branch on the size, and torch.export keeps the example's.
+    has is a branch on the size, and torch.export keeps the example's. So do pools in ceil mode, whatever their
+    sizes, where the shape that ONNX infers has a window more than PyTorch; and average pools by another divisor.
     """
 
     def __torch_function__(
@@ -44,9 +45,11 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    if return_indices or not ceil_mode:
+    if return_indices or not ceil_mode or not input.is_floating_point():  # -inf is no whole number
         return None
     window = _window(kernel_size, stride, padding, dilation)
+    if _is_counted_alike(input, window):
+        return None
     padded = F.pad(input, _pads(input, window), value=-torch.inf)
     return F.max_pool2d(padded, window.kernel_size, window.stride, 0, window.dilation)
 
@@ -60,9 +63,15 @@ def _avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor | None:
-    if divisor_override is not None or not ceil_mode:
-        return None
     window = _window(kernel_size, stride, padding, 1)
+    if divisor_override is not None:  # torch.onnx leaves it out
+        (rows, columns), (kh, kw) = window.padding, window.kernel_size
+        around = _pads(input, window) if ceil_mode else (columns, columns, rows, rows)
+        return F.avg_pool2d(F.pad(input, around), (kh, kw), window.stride) * (kh * kw / divisor_override)
+    if not ceil_mode:
+        return None
+    if _is_counted_alike(input, window):
+        return None
     rows, columns = window.padding
     pads = _pads(input, window)
     counted = torch.ones_like(input[..., :1, :, :])
@@ -78,6 +87,22 @@ def _avg_pool2d(
     return mean / share
 
 
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+    sizes = [n if m is None else m for n, m in zip(input.shape[-2:], wanted, strict=True)]
+    made: Tensor = _STANDARD[torch.ops.aten.adaptive_avg_pool2d.default](input, sizes)
+    return made
+
+
+def _interpolate(
+    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any
+) -> Any:
+    if mode != "nearest" or size is None or scale_factor is not None or input.dim() != 4:
+        return None
+    wanted = size if isinstance(size, Sequence) else (size, size)
+    return _STANDARD[torch.ops.aten.upsample_nearest2d.vec](input, wanted, None) if len(wanted) == 2 else None
+
+
 def _linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = None, **further: Any) -> Any:
     if not isinstance(steps, torch.SymInt):
         return None
@@ -88,30 +113,45 @@ def _linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = N
 
 
 def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    """One operation or none, where exporters write what was asserted of the dtype and decompose what is left."""
-    dtype = kwargs.get("dtype") if kwargs else args[0]
-    if len(args) + len(kwargs) != 1 or not isinstance(dtype, torch.dtype):
+    """One operation or none, where exporters write what was asserted of the dtype and decompose what is left.
+
+    None where it is asked for more than a dtype.
+    """
+    given = (*args, *kwargs.values())
+    if len(given) != 1 or not isinstance(given[0], torch.dtype):
         return None
-    return _cast(x, dtype)
-
-
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype == dtype:
+    if x.dtype == given[0]:
         return x
-    made: Tensor = torch.ops.aten._to_copy.default(x, dtype=dtype)
+    made: Tensor = torch.ops.aten._to_copy.default(x, dtype=given[0])
     return made
 
 
+_STANDARD = standard.decompositions()
 _OTHERS: dict[Any, Callable[..., Any]] = {
-    **standard.decompositions(),
+    **_STANDARD,
     Tensor.to: _to,
-    Tensor.float: partial(_cast, dtype=torch.float32),
-    Tensor.long: partial(_cast, dtype=torch.int64),
+    Tensor.float: partial(_to, dtype=torch.float32),
+    Tensor.long: partial(_to, dtype=torch.int64),
     torch.max_pool2d: _max_pool2d,
     F.max_pool2d: _max_pool2d,
     torch._C._nn.avg_pool2d: _avg_pool2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    F.interpolate: _interpolate,
     torch.linspace: _linspace,
 }
+
+
+def _is_counted_alike(image: Tensor, window: Window) -> bool:
+    """Whether ONNX infers as many windows in ceil mode as PyTorch has, which leaves out one in the padding alone.
+
+    Not known of open sizes.
+    """
+    size: Pair = (image.shape[-2], image.shape[-1])
+    if any(isinstance(n, torch.SymInt) for n in size):
+        return False
+    sides = zip(size, window.ceil_padding(*size), *window, strict=True)
+    spare = ((n + 2 * p - d * (k - 1) - 1, extra, s) for n, extra, k, s, p, d in sides)
+    return all((rest + extra) // s == -(-rest // s) for rest, extra, s in spare)
 
 
 def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Window:

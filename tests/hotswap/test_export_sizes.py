@@ -1,5 +1,6 @@
 """Exported files at sizes other than the example's: small random networks, swapped in random ways, in both formats."""
 
+import itertools
 import random
 
 import onnxruntime
@@ -10,6 +11,7 @@ from torch import nn
 
 import hotswap
 from hotswap import exporting
+from hotswap.open_sizes import OpenSizes
 from hotswap.trying import difference, tensors
 
 CHANNELS = 2
@@ -253,3 +255,74 @@ def test_factors_that_onnx_rounds_otherwise(tmp_path, target, factor, fixed):
     assert bool(made.fixed) == bool(fixed)
     if not fixed:
         assert difference(load(tmp_path / "net.onnx")(image), tensors(swapped(image))) < 1e-5
+
+
+class Pooling(nn.Module):
+    """Of one size, with a pool in ceil mode whose last window would lie in the padding alone.
+
+    PyTorch leaves that out; the shapes that ONNX infers do not, and the product with an average's matrix does not fit.
+    """
+
+    def __init__(self, pool):
+        super().__init__()
+        self.first, self.pool, self.target = nn.Conv2d(3, 3, 1), pool, nn.Conv2d(3, CHANNELS, 3, padding=1)
+
+    def forward(self, x):
+        x = self.pool(self.first(x.reshape(x.shape[0], 3, 32, 32)))
+        return self.target(F.adaptive_avg_pool2d(x, (2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 3, 1, ceil_mode=True), nn.AvgPool2d(3, 3, 1, ceil_mode=True)])
+def test_pools_in_ceil_mode_are_right_in_files_of_one_size(tmp_path, pool):
+    image = torch.rand(2, 3, 32, 32)
+    swapped = hotswap.convert(Pooling(pool).eval(), "target", "input", example_inputs=image, guide_scale=2.0)
+    made = hotswap.export(swapped, tmp_path / "net.onnx", example_inputs=image)
+    assert made.inputs == (("batch", 3, 32, 32),)
+    assert difference(load(tmp_path / "net.onnx")(image), tensors(swapped(image))) < 1e-5
+
+
+def test_what_is_written_otherwise_takes_what_pytorch_takes():
+    image, counts = torch.rand(2, 3, 5, 7), torch.arange(16).view(1, 1, 4, 4)
+    calls = [
+        lambda: image.to(),
+        lambda: image.to("cpu", torch.float64),
+        lambda: image.float(memory_format=torch.channels_last),
+        lambda: image.long(memory_format=torch.preserve_format),
+        lambda: image.to(counts),
+        lambda: F.max_pool2d(counts, 3, 2, ceil_mode=True),
+    ]
+    for call in calls:
+        expected = call()
+        with OpenSizes():
+            found = call()
+        assert found.dtype == expected.dtype
+        assert found.stride() == expected.stride()
+        assert torch.equal(found, expected)
+
+
+def test_pools_in_ceil_mode_are_those_of_pytorch_at_every_size():
+    windows = itertools.product(range(4, 12), (1, 2, 3, 4), (1, 2, 3), (0, 1, 2))
+    for size, kernel, stride, padding in windows:
+        options = {"kernel_size": kernel, "stride": stride, "padding": min(padding, kernel // 2), "ceil_mode": True}
+        image = torch.rand(1, 2, size, size + 1)
+        for pool in (nn.MaxPool2d(**options), nn.AvgPool2d(**options, count_include_pad=stride > 1)):
+            with OpenSizes():
+                found = pool(image)
+            torch.testing.assert_close(found, pool(image), msg=f"{pool} of {size}")
+
+
+def test_average_pools_by_another_divisor_are_those_of_pytorch():
+    for size, kernel, stride, ceil_mode in itertools.product(range(4, 9), ((2, 3), 3), (1, 2, 3), (False, True)):
+        pool = nn.AvgPool2d(kernel, stride, 1, ceil_mode, divisor_override=7)
+        image = torch.rand(1, 2, size, size + 1)
+        with OpenSizes():
+            found = pool(image)
+        torch.testing.assert_close(found, pool(image), msg=f"{pool} of {size}")
+
+
+@torch.no_grad()
+def test_average_pools_by_another_divisor_are_exported(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(3, 1, padding=1, divisor_override=7)).eval()
+    made = hotswap.export(network, tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 12, 17))
+    assert made.inputs == (("batch", 3, "height", "width"),)

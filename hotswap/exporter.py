@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
-from hotswap import exporting, onnx_program, trying
+from hotswap import export_guards, exporting, onnx_program, trying
 from hotswap.choices import ONNX
 from hotswap.destinations import check_export
 from hotswap.errors import HotswapError, one_line
@@ -27,7 +27,6 @@ from hotswap.observe import Inputs, as_arguments, default_inputs, mode
 
 _AXES = {trying.BATCH: "batch", trying.HEIGHT: "height", trying.WIDTH: "width"}
 _OPEN = (tuple(_AXES), (trying.BATCH,), ())  # what is left open: the most first
-_FAR = 2**13  # a size that is larger takes too long to try
 _LARGEST = 2**16  # pixels a side
 _ONNX_LIMIT = 2**31 - 2**20  # bytes: what one ONNX file can hold
 
@@ -123,12 +122,12 @@ def _exported(
 ) -> Exported:
     arguments = trials[0].arguments
     program = _program(model, arguments, axes)
-    sizes = tuple(_sizes(node.meta["val"]) for node in _images(program))
+    sizes = tuple(_sizes(node.meta["val"]) for node in export_guards.inputs(program))
     opened = [axis for axis in axes if any(axis < len(size) and isinstance(size[axis], str) for size in sizes)]
     if len(opened) < len(axes):  # the network's code fixes the others
         trials = [trials[0], *trying.other_sizes(model, arguments, opened)]
     if kind == ONNX:  # an exported program holds what was taken for granted, and refuses other sizes by itself
-        trials = [*trials, *trying.at(model, arguments, opened, _beyond(program))]
+        trials = [*trials, *trying.at(model, arguments, opened, export_guards.sizes_outside(program))]
         if {trying.HEIGHT, trying.WIDTH} & {*opened} and (seen := _rounded(program)):
             raise _TooOpenError(f"the file {seen}")
     allowed = trying.tolerance(model, arguments)
@@ -171,35 +170,10 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
         with _silence():
             return exporting.program(model, arguments, shapes)
     except Exception as error:  # whatever a user's forward raises when it is traced
+        if isinstance(error, NotImplementedError) and axes:  # a condition on sizes that it cannot solve for one of them
+            raise _TooOpenError(f"torch.export fails: {_plain(error)}") from error
         hint = "; dynamic=False (--static) asks less of it" if axes else ""
         raise HotswapError(f"torch.export cannot export this network: {_plain(error)}{hint}") from error
-
-
-def _images(program: ExportedProgram) -> list[torch.fx.Node]:
-    names = set(program.graph_signature.user_inputs)
-    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-
-
-def _beyond(program: ExportedProgram) -> list[trying.Size]:
-    """Sizes of the first image just outside those that torch.export took for granted: `if width > 11` is a branch.
-
-    A file is not told apart by what it was made for: it runs there, on the branch that it was made of.
-    """
-    shape = next((x.shape for node in _images(program) if trying.is_image(x := node.meta["val"])), None)
-    if shape is None:
-        return []
-    found = []
-    example = [1, *(_hint(shape[axis]) for axis in (trying.HEIGHT, trying.WIDTH))]
-    for place, axis in ((1, trying.HEIGHT), (2, trying.WIDTH)):
-        allowed = (
-            program.range_constraints.get(shape[axis].node.expr) if isinstance(shape[axis], torch.SymInt) else None
-        )
-        for outside in () if allowed is None else (allowed.lower - 1, allowed.upper + 1):
-            if outside.is_finite and 1 < outside < _FAR:
-                size = example.copy()
-                size[place] = int(outside)
-                found.append((size[0], size[1], size[2]))
-    return found
 
 
 def _rounded(program: ExportedProgram) -> str | None:
@@ -226,11 +200,6 @@ def _factors(program: ExportedProgram) -> Iterator[tuple[float, bool]]:
             yield from (
                 (x, True) for given in node.args if isinstance(given, Sequence) for x in given if isinstance(x, float)
             )
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    known: Any = size if isinstance(size, int) else size.node.hint
-    return int(known)
 
 
 def _sizes(x: Any) -> tuple[int | str, ...]:

@@ -326,3 +326,41 @@ def test_average_pools_by_another_divisor_are_exported(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(3, 1, padding=1, divisor_override=7)).eval()
     made = hotswap.export(network, tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 12, 17))
     assert made.inputs == (("batch", 3, "height", "width"),)
+
+
+class Branching(nn.Module):
+    """With a branch on what is no range of one side."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.conv, self.condition = nn.Conv2d(3, CHANNELS, 3, padding=1), condition
+
+    def forward(self, image):
+        return self.conv(image * 0.5 - 0.2 if self.condition(*image.shape) else image)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "condition",
+    [
+        lambda batch, channels, height, width: batch * channels * height * width > 60,  # also all that is tried
+        lambda batch, channels, height, width: height * width > 6000,
+        lambda batch, channels, height, width: width > 3 * height,
+        lambda batch, channels, height, width: height != 2 * width,
+        lambda batch, channels, height, width: batch < 4,
+        lambda batch, channels, height, width: (height + width) % 7 == 0,
+        lambda batch, channels, height, width: max(height, width) > 200,
+    ],
+)
+def test_branches_on_several_sizes_are_not_taken_for_granted(tmp_path, condition):
+    network = Branching(condition).eval()
+    made = hotswap.export(network, tmp_path / "net.onnx", example_inputs=torch.rand(2, 3, 20, 20))
+    assert made.fixed
+    run = load(tmp_path / "net.onnx")
+    free = [isinstance(n, str) for n in made.inputs[0]]
+    for size in [(2, 20, 20), (1, 20, 20), (5, 2, 2), (1, 80, 80), (1, 9, 40), (1, 30, 15), (1, 15, 17), (1, 8, 220)]:
+        shape = [
+            n if opened else own for n, opened, own in zip((size[0], 3, *size[1:]), free, (2, 3, 20, 20), strict=True)
+        ]
+        image = torch.rand(shape)
+        assert difference(run(image), tensors(network(image))) < 1e-5

@@ -234,7 +234,7 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
     Raises:
         HotswapError: where nothing in the network is swapped.
     """
-    if install.current_plan(model) is None:
+    if not install.records(model):
         raise HotswapError("nothing in this network is swapped, so there is nothing to revert")
     plain = model if inplace else _deep_copy(model)
     install.remove(plain)

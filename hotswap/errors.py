@@ -1,5 +1,7 @@
 """The one error hotswap raises for what a user can mend, and others' errors in a line of it."""
 
+from collections.abc import Sequence
+
 _LONGEST = 1200  # letters of a message: names and values in it can come from a file, and be as long as that
 
 
@@ -19,3 +21,12 @@ def one_line(error: BaseException, length: int = 200) -> str:
     """Another's error, to be quoted: its type and the start of its first line, at most so many characters."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:length]}" if lines else type(error).__name__
+
+
+def replaced(lost: Sequence[str]) -> str:
+    """The message about targets, guides and activations whose modules are no longer those that were swapped."""
+    names = ", ".join(lost)
+    return (
+        f"replaced since the swap: {names}; hotswap.revert the network, which makes what is left of the swap plain, "
+        "and convert it anew"
+    )

@@ -170,7 +170,9 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
         with _silence():
             return exporting.program(model, arguments, shapes)
     except Exception as error:  # whatever a user's forward raises when it is traced
-        if isinstance(error, NotImplementedError) and axes:  # a condition on sizes that it cannot solve for one of them
+        if (
+            isinstance(error, NotImplementedError) and axes
+        ):  # a condition on sizes that it cannot solve for one of them
             raise _TooOpenError(f"torch.export fails: {_plain(error)}") from error
         hint = "; dynamic=False (--static) asks less of it" if axes else ""
         raise HotswapError(f"torch.export cannot export this network: {_plain(error)}{hint}") from error

@@ -30,6 +30,10 @@ class Steering:
     relay: Relay
     rewritten: tuple[str, ...]  # paths of GraphModules, in the root
 
+    def lost(self, root: nn.Module) -> list[str]:
+        """What has lost its hooks, as a module was replaced."""
+        return self.relay.lost(root)
+
     def undo(self, root: nn.Module) -> None:
         """Take the hooks away."""
         relay.detach(self.relay, root)

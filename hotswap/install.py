@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hotswap import layers, regraphing
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, replaced
 from hotswap.naming import INPUT
 from hotswap.resizing import layers as enlarging
 from hotswap.targets.plan import Plan
@@ -19,9 +19,14 @@ from hotswap.targets.plan import Plan
 RECORDS = "_hotswap_records"  # of a module around guides and targets
 CALLS = "_hotswap_resize_calls"  # of a module whose calls of F.interpolate are handed over, see `resizing.hand_over`
 
+_SWAPPED = (layers.SwappedLayer, enlarging.GuidedResize)
+
 
 class Steering(Protocol):
     """What makes the guides of a network reach its targets."""
+
+    def lost(self, root: nn.Module) -> list[str]:
+        """Targets and guides that no longer reach each other, as a module was replaced; as messages name them."""
 
     def undo(self, root: nn.Module) -> None:
         """Take it away again, from the module it is in or a copy of it."""
@@ -56,6 +61,18 @@ class Record:
     root_path: str  # of that module, in the network the plan was made for
     steering: Steering
 
+    def lost(self, root: nn.Module) -> list[str]:
+        """What of the plan was replaced since in that module, as messages name it."""
+        there = {path for path, module in root.named_modules() if isinstance(module, _SWAPPED)}
+        known = {module.swap.name for module in root.modules() if isinstance(module, _SWAPPED)}
+        prefix = f"{self.root_path}." if self.root_path else ""
+        gone = [
+            f"target {entry.name!r}"
+            for entry in self.plan.entries
+            if entry.layer_path.removeprefix(prefix) not in there and entry.name not in known
+        ]
+        return list(dict.fromkeys([*gone, *self.steering.lost(root)]))
+
     def planned_at(self, path: str, model: nn.Module) -> Plan:
         """The plan with scales as they are, for a network that has the module at `path`.
 
@@ -69,7 +86,7 @@ class Record:
         def now(entry: Any) -> Any:
             target = moved(entry.target)
             layer = model.get_submodule(replace(entry, target=target).layer_path)
-            current = layer.swap if isinstance(layer, layers.SwappedLayer | enlarging.GuidedResize) else entry
+            current = layer.swap if isinstance(layer, _SWAPPED) else entry
             guide = tuple(source if source == INPUT else moved(source) for source in entry.guide)
             taps = tuple(tap and (moved(tap[0]), tap[1]) for tap in entry.taps)
             return replace(current, target=target, guide=guide, taps=taps)
@@ -141,7 +158,13 @@ def require_own_input(model: nn.Module) -> None:
 
 
 def current_plan(model: nn.Module) -> Plan | None:
-    """The swaps a network carries now, with paths from this network and scales as they are; None if none."""
+    """The swaps a network carries now, with paths from this network and scales as they are; None if none.
+
+    Raises:
+        HotswapError: where a module that they need was replaced since.
+    """
+    if lost := [name for _, module, record in records(model) for name in record.lost(module)]:
+        raise HotswapError(replaced(lost))
     plan = Plan.joined([record.planned_at(path, model) for path, _, record in records(model)])
     if not plan.entries:
         return None

@@ -16,8 +16,9 @@ import inspect
 import os
 import sys
 import threading
+import uuid
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, replaced
 from hotswap.guide import guide_copy, require_input_only, require_untraced
 from hotswap.guided import Tap
 from hotswap.naming import INPUT
@@ -67,16 +68,48 @@ class Relay:
     """
 
     def __init__(
-        self, readers: Mapping[Slot, Mapping[str, int]], activations: Mapping[tuple[Slot, str], Collection[int]]
+        self,
+        readers: Mapping[Slot, Mapping[str, int]],
+        activations: Mapping[tuple[Slot, str], Collection[int]],
+        layers: Collection[str] = (),
+        conversion: str | None = None,
     ) -> None:
         self.readers = {slot: dict(targets) for slot, targets in readers.items()}  # -> target -> calls a catch
         self.activations = dict(activations)  # see `activations`
+        self.layers = list(layers)  # targets that hooks give their guides
+        self.conversion = conversion or uuid.uuid4().hex  # the same in copies
+        self._places: list[tuple[str, weakref.ref[nn.Module]]] = []  # of modules with its hooks
         self._frames: dict[tuple[int, int], list[_Frame]] = {}
         self._kept: dict[Slot, list[weakref.ref[Tensor]]] = {slot: [] for slot in readers}
         self._running: dict[tuple[int, int], list[str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Relay, (self.readers, self.activations)
+        return Relay, (self.readers, self.activations, self.layers, self.conversion)
+
+    def check(self, root: nn.Module) -> None:
+        """Check that no module that has hooks was replaced since: it is called before each pass.
+
+        Raises:
+            HotswapError: where one was, with its name.
+        """
+        if torch.compiler.is_compiling() or (self._places and all(_at(root, p) is m() for p, m in self._places)):
+            return
+        if lost := self.lost(root):
+            raise HotswapError(replaced(lost))
+        hooked = ((path, module) for path, module in root.named_modules() if any(_hooks(module, self)))
+        self._places = [(path, weakref.ref(module)) for path, module in hooked]
+
+    def lost(self, root: nn.Module) -> list[str]:
+        """Targets and guides whose modules have lost their hooks, as they were replaced."""
+        hooks = [hook for module in root.modules() for hook in _hooks(module, self)]
+        given = {hook.target for hook in hooks if isinstance(hook, _Give)}
+        caught = {hook.slot for hook in hooks if isinstance(hook, _Catch) and not isinstance(hook, _CatchActivation)}
+        after = {hook.slot for hook in hooks if isinstance(hook, _CatchActivation)}
+        targets = [f"target {name!r}" for name in self.layers if name not in given]
+        slots = [slot for slot in self.readers if slot.source != INPUT]
+        guides = [f"guide {slot.source!r}" for slot in slots if slot not in caught]
+        taps = [f"activation {slot.tap[0]!r}" for slot in slots if slot.tap is not None and slot not in after]
+        return [*targets, *dict.fromkeys(guides), *dict.fromkeys(taps)]
 
     def open(self) -> None:
         """A pass begins; what another one left unfinished ends."""
@@ -253,6 +286,13 @@ class Relay:
         )
 
 
+def _at(root: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
 def _scope() -> tuple[int, int]:
     """Whose pass this is: a thread's forward or, where it runs parts of one again, a backward's."""
     if torch.compiler.is_compiling():  # one pass at a time, which leaves nothing
@@ -311,6 +351,7 @@ class _Open(Hook):
     first: str | None  # name of the first argument of the module's forward
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.relay.check(module)
         self.relay.open()
         slot = Slot(INPUT, None)
         if slot not in self.relay.readers:
@@ -387,19 +428,29 @@ def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
 
 def give(relay: Relay, target: str, slots: tuple[Slot, ...], layer: nn.Module) -> None:
     """Give a layer its guides just before it runs."""
+    relay.layers.append(target)
     layer.register_forward_pre_hook(_Give(relay, target, slots), with_kwargs=True)
     layer.register_forward_hook(Done(relay, target, slots))
 
 
 def detach(relay: Relay, root: nn.Module) -> None:
-    """Take all hooks of a conversion away."""
+    """Take all hooks of a conversion away, also of modules that were copied and put back."""
     for module in root.modules():
         for kind in (module._forward_pre_hooks, module._forward_hooks):
             hooks: dict[int, Any] = kind
-            for key in [k for k, hook in hooks.items() if isinstance(hook, Hook) and hook.relay is relay]:
+            for key in [k for k, hook in hooks.items() if isinstance(hook, Hook) and _is_of(hook, relay)]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
+
+
+def _is_of(hook: Hook, relay: Relay) -> bool:
+    return hook.relay.conversion == relay.conversion
+
+
+def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:
+    kinds: tuple[Mapping[int, Any], ...] = (module._forward_pre_hooks, module._forward_hooks)
+    return (hook for kind in kinds for hook in kind.values() if isinstance(hook, Hook) and hook.relay is relay)
 
 
 def slots_of(entry: Any) -> tuple[Slot, ...]:

@@ -76,6 +76,10 @@ class Rewritten:
     constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
     refusing: tuple[tuple[str, type[nn.Module]], ...]  # modules by path in the root, and their classes before
 
+    def lost(self, root: nn.Module) -> list[str]:
+        """Nothing: the graph calls whatever module stands in a guide's place."""
+        return []
+
     def undo(self, root: nn.Module) -> None:
         """Make the module plain again."""
         for path, kind in self.refusing:

@@ -69,7 +69,7 @@ def _guards(axes: tuple[Any, ...]) -> list[Any]:
     """Conditions in the symbols of these axes alone."""
     known = {_symbol(side) for side in axes} - {None}
     environment = next((side.node.shape_env for side in axes if isinstance(side, torch.SymInt)), None)
-    guards = dict.fromkeys(guard.expr for guard in getattr(environment, "guards", ()))
+    guards = dict.fromkeys(guard.expr for guard in ([] if environment is None else environment.guards))
     return [guard for guard in guards if guard.free_symbols and guard.free_symbols <= known]
 
 

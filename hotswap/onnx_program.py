@@ -15,6 +15,7 @@ from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from hotswap import trying
 from hotswap.exporting import nodes
 
 _aten = torch.ops.aten
@@ -142,6 +143,9 @@ def _out_of_place(node: Node) -> None:
         return
     packet = getattr(_aten, operation._opname.removesuffix("_"), None)
     if not operation._opname.endswith("_") or not hasattr(packet, operation._overloadname):
+        return
+    read = [y for argument in node.args for y in trying.tensors(_value(argument))]
+    if any(y.dtype != read[0].dtype for y in read):  # what is written in place keeps its dtype
         return
     order = {other: place for place, other in enumerate(node.graph.nodes)}
     earlier = [user for user in x.users if order[user] < order[node]]

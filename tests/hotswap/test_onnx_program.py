@@ -123,6 +123,14 @@ def of_both(net, image):
     return parts[1] + 1, y
 
 
-@pytest.mark.parametrize("function", [of_a_view, through_a_view, of_what_dropout_gives, of_an_argument, of_both])
+def of_another_dtype(net, image):
+    x = net.conv(image)
+    x.add_(image.double().mean() * torch.ones(1, dtype=torch.float64))
+    return net.norm(x)
+
+
+@pytest.mark.parametrize(
+    "function", [of_a_view, through_a_view, of_what_dropout_gives, of_an_argument, of_both, of_another_dtype]
+)
 def test_where_memory_is_shared_what_is_written_in_place_is_seen(tmp_path, function):
     run(function, tmp_path / "net.onnx")

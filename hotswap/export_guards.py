@@ -12,9 +12,9 @@ from typing import Any
 import sympy
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
 
 from hotswap import trying
+from hotswap.exporting import inputs
 
 _FAR = 2**13  # a side that is larger takes too long to try
 _MOST = 2**20  # pixels, likewise
@@ -45,12 +45,6 @@ def sizes_outside(program: ExportedProgram) -> list[trying.Size]:
         found += outside[:1]
         found += [size for size in outside[1:] if not any(n % _COMMON for n in size[1:])][:1]
     return found
-
-
-def inputs(program: ExportedProgram) -> list[Node]:
-    """The placeholders of the network's own arguments."""
-    names = set(program.graph_signature.user_inputs)
-    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
 def _past_ranges(program: ExportedProgram, axes: tuple[Any, ...], example: trying.Size) -> Iterator[trying.Size]:

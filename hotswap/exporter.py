@@ -122,7 +122,7 @@ def _exported(
 ) -> Exported:
     arguments = trials[0].arguments
     program = _program(model, arguments, axes)
-    sizes = tuple(_sizes(node.meta["val"]) for node in export_guards.inputs(program))
+    sizes = tuple(_sizes(node.meta["val"]) for node in exporting.inputs(program))
     opened = [axis for axis in axes if any(axis < len(size) and isinstance(size[axis], str) for size in sizes)]
     if len(opened) < len(axes):  # the network's code fixes the others
         trials = [trials[0], *trying.other_sizes(model, arguments, opened)]
@@ -170,9 +170,7 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
         with _silence():
             return exporting.program(model, arguments, shapes)
     except Exception as error:  # whatever a user's forward raises when it is traced
-        if (
-            isinstance(error, NotImplementedError) and axes
-        ):  # a condition on sizes that it cannot solve for one of them
+        if axes and isinstance(error, NotImplementedError):  # a condition on sizes that it cannot solve
             raise _TooOpenError(f"torch.export fails: {_plain(error)}") from error
         hint = "; dynamic=False (--static) asks less of it" if axes else ""
         raise HotswapError(f"torch.export cannot export this network: {_plain(error)}{hint}") from error
@@ -215,7 +213,7 @@ def _sizes(x: Any) -> tuple[int | str, ...]:
 
 def _write_program(program: ExportedProgram, arguments: tuple[Any, ...], file: Path) -> Run:
     for node in program.graph.find_nodes(op="call_function", target=math.floor):
-        if statically_known_true(_value(node.args[0]) >= 0):
+        if statically_known_true(exporting.value(node.args[0]) >= 0):
             node.target = math.trunc  # the same, and torch.export.save has no other name for it
     program.graph_module.recompile()
     stream = io.BytesIO()  # torch.export.save wants a name that ends in .pt2, which the temporary's does not
@@ -268,10 +266,6 @@ def _write_onnx(program: ExportedProgram, arguments: tuple[Any, ...], file: Path
         return [torch.from_numpy(y) for y in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return run
-
-
-def _value(x: Any) -> Any:
-    return x.meta["val"] if isinstance(x, torch.fx.Node) else x
 
 
 def _require_onnx() -> None:

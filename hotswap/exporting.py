@@ -41,6 +41,17 @@ def nodes(program: ExportedProgram) -> Iterator[Node]:
             yield from module.graph.nodes
 
 
+def inputs(program: ExportedProgram) -> list[Node]:
+    """The placeholders of the network's own arguments."""
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def value(x: Any) -> Any:
+    """What a node of a program gives, of fake tensors and symbolic sizes; other arguments are themselves."""
+    return x.meta["val"] if isinstance(x, Node) else x
+
+
 def _by_factor(node: Node) -> bool:
     """Whether it is an enlargement by a factor, which is written as it is."""
     return node.target is torch.ops.aten.upsample_nearest2d.vec and node.args[1] is None

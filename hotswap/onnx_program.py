@@ -4,7 +4,6 @@
 and looks for patterns in every pair of nodes.
 """
 
-import importlib
 import operator
 from collections.abc import Callable, Container
 from functools import cache
@@ -16,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from hotswap import trying
-from hotswap.exporting import nodes
+from hotswap.exporting import nodes, value
 
 _aten = torch.ops.aten
 
@@ -108,8 +107,8 @@ def _round_down(node: Node) -> None:
     """Write a // b of sizes as (a - a % b) // b: ONNX divides towards zero, and -(-a // b) is how one rounds up."""
     a, b = node.args
     if isinstance(a, Node):
-        rest = _before(node, operator.mod, (a, b), _value(a) % _value(b))
-        node.args = (_before(node, operator.sub, (a, rest), _value(a) - _value(a) % _value(b)), b)
+        rest = _before(node, operator.mod, (a, b), value(a) % value(b))
+        node.args = (_before(node, operator.sub, (a, rest), value(a) - value(a) % value(b)), b)
 
 
 def _batch_norm(node: Node) -> None:
@@ -144,7 +143,7 @@ def _out_of_place(node: Node) -> None:
     packet = getattr(_aten, operation._opname.removesuffix("_"), None)
     if not operation._opname.endswith("_") or not hasattr(packet, operation._overloadname):
         return
-    read = [y for argument in node.args for y in trying.tensors(_value(argument))]
+    read = [y for argument in node.args for y in trying.tensors(value(argument))]
     if any(y.dtype != read[0].dtype for y in read):  # what is written in place keeps its dtype
         return
     order = {other: place for place, other in enumerate(node.graph.nodes)}
@@ -177,29 +176,24 @@ _OTHERS: dict[Any, Callable[[Node], None]] = {
 }
 
 
-def _before(node: Node, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> Node:
+def _before(node: Node, function: Callable[..., Any], args: tuple[Any, ...], given: Any) -> Node:
     with node.graph.inserting_before(node):
         made = node.graph.call_function(function, args)
-    made.meta["val"] = value
+    made.meta["val"] = given
     return made
-
-
-def _value(x: Any) -> Any:
-    return x.meta["val"] if isinstance(x, Node) else x
 
 
 # --- the ONNX graph -----------------------------------------------------------------------------------------
 
 
-def _simplify(graph: Any) -> None:
+def _simplify(made: Any) -> None:
     """Compute what is constant, and once what is written twice; runtimes look for patterns themselves."""
     import onnxscript.optimizer
+    from onnx_ir.passes import common
 
-    common: Any = importlib.import_module("onnx_ir.passes.common")  # its annotations are not complete
-
-    onnxscript.optimizer.inline(graph)
-    onnxscript.optimizer.fold_constants(graph)
-    passes = (
+    onnxscript.optimizer.inline(made)
+    onnxscript.optimizer.fold_constants(made)
+    passes: tuple[Any, ...] = (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
@@ -210,4 +204,4 @@ def _simplify(graph: Any) -> None:
         common.NameFixPass(),
     )
     for tidy in passes:
-        tidy(graph)
+        tidy(made)

@@ -64,25 +64,23 @@ def _avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor | None:
     window = _window(kernel_size, stride, padding, 1)
-    if divisor_override is not None:  # torch.onnx leaves it out
-        (rows, columns), (kh, kw) = window.padding, window.kernel_size
-        around = _pads(input, window) if ceil_mode else (columns, columns, rows, rows)
-        return F.avg_pool2d(F.pad(input, around), (kh, kw), window.stride) * (kh * kw / divisor_override)
-    if not ceil_mode:
-        return None
-    if _is_counted_alike(input, window):
-        return None
     rows, columns = window.padding
+    around = (columns, columns, rows, rows)
+    if divisor_override is not None:  # torch.onnx leaves it out
+        padded, (kh, kw) = F.pad(input, _pads(input, window) if ceil_mode else around), window.kernel_size
+        return F.avg_pool2d(padded, (kh, kw), window.stride) * (kh * kw / divisor_override)
+    if not ceil_mode or _is_counted_alike(input, window):
+        return None
     pads = _pads(input, window)
     counted = torch.ones_like(input[..., :1, :, :])
     if count_include_pad:
-        counted = F.pad(counted, (columns, columns, rows, rows), value=1.0)
-        outside = [n - own for n, own in zip(pads, (columns, columns, rows, rows), strict=True)]
+        counted = F.pad(counted, around, value=1.0)
+        outside = [n - own for n, own in zip(pads, around, strict=True)]
     else:
         outside = list(pads)
     share, mean = (
-        F.avg_pool2d(F.pad(x, around), window.kernel_size, window.stride)
-        for x, around in ((counted, outside), (input, list(pads)))
+        F.avg_pool2d(F.pad(x, widths), window.kernel_size, window.stride)
+        for x, widths in ((counted, outside), (input, list(pads)))
     )
     return mean / share
 

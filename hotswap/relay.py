@@ -103,7 +103,7 @@ class Relay:
         """Targets and guides whose modules have lost their hooks, as they were replaced."""
         hooks = [hook for module in root.modules() for hook in _hooks(module, self)]
         given = {hook.target for hook in hooks if isinstance(hook, _Give)}
-        caught = {hook.slot for hook in hooks if isinstance(hook, _Catch) and not isinstance(hook, _CatchActivation)}
+        caught = {hook.slot for hook in hooks if type(hook) is _Catch}
         after = {hook.slot for hook in hooks if isinstance(hook, _CatchActivation)}
         targets = [f"target {name!r}" for name in self.layers if name not in given]
         slots = [slot for slot in self.readers if slot.source != INPUT]
@@ -438,14 +438,14 @@ def detach(relay: Relay, root: nn.Module) -> None:
     for module in root.modules():
         for kind in (module._forward_pre_hooks, module._forward_hooks):
             hooks: dict[int, Any] = kind
-            for key in [k for k, hook in hooks.items() if isinstance(hook, Hook) and _is_of(hook, relay)]:
+            for key in [k for k, hook in hooks.items() if _is_of(hook, relay)]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
 
 
-def _is_of(hook: Hook, relay: Relay) -> bool:
-    return hook.relay.conversion == relay.conversion
+def _is_of(hook: Any, relay: Relay) -> bool:
+    return isinstance(hook, Hook) and hook.relay.conversion == relay.conversion
 
 
 def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:

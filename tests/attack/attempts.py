@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import hostile
 import networks
 import torch
 import traps
 from click.testing import CliRunner
+from hostile import samples
 from PIL import Image
 
 import hotswap
@@ -61,18 +61,18 @@ class Bench:
         self.good = self.work / "good.safetensors"
         self.weights = self.work / "weights.pth"
         hotswap.save(hotswap.convert(networks.Plain(), "target", "guide"), self.good)
-        torch.save(hostile.state(), self.weights)
+        torch.save(samples.state(), self.weights)
         logging.getLogger("hotswap").setLevel(logging.ERROR)
         self._warm_up()
 
     def _warm_up(self):
         """Whatever is imported and cached at first use is not the files' to answer for."""
         for kind, content in (
-            (hostile.PLAN, json.dumps(hostile.plan()).encode()),
-            (hostile.CHECKPOINT, self.good.read_bytes()),
+            (samples.PLAN, json.dumps(samples.plan()).encode()),
+            (samples.CHECKPOINT, self.good.read_bytes()),
         ):
             self.attack(
-                hostile.Sample(kind, "a good one", {hostile.PLAN: ".json"}.get(kind, ".safetensors"), content)
+                samples.Sample(kind, "a good one", {samples.PLAN: ".json"}.get(kind, ".safetensors"), content)
             )
         for name in ("torchvision:squeezenet1_1", "timm:test_resnet"):
             checkpoint.zoo.build(name, trusted=False)

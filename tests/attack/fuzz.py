@@ -7,10 +7,12 @@ import json
 import random
 import struct
 
-import hostile
 import torch
 import yaml
-from hostile import CHECKPOINT, IMAGE, PLAN, RECIPE, STATE, Sample
+from hostile import samples
+from hostile.headers import safetensors_file
+from hostile.images import image_bytes
+from hostile.samples import CHECKPOINT, IMAGE, PLAN, RECIPE, STATE, Sample
 from safetensors.torch import save as safetensors_bytes
 
 ODD = [
@@ -77,23 +79,23 @@ INTERESTING += [
 @functools.cache
 def seeds():
     """Good files of every kind to begin with: (kind, suffix, bytes)."""
-    small = {"state_dict": hostile.state(), "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
-    ours = {"state_dict": hostile.state(), "hotswap": hostile.entry()}
-    named = safetensors_bytes(dict(hostile.state()), {"hotswap": hostile.entry()})
-    state = hostile.run_state() | {"trainer": {"step": 3, "model": hostile.state()}}
+    small = {"state_dict": samples.state(), "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
+    ours = {"state_dict": samples.state(), "hotswap": samples.entry()}
+    named = safetensors_bytes(dict(samples.state()), {"hotswap": samples.entry()})
+    state = samples.run_state() | {"trainer": {"step": 3, "model": samples.state()}}
     found = [
         (CHECKPOINT, ".safetensors", named),
-        (CHECKPOINT, ".safetensors", safetensors_bytes(dict(hostile.state()))),
-        (CHECKPOINT, ".pt", hostile.torch_bytes(ours)),
-        (CHECKPOINT, ".pth", hostile.torch_bytes(small)),
-        (CHECKPOINT, ".pth", hostile.torch_bytes(small, _use_new_zipfile_serialization=False)),
-        (CHECKPOINT, ".pt", hostile.torch_bytes({"model": {f"module.{k}": x for k, x in hostile.state().items()}})),
-        (PLAN, ".json", json.dumps(hostile.plan(), indent=1).encode()),
-        (RECIPE, ".yaml", yaml.safe_dump(hostile.recipe(), sort_keys=False).encode()),
-        (STATE, ".pt", hostile.torch_bytes(state)),
+        (CHECKPOINT, ".safetensors", safetensors_bytes(dict(samples.state()))),
+        (CHECKPOINT, ".pt", samples.torch_bytes(ours)),
+        (CHECKPOINT, ".pth", samples.torch_bytes(small)),
+        (CHECKPOINT, ".pth", samples.torch_bytes(small, _use_new_zipfile_serialization=False)),
+        (CHECKPOINT, ".pt", samples.torch_bytes({"model": {f"module.{k}": x for k, x in samples.state().items()}})),
+        (PLAN, ".json", json.dumps(samples.plan(), indent=1).encode()),
+        (RECIPE, ".yaml", yaml.safe_dump(samples.recipe(), sort_keys=False).encode()),
+        (STATE, ".pt", samples.torch_bytes(state)),
     ]
     kinds = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
-    return [*found, *((IMAGE, suffix, hostile.image_bytes(kind)) for kind, suffix in kinds.items())]
+    return [*found, *((IMAGE, suffix, image_bytes(kind)) for kind, suffix in kinds.items())]
 
 
 # Checkpoints are what people download from strangers, so most files are those.
@@ -105,9 +107,8 @@ def sample(seed, number):
     chance = random.Random(f"{seed}:{number}")  # noqa: S311 (nothing secret)
     choices = seeds()
     kind, suffix, content = chance.choices(choices, [_WEIGHTS[kind] for kind, _, _ in choices])[0]
-    structured = [how for how in (_tree, _inner_pickle, _entry, _header) if how is not None]
     if chance.random() < 0.5:
-        how = chance.choice(structured)
+        how = chance.choice((_tree, _inner_pickle, _entry, _header))
         changed = how(chance, kind, suffix, content)
         if changed is not None:
             return Sample(
@@ -272,16 +273,16 @@ def _json(tree):
 def _tree(chance, kind, suffix, content):
     """The plan, the recipe, or what a state says of its run, as a tree."""
     if kind == PLAN:
-        return _json(mutated(chance, hostile.plan())).encode()
+        return _json(mutated(chance, samples.plan())).encode()
     if kind == RECIPE:
-        changed = mutated(chance, hostile.recipe())
+        changed = mutated(chance, samples.recipe())
         try:
             return yaml.safe_dump(changed, sort_keys=False).encode("utf-8", "surrogatepass")
         except yaml.YAMLError:
             return None
     if kind == STATE:
-        known = mutated(chance, json.loads(hostile.run_state()["hotswap_run"]) | {"recipe": hostile.recipe()})
-        return hostile.torch_bytes(hostile.run_state() | {"hotswap_run": _json(known)})
+        known = mutated(chance, json.loads(samples.run_state()["hotswap_run"]) | {"recipe": samples.recipe()})
+        return samples.torch_bytes(samples.run_state() | {"hotswap_run": _json(known)})
     return None
 
 
@@ -289,11 +290,12 @@ def _entry(chance, kind, suffix, content):
     """The hotswap entry of a checkpoint."""
     if kind != CHECKPOINT:
         return None
-    base = json.loads(hostile.entry(architecture="timm:test_resnet?num_classes=3"))
+    version = chance.choice((None, None, None, 1, 2, 3, 4))  # mostly what is written now
+    base = json.loads(samples.entry(version, architecture="timm:test_resnet?num_classes=3"))
     text = _json(mutated(chance, base))
     if suffix == ".safetensors":
-        return safetensors_bytes(dict(hostile.state()), {"hotswap": text})
-    return hostile.torch_bytes({"state_dict": hostile.state(), "hotswap": text})
+        return safetensors_bytes(dict(samples.state()), {"hotswap": text})
+    return samples.torch_bytes({"state_dict": samples.state(), "hotswap": text})
 
 
 def _header(chance, kind, suffix, content):
@@ -302,7 +304,7 @@ def _header(chance, kind, suffix, content):
         return None
     (length,) = struct.unpack("<Q", content[:8])
     header = mutated(chance, json.loads(content[8 : 8 + length]))
-    return hostile.safetensors_file(header, content[8 + length :])
+    return safetensors_file(header, content[8 + length :])
 
 
 def _inner_pickle(chance, kind, suffix, content):
@@ -310,7 +312,7 @@ def _inner_pickle(chance, kind, suffix, content):
     if suffix not in (".pt", ".pth"):
         return None
     if kind == CHECKPOINT and chance.random() < 0.3:
-        return hostile.torch_bytes({k: _odd_tensor(chance, x) for k, x in hostile.state().items()})
+        return samples.torch_bytes({k: _odd_tensor(chance, x) for k, x in samples.state().items()})
     import io
     import zipfile
 

@@ -1,5 +1,6 @@
-"""A small part of the attacks, always the same one; `python -m tests.attack fuzz` makes all of them."""
+"""A small part of the attacks, always the same one; `python -m tools.attack fuzz` makes all of them."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ import fuzz
 import hostile
 import torch
 import traps
+from hostile.samples import CHECKPOINT, IMAGE, NEWER_KEYS, PLAN, RECIPE, Calls, Sample, entry, state, torch_bytes
+
+from hotswap import checkpoint
+from hotswap.errors import HotswapError
 
 MUTATED = 160
 ALWAYS = (
@@ -59,6 +64,18 @@ def test_hostile_files(bench):
     assert not wrong
 
 
+def test_hostile_metadata_is_of_the_format_that_is_written():
+    assert json.loads(entry())["format_version"] == checkpoint.FORMAT_VERSION == max(NEWER_KEYS)
+
+
+@pytest.mark.parametrize("version", [None, *range(1, checkpoint.FORMAT_VERSION + 1)])
+def test_entries_are_good_before_anything_hostile_is_put_in(bench, version):
+    """So what is refused is refused for what is hostile in it."""
+    content = torch_bytes({"state_dict": state(), "hotswap": entry(version)})
+    outcomes = bench.attack(Sample(CHECKPOINT, "good", ".pt", content, refused=False)).outcomes
+    assert outcomes["read"] == outcomes["load"] == "done"
+
+
 def test_mutated_files(bench):
     outcomes, wrong = set(), []
     for number in range(MUTATED):
@@ -67,10 +84,8 @@ def test_mutated_files(bench):
         wrong += told(sample, found)
         outcomes |= {(sample.kind, outcome) for outcome in found.outcomes.values()}
     assert not wrong
-    assert outcomes >= {
-        (kind, "refused") for kind in (hostile.CHECKPOINT, hostile.PLAN, hostile.RECIPE, hostile.IMAGE)
-    }
-    assert outcomes >= {(kind, "done") for kind in (hostile.CHECKPOINT, hostile.IMAGE)}
+    assert outcomes >= {(kind, "refused") for kind in (CHECKPOINT, PLAN, RECIPE, IMAGE)}
+    assert outcomes >= {(kind, "done") for kind in (CHECKPOINT, IMAGE)}
 
 
 def test_a_mutated_file_is_a_function_of_its_number():
@@ -83,7 +98,14 @@ def test_a_mutated_file_is_a_function_of_its_number():
 
 def caught(bench, monkeypatch, kind, name, attempt):
     monkeypatch.setattr(bench, f"_{kind}", lambda path: [(name, lambda: attempt(path))])
-    return " | ".join(bench.attack(hostile.Sample(kind, "x", ".pt", b"content", refused=False)).violations)
+    return " | ".join(bench.attack(Sample(kind, "x", ".pt", b"content", refused=False)).violations)
+
+
+def refuse(message):
+    """Raise an error that says this and nothing else: HotswapError itself cuts and cleans what it is given."""
+    error = HotswapError()
+    error.args = (message,)
+    raise error
 
 
 def runs_code(path):
@@ -98,20 +120,22 @@ def runs_code(path):
         (lambda path: Path("extra").touch(), "it left extra"),
         (lambda path: Path("/tmp/hotswap-attack-outside").mkdir(exist_ok=True), "it did os.mkdir"),  # noqa: S108
         (lambda path: bytearray(2**30 + 2**28), "MiB of memory"),
-        (lambda path: (_ for _ in ()).throw(attempts.HotswapError("x" * 9000)), ""),
+        (lambda path: refuse("x" * 9000), "not one short line, 9000 letters"),
+        (lambda path: refuse("two\nlines"), "not one short line, 9 letters"),
+        (lambda path: refuse(""), "not one short line, 0 letters"),
     ],
 )
 def test_what_must_not_happen_is_noticed(bench, monkeypatch, attempt, violation):
-    assert violation in caught(bench, monkeypatch, hostile.CHECKPOINT, "it", attempt)
+    assert violation in caught(bench, monkeypatch, CHECKPOINT, "it", attempt)
     Path("/tmp/hotswap-attack-outside").rmdir() if "mkdir" in violation else None  # noqa: S108
 
 
 @pytest.mark.parametrize("gadget", ["os.system", "open", "import", "subprocess", "runpy"])
 def test_the_traps_work(bench, monkeypatch, gadget):
     """Read by an unpickler that is not safe, the pickles do run."""
-    content = hostile.torch_bytes({"x": hostile._Calls(*traps.gadgets(bench.trap)[gadget])})
+    content = torch_bytes({"x": Calls(*traps.gadgets(bench.trap)[gadget])})
     monkeypatch.setattr(bench, "_checkpoint", lambda path: [("unsafe", lambda: runs_code(path))])
-    found = bench.attack(hostile.Sample(hostile.CHECKPOINT, gadget, ".pt", content))
+    found = bench.attack(Sample(CHECKPOINT, gadget, ".pt", content))
     text = " | ".join(found.violations)
     assert "code ran" in text or "it did" in text
     assert "pickle.find_class" in text

@@ -1,4 +1,4 @@
-"""Some of the places in which commands are attacked; `python -m tests.attack places` tries every command in all."""
+"""Some of the places in which commands are attacked; `python -m tools.attack places` tries every command in all."""
 
 import os
 import tempfile
@@ -8,6 +8,8 @@ import attempts
 import places
 import pytest
 from click.testing import CliRunner
+from conditions import NotHereError
+from ground import Ground
 
 from recipes.__main__ import main
 
@@ -16,7 +18,7 @@ from recipes.__main__ import main
 def ground():
     with tempfile.TemporaryDirectory() as work:  # pytest's own folders may be entered by nobody else
         Path(work).chmod(0o755)
-        made = places.Ground(work)
+        made = Ground(work)
         for command in ("revert", "revert to .pt", "revert in parts", "convert"):
             assert made.attack(command, "new") == []
         assert made.attack_by_input("diff", "read through a link") == []
@@ -26,7 +28,7 @@ def ground():
 def tried(attack, *names):
     try:
         return attack(*names)
-    except places.NotHereError as error:
+    except NotHereError as error:
         pytest.skip(str(error))
 
 

@@ -3,9 +3,11 @@
 import struct
 import zipfile
 
-import hostile
 import pytest
 import torch
+from hostile.archives import two_directories
+from hostile.pickles import odd_objects
+from hostile.samples import torch_zip
 
 from hotswap import checkpoint, pickled
 from hotswap.errors import HotswapError
@@ -26,14 +28,14 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(hostile.torch_zip(BYTEARRAY), "raw bytes beside its tensors", id="raw bytes"),
-        pytest.param(hostile.torch_zip(LONG), "more than 8 MiB beside its tensors", id="a long string"),
+        pytest.param(torch_zip(BYTEARRAY), "raw bytes beside its tensors", id="raw bytes"),
+        pytest.param(torch_zip(LONG), "more than 8 MiB beside its tensors", id="a long string"),
         pytest.param(LEGACY + BYTEARRAY + b"\x80\x02].", "raw bytes beside its tensors", id="raw bytes, legacy"),
         pytest.param(LEGACY + LONG, "more than 8 MiB beside its tensors", id="a long string, legacy"),
         pytest.param(BYTEARRAY, "a pickle that torch.save did not write, which could run code", id="raw bytes, bare"),
-        pytest.param(hostile.two_directories(2**20), "names another directory", id="two directories"),
+        pytest.param(two_directories(2**20), "names another directory", id="two directories"),
         pytest.param(
-            hostile.torch_zip(b"\x80\x02}.")[:-2] + struct.pack("<H", 3) + b"abc",
+            torch_zip(b"\x80\x02}.")[:-2] + struct.pack("<H", 3) + b"abc",
             "names another directory",
             id="a comment",
         ),
@@ -45,20 +47,20 @@ def test_what_could_take_any_amount_of_memory_is_refused(tmp_path, content, reas
 
 @pytest.mark.parametrize("odd", ["a tensor that repeats one number", "fifty thousand names of one wide tensor"])
 def test_tensors_that_share_memory_may_not_be_much_more_apart(tmp_path, odd):
-    content = hostile.torch_zip(hostile.odd_objects()[odd], _0=bytes(64))
+    content = torch_zip(odd_objects()[odd], _0=bytes(64))
     assert "GB apart" in refusal(tmp_path / "w.pt", content)
 
 
 @pytest.mark.parametrize("attribute", ["items", "get", "keys", "_metadata"])
 def test_attributes_of_a_dictionary_are_not_called(tmp_path, attribute):
-    content = hostile.torch_zip(hostile.odd_objects()[f"{attribute} that is a number" if attribute == "_metadata" else f"{attribute} as an attribute"], _0=bytes(64))  # fmt: skip
+    content = torch_zip(odd_objects()[f"{attribute} that is a number" if attribute == "_metadata" else f"{attribute} as an attribute"], _0=bytes(64))  # fmt: skip
     (tmp_path / "w.pt").write_bytes(content)
     assert list(checkpoint.read(tmp_path / "w.pt").state_dict) == ["head.weight"]
 
 
 def test_the_second_directory_would_have_been_read(tmp_path):
     """Python's reader sees one harmless entry; PyTorch's, without the check, unpacks the bomb."""
-    (tmp_path / "w.pt").write_bytes(hostile.two_directories(2**26))
+    (tmp_path / "w.pt").write_bytes(two_directories(2**26))
     with zipfile.ZipFile(tmp_path / "w.pt") as archive:
         assert archive.read("archive/data.pkl") == b"\x80\x02}."
     reader = torch._C.PyTorchFileReader(str(tmp_path / "w.pt"))

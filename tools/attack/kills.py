@@ -6,17 +6,18 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import runs
 import torch
 import yaml
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import hotswap
 from recipes import checkpointing
 
-NET = "kills:Wide"
+NET = "tools.attack.kills:Wide"
 _TEMPORARY = ".hotswap-*"
 _WHILE_WRITING = 0.6  # the share of kills that wait until a file is being written
 
@@ -24,32 +25,43 @@ _WHILE_WRITING = 0.6  # the share of kills that wait until a file is being writt
 class Wide(nn.Module):
     """Few layers with many weights, so that most of a command's time is writing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.guide = nn.Conv2d(3, 256, 3, padding=1)
         self.target = nn.Conv2d(256, 256, 3, padding=1)
 
-    def forward(self, image):
-        return self.target(self.guide(image).relu())
+    def forward(self, image: Tensor) -> Tensor:
+        """A target, guided by what it is given."""
+        enlarged: Tensor = self.target(self.guide(image).relu())
+        return enlarged
 
 
-class Target:
+class Command:
     """A command to be killed: what it starts from, and what may be left of it."""
 
-    def __init__(self, work):
-        self.work = Path(work)
-        self.folder = self.work / "out"
+    arguments: list[Any]
 
-    def prepare(self):
+    def __init__(self, work: Path) -> None:
+        self.work, self.folder = work, work / "out"
+
+    def prepare(self) -> None:
         """Put the folder back to where the command begins."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
 
+    def finished(self) -> None:
+        """Keep what the command writes when nobody disturbs it."""
+        raise NotImplementedError
 
-class Writes(Target):
+    def check(self, resume: bool) -> str:
+        """A word for what is left, which must be whole."""
+        raise NotImplementedError
+
+
+class Writes(Command):
     """A command that replaces a checkpoint: `convert`, or `calibrate`."""
 
-    def __init__(self, work, name):
+    def __init__(self, work: Path, name: str) -> None:
         super().__init__(work)
         torch.manual_seed(0)
         net = Wide()
@@ -82,18 +94,19 @@ class Writes(Target):
         }[name] + [*size, "-o", out]
         if name == "convert":
             self.arguments += ["--guide-scale", "0.5"]
-        self.new = None
+        self.new = b""
 
-    def prepare(self):
+    def prepare(self) -> None:
+        """Put the folder back, with the old file in it."""
         super().prepare()
         (self.folder / "out.safetensors").write_bytes(self.old)
 
-    def finished(self):
+    def finished(self) -> None:
         """Keep what the command writes when nobody disturbs it."""
         self.new = (self.folder / "out.safetensors").read_bytes()
         assert self.new != self.old
 
-    def check(self, resume):
+    def check(self, resume: bool) -> str:
         """Which of the two is there: "old" or "new"."""
         file = self.folder / "out.safetensors"
         content = file.read_bytes()
@@ -102,65 +115,64 @@ class Writes(Target):
         return "old" if content == self.old else "new"
 
 
-class Finetunes(Target):
+class Finetunes(Command):
     """`finetune` of a tiny recipe that saves after every step."""
 
-    def __init__(self, work):
+    def __init__(self, work: Path) -> None:
         super().__init__(work)
         swaps = [{"targets": ["second"], "guide": "first", "guide_scale": 0.1}]
         recipe = runs.recipe(swaps=swaps, evaluation={"every": 1}, save_every=1, steps=6)
         (self.work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         self.arguments = ["finetune", self.work / "recipe.yaml", "--output-dir", self.folder, "--quiet"]
-        self.weights = None
+        self.weights: dict[str, Tensor] = {}
 
-    def prepare(self):
+    def prepare(self) -> None:
+        """Put the folder back, with the old file in it."""
         super().prepare()
         self.folder.rmdir()  # the command makes it
 
-    def finished(self):
+    def finished(self) -> None:
         """Keep the weights that a run ends with which nobody disturbs."""
         self.weights = runs.weights(self.folder)
 
-    def check(self, resume):
+    def check(self, resume: bool) -> str:
         """All that is there loads; with `resume` the run goes on, to the same weights."""
-        found = {path.name for path in self.folder.glob("*")} if self.folder.exists() else set()
+        left = {path.name for path in self.folder.glob("*")} if self.folder.exists() else set()
         for name in ("best.safetensors", "last.safetensors"):
-            if name in found:
+            if name in left:
                 hotswap.load(self.folder / name, runs.Small())
-        if "state.pt" in found:
+        if "state.pt" in left:
             checkpointing.read(self.folder / "state.pt")
-        if "result.json" in found:
+        if "result.json" in left:
             json.loads((self.folder / "result.json").read_text())
         if resume:
             again = runs.process([str(a) for a in [*self.arguments, "--resume"]])
             again.join()
             assert again.exitcode == 0, f"--resume ended with {again.exitcode}"
             assert runs.same(runs.weights(self.folder), self.weights), "--resume ended with other weights"
-        return "saved" if "state.pt" in found else "nothing yet"
+        return "saved" if "state.pt" in left else "nothing yet"
 
 
-def targets(work):
+def commands(work: Path) -> dict[str, Command]:
     """The commands, by name."""
-    made = {}
-    for name in ("convert", "calibrate", "finetune"):
-        folder = Path(work) / name
+    folders = {name: work / name for name in ("convert", "calibrate", "finetune")}
+    for folder in folders.values():
         folder.mkdir()
-        made[name] = Finetunes(folder) if name == "finetune" else Writes(folder, name)
-    return made
+    return {name: Finetunes(x) if name == "finetune" else Writes(x, name) for name, x in folders.items()}
 
 
-def kill(target, chance, seconds, resume):
+def kill(command: Command, chance: random.Random, seconds: float, resume: bool) -> tuple[str, str]:
     """Start the command, kill it at a moment drawn at random, and look at what is left: a word, and how it was."""
-    target.prepare()
-    process = runs.process([str(a) for a in target.arguments])
+    command.prepare()
+    process = runs.process([str(a) for a in command.arguments])
     writing = chance.random() < _WHILE_WRITING
     if writing:
         delay = chance.expovariate(1 / 0.004)  # about as long as writing takes
         skipped = chance.randrange(20)
-        seen = set()
+        seen: set[Path] = set()
         while process.is_alive():
-            seen |= set(target.folder.glob(_TEMPORARY)) if target.folder.exists() else set()
-            if len(seen) > min(skipped, 0 if isinstance(target, Writes) else 20):
+            seen |= set(command.folder.glob(_TEMPORARY)) if command.folder.exists() else set()
+            if len(seen) > min(skipped, 0 if isinstance(command, Writes) else 20):
                 break
             time.sleep(0.0002)
         time.sleep(delay)
@@ -168,33 +180,31 @@ def kill(target, chance, seconds, resume):
         process.join(chance.uniform(0, 1.05 * seconds))
     process.kill()
     process.join()
-    left = len(list(target.folder.glob(_TEMPORARY))) if target.folder.exists() else 0
-    word = target.check(resume)
+    left = len(list(command.folder.glob(_TEMPORARY))) if command.folder.exists() else 0
+    word = command.check(resume)
     return word, "done before" if process.exitcode == 0 else "killed while writing" if left else "killed"
 
 
-def run(count, seed, *, only=None):
+def run(count: int, seed: int) -> dict[str, Any]:
     """Kill each command `count` times; counts of what was left, and what was wrong with it."""
     chance = random.Random(seed)  # noqa: S311 (nothing secret)
+    outcomes: dict[str, dict[str, int]] = {}
+    violations: list[str] = []
     with tempfile.TemporaryDirectory() as work:
-        result = {}
-        for name, target in targets(work).items():
-            if only is not None and name not in only:
-                continue
-            target.prepare()
+        for name, command in commands(Path(work)).items():
+            command.prepare()
             began = time.perf_counter()
-            undisturbed = runs.process([str(a) for a in target.arguments])
+            undisturbed = runs.process([str(a) for a in command.arguments])
             undisturbed.join()
             seconds = time.perf_counter() - began
-            target.finished()
-            outcomes, violations = {}, []
+            command.finished()
+            counts = outcomes[name] = dict[str, int]()
             for number in range(count):
                 try:
-                    word, how = kill(target, chance, seconds, resume=number % 15 == 0)
+                    word, how = kill(command, chance, seconds, resume=number % 15 == 0)
                     key = f"{how}, left: {word}"
-                except Exception as error:  # noqa: BLE001 (that is the finding)
+                except Exception as error:  # noqa: BLE001 (whatever it is, it is to be told)
                     key = "wrong"
                     violations.append(f"{name} {number}: {type(error).__name__}: {error}")
-                outcomes[key] = outcomes.get(key, 0) + 1
-            result[name] = {"kills": count, "outcomes": dict(sorted(outcomes.items())), "violations": violations}
-    return result
+                counts[key] = counts.get(key, 0) + 1
+    return {"kills": count, "outcomes": outcomes, "violations": violations}

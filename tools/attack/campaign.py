@@ -1,4 +1,4 @@
-"""The long run: every hostile file and thousands of mutated ones, in a process that is replaced when one of them kills it."""
+"""Every hostile file and thousands of mutated ones, in a process that is replaced when one of them kills it."""
 
 import collections
 import importlib.metadata
@@ -9,20 +9,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import attempts
 import fuzz
-import hostile
 import torch
+from attempts import Bench, Found
+from hostile import all_samples
+from hostile.samples import Sample
+
+Case = tuple[str, int]  # "hostile" or "fuzz", and its number
+Attack = Callable[[Case], tuple[Sample, Found]]
 
 _PACKAGES = ("torch", "safetensors", "pillow", "pyyaml", "pydantic", "click", "timm", "torchvision", "numpy")
 
 
-def about(command):
+def about(command: str) -> dict[str, Any]:
     """When, with what and how something was measured."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
@@ -32,16 +38,16 @@ def about(command):
     }
 
 
-def run(seed, first, count, result, *, with_hostile=True):
-    """Attack with the hostile files and `count` mutated ones from number `first`; the result as a mapping, and in a file."""
+def run(seed: int, first: int, count: int, *, with_hostile: bool = True) -> dict[str, Any]:
+    """Attack with the hostile files, and with `count` mutated ones from number `first`; a summary."""
     began = time.perf_counter()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
-        bench = attempts.Bench(work)
-        samples = hostile.all_samples(bench.trap) if with_hostile else []
+        bench = Bench(work)
+        samples = all_samples(bench.trap) if with_hostile else []
         cases = [("hostile", index) for index in range(len(samples))] + [("fuzz", first + i) for i in range(count)]
 
-        def attack(case):
+        def attack(case: Case) -> tuple[Sample, Found]:
             kind, number = case
             if kind == "hostile":
                 return samples[number], bench.attack(samples[number])
@@ -49,18 +55,11 @@ def run(seed, first, count, result, *, with_hostile=True):
             return sample, bench.attack(sample, fuzz.choose(seed, number))
 
         lines = _supervised(cases, attack, Path(work) / "log")
-    summary = _summary(lines) | {
-        "seed": seed,
-        "first": first,
-        "minutes": round((time.perf_counter() - began) / 60, 1),
-    }
-    found = about(f"python -m tests.attack {' '.join(sys.argv[1:])}") | summary
-    if result is not None:
-        Path(result).write_text(json.dumps(found, indent=2) + "\n")
-    return found
+    minutes = round((time.perf_counter() - began) / 60, 1)
+    return _summary(lines) | {"seed": seed, "first": first, "minutes": minutes}
 
 
-def _supervised(cases, attack, log):
+def _supervised(cases: Sequence[Case], attack: Attack, log: Path) -> list[dict[str, Any]]:
     """Do all cases in children of this process, each going on where the one before it died."""
     done = 0
     while done < len(cases):
@@ -83,7 +82,7 @@ def _supervised(cases, attack, log):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def _work(cases, attack, log):
+def _work(cases: Sequence[Case], attack: Attack, log: Path) -> None:
     with log.open("a") as stream:
         for case in cases:
             sample, found = attack(case)
@@ -91,10 +90,10 @@ def _work(cases, attack, log):
             stream.write(json.dumps(line | {"seconds": found.seconds, "violations": found.violations}) + "\n")
             stream.flush()
             if found.violations:
-                print(f"{sample.name}: {found.violations[0]}", flush=True)
+                sys.stderr.write(f"{sample.name}: {found.violations[0]}\n")
 
 
-def _summary(lines):
+def _summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     outcomes = collections.Counter(
         f"{line['kind']}: {name} {outcome}" for line in lines for name, outcome in line.get("outcomes", {}).items()
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from examples.hed import enlarge
-from recipes.installed import installed_file
+from recipes.dependencies import installed_file
 
 # Of ImageNet, which the weights were trained with; images are in 0..1.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

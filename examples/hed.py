@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.installed import installed_file
+from recipes.dependencies import installed_file
 
 # (convolutions, channels) of each stage; every stage but the first starts with a 2x2 max-pooling.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))

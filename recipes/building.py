@@ -18,7 +18,7 @@ from hotswap.targets.plan import Plan
 from recipes import datasets
 from recipes.config import EARLIER, DataSet, Recipe, Swap
 from recipes.datasets import Item
-from recipes.parts import freeze
+from recipes.parameter_groups import freeze
 
 
 def dataset(named: DataSet) -> Dataset[Item]:

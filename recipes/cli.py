@@ -6,7 +6,7 @@ import click
 
 from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
-from recipes import extra
+from recipes import dependencies
 
 _recipe = click.argument("recipe", shell_complete=completion.files)
 _overrides = click.option(
@@ -51,7 +51,7 @@ def finetune(
     RECIPE is a YAML file, or the name of one that comes along, such as quickstart. The folder then holds, for each
     arm, last.safetensors, best.safetensors, result.json and state.pt, from which --resume goes on exactly.
     """
-    extra.check_installed()
+    dependencies.check_installed()
     from recipes import reading
 
     arms = reading.read(recipe, overrides)  # before the imports that take seconds
@@ -93,7 +93,7 @@ def finetune(
 @options.as_json
 def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, arm: str | None, as_json: bool) -> None:
     """Measure a network on the validation data of a recipe."""
-    extra.check_installed()
+    dependencies.check_installed()
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
@@ -145,7 +145,7 @@ def predict(
 
     For each image, NAME.png is the page and NAME_prediction.png the map alone, labels with the VOC palette.
     """
-    extra.check_installed()
+    dependencies.check_installed()
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recipes.installed import installed_file
+from recipes.dependencies import installed_file
 
 Split = Literal["train", "validation", "test"]
 

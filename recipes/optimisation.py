@@ -8,7 +8,7 @@ from torch import nn
 from hotswap.errors import HotswapError
 from hotswap.observe import Inputs
 from recipes.config import Optimiser, Schedule
-from recipes.parts import parameters_of
+from recipes.parameter_groups import parameters_of
 
 _KINDS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _WEIGHT_DECAY = {"adamw": 0.01, "adam": 0.0, "sgd": 0.0}

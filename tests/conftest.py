@@ -7,7 +7,7 @@ import pytest
 import torch
 
 # Test helpers are imported by name: tests/hotswap/networks.py as `networks`, tests/pac_ops/... likewise.
-for folder in ("attack", "hotswap", "pac_ops", "recipes"):
+for folder in ("attack", "hotswap", "pac_ops", "support"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import click
 import forks
-import layouts
 import networks
 import pytest
+import tiny_datasets
 import torch
 import yaml
 from test_data_voc import LISTS
@@ -209,13 +209,13 @@ def prepare(page, words, work):
         if word.endswith(("photos", "photos/")):
             path.mkdir()
             for i in range(2):
-                layouts.picture(path / f"{i}.jpg", (40, 48))
+                tiny_datasets.picture(path / f"{i}.jpg", (40, 48))
         elif word == "my.yaml":
             path.write_text(my_recipe(page))
         elif word.startswith("mynets:"):
             (work / "mynets.py").write_text(NETS)
         elif word.startswith("data/"):
-            layouts.voc(path, LISTS)
+            tiny_datasets.voc(path, LISTS)
         elif before == "--weights":
             forks.run(save_weights, words[words.index("convert") + 1], path, folder=work)
         elif before in ("export", "verify", "calibrate", "report") and path.suffix:
@@ -223,7 +223,7 @@ def prepare(page, words, work):
             hotswap.save(hotswap.convert(net, guide_scale=0.5), path, "timm:test_resnet")
     if "joint_depth_pac_x4" in words:
         (work / "data" / "nyu").mkdir(parents=True)
-        layouts.nyu(work / "data" / "nyu", (24, 32), count=6)
+        tiny_datasets.nyu(work / "data" / "nyu", (24, 32), count=6)
 
 
 def save_weights(network, path):

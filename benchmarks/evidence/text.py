@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recipes.installed import installed_file
+from recipes.dependencies import installed_file
 
 Split = Literal["train", "validation", "test"]
 

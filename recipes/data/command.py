@@ -5,7 +5,7 @@ import click
 from hotswap.cli import options, output
 from hotswap.errors import HotswapError
 from hotswap.files import is_folder
-from recipes import extra
+from recipes import dependencies
 
 NAMES = ("voc", "nyu", "sintel")
 
@@ -24,7 +24,7 @@ def check(name: str, root: str, as_json: bool) -> None:
 
     Exit code: 0 everything is there, 1 something is not.
     """
-    extra.check_installed()
+    dependencies.check_installed()
     if not is_folder(root):
         raise HotswapError(f"{name}: there is no folder {root!r}; name the one that the data set lies in")
     from recipes.data.check import check as look_over

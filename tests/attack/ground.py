@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attempts
 import networks
-import runs
+import tiny_recipe
 import torch
 import traps
 from click.testing import CliRunner
@@ -58,9 +58,9 @@ class Ground:
         self.photos.mkdir()
         Image.effect_noise((20, 16), 60).convert("RGB").save(self.photos / "a.png")
         swaps = [{"targets": ["second"], "guide": "first", "guide_scale": 0.1}]
-        self.recipe = runs.written(self.work, swaps=swaps, steps=1, evaluation={"every": 1})
+        self.recipe = tiny_recipe.written(self.work, swaps=swaps, steps=1, evaluation={"every": 1})
         self.small = self.work / "small.safetensors"
-        hotswap.save(runs.Small(), self.small)
+        hotswap.save(tiny_recipe.Small(), self.small)
         self.results = self.work / "results"  # where commands write that are looked at for what they read
 
     @property

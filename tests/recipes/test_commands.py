@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from runs import invoke
+from tiny_recipe import invoke
 
 from hotswap.cli import main
-from recipes import extra
+from recipes import dependencies
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 COMMANDS = PROJECT["entry-points"]["hotswap.commands"]
@@ -43,7 +43,7 @@ def test_help_shows_options_and_examples(name):
     ids=lambda arguments: arguments[0],
 )
 def test_without_the_extra_a_command_names_it(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(extra, "PACKAGES", ("torch", "no_such_package"))
+    monkeypatch.setattr(dependencies, "PACKAGES", ("torch", "no_such_package"))
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
@@ -54,4 +54,4 @@ def test_without_the_extra_a_command_names_it(arguments, monkeypatch, tmp_path):
 def test_what_commands_look_for_is_in_the_extra():
     extras = PROJECT["optional-dependencies"]
     listed = {re.match(r"[\w-]+", line)[0].lower() for line in extras["recipes"] + extras["zoo"]}
-    assert {"pyyaml" if name == "yaml" else name for name in extra.PACKAGES} <= listed
+    assert {"pyyaml" if name == "yaml" else name for name in dependencies.PACKAGES} <= listed

@@ -10,11 +10,11 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import runs
+import tiny_recipe
 import torch
 from accelerate.utils import DistributedType
-from runs import Noise, finetune, invoke, same, weights, written
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_recipe import Noise, finetune, invoke, same, weights, written
 from torch import nn
 
 import hotswap
@@ -32,7 +32,12 @@ EVERYTHING = {
     "schedule": {"name": "cosine", "warmup": 2},
     "ema": 0.8,
     "evaluation": {"every": 2, "batch_size": 2},
-    "model": {"name": "runs:Small", "options": {"norm": True}, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.3]},
+    "model": {
+        "name": "tiny_recipe:Small",
+        "options": {"norm": True},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.3],
+    },
 }
 
 
@@ -59,7 +64,7 @@ def test_a_recipe_with_arms_leaves_networks_results_a_table_and_a_picture(tmp_pa
         assert result["versions"]["torch"] == torch.__version__
         assert result["git"]["commit"]
         assert result["timings"]["training_seconds"] > 0
-        loaded = hotswap.load(out / arm / "last.safetensors", model=runs.Small())
+        loaded = hotswap.load(out / arm / "last.safetensors", model=tiny_recipe.Small())
         assert (hotswap.status(loaded).plan is not None) == (arm == "swapped") == result["swaps"]["swapped"]
         found = json.loads(
             invoke("evaluate", path, "--arm", arm, "--checkpoint", out / arm / "last.safetensors", "--json").stdout
@@ -113,7 +118,7 @@ def draw(folder, closing=None, raising=None):
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path):
-    done = invoke(*runs.arguments(written(tmp_path), tmp_path / "out", "--json"))
+    done = invoke(*tiny_recipe.arguments(written(tmp_path), tmp_path / "out", "--json"))
     assert json.loads(done.stdout) == {"": json.loads((tmp_path / "out" / "result.json").read_text())}
 
 
@@ -177,7 +182,7 @@ def test_whatever_stops_a_run_in_any_write_it_goes_on_to_the_same_weights(
     name, number, error, tmp_path, monkeypatch, whole
 ):
     path, out = written(tmp_path, **TWICE), tmp_path / "stopped"
-    replace, seen = runs.Path.replace, []
+    replace, seen = tiny_recipe.Path.replace, []
 
     def fail(temporary, final):  # the last moment of a write
         if final.name == name:
@@ -187,8 +192,8 @@ def test_whatever_stops_a_run_in_any_write_it_goes_on_to_the_same_weights(
         return replace(temporary, final)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Path, "replace", fail)
-        done = invoke(*runs.arguments(path, out))
+        patch.setattr(tiny_recipe.Path, "replace", fail)
+        done = invoke(*tiny_recipe.arguments(path, out))
     assert len(seen) == number + 1
     if isinstance(error, OSError):
         assert done.exit_code == 1
@@ -212,7 +217,7 @@ def test_ctrl_c_in_a_step_ends_in_one_line_and_keeps_what_was_saved(tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
-        done = invoke(*runs.arguments(path, out))
+        done = invoke(*tiny_recipe.arguments(path, out))
     assert done.exit_code == 1
     assert checkpointing.read(out / "state.pt").trainer["step"] == 2
     assert not (out / "result.json").exists()
@@ -232,7 +237,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_the_last_good_
     path, out = written(tmp_path, save_every=2), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Noise, "__getitem__", poisoned)
-        done = invoke(*runs.arguments(path, out))
+        done = invoke(*tiny_recipe.arguments(path, out))
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: the loss is nan at step 5; lower optimiser.lr")
     assert f"the last good checkpoint is '{out / 'last.safetensors'}'" in done.stderr
@@ -242,7 +247,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_the_last_good_
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
     for name, batch, times in (("one", 8, 1), ("four", 2, 4)):
-        model = {"name": "runs:Small", "options": {"dropout": 0.0}}
+        model = {"name": "tiny_recipe:Small", "options": {"dropout": 0.0}}
         finetune(written(tmp_path, batch_size=batch, accumulation=times, model=model), tmp_path / name)
     one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
     for key, x in one.items():
@@ -318,10 +323,10 @@ def test_networks_split_over_processes_are_refused(monkeypatch):
 def test_a_folder_with_a_run_is_not_written_over(tmp_path):
     path, out = written(tmp_path), tmp_path / "out"
     finetune(path, out, max_steps=1)
-    done = invoke(*runs.arguments(path, out))
+    done = invoke(*tiny_recipe.arguments(path, out))
     assert done.exit_code == 1
     assert "already holds a run: --resume goes on with it, or name another folder" in done.stderr
-    done = invoke(*runs.arguments(path, out, "--resume", "--set", "optimiser.lr=0.5"))
+    done = invoke(*tiny_recipe.arguments(path, out, "--resume", "--set", "optimiser.lr=0.5"))
     assert done.exit_code == 1
     assert "was begun with optimiser.lr 0.01, and the recipe now says 0.5" in done.stderr
 
@@ -338,7 +343,7 @@ def test_a_damaged_state_is_refused(tmp_path):
     path, out = written(tmp_path), tmp_path / "out"
     finetune(path, out, max_steps=1)
     (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:100])
-    done = invoke(*runs.arguments(path, out, "--resume"))
+    done = invoke(*tiny_recipe.arguments(path, out, "--resume"))
     assert done.exit_code == 1
     assert f"cannot read '{out / 'state.pt'}'" in done.stderr
     assert "damaged" in done.stderr
@@ -366,9 +371,9 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"name": "runs:Smal"}}, "has no 'Smal'; closest: Small"),
-        ({"model": {"name": "runs:Small", "options": {"clases": 2}}}, "unexpected keyword argument 'clases'"),
-        ({"model": {"name": "runs:Small", "checkpoint": "none.pt"}}, "cannot read 'none.pt'"),
+        ({"model": {"name": "tiny_recipe:Smal"}}, "has no 'Smal'; closest: Small"),
+        ({"model": {"name": "tiny_recipe:Small", "options": {"clases": 2}}}, "unexpected keyword argument 'clases'"),
+        ({"model": {"name": "tiny_recipe:Small", "checkpoint": "none.pt"}}, "cannot read 'none.pt'"),
         ({"model": {"name": "test_engine:Bare"}}, r"must give a map \[B, C, H, W\]"),
         (
             {"data": {"train": {"name": "scene"}, "validation": {"name": "scenes"}}},
@@ -391,7 +396,7 @@ class Bare(nn.Module):
     ids=str,
 )
 def test_what_cannot_be_done_is_one_line(changes, message, tmp_path):
-    done = invoke(*runs.arguments(written(tmp_path, **changes), tmp_path / "out"))
+    done = invoke(*tiny_recipe.arguments(written(tmp_path, **changes), tmp_path / "out"))
     assert done.exit_code == 1, done.exception
     assert len(done.stderr.splitlines()) == 1
     assert re.search(message, done.stderr), done.stderr

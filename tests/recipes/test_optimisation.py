@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from runs import Small
+from tiny_recipe import Small
 
 import hotswap
 from hotswap.errors import HotswapError
 from recipes.config import Optimiser, Schedule
 from recipes.optimisation import optimiser, rate
-from recipes.parts import freeze, parameters_of
+from recipes.parameter_groups import freeze, parameters_of
 
 IMAGE = torch.rand(1, 3, 8, 8)
 

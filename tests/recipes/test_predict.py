@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import Small, invoke, written
+from tiny_recipe import Small, invoke, written
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -105,7 +105,7 @@ def test_a_swapped_network_is_drawn_beside_its_plain_self_on_a_folder_of_images(
     (tmp_path / "photos").mkdir()
     for name, size in (("a", (16, 8)), ("b", (8, 12))):
         Image.new("RGB", size, (200, 10, 10)).save(tmp_path / "photos" / f"{name}.png")
-    model = {"name": "runs:Small", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    model = {"name": "tiny_recipe:Small", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     options = ["--checkpoint", checkpoint, "--images", tmp_path / "photos", "--output-dir", tmp_path / "out"]
     done = invoke("predict", written(tmp_path, model=model), *options)
     assert done.exit_code == 0, done.output

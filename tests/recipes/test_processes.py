@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import arguments, finetune, process, same, weights, written
+from tiny_recipe import arguments, finetune, process, same, weights, written
 
 SAVED_OFTEN = {"save_every": 1, "steps": 40, "evaluation": {"every": 7}, "ema": 0.9, "optimiser": {"lr": 1e-3}}
 
@@ -45,7 +45,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(ended_by, exit_code, t
 @pytest.mark.parametrize("norm", [False, True], ids=["no norm", "batch norm"])
 def test_two_processes_reach_the_weights_of_one(norm, tmp_path):
     changes = {
-        "model": {"name": "runs:Small", "options": {"dropout": 0.0, "norm": norm}},
+        "model": {"name": "tiny_recipe:Small", "options": {"dropout": 0.0, "norm": norm}},
         "swaps": [{"targets": "second", "guide": "input", "learn_scale": True}],
         "calibration": {"batches": 1},
         "accumulation": 2,

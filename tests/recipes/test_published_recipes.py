@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import nyu, sintel, voc
 from test_data_voc import LISTS
+from tiny_datasets import nyu, sintel, voc
 
 import recipes
 from recipes import engine, reading

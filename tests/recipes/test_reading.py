@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from runs import invoke, written
+from tiny_recipe import invoke, written
 
 from hotswap.errors import HotswapError
 from recipes import config, reading

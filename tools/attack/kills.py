@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import runs
+import tiny_recipe
 import torch
 import yaml
 from PIL import Image
@@ -121,7 +121,7 @@ class Finetunes(Command):
     def __init__(self, work: Path) -> None:
         super().__init__(work)
         swaps = [{"targets": ["second"], "guide": "first", "guide_scale": 0.1}]
-        recipe = runs.recipe(swaps=swaps, evaluation={"every": 1}, save_every=1, steps=6)
+        recipe = tiny_recipe.recipe(swaps=swaps, evaluation={"every": 1}, save_every=1, steps=6)
         (self.work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         self.arguments = ["finetune", self.work / "recipe.yaml", "--output-dir", self.folder, "--quiet"]
         self.weights: dict[str, Tensor] = {}
@@ -133,23 +133,25 @@ class Finetunes(Command):
 
     def finished(self) -> None:
         """Keep the weights that a run ends with which nobody disturbs."""
-        self.weights = runs.weights(self.folder)
+        self.weights = tiny_recipe.weights(self.folder)
 
     def check(self, resume: bool) -> str:
         """All that is there loads; with `resume` the run goes on, to the same weights."""
         left = {path.name for path in self.folder.glob("*")} if self.folder.exists() else set()
         for name in ("best.safetensors", "last.safetensors"):
             if name in left:
-                hotswap.load(self.folder / name, runs.Small())
+                hotswap.load(self.folder / name, tiny_recipe.Small())
         if "state.pt" in left:
             checkpointing.read(self.folder / "state.pt")
         if "result.json" in left:
             json.loads((self.folder / "result.json").read_text())
         if resume:
-            again = runs.process([str(a) for a in [*self.arguments, "--resume"]])
+            again = tiny_recipe.process([str(a) for a in [*self.arguments, "--resume"]])
             again.join()
             assert again.exitcode == 0, f"--resume ended with {again.exitcode}"
-            assert runs.same(runs.weights(self.folder), self.weights), "--resume ended with other weights"
+            assert tiny_recipe.same(tiny_recipe.weights(self.folder), self.weights), (
+                "--resume ended with other weights"
+            )
         return "saved" if "state.pt" in left else "nothing yet"
 
 
@@ -164,7 +166,7 @@ def commands(work: Path) -> dict[str, Command]:
 def kill(command: Command, chance: random.Random, seconds: float, resume: bool) -> tuple[str, str]:
     """Start the command, kill it at a moment drawn at random, and look at what is left: a word, and how it was."""
     command.prepare()
-    process = runs.process([str(a) for a in command.arguments])
+    process = tiny_recipe.process([str(a) for a in command.arguments])
     writing = chance.random() < _WHILE_WRITING
     if writing:
         delay = chance.expovariate(1 / 0.004)  # about as long as writing takes
@@ -194,7 +196,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
         for name, command in commands(Path(work)).items():
             command.prepare()
             began = time.perf_counter()
-            undisturbed = runs.process([str(a) for a in command.arguments])
+            undisturbed = tiny_recipe.process([str(a) for a in command.arguments])
             undisturbed.join()
             seconds = time.perf_counter() - began
             command.finished()

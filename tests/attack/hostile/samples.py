@@ -78,9 +78,9 @@ def entry(version=None, **changes):
 
 def recipe():
     """A recipe for the tests' small network, as a mapping."""
-    data = {"name": "runs:Noise"}
+    data = {"name": "tiny_recipe:Noise"}
     return {
-        "model": {"name": "runs:Small", "options": {"dropout": 0.1}},
+        "model": {"name": "tiny_recipe:Small", "options": {"dropout": 0.1}},
         "swaps": [{"targets": ["second"], "guide": "first", "guide_scale": 0.1}],
         "data": {"train": data, "validation": data | {"options": {"count": 3}}},
         "task": {"name": "segmentation"},

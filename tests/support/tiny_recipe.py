@@ -50,9 +50,9 @@ class Small(nn.Module):
 
 def recipe(**changes):
     """A recipe as a mapping; top-level keys replaced."""
-    data = {"name": "runs:Noise"}
+    data = {"name": "tiny_recipe:Noise"}
     return {
-        "model": {"name": "runs:Small"},
+        "model": {"name": "tiny_recipe:Small"},
         "data": {"train": data, "validation": data | {"options": {"count": 3}}},
         "task": {"name": "segmentation"},
         "steps": 6,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from layouts import SCENES, SIZE, flo, nyu, sintel
+from tiny_datasets import SCENES, SIZE, flo, nyu, sintel
 from torch.utils.data import TensorDataset
 from torchvision.datasets._optical_flow import _read_flo
 

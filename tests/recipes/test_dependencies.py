@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from recipes.installed import installed_file
+from recipes.dependencies import installed_file
 
 
 def test_a_file_of_an_installed_package_is_found_without_importing_it():

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from layouts import labels, sbd_labels, voc
 from PIL import Image
+from tiny_datasets import labels, sbd_labels, voc
 
 from hotswap.errors import HotswapError
 from recipes.data.cropping import Cropping

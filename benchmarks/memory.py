@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hotswap import checkpoint
+from hotswap.checkpoint.metadata import Metadata
+from hotswap.checkpoint.read import read
+from hotswap.checkpoint.write import write
 
 WIDTH = 1024
 KINDS = ("float32", "float16", "parts", "pt")
@@ -57,7 +59,7 @@ def measured(folder: Path, kind: str, megabytes: int) -> Measured:
     weights = network(layers, dtype).state_dict()
     suffix = ".pt" if kind == "pt" else ".safetensors"
     parts = "200MB" if kind == "parts" else None
-    checkpoint.write(weights, folder / f"weights{suffix}", checkpoint.Metadata(), parts)
+    write(weights, folder / f"weights{suffix}", Metadata(), parts)
     command = [
         "convert",
         f"benchmarks.memory:network?layers={layers}&dtype={dtype}",
@@ -74,8 +76,8 @@ def measured(folder: Path, kind: str, megabytes: int) -> Measured:
         cwd=Path(__file__).parents[1],
     )
     before, peak = map(int, done.stdout.splitlines()[-1].split())
-    read = checkpoint.read(folder / f"out{suffix}").state_dict
-    assert all(torch.equal(read[name], x) for name, x in weights.items())
+    written = read(folder / f"out{suffix}").state_dict
+    assert all(torch.equal(written[name], x) for name, x in weights.items())
     return Measured(sum(x.nbytes for x in weights.values()), before, peak)
 
 

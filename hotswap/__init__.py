@@ -7,34 +7,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hotswap.api import apply, convert, plan, revert
-    from hotswap.checkpoint import load, save
+    from hotswap.checkpoint.load import load
+    from hotswap.checkpoint.push import push_to_hub
+    from hotswap.checkpoint.write import save
     from hotswap.errors import HotswapError
-    from hotswap.exporter import Exported, export
-    from hotswap.leaves import register_concrete_args, register_leaf
+    from hotswap.exporting.export import Exported, export
     from hotswap.measure.calibrate import Calibration, calibrate
     from hotswap.measure.inspect import Inspection, inspect
     from hotswap.measure.status import Status, status
     from hotswap.measure.verify import Verification, verify
-    from hotswap.reporting import Report, report
-    from hotswap.sharing import push_to_hub
-    from hotswap.sliding import register_padding
+    from hotswap.reporting.api import Report, report
+    from hotswap.surgery.registry import register_concrete_args, register_leaf
     from hotswap.targets.plan import Plan, Swap
+    from hotswap.targets.window import register_padding
 else:
     # Where each name is, which is imported when it is first asked for: torch takes seconds, and help needs none.
     _MODULES = {
         "hotswap.api": ("apply", "convert", "plan", "revert"),
-        "hotswap.checkpoint": ("load", "save"),
+        "hotswap.checkpoint.load": ("load",),
+        "hotswap.checkpoint.push": ("push_to_hub",),
+        "hotswap.checkpoint.write": ("save",),
         "hotswap.errors": ("HotswapError",),
-        "hotswap.exporter": ("Exported", "export"),
-        "hotswap.leaves": ("register_concrete_args", "register_leaf"),
+        "hotswap.exporting.export": ("Exported", "export"),
         "hotswap.measure.calibrate": ("Calibration", "calibrate"),
         "hotswap.measure.inspect": ("Inspection", "inspect"),
         "hotswap.measure.status": ("Status", "status"),
         "hotswap.measure.verify": ("Verification", "verify"),
-        "hotswap.reporting": ("Report", "report"),
-        "hotswap.sharing": ("push_to_hub",),
-        "hotswap.sliding": ("register_padding",),
+        "hotswap.reporting.api": ("Report", "report"),
+        "hotswap.surgery.registry": ("register_concrete_args", "register_leaf"),
         "hotswap.targets.plan": ("Plan", "Swap"),
+        "hotswap.targets.window": ("register_padding",),
     }
     _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -7,24 +7,23 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
-from hotswap import hooks, install, surgery
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, METHODS, RESIZE_MODES
-from hotswap.choose import Guides, Name, Names, Targets, choose, listed
-from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
-from hotswap.install import Graft
-from hotswap.kernels import DEFAULT_KERNEL, parse
-from hotswap.layers import shape_of
-from hotswap.measure.batches import Batches, Pick, as_batches
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
-from hotswap.naming import AUTO
-from hotswap.observe import Inputs, Observation, compiled_in_place, observe
-from hotswap.resizing.choose import split
-from hotswap.resizing.plan import Resize
-from hotswap.selfcheck import DiffersError, SelfCheck
-from hotswap.targets.plan import Plan, Swap
-from hotswap.tracing import UntraceableError
+from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.network.copying import deep_copy
+from hotswap.network.dry_run import Inputs, Observation, compiled_in_place, observe
+from hotswap.network.names import AUTO
+from hotswap.surgery import graph, hooks, install
+from hotswap.surgery.install import Graft
+from hotswap.surgery.self_check import DiffersError, SelfCheck
+from hotswap.surgery.tracing import UntraceableError
+from hotswap.targets.choose import Guides, Name, Names, Targets, choose, listed
+from hotswap.targets.choose_enlargements import split
+from hotswap.targets.convolution import shape_of
+from hotswap.targets.kernels import DEFAULT_KERNEL, parse
+from hotswap.targets.plan import Plan, Resize, Swap
 
 PAPER_SCALE = 1e-4
 Scales = float | Mapping[Name, float] | Literal["auto"]
@@ -454,7 +453,7 @@ def _by_method(
     what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
     if method != HOOKS:
         try:
-            graft: Graft = surgery.prepare(names.model, part, names.observation, example_inputs)
+            graft: Graft = graph.prepare(names.model, part, names.observation, example_inputs)
             return _tried(names, graft, called, example_inputs, check)
         except refused as error:
             if method == FX and isinstance(error, DiffersError):

@@ -1,6 +1,6 @@
 """What is chosen by a word, and which words there are. Imports no torch, so that another word is refused at once."""
 
-from hotswap.naming import AUTO
+from hotswap.network.names import AUTO
 
 FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
 METHODS = (AUTO, FX, HOOKS)

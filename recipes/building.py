@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import hotswap
-from hotswap import network_names, zoo
 from hotswap.errors import HotswapError
-from hotswap.observe import Inputs
+from hotswap.network.dry_run import Inputs
 from hotswap.targets.plan import Plan
+from hotswap.zoo import names, providers
 from recipes import datasets
 from recipes.config import EARLIER, DataSet, Recipe, Swap
 from recipes.datasets import Item
@@ -58,7 +58,7 @@ def plain(recipe: Recipe) -> nn.Module:
     """
     _here_too()
     with datasets.seeded(recipe.seed):
-        return zoo.build(_spec(recipe), trusted=True)
+        return providers.build(_spec(recipe), trusted=True)
 
 
 def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: Mapping[str, Path]) -> nn.Module:
@@ -106,7 +106,7 @@ def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, pla
 def recordable(recipe: Recipe) -> str | None:
     """The network's name to write into its checkpoints; None where a file may not ask for it."""
     try:
-        return zoo.architecture(_spec(recipe))
+        return providers.architecture(_spec(recipe))
     except HotswapError:
         return None
 
@@ -128,7 +128,7 @@ def _swapped(model: nn.Module, swap: Swap, first: Inputs) -> nn.Module:
 
 
 def _spec(recipe: Recipe) -> str:
-    parsed = network_names.parse(recipe.model.name)
+    parsed = names.parse(recipe.model.name)
     return str(replace(parsed, options={**parsed.options, **recipe.model.options}))
 
 

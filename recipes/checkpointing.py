@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, TypeAdapter
 
-from hotswap import checkpoint
+from hotswap.checkpoint.read import load_torch
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import atomic_write, check_readable
+from hotswap.files.atomic import atomic_write, check_readable
 from hotswap.targets.plan import Plan
 from recipes.config import Recipe
 
@@ -65,7 +65,7 @@ def read(path: Path) -> State:
     Raises:
         HotswapError: where it cannot be read.
     """
-    content = checkpoint.load_torch(check_readable(path), mapped=True)
+    content = load_torch(check_readable(path), mapped=True)
     try:
         return _state(content)
     except HotswapError as error:

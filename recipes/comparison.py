@@ -9,10 +9,10 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 import hotswap
-from hotswap import image_files
-from hotswap import images as folders
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write, is_same_file
+from hotswap.files import image_files
+from hotswap.files.atomic import PathLike, atomic_write, is_same_file
+from hotswap.zoo import images as folders
 from recipes import building, engine
 from recipes.checkpointing import LAST
 from recipes.config import Recipe

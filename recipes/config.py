@@ -22,7 +22,7 @@ class Part(BaseModel):
 class Model(Part):
     """Which network, and its weights."""
 
-    name: str  # for hotswap.zoo: torchvision:NAME, timm:NAME, ... or package.module:factory
+    name: str  # for hotswap.zoo.providers: torchvision:NAME, timm:NAME, ... or package.module:factory
     options: Options = {}  # the constructor's
     checkpoint: str | None = None  # its weights, and its swaps if it has any; arm:NAME: where that arm ended
     mean: Three | None = None  # (image - mean) / std is what the network is given

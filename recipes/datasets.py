@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hotswap.errors import HotswapError
-from hotswap.naming import closest
+from hotswap.network.names import closest
 
 Tensors = Tensor | tuple[Tensor, ...]
 Item = tuple[Tensors, Tensors]

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import flow_to_image
 
-from hotswap.observe import mode
+from hotswap.network.dry_run import mode
 from hotswap.reporting import colours
 from hotswap.reporting.colours import labels_palette
 from pac_ops.binary import labels_of

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 import hotswap
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import PathLike, check_writable, is_there
+from hotswap.files.atomic import PathLike, check_writable, is_there
 from recipes import building, checkpointing, results, tensorboard
 from recipes.checkpointing import BEST, LAST, RESULT, STATE, Record, State
 from recipes.config import Recipe

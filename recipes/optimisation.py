@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hotswap.errors import HotswapError
-from hotswap.observe import Inputs
+from hotswap.network.dry_run import Inputs
 from recipes.config import Optimiser, Schedule
 from recipes.parameter_groups import parameters_of
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
-from hotswap import install
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import plain_copy
-from hotswap.naming import closest, is_pattern, match
-from hotswap.observe import Inputs, observe
+from hotswap.network.dry_run import Inputs, observe
+from hotswap.network.names import closest, is_pattern, match
+from hotswap.surgery import install
 from hotswap.targets.plan import Plan
 
 SWAPPED, GUIDE, SCALES = "swapped", "guide", "scales"
@@ -21,7 +21,8 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
     Args:
         model: the network.
         part: "swapped", the convolutions that are; "scales", learned guide scales; "guide", all that is computed
-            before the last guide is; the path of a module or a parameter; or a pattern of them, see `hotswap.naming`.
+            before the last guide is; the path of a module or a parameter; or a pattern of them, see
+            `hotswap.network.names`.
             A module stands for all inside it.
         example: what the network takes, for "guide".
 

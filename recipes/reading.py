@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, check_readable, is_there, read_text
-from hotswap.naming import closest
+from hotswap.files.atomic import PathLike, check_readable, is_there, read_text
+from hotswap.network.names import closest
 from recipes.config import EARLIER, Recipe
 
 ALONE = ""  # the name of the one arm of a recipe without arms

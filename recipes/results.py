@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import hotswap
-from hotswap.files import atomic_write
+from hotswap.files.atomic import atomic_write
 from hotswap.tables import render
 
 _PACKAGES = ("accelerate", "numpy", "pydantic", "torchmetrics", "torchvision")

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from hotswap.errors import HotswapError
-from hotswap.observe import Inputs, mode
+from hotswap.network.dry_run import Inputs, mode
 from recipes.batch_norms import OverProcesses
 from recipes.config import Training
 from recipes.datasets import Draws, Item, batches, chunks, length, moved, seeded

@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torchvision", "timm", "hotswap.cli", "hotswap.exporter", "recipes.comparison"]
+PRELOADED = ["torchvision", "timm", "hotswap.cli", "hotswap.exporting.export", "recipes.comparison"]
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:

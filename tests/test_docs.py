@@ -26,6 +26,7 @@ from test_data_voc import LISTS
 
 import hotswap
 from hotswap.cli import main
+from hotswap.zoo import providers
 from recipes import reading
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +220,7 @@ def prepare(page, words, work):
         elif before == "--weights":
             forks.run(save_weights, words[words.index("convert") + 1], path, folder=work)
         elif before in ("export", "verify", "calibrate", "report") and path.suffix:
-            net = hotswap.zoo.build("timm:test_resnet", trusted=True)
+            net = providers.build("timm:test_resnet", trusted=True)
             hotswap.save(hotswap.convert(net, guide_scale=0.5), path, "timm:test_resnet")
     if "joint_depth_pac_x4" in words:
         (work / "data" / "nyu").mkdir(parents=True)
@@ -228,7 +229,7 @@ def prepare(page, words, work):
 
 def save_weights(network, path):
     small_vgg16()
-    torch.save(hotswap.zoo.build(network, trusted=True, initialise=True).state_dict(), path)
+    torch.save(providers.build(network, trusted=True, initialise=True).state_dict(), path)
 
 
 def my_recipe(page):

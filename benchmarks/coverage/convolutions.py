@@ -13,7 +13,7 @@ from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.api import PAPER_SCALE
-from hotswap.layers import SwappedConv2d
+from hotswap.targets.convolution import SwappedConv2d
 
 LEAST_CONVOLUTIONS = 2  # a target and something to guide it
 PAPER_DIFFERENCE = 1e-3

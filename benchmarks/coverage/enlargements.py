@@ -14,8 +14,8 @@ from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.choices import FOOTPRINTS, FX, HOOKS
-from hotswap.resizing.choose import RESIZE, is_automatic
-from hotswap.resizing.sites import find
+from hotswap.targets.choose_enlargements import RESIZE, is_automatic
+from hotswap.targets.sites import find
 
 DEVIATION = 0.5  # mean of 1 - K at which outputs and gradients are looked at: the default
 GRADIENT_ROUNDING = 1e-4  # relative, of all parameters' gradients at guide_scale=0 in float32; in float64 ROUNDING_64

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 import hotswap
 from benchmarks.evidence import config
 from benchmarks.evidence.crf import with_dense_crf, with_pac_crf
-from hotswap.guide import Shared
-from hotswap.guided import GuidedLayer
-from hotswap.layers import SwappedLayer
-from hotswap.observe import Inputs, mode
+from hotswap.network.dry_run import Inputs, mode
+from hotswap.targets.convolution import SwappedLayer
+from hotswap.targets.forward_ops import Shared
+from hotswap.targets.guided_layer import GuidedLayer
 
 INPUT, OUTPUT = "input", "output"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
-from hotswap.observe import Inputs
+from hotswap.network.dry_run import Inputs
 from recipes.networks.with_crf import WithCRF
 
 _STEPS = 10  # of the dense CRF, as it is usually run

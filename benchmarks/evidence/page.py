@@ -9,7 +9,7 @@ from benchmarks.evidence import config, plots, results, summary
 from benchmarks.evidence.comparing import Compared, compared, signed
 from benchmarks.evidence.config import Experiment
 from benchmarks.evidence.runs import Row, known
-from hotswap.files import atomic_write
+from hotswap.files.atomic import atomic_write
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOTS = PAGE.parent / "evidence"

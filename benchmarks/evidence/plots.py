@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.evidence.comparing import Compared
 from benchmarks.evidence.config import Experiment
-from hotswap.files import atomic_write
+from hotswap.files.atomic import atomic_write
 
 _HELPS, _HARMS, _UNCLEAR = "#1a7f37", "#b3261e", "#6e7781"
 

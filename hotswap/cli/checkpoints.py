@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from hotswap import destinations
 from hotswap.choices import EXPORTS
 from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
+from hotswap.files import destinations
 
 
 @click.command(
@@ -90,7 +90,7 @@ def calibrate(
     early.check_images(images)
     early.check_other_file(path, checkpoint)
 
-    from hotswap.checkpoint import save
+    from hotswap.checkpoint.write import save
     from hotswap.cli import inputs
     from hotswap.measure.calibrate import calibrate as calibrate_network
 
@@ -121,7 +121,8 @@ def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool
     early.check_checkpoint(checkpoint)
     early.check_other_file(path, checkpoint)
 
-    from hotswap.checkpoint import read, write
+    from hotswap.checkpoint.read import read
+    from hotswap.checkpoint.write import write
 
     found = read(checkpoint)
     if found.metadata is None or found.metadata.plan is None:
@@ -177,7 +178,7 @@ def export(
     early.check_network(model)
 
     from hotswap.cli import inputs
-    from hotswap.exporter import export as export_network
+    from hotswap.exporting.export import export as export_network
 
     network = inputs.load(checkpoint, model, input_size).network
     example = inputs.example(network, input_size)
@@ -201,8 +202,8 @@ def diff(first: str, second: str, as_json: bool) -> None:
     for path in (first, second):
         early.check_checkpoint(path)
 
-    from hotswap.checkpoint import read
-    from hotswap.diff import diff as compare
+    from hotswap.checkpoint.diff import diff as compare
+    from hotswap.checkpoint.read import read
 
     found = [read(path) for path in (first, second)]
     for name, read_file in zip((first, second), found, strict=True):

@@ -1,8 +1,9 @@
 """What a command can see to be wrong before it imports torch, which takes seconds. The library checks it again."""
 
-from hotswap import hub, image_files, network_names, sharded
 from hotswap.errors import HotswapError
-from hotswap.files import check_readable, is_same_file
+from hotswap.files import hub, image_files, shards
+from hotswap.files.atomic import check_readable, is_same_file
+from hotswap.zoo import names
 
 
 def check_network(name: str | None) -> None:
@@ -12,7 +13,7 @@ def check_network(name: str | None) -> None:
         HotswapError: where it has not.
     """
     if name is not None:
-        _ = network_names.parse(name).on_hub  # whose address is of a form, too
+        _ = names.parse(name).on_hub  # whose address is of a form, too
 
 
 def check_checkpoint(path: str | None) -> None:
@@ -26,7 +27,7 @@ def check_checkpoint(path: str | None) -> None:
     if hub.is_address(path):
         hub.parse(path)
     else:
-        check_readable(sharded.index_at(path) or path)
+        check_readable(shards.index_at(path) or path)
 
 
 def check_images(folder: str | None) -> None:

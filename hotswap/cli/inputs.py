@@ -9,12 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hotswap import checkpoint, image_files, images, install, network_names, zoo
 from hotswap.api import revert
+from hotswap.checkpoint.load import load_checkpoint
+from hotswap.checkpoint.read import read
 from hotswap.cli import output
 from hotswap.cli.options import Size
 from hotswap.errors import HotswapError, one_line
-from hotswap.observe import observe
+from hotswap.files import image_files
+from hotswap.network.dry_run import observe
+from hotswap.surgery import install
+from hotswap.zoo import images, names, providers
 
 _BATCH_SIZE = 4
 _NOISE_BATCHES = 2
@@ -22,7 +26,7 @@ _NOISE_BATCHES = 2
 
 def pinned(model: str) -> str:
     """The name that the user typed, of a model on the hub with the commit it is at now, which is told."""
-    name, notes = zoo.pinned(model)
+    name, notes = providers.pinned(model)
     for text in notes:
         output.note(text)
     return name
@@ -30,9 +34,9 @@ def pinned(model: str) -> str:
 
 def build(model: str, *, initialise: bool = False) -> nn.Module:
     """Build the network that the user typed; modules in the current folder can be named too, as with `python -m`."""
-    if network_names.parse(model).is_factory and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
+    if names.parse(model).is_factory and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
         sys.path.insert(0, here)
-    return zoo.build(model, trusted=True, initialise=initialise)
+    return providers.build(model, trusted=True, initialise=initialise)
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,20 @@ def load(path: str, model: str | None, size: Size | None = None) -> Loaded:
     It is looked at with an image of a size that the user named.
     """
     model = None if model is None else pinned(model)
-    read = checkpoint.read(path)
+    saved = read(path)
     plain = None if model is None else build(model)
-    network, notes = checkpoint.load_checkpoint(read, plain, inplace=True, example_of=lambda x: example(x, size))
-    for text in (*read.notes, *notes):
+    network, notes = load_checkpoint(saved, plain, inplace=True, example_of=lambda x: example(x, size))
+    for text in (*saved.notes, *notes):
         output.note(text)
     if model is not None:
         return Loaded(network, recordable(model))
-    return Loaded(network, None if read.metadata is None else read.metadata.architecture)
+    return Loaded(network, None if saved.metadata is None else saved.metadata.architecture)
 
 
 def recordable(model: str) -> str | None:
     """The network's name to write into its file; None, with a note, where a file may not hold it."""
     try:
-        return zoo.architecture(model)
+        return providers.architecture(model)
     except HotswapError:
         output.note(
             f"the file will not name its network, as a file may not ask for {model}; later, pass it as --model"
@@ -101,9 +105,9 @@ def data(
         return Data(output.with_progress(noise, _NOISE_BATCHES, what), "random noise (seed 0)")
     files = image_files.find(folder, limit)
     batch_size = _BATCH_SIZE if _takes(network, torch.empty(_BATCH_SIZE, *form.shape, dtype=form.dtype)) else 1
-    read = images.batches(files, form.shape, form.mean, form.std, batch_size, form.dtype)
+    batches = images.batches(files, form.shape, form.mean, form.std, batch_size, form.dtype)
     total = -(-len(files) // batch_size)
-    return Data(output.with_progress(read, total, what), f"{len(files)} images from {folder}")
+    return Data(output.with_progress(batches, total, what), f"{len(files)} images from {folder}")
 
 
 def _takes(network: nn.Module, batch: Tensor) -> bool:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hotswap import destinations, network_names
 from hotswap.choices import FOOTPRINTS, METHODS, RESIZE_MODES
 from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
-from hotswap.files import check_readable
+from hotswap.files import destinations
+from hotswap.files.atomic import check_readable
+from hotswap.zoo import names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -180,7 +181,7 @@ def convert(
     if plan_file is not None and calibrate_on is not None:
         raise click.UsageError("--plan says how strong the swaps are: `hotswap calibrate` the result instead.")
     given = _given(chosen, plan_file, calibrated=calibrate_on is not None)
-    parsed = network_names.parse(model)
+    parsed = names.parse(model)
     if not dry_run:
         if path is None:
             raise click.UsageError("Missing option '-o' / '--output' (only --dry-run needs none).")
@@ -194,13 +195,14 @@ def convert(
     early.check_checkpoint(weights)
     early.check_images(calibrate_on)
 
-    from hotswap import checkpoint, zoo
+    from hotswap.checkpoint.write import save
     from hotswap.cli import inputs
+    from hotswap.zoo import providers
 
     model = inputs.pinned(model)
     network = inputs.build(model)
     if weights is None and not (dry_run and calibrate_on is None):
-        weights = zoo.weights(model)
+        weights = providers.weights(model)
     if weights is not None:
         _load(network, weights)
     if calibrate_on is None:
@@ -213,7 +215,7 @@ def convert(
     if dry_run or path is None:
         output.show(made, as_json=as_json)
         return
-    checkpoint.save(converted, path, inputs.recordable(model), max_shard_size=max_shard_size)
+    save(converted, path, inputs.recordable(model), max_shard_size=max_shard_size)
     output.show(made, as_json=as_json, output=path)
     output.wrote(path)
 
@@ -224,14 +226,15 @@ COMMANDS: tuple[click.Command, ...] = (inspect, plan, convert)
 def _carry_out(
     network: "nn.Module", plan_file: str | None, input_size: options.Size | None, given: dict[str, Any], check: bool
 ) -> "tuple[Plan, nn.Module]":
-    from hotswap import api, checkpoint
+    from hotswap import api
+    from hotswap.checkpoint.read import read_plan
     from hotswap.cli import inputs
 
     example = inputs.example(network, input_size)
     if plan_file is None:
         made = api.plan(network, **given, example_inputs=example, check=check)
     else:
-        made = checkpoint.read_plan(plan_file)
+        made = read_plan(plan_file)
     compared = plan_file is None  # when it was planned
     return made, api.apply(network, made, example_inputs=example, inplace=True, check=check and not compared)
 
@@ -239,7 +242,8 @@ def _carry_out(
 def _calibrated(
     network: "nn.Module", example: "Tensor | None", batches: "Iterable[Tensor]", given: dict[str, Any]
 ) -> "tuple[Plan, nn.Module]":
-    from hotswap import api, install
+    from hotswap import api
+    from hotswap.surgery import install
 
     converted = api.convert(network, **given, calibrate_on=batches, example_inputs=example, inplace=True)
     made = install.current_plan(converted)
@@ -266,10 +270,11 @@ def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = 
 
 
 def _load(network: "nn.Module", weights: str) -> None:
-    from hotswap import checkpoint
+    from hotswap.checkpoint.load import load_weights
+    from hotswap.checkpoint.read import read
 
-    read = checkpoint.read(weights)
-    if read.metadata is not None and read.metadata.plan is not None:
+    saved = read(weights)
+    if saved.metadata is not None and saved.metadata.plan is not None:
         raise HotswapError(f"{weights!r} holds a swapped network already; `hotswap revert` it first")
-    for text in (*read.notes, *checkpoint.load_weights(network, read, mapped=True)):
+    for text in (*saved.notes, *load_weights(network, saved, mapped=True)):
         output.note(text)

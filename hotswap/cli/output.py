@@ -29,7 +29,7 @@ class Result(Protocol):
 
 def be_quiet(context: click.Context) -> None:
     """From now on, while the command runs, print errors and JSON alone."""
-    from hotswap.hub import NO_BARS
+    from hotswap.files.hub import NO_BARS
 
     context.meta[_QUIET] = True
     before = os.environ.get(NO_BARS)

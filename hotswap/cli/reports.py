@@ -2,9 +2,9 @@
 
 import click
 
-from hotswap import destinations
 from hotswap.choices import OUTPUTS
 from hotswap.cli import early, options, output
+from hotswap.files import destinations
 
 
 @click.command(
@@ -57,7 +57,7 @@ def report(
     early.check_images(images)
 
     from hotswap.cli import inputs
-    from hotswap.reporting import report as write_report
+    from hotswap.reporting.api import report as write_report
 
     network = inputs.load(checkpoint, model, input_size).network
     with inputs.explained(network, input_size):

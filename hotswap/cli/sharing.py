@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from hotswap import hub, sharded
 from hotswap.cli import early, options, output
+from hotswap.files import hub, shards
 
 
 @click.command(
@@ -42,10 +42,10 @@ def push(
     early.check_network(model)
     hub.parse(f"{hub.PREFIX}{repository}" + ("" if branch is None else f"@{branch}"))
     if max_shard_size is not None:
-        sharded.parse_size(max_shard_size)
+        shards.parse_size(max_shard_size)
 
+    from hotswap.checkpoint.push import push_to_hub
     from hotswap.cli import inputs
-    from hotswap.sharing import push_to_hub
 
     loaded = inputs.load(checkpoint, model)
     chosen = {"message": message, "max_shard_size": max_shard_size}

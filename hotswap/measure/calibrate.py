@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hotswap import install, kernels
 from hotswap.choices import CONSERVE_MODES
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedLayer
-from hotswap.measure.batches import Batches, Pick, as_batches
 from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
-from hotswap.naming import AUTO
+from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.network.names import AUTO
+from hotswap.surgery import install
 from hotswap.tables import render
+from hotswap.targets import kernels
+from hotswap.targets.convolution import SwappedLayer
 from hotswap.targets.plan import Swap
 
 # What "auto" is, by docs/evidence.md. Convolutions: more costs them at the swap, and buys nothing after it.

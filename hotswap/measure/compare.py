@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotswap import install
-from hotswap.copying import deep_copy
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedLayer
-from hotswap.observe import mode
-from hotswap.resizing.layers import GuidedResize
+from hotswap.network.copying import deep_copy
+from hotswap.network.dry_run import mode
+from hotswap.surgery import install
+from hotswap.targets.convolution import SwappedLayer
+from hotswap.targets.enlargement import GuidedResize
 
 Swapped = SwappedLayer | GuidedResize
 _DRIFT = "drift (relative RMS change of the outputs)"

@@ -6,19 +6,18 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from hotswap.api import _names
-from hotswap.choose import Names, automatic, why_not
 from hotswap.errors import HotswapError
-from hotswap.layers import SwappedLayer, why_not_swappable
 from hotswap.measure.compare import plain_copy
 from hotswap.measure.status import status
-from hotswap.observe import Call, Inputs
-from hotswap.resizing.choose import is_automatic
-from hotswap.resizing.plan import Resize, named, why_not_guided
-from hotswap.resizing.sites import find
-from hotswap.sliding import sliding_of
+from hotswap.network.dry_run import Call, Inputs
 from hotswap.tables import render
-from hotswap.targets.plan import Plan, Swap
-from hotswap.weights import own_weight
+from hotswap.targets.choose import Names, automatic, why_not
+from hotswap.targets.choose_enlargements import is_automatic
+from hotswap.targets.convolution import SwappedLayer, why_not_swappable
+from hotswap.targets.own_convolution import own_weight
+from hotswap.targets.plan import Plan, Resize, Swap, named, why_not_guided
+from hotswap.targets.sites import find
+from hotswap.targets.window import sliding_of
 from pac_ops.geometry import Pair
 
 
@@ -38,7 +37,7 @@ class ConvInfo:
     output_size: tuple[int, int] | None  # height and width; None where it was not called
     parameters: int
     multiply_adds: int | None  # of its first call, one image
-    receptive_field: tuple[int, int] | None  # of its output's pixels, through windows: see hotswap.receptive
+    receptive_field: tuple[int, int] | None  # of its output's pixels, through windows: see hotswap.network.receptive
     why_no_target: str | None  # None where it can be a target
     why_no_guide: str | None  # None where it can be a guide
     automatic: str | None  # "target" or "guide" where "auto" chooses it

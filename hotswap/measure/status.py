@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from hotswap import install
-from hotswap.kernels import inert_warnings
+from hotswap.surgery import install
+from hotswap.targets.kernels import inert_warnings
 from hotswap.targets.plan import Plan
 
 

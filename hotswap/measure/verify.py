@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hotswap.kernels import INERT_DEVIATION, inert_warnings
-from hotswap.measure.batches import Batches, Pick, as_batches
 from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
+from hotswap.network.batches import Batches, Pick, as_batches
 from hotswap.tables import render
+from hotswap.targets.kernels import INERT_DEVIATION, inert_warnings
 
 
 @dataclass(frozen=True)

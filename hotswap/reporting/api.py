@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hotswap import install
 from hotswap.choices import OUTPUTS
-from hotswap.destinations import check_report
 from hotswap.errors import HotswapError
-from hotswap.files import PathLike, atomic_write
-from hotswap.observe import observe
+from hotswap.files.atomic import PathLike, atomic_write
+from hotswap.files.destinations import check_report
+from hotswap.network.dry_run import observe
+from hotswap.surgery import install
 from hotswap.tables import render
 
 if TYPE_CHECKING:
-    from hotswap.measure.batches import Batches, Pick
+    from hotswap.network.batches import Batches, Pick
     from hotswap.reporting.content import Content
     from hotswap.reporting.samples import Progress
 
@@ -89,8 +89,8 @@ def report(
         HotswapError: where nothing is swapped, there are no images or one cannot be read, or `path` cannot be
             written; what was there is then still there.
     """
-    from hotswap import images as folders
-    from hotswap.reporting import cost, figures, making, page, reproduce, samples
+    from hotswap.reporting import assemble, cost, figures, page, reproduce, samples
+    from hotswap.zoo import images as folders
 
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise HotswapError(f"limit must be a whole number of at least 1, got {limit!r}")
@@ -125,7 +125,7 @@ def report(
         output=os.fspath(path),
         options=reproduce.options(limit, input_size, mean, std, outputs, DEFAULT_LIMIT),
     )
-    made = making.make(model, plan, found, costs, observation, chosen.description, origin)
+    made = assemble.make(model, plan, found, costs, observation, chosen.description, origin)
     text = page.render(made)
     with atomic_write(path) as temporary:
         size = temporary.write_bytes(text)
@@ -134,7 +134,7 @@ def report(
 
 def _architecture(path: PathLike) -> str | None:
     """What a checkpoint says of its plain network."""
-    from hotswap.checkpoint import read
+    from hotswap.checkpoint.read import read
 
     metadata = read(path).metadata
     return None if metadata is None else metadata.architecture

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hotswap import kernels
-from hotswap.guide import Shared
-from hotswap.layers import SwappedLayer
 from hotswap.measure.compare import Swapped
-from hotswap.observe import mode
+from hotswap.network.dry_run import mode
 from hotswap.reporting.samples import Progress, Sample
 from hotswap.reporting.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
-from hotswap.resizing.layers import GuidedInterpolate
+from hotswap.targets import kernels
+from hotswap.targets.convolution import SwappedLayer
+from hotswap.targets.enlargement import GuidedInterpolate
+from hotswap.targets.forward_ops import Shared
 
 _STEADY = 0.3  # between the quartiles of a network's runs, of their median
 

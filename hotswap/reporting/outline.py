@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from hotswap.naming import INPUT
-from hotswap.observe import Observation
+from hotswap.network.dry_run import Observation
+from hotswap.network.names import INPUT
 from hotswap.reporting.samples import Sample
-from hotswap.resizing.plan import Resize
-from hotswap.targets.plan import Plan, Swap
+from hotswap.targets.plan import Plan, Resize, Swap
 
 OUTPUT = "output"
 GROUP, FOLDED, GUIDE, TARGET, END = "group", "folded", "guide", "target", "end"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hotswap.choices import LABELS, MAPS
 from hotswap.measure.compare import tensors
-from hotswap.naming import AUTO
+from hotswap.network.names import AUTO
 from hotswap.reporting import colours, encoding
 from hotswap.reporting.encoding import Picture
 from pac_ops.binary import labels_of

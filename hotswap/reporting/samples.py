@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotswap import image_files, images
 from hotswap.errors import HotswapError
-from hotswap.measure.batches import Batches, Pick, as_batches
-from hotswap.observe import Inputs
+from hotswap.files import image_files
+from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.network.dry_run import Inputs
 from hotswap.reporting.colours import Pixels, from_tensor
+from hotswap.zoo import images
 
 Source = str | os.PathLike[str] | Iterable[Inputs] | Tensor
 

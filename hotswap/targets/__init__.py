@@ -1,1 +1,1 @@
-"""What is swapped and guided: the plan."""
+"""What is swapped: the plan, how targets are chosen, and what they become."""

@@ -4,7 +4,7 @@ import click
 
 from hotswap.cli import options, output
 from hotswap.errors import HotswapError
-from hotswap.files import is_folder
+from hotswap.files.atomic import is_folder
 from recipes import dependencies
 
 NAMES = ("voc", "nyu", "sintel")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hotswap.errors import HotswapError, one_line
-from hotswap.files import is_file, is_folder, is_there
-from hotswap.images import opened
+from hotswap.files.atomic import is_file, is_folder, is_there
+from hotswap.zoo.images import opened
 
 PathLike = str | os.PathLike[str]
 _FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float32

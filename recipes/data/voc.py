@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from hotswap.errors import HotswapError
-from hotswap.images import opened
+from hotswap.zoo.images import opened
 from recipes.data.cropping import IGNORED, Cropping, padded
 from recipes.data.files import PathLike, Source, read_image
 

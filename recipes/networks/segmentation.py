@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hotswap import checkpoint as checkpoints
+from hotswap.checkpoint.load import load_weights
+from hotswap.checkpoint.read import read
 from hotswap.errors import HotswapError
-from hotswap.zoo import IMAGENET_STD
+from hotswap.zoo.providers import IMAGENET_STD
 from recipes.networks.fcn8s import FCN8s
 from recipes.networks.with_crf import WithCRF
 
@@ -106,7 +107,7 @@ def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module
 
 
 def _load(network: nn.Module, path: str) -> None:
-    checkpoints.load_weights(network, checkpoints.read(path))
+    load_weights(network, read(path))
 
 
 def _load_vgg16(network: FCN8s, path: str) -> None:
@@ -115,7 +116,7 @@ def _load_vgg16(network: FCN8s, path: str) -> None:
 
         weights: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
     else:
-        weights = checkpoints.read(path).state_dict
+        weights = read(path).state_dict
     try:
         network.load_vgg16(weights)
     except (KeyError, RuntimeError) as error:

@@ -20,8 +20,9 @@ from hostile import samples
 from PIL import Image
 
 import hotswap
-from hotswap import checkpoint, images
+from hotswap.checkpoint.read import read, read_plan
 from hotswap.errors import HotswapError
+from hotswap.zoo import images, providers
 from recipes import checkpointing, reading
 from recipes.__main__ import main
 
@@ -75,7 +76,7 @@ class Bench:
                 samples.Sample(kind, "a good one", {samples.PLAN: ".json"}.get(kind, ".safetensors"), content)
             )
         for name in ("torchvision:squeezenet1_1", "timm:test_resnet"):
-            checkpoint.zoo.build(name, trusted=False)
+            providers.build(name, trusted=False)
         gc.freeze()  # torch's own objects are most of what would be looked through again and again
 
     def attack(self, sample, choose=None):
@@ -98,7 +99,7 @@ class Bench:
     def _checkpoint(self, path):
         out = self.out / f"out{path.suffix if path.suffix in ('.pt', '.safetensors') else '.pt'}"
         size = ("--input-size", "16")
-        yield "read", lambda: checkpoint.read(path)
+        yield "read", lambda: read(path)
         yield "load", lambda: hotswap.load(path, networks.Plain())
         yield "load without a network", lambda: hotswap.load(path)
         yield "verify", self._cli("verify", path, "--model", NET, *size, "--json")
@@ -111,7 +112,7 @@ class Bench:
 
     def _plan(self, path):
         out = self.out / "out.safetensors"
-        yield "read_plan", lambda: checkpoint.read_plan(path)
+        yield "read_plan", lambda: read_plan(path)
         yield "plan", self._cli("plan", NET, "--plan", path, "--input-size", "16")
         convert = ("convert", NET, "--weights", self.weights, "--plan", path, "--input-size", "16")
         yield "convert", self._cli(*convert, "-o", out, out=out)
@@ -147,7 +148,7 @@ class Bench:
             if told:
                 raise AssertionError(f"said on stderr: {told[0][:200]}")
             if out is not None:
-                checkpoint.read(out)  # whole
+                read(out)  # whole
             return
         check_refusal(done)
         if out is not None and out.read_bytes() != _OLD:

@@ -20,7 +20,7 @@ from PIL import Image
 from places import INPUTS, OLD, OUTPUTS
 
 import hotswap
-from hotswap import checkpoint
+from hotswap.checkpoint.read import read
 from recipes import tensorboard
 from recipes.__main__ import main
 
@@ -206,7 +206,7 @@ def _why_not_whole(path):
     if path.read_bytes() in (b"", OLD):
         return [f"it did not write {path}"]
     if path.suffix in (".pt", ".safetensors") or path.name.endswith(".index.json"):
-        checkpoint.read(path)
+        read(path)
     return []
 
 

@@ -17,7 +17,7 @@ import torch
 import traps
 from hostile.samples import CHECKPOINT, IMAGE, NEWER_KEYS, PLAN, RECIPE, Calls, Sample, entry, state, torch_bytes
 
-from hotswap import checkpoint
+from hotswap.checkpoint.metadata import FORMAT_VERSION
 from hotswap.errors import HotswapError
 
 MUTATED = 160
@@ -65,10 +65,10 @@ def test_hostile_files(bench):
 
 
 def test_hostile_metadata_is_of_the_format_that_is_written():
-    assert json.loads(entry())["format_version"] == checkpoint.FORMAT_VERSION == max(NEWER_KEYS)
+    assert json.loads(entry())["format_version"] == FORMAT_VERSION == max(NEWER_KEYS)
 
 
-@pytest.mark.parametrize("version", [None, *range(1, checkpoint.FORMAT_VERSION + 1)])
+@pytest.mark.parametrize("version", [None, *range(1, FORMAT_VERSION + 1)])
 def test_entries_are_good_before_anything_hostile_is_put_in(bench, version):
     """So what is refused is refused for what is hostile in it."""
     content = torch_bytes({"state_dict": state(), "hotswap": entry(version)})

@@ -71,7 +71,7 @@ def test_every_command_is_refused_before_its_work(ground, command, place):
 
 
 def test_what_must_not_happen_is_noticed(ground, monkeypatch):
-    for module in ("hotswap.files", "hotswap.destinations"):
+    for module in ("hotswap.files.atomic", "hotswap.files.destinations"):
         monkeypatch.setattr(f"{module}.check_writable", lambda path: Path(path).resolve())
     assert "it must be refused, and was not" in ground.attack("revert", "link to a file")
     assert any("theirs-out.safetensors" in text for text in ground.attack("revert", "link to a file"))

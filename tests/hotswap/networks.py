@@ -7,20 +7,20 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
-from hotswap import surgery
-from hotswap.tracing import UntraceableError
+from hotswap.surgery import graph
+from hotswap.surgery.tracing import UntraceableError
 
 
 def enlarge_by_hooks(monkeypatch):
     """Have hooks carry out all enlargements, as where the code cannot be traced."""
-    prepare = surgery.prepare
+    prepare = graph.prepare
 
     def convolutions_only(model, plan, *further):
         if plan.resizes:
             raise UntraceableError("not in this test")
         return prepare(model, plan, *further)
 
-    monkeypatch.setattr(surgery, "prepare", convolutions_only)
+    monkeypatch.setattr(graph, "prepare", convolutions_only)
 
 
 def conv(c_in=8, c_out=8, k=3, **kwargs):

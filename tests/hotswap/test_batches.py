@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hotswap
 from hotswap.errors import HotswapError
-from hotswap.measure.batches import as_batches
+from hotswap.network.batches import as_batches
 
 IMAGES, LABELS = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0)), torch.arange(4)
 LOADED = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=2)

@@ -25,9 +25,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import hotswap
-from hotswap import checkpoint, zoo
-from hotswap.checkpoint import Checkpoint, Metadata, load_weights, read, read_plan, write
+from hotswap.checkpoint.load import load_weights
+from hotswap.checkpoint.metadata import SCALE_SUFFIX, Metadata
+from hotswap.checkpoint.read import Checkpoint, read, read_plan
+from hotswap.checkpoint.write import write
 from hotswap.errors import HotswapError
+from hotswap.zoo import providers
 
 SUFFIXES = [".safetensors", ".pt"]
 SMALL = "torchvision:mobilenet_v3_small?num_classes=3"
@@ -74,7 +77,7 @@ def test_save_and_load(tmp_path, suffix, dtype, learn_scale):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_network_of_the_zoo_needs_no_model(tmp_path, suffix):
-    model = hotswap.convert(zoo.build(SMALL, trusted=True))
+    model = hotswap.convert(providers.build(SMALL, trusted=True))
     hotswap.save(model, tmp_path / f"m{suffix}", architecture=SMALL)
     loaded = hotswap.load(tmp_path / f"m{suffix}")
     assert same(loaded.state_dict(), model.state_dict())
@@ -642,4 +645,4 @@ def test_read_plan(tmp_path):
 
 def test_the_names_of_learned_scales_are_the_librarys():
     names = swapped(learn_scale=True).state_dict().keys() - networks.Plain().state_dict().keys()
-    assert names == {f"target{checkpoint._SCALE}"}
+    assert names == {f"target{SCALE_SUFFIX}"}

@@ -16,11 +16,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hotswap
-from hotswap import checkpoint, images, zoo
+from hotswap.checkpoint.metadata import Metadata
+from hotswap.checkpoint.read import read, read_plan
+from hotswap.checkpoint.write import write
 from hotswap.cli import main
 from hotswap.errors import HotswapError
 from hotswap.measure import verify
 from hotswap.measure.calibrate import CONVOLUTION_DEVIATION, RESIZE_DEVIATION
+from hotswap.zoo import images, providers
 
 ROOT = Path(__file__).parents[2]
 NET = "networks:Plain"
@@ -91,8 +94,8 @@ def test_convert_verify_calibrate_revert(here, one, other):
 
     weights = {k.removeprefix("module."): x for k, x in torch.load("w.pth")["state_dict"].items()}
     for name in (f"s{one}", f"c{other}", f"p{one}"):
-        assert same(checkpoint.read(name).state_dict, weights)
-    assert checkpoint.read(f"p{one}").metadata.plan is None
+        assert same(read(name).state_dict, weights)
+    assert read(f"p{one}").metadata.plan is None
     assert run("revert", f"p{one}", "-o", "x.pt", code=1).stderr.startswith("Error: nothing in")
     assert sorted(p.name for p in here.iterdir()) == sorted([f"s{one}", f"c{other}", f"p{one}", "w.pth", "photos"])
 
@@ -106,7 +109,7 @@ def test_guided_enlargements_are_reverted_by_name(here):
 
 @pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small?num_classes=3", "timm:test_resnet?num_classes=3"])
 def test_a_network_of_the_zoo_needs_no_model(here, spec):
-    model = zoo.build(spec, trusted=True)
+    model = providers.build(spec, trusted=True)
     torch.save(model.state_dict(), "zoo.pth")
     run("convert", spec, "--weights", "zoo.pth", "-o", "s.pt")
     result = json.loads(run("verify", "s.pt", "--input-size", "64", "--json").stdout)
@@ -120,7 +123,7 @@ def test_half_precision_stays(here):
     torch.save(networks.Plain().half().state_dict(), "half.pth")
     run("convert", NET, "--weights", "half.pth", *SWAP, "--learn-scale", "-o", "s.pt")
     run("calibrate", "s.pt", "--model", NET, "--images", "photos", "--input-size", "16", "-o", "c.pt")
-    found = checkpoint.read("c.pt")
+    found = read("c.pt")
     assert {x.dtype for x in found.state_dict.values()} == {torch.float16}
     assert found.metadata.learned_scales["target.guide_log_scale"] > -5
 
@@ -133,7 +136,7 @@ def test_a_plan_can_be_replayed(here):
     run("convert", NET, "--weights", "w.pth", *direct, "-o", "a.pt")
     run("convert", NET, "--weights", "w.pth", "--plan", "plan.json", "-o", "b.pt")
     assert Path("a.pt").read_bytes() == Path("b.pt").read_bytes()
-    assert checkpoint.read("a.pt").metadata.plan == checkpoint.read_plan("plan.json")
+    assert read("a.pt").metadata.plan == read_plan("plan.json")
 
 
 @pytest.mark.parametrize("conserve", [None, "window", "none"])
@@ -145,8 +148,8 @@ def test_convert_calibrates_in_one_go(here, conserve):
     run("calibrate", "s.pt", "--model", NET, *size, "--images", "photos", *how, "-o", "c.pt")
     once = run(*convert, "--guide-scale", "auto", "--calibrate-on", "photos", *how, "-o", "once.pt")
     assert "drift (relative RMS change of the outputs)" in once.stdout
-    plan = checkpoint.read("once.pt").metadata.plan
-    assert plan == checkpoint.read("c.pt").metadata.plan
+    plan = read("once.pt").metadata.plan
+    assert plan == read("c.pt").metadata.plan
     (swap,) = plan.swaps
     assert swap.guide == ("guide", "input")
     assert swap.conserve == {None: "mean", "window": "window", "none": None}[conserve]
@@ -192,10 +195,10 @@ def test_pretrained_weights_need_no_file(here, monkeypatch):
     """With `?weights=`, and what is recorded does not ask for them again."""
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url",
-        lambda *a, **k: zoo.build("torchvision:squeezenet1_1", trusted=True).state_dict(),
+        lambda *a, **k: providers.build("torchvision:squeezenet1_1", trusted=True).state_dict(),
     )
     run("convert", "torchvision:squeezenet1_1?weights=DEFAULT", "-o", "s.pt")
-    assert checkpoint.read("s.pt").metadata.architecture == "torchvision:squeezenet1_1"
+    assert read("s.pt").metadata.architecture == "torchvision:squeezenet1_1"
 
 
 JSON_COMMANDS = [
@@ -240,7 +243,7 @@ def test_images_are_sized_and_normalised(swapped, monkeypatch):
     base = ("verify", swapped, "--model", NET, "--images", "photos", "--input-size", "8x6")
     run(*base)
     assert [x.shape for x in seen] == [(4, 3, 8, 6), (2, 3, 8, 6)]
-    mean, std = (torch.tensor(x) for x in (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))
+    mean, std = (torch.tensor(x) for x in (providers.IMAGENET_MEAN, providers.IMAGENET_STD))
     torch.testing.assert_close(seen[0][0, :, 2, 3], (torch.tensor([1, 0, 0.2]) - mean) / std)
     seen.clear()
     run(*base, "--mean", "0", "--std", "0.00392156862", "--limit", "3")
@@ -420,7 +423,7 @@ def test_a_name_that_a_file_may_not_hold_is_left_out_and_said(here, monkeypatch)
     monkeypatch.setattr("timm.create_model", lambda name, **options: networks.Plain())
     result = run(*changed(CONVERT, argument="timm:local-dir:somewhere"))
     assert "the file will not name its network" in result.stderr
-    assert checkpoint.read("out.pt").metadata.architecture is None
+    assert read("out.pt").metadata.architecture is None
 
 
 # --- a real process -------------------------------------------------------------------------------------------------
@@ -480,7 +483,7 @@ def write_and_wait(target, written):
         time.sleep(60)
 
     torch.save = slow
-    checkpoint.write({"a": torch.ones(9)}, target, checkpoint.Metadata())
+    write({"a": torch.ones(9)}, target, Metadata())
 
 
 def test_kill_9_while_writing_leaves_the_old_file(tmp_path):

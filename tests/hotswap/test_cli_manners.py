@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hotswap
-from hotswap import checkpoint
+from hotswap.checkpoint.read import read_plan
 from hotswap.cli import completion
 from recipes.__main__ import main
 
@@ -188,7 +188,7 @@ def test_a_plan_made_in_another_process_gives_the_same_network(here):
     assert run("convert", NET, "--weights", "w.pth", *choice, *SIZE, "-o", "direct.pt").exit_code == 0
     here_made = networks.Plain()
     here_made.load_state_dict(torch.load("w.pth"))
-    here_made = hotswap.apply(here_made, checkpoint.read_plan("plan.json"))
+    here_made = hotswap.apply(here_made, read_plan("plan.json"))
     found = {fingerprint(hotswap.load(name, networks.Plain())) for name in ("replayed.pt", "direct.pt")}
     assert found == {fingerprint(here_made)}
     assert found != {fingerprint(hotswap.revert(here_made))}

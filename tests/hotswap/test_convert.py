@@ -12,7 +12,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.deeplabv3 import _deeplabv3_resnet
 
 import hotswap
-from hotswap.layers import SwappedConv2d
+from hotswap.targets.convolution import SwappedConv2d
 
 FEW_CLASSES = {"num_classes": 7}
 
@@ -230,11 +230,13 @@ def test_inplace_converts_and_reverts_the_network_itself(image):
 
 
 def test_one_distance_is_shared_by_targets_of_one_size(monkeypatch, image):
-    from hotswap import guide
+    from hotswap.targets import forward_ops
 
     calls = []
     monkeypatch.setattr(
-        guide.pac_ops, "squared_distance2d", lambda *a, _f=guide.pac_ops.squared_distance2d: calls.append(a) or _f(*a)
+        forward_ops.pac_ops,
+        "squared_distance2d",
+        lambda *a, _f=forward_ops.pac_ops.squared_distance2d: calls.append(a) or _f(*a),
     )
     model = hotswap.convert(networks.thin_vgg16().features, ["conv3_2", "conv3_3", "conv4_2", "conv4_3"], "conv2_2")
     calls.clear()

@@ -14,9 +14,9 @@ from benchmarks.coverage import convolutions, enlargements, sweep, tables
 from benchmarks.coverage.networks import Network, all_networks, image
 from benchmarks.coverage.plain import NotApplicable, PlainError
 from benchmarks.coverage.promises import BrokenPromise
-from hotswap.layers import SwappedConv2d
-from hotswap.resizing.layers import GuidedResize
-from hotswap.selfcheck import SelfCheck
+from hotswap.surgery.self_check import SelfCheck
+from hotswap.targets.convolution import SwappedConv2d
+from hotswap.targets.enlargement import GuidedResize
 
 SAMPLE = {
     "timm:resnetv2_18": "fx",  # activations before the convolutions

@@ -8,9 +8,9 @@ import torch
 from click.testing import CliRunner
 
 import hotswap
-from hotswap import checkpoint
+from hotswap.checkpoint.diff import diff
+from hotswap.checkpoint.read import read
 from hotswap.cli import main
-from hotswap.diff import diff
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def plain():
 
 def saved(folder, name, model):
     hotswap.save(model, folder / name)
-    return checkpoint.read(folder / name)
+    return read(folder / name)
 
 
 def test_the_same_twice(tmp_path, plain):

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from torch import nn
 
 import hotswap
-from hotswap import exporter, trying
 from hotswap.cli import main
+from hotswap.exporting import export, sizes
 
 SIZE = (1, 3, 32, 48)
 SCALE = 0.5
@@ -66,7 +66,7 @@ def test_onnx_of_open_sizes(tmp_path):
     assert result.tried[5:] == ((1, 3, 3, 48), (1, 3, 32, 3))  # torch.export took 4 pixels for granted
     assert "tried at 2 x 3 x 32 x 48, 1 x 3 x 41 x 59, " in str(result)
     assert result.fixed == ""
-    assert result.largest_difference < trying.TOLERANCE
+    assert result.largest_difference < sizes.TOLERANCE
     assert result.bytes == path.stat().st_size
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
     session = onnxruntime.InferenceSession(path)
@@ -216,7 +216,7 @@ def test_refusals(tmp_path, name, options, message):
 
 
 def test_a_missing_exporter_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(hotswap.HotswapError, match=r"writing ONNX needs onnx: pip install 'hotswap\[export\]'"):
         hotswap.export(swapped(), tmp_path / "net.onnx", example_inputs=torch.rand(SIZE))
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_exported_says_why(tmp_path):
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     (tmp_path / "net.pt2").write_text("old")
-    monkeypatch.setattr(trying, "TOLERANCE", -1.0)
+    monkeypatch.setattr(sizes, "TOLERANCE", -1.0)
     with pytest.raises(hotswap.HotswapError, match="differs from PyTorch by .* nothing was written"):
         hotswap.export(swapped(), tmp_path / "net.pt2", example_inputs=torch.rand(SIZE), dynamic=False)
     assert (tmp_path / "net.pt2").read_text() == "old"

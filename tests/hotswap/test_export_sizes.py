@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import hotswap
-from hotswap import exporting
-from hotswap.open_sizes import OpenSizes
-from hotswap.trying import difference, tensors
+from hotswap.exporting.open_sizes import OpenSizes
+from hotswap.exporting.program import exported_program
+from hotswap.exporting.sizes import difference, tensors
 
 CHANNELS = 2
 EXAMPLES = [(37, 50), (32, 32), (48, 31), (30, 45)]
@@ -154,7 +154,7 @@ def load(path):
 
 
 def for_both_formats(program):
-    """`exporting.program`, for one network: the graph that the first file is made of is the second's too."""
+    """`exported_program`, for one network: the graph that the first file is made of is the second's too."""
     made = {}
 
     def once(model, arguments, shapes):
@@ -168,11 +168,11 @@ def for_both_formats(program):
 
 @pytest.mark.parametrize("seeds", [SEEDS[first : first + 2] for first in range(0, len(SEEDS), 2)])
 def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seeds):
-    program = exporting.program
+    program = exported_program
     for seed in seeds:
         net, said = random_network(seed)
         example = torch.rand(1, 3, *EXAMPLES[seed % len(EXAMPLES)])
-        monkeypatch.setattr(exporting, "program", for_both_formats(program))
+        monkeypatch.setattr("hotswap.exporting.export.exported_program", for_both_formats(program))
         for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
             made = hotswap.export(net, path, example_inputs=example)
             assert len(made.tried) >= 4, said

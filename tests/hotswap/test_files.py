@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotswap.errors import HotswapError
-from hotswap.files import atomic_write, check_readable, check_writable, is_same_file
+from hotswap.files.atomic import atomic_write, check_readable, check_writable, is_same_file
 
 
 def write(path, text="new"):
@@ -121,7 +121,7 @@ def test_a_device_is_not_replaced():
 
 WRITER = """
 import sys
-from hotswap.files import atomic_write
+from hotswap.files.atomic import atomic_write
 sizes = [100_000, 300_000]
 for round in range(10**6):
     with atomic_write(sys.argv[1]) as temporary:

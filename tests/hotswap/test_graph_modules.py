@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import hotswap
-from hotswap.copying import deep_copy
+from hotswap.network.copying import deep_copy
 
 IMAGE = torch.linspace(-1, 1, 3 * 16 * 16).sin().view(1, 3, 16, 16)
 

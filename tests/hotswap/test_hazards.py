@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import hotswap
-from hotswap.layers import SwappedLayer
+from hotswap.targets.convolution import SwappedLayer
 from pac_ops import PacConv2d
 
 SCALE = 0.8  # large: an error in the guide or in K must show

@@ -12,9 +12,12 @@ import transformers
 from click.testing import CliRunner
 
 import hotswap
-from hotswap import checkpoint, hf, images, stated, zoo
+from hotswap.checkpoint.load import load_checkpoint, load_weights
+from hotswap.checkpoint.read import read
 from hotswap.cli import main
 from hotswap.errors import HotswapError
+from hotswap.zoo import image_stats, images, providers
+from hotswap.zoo.transformers import read_preprocessor, recorded
 
 TINY = {
     "depths": [1, 1, 1, 1],
@@ -69,12 +72,12 @@ def logits(model):
 def test_a_folder_of_a_saved_model(saved, offline, name):
     folder, model = saved
     spec = name.format(folder)
-    built = zoo.build(spec, trusted=True)
+    built = providers.build(spec, trusted=True)
     assert type(built) is type(model)
     assert built.training
     assert {k: x.shape for k, x in built.state_dict().items()} == {k: x.shape for k, x in model.state_dict().items()}
-    assert zoo.architecture(spec) == "transformers:SegformerForSemanticSegmentation"
-    assert zoo.build(f"{spec}?num_labels=3", trusted=True).config.num_labels == 3
+    assert providers.architecture(spec) == "transformers:SegformerForSemanticSegmentation"
+    assert providers.build(f"{spec}?num_labels=3", trusted=True).config.num_labels == 3
 
 
 def test_commands_end_to_end(saved, offline, tmp_path, monkeypatch):
@@ -107,9 +110,9 @@ def test_a_network_of_the_users_own_class_is_not_recorded(saved, tmp_path):
         pass
 
     own = Own(transformers.SegformerConfig(**TINY))
-    assert hf.recorded(torch.nn.Conv2d(1, 1, 1)) is None
+    assert recorded(torch.nn.Conv2d(1, 1, 1)) is None
     hotswap.save(own, tmp_path / "own.pt", "mynets:make")
-    assert checkpoint.read(tmp_path / "own.pt").metadata.config is None
+    assert read(tmp_path / "own.pt").metadata.config is None
     with pytest.raises(HotswapError, match="the network is none of its classes"):
         hotswap.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "x.pt", str(saved[0]))
     assert not (tmp_path / "x.pt").exists()
@@ -124,10 +127,10 @@ def test_a_network_of_the_users_own_class_is_not_recorded(saved, tmp_path):
 )
 def test_what_does_not_fit_is_named_by_the_networks_names(saved, change, reason):
     folder, _ = saved
-    read = checkpoint.read(folder / "model.safetensors")
-    change(read.state_dict)
+    saved = read(folder / "model.safetensors")
+    change(saved.state_dict)
     with pytest.raises(HotswapError) as caught:
-        checkpoint.load_weights(zoo.build(str(folder), trusted=True), read)
+        load_weights(providers.build(str(folder), trusted=True), saved)
     assert reason in str(caught.value)
 
 
@@ -172,7 +175,7 @@ def config(**changes):
 )
 def test_a_hostile_configuration_is_refused_in_one_line(found):
     with pytest.raises(HotswapError) as caught:
-        zoo.build("transformers:SegformerModel", trusted=False, config=found)
+        providers.build("transformers:SegformerModel", trusted=False, config=found)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -193,7 +196,7 @@ def test_a_hostile_configuration_is_refused_in_one_line(found):
 )
 def test_a_configuration_of_something_else(offline, name, found, reason):
     with pytest.raises(HotswapError) as caught:
-        zoo.build(f"transformers:{name}", trusted=False, config=found, most=zoo.Room(1 << 28, 1000))
+        providers.build(f"transformers:{name}", trusted=False, config=found, most=providers.Room(1 << 28, 1000))
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -215,10 +218,10 @@ def test_a_backbone_of_timm_comes_back_without_the_network(offline, tmp_path):
 def test_a_file_of_a_huge_network_is_refused_before_memory_is_taken(saved, tmp_path):
     model = saved[1]
     hotswap.save(model, tmp_path / "m.safetensors")
-    read = checkpoint.read(tmp_path / "m.safetensors")
-    read.metadata.config["decoder_hidden_size"] = 6000
+    saved = read(tmp_path / "m.safetensors")
+    saved.metadata.config["decoder_hidden_size"] = 6000
     with pytest.raises(HotswapError, match="larger than the file"):
-        checkpoint.load_checkpoint(read)
+        load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,7 @@ def test_a_folder_that_is_no_saved_model(saved, tmp_path, change, reason):
     (tmp_path / "config.json").write_text(json.dumps(found))
     (tmp_path / "evil.py").write_text("raise SystemExit")
     with pytest.raises(HotswapError) as caught:
-        zoo.build(str(tmp_path), trusted=True)
+        providers.build(str(tmp_path), trusted=True)
     assert reason in str(caught.value)
 
 
@@ -266,7 +269,7 @@ HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
 )
 def test_images_are_prepared_as_a_saved_model_says(tmp_path, preprocessor, mean, std, size):
     (tmp_path / "p.json").write_text(json.dumps(preprocessor))
-    found = hf.read_preprocessor(tmp_path / "p.json")
+    found = read_preprocessor(tmp_path / "p.json")
     assert found.size == size
     for stated_one, expected in ((found.mean, mean), (found.std, std)):
         assert stated_one == (None if expected is None else pytest.approx((expected,) * len(stated_one)))
@@ -276,12 +279,14 @@ def test_what_a_saved_model_says_of_images_stays_with_its_checkpoint(saved, tmp_
     folder = prepared(saved, tmp_path, **HALF, size=64)
     out = tmp_path / "s.safetensors"
     example = torch.rand(1, 3, 64, 64)
-    hotswap.save(hotswap.convert(zoo.build(str(folder), trusted=True), TARGET, "input", example_inputs=example), out)
+    hotswap.save(
+        hotswap.convert(providers.build(str(folder), trusted=True), TARGET, "input", example_inputs=example), out
+    )
     found = images.form_for(hotswap.load(out))
     assert (found.mean, found.std, found.shape) == ((0.5,) * 3, (0.25,) * 3, (3, 64, 64))
     plain = copy.deepcopy(saved[1])
     assert images.form_for(hotswap.load(out, plain)) == found  # the network handed over states nothing
-    stated.put(plain, stated.Stated((0.1,), (0.2,)))
+    image_stats.put(plain, image_stats.Stated((0.1,), (0.2,)))
     assert images.form_for(hotswap.load(out, plain)).mean[0] == 0.1  # it does, and is the user's word
 
 
@@ -294,16 +299,16 @@ def test_what_a_saved_model_says_of_images_stays_with_its_checkpoint(saved, tmp_
 def test_a_preprocessor_that_says_what_cannot_be_is_one_line(tmp_path, text):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(HotswapError, match=r"p\.json") as caught:
-        hf.read_preprocessor(tmp_path / "p.json")
+        read_preprocessor(tmp_path / "p.json")
     assert "\n" not in str(caught.value)
 
 
 def test_what_lies_in_a_folder(tmp_path):
     for spec, reason in ((str(tmp_path), "No such file"), (f"{tmp_path}?pretrained=true", "leave out pretrained")):
         with pytest.raises(HotswapError, match=reason):
-            zoo.build(spec, trusted=True)
+            providers.build(spec, trusted=True)
     with pytest.raises(HotswapError, match=r"must hold model\.safetensors or model\.safetensors\.index\.json"):
-        zoo.weights(str(tmp_path))
+        providers.weights(str(tmp_path))
     Path(tmp_path / "config.json").write_text("{")
     with pytest.raises(HotswapError, match="must hold a configuration as JSON"):
-        zoo.build(str(tmp_path), trusted=True)
+        providers.build(str(tmp_path), trusted=True)

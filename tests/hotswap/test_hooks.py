@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import hotswap
-from hotswap import relay as relays
-from hotswap.install import records
+from hotswap.surgery import passes as relays
+from hotswap.surgery.install import records
 
 
 @pytest.fixture

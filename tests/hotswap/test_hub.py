@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from hub_stand_in import TOKEN, Hub
 
 import hotswap
-from hotswap import checkpoint, images, zoo
+from hotswap.checkpoint.read import read
 from hotswap.cli import main
 from hotswap.errors import HotswapError
+from hotswap.zoo import images, providers
 
 NET = "networks:Plain"
 
@@ -160,7 +161,7 @@ def test_commands_take_addresses(stand_in, monkeypatch):
     assert f"note: hf-hub:owner/name is at commit {sha}" in result.stderr
     assert json.loads(result.stdout)["output_relative"] > 0
     run("revert", "hf-hub:owner/name", "-o", "plain.safetensors")
-    assert same(checkpoint.read("plain.safetensors").state_dict, hotswap.revert(swapped()).state_dict())
+    assert same(read("plain.safetensors").state_dict, hotswap.revert(swapped()).state_dict())
     run("diff", "hf-hub:owner/name", f"hf-hub:owner/name@{sha}")
 
 
@@ -242,14 +243,14 @@ def test_a_model_of_timms(stand_in):
     )
     result = run("convert", "timm:hf-hub:owner/name", "-o", "s.safetensors")
     assert f"note: hf-hub:owner/name is at commit {sha}" in result.stderr
-    found = checkpoint.read("s.safetensors")
+    found = read("s.safetensors")
     assert found.metadata.architecture == "timm:test_resnet?num_classes=3&in_chans=1"
     loaded = hotswap.load("s.safetensors")
     assert same(loaded.state_dict(), model.state_dict())
-    for network in (loaded, zoo.build("timm:hf-hub:owner/name", trusted=True)):
+    for network in (loaded, providers.build("timm:hf-hub:owner/name", trusted=True)):
         form = images.form_for(network)
         assert (form.shape, form.mean, form.std) == ((1, 64, 96), (0.25,), (0.125,))
-    assert zoo.pinned(f"timm:hf-hub:owner/name@{sha}") == (f"timm:hf-hub:owner/name@{sha}", ())
+    assert providers.pinned(f"timm:hf-hub:owner/name@{sha}") == (f"timm:hf-hub:owner/name@{sha}", ())
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_a_model_of_timms(stand_in):
 def test_a_configuration_of_timms_that_is_none(stand_in, config, reason):
     stand_in.put("owner/name", config__json=config)
     with pytest.raises(HotswapError, match=re.escape(reason)):
-        zoo.build("timm:hf-hub:owner/name", trusted=True)
+        providers.build("timm:hf-hub:owner/name", trusted=True)
 
 
 def test_a_model_of_transformers(stand_in):
@@ -277,18 +278,18 @@ def test_a_model_of_transformers(stand_in):
     torch.manual_seed(0)
     model = transformers.SegformerModel(transformers.SegformerConfig(**sizes))
     first = hotswap.push_to_hub(model, "owner/name")
-    spec, notes = zoo.pinned("hf:owner/name")
+    spec, notes = providers.pinned("hf:owner/name")
     assert spec == first.replace("hf-hub:", "hf:")
     assert len(notes) == 1
-    assert type(zoo.build(spec, trusted=True)) is transformers.SegformerModel
-    assert zoo.weights(spec) == first
+    assert type(providers.build(spec, trusted=True)) is transformers.SegformerModel
+    assert providers.weights(spec) == first
     assert same(hotswap.load(first).state_dict(), model.state_dict())
     assert json.loads(files(stand_in)["config.json"])["architectures"] == ["SegformerModel"]
     prepared = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 64, "width": 64}}
     stand_in.put("owner/name", preprocessor_config__json=json.dumps(prepared).encode())
-    later = zoo.pinned("hf:owner/name")[0]
-    for name, mean in ((spec, zoo.IMAGENET_MEAN), (later, (0.5,) * 3)):
-        assert zoo.normalisation(zoo.build(name, trusted=True))[0] == mean
+    later = providers.pinned("hf:owner/name")[0]
+    for name, mean in ((spec, providers.IMAGENET_MEAN), (later, (0.5,) * 3)):
+        assert providers.normalisation(providers.build(name, trusted=True))[0] == mean
     stand_in.close()  # that there is no such file is in the cache too
-    for name, mean in ((spec, zoo.IMAGENET_MEAN), (later, (0.5,) * 3)):
-        assert zoo.normalisation(zoo.build(name, trusted=True))[0] == mean
+    for name, mean in ((spec, providers.IMAGENET_MEAN), (later, (0.5,) * 3)):
+        assert providers.normalisation(providers.build(name, trusted=True))[0] == mean

@@ -10,7 +10,7 @@ from PIL import Image
 
 import hotswap
 from benchmarks.coverage.state import State
-from hotswap.copying import deep_copy
+from hotswap.network.copying import deep_copy
 
 SHARED = Path(__file__).parents[3] / "shared"
 FILE, HORSES = SHARED / "nets" / "deeplabv3_mobilenetv2_voc_257.onnx", SHARED / "data" / "horses"

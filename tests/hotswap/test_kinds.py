@@ -148,9 +148,9 @@ def test_conservation_and_calibration_know_where_they_pad(image):
 
 
 def test_a_class_that_nobody_knows_is_refused_with_the_call_that_teaches_it(image, monkeypatch):
-    from hotswap import sliding
+    from hotswap.targets.window import _RULES
 
-    monkeypatch.setattr(sliding, "_RULES", dict(sliding._RULES))
+    monkeypatch.setattr("hotswap.targets.window._RULES", dict(_RULES))
     net = Block(Shaped(8, 8, 3)).eval()
     with pytest.raises(hotswap.HotswapError, match=r"hotswap.register_padding\(Shaped, rule\)"):
         swap(net)

@@ -8,14 +8,14 @@ from test_hazards import close, plain_expected, swap
 from torch import nn
 
 import hotswap
-from hotswap import leaves
+from hotswap.surgery import registry
 
 
 @pytest.fixture(autouse=True)
 def _nothing_registered(monkeypatch):
-    monkeypatch.setattr(leaves, "_MODULES", [])
-    monkeypatch.setattr(leaves, "_FUNCTIONS", [])
-    monkeypatch.setattr(leaves, "_ARGUMENTS", {})
+    monkeypatch.setattr(registry, "_MODULES", [])
+    monkeypatch.setattr(registry, "_FUNCTIONS", [])
+    monkeypatch.setattr(registry, "_ARGUMENTS", {})
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def test_a_registered_module_is_not_opened(image):
 
 
 def test_timms_functions_are_known():
-    assert set(timm.layers.get_notrace_functions()) <= set(leaves.leaf_functions())
+    assert set(timm.layers.get_notrace_functions()) <= set(registry.leaf_functions())
 
 
 def test_and_those_of_a_timm_whose_layers_do_not_list_them_yet(monkeypatch):
     known = set(timm.layers.get_notrace_functions())
     monkeypatch.delattr(timm.layers, "get_notrace_functions")
     assert known
-    assert known <= set(leaves.leaf_functions())
+    assert known <= set(registry.leaf_functions())
 
 
 @pytest.mark.parametrize("leaf", [nn.ReLU(), 3, int])
@@ -107,4 +107,4 @@ def test_registered_arguments_of_a_base_hold_for_its_subclasses(image):
 def test_what_cannot_be_fixed_is_refused(kind, values, message):
     with pytest.raises(hotswap.HotswapError, match=message):
         hotswap.register_concrete_args(kind, **values)
-    assert not leaves._ARGUMENTS
+    assert not registry._ARGUMENTS

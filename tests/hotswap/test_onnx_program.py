@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hotswap
-from hotswap import onnx_program
-from hotswap.trying import difference, tensors
+from hotswap.exporting import onnx_program
+from hotswap.exporting.sizes import difference, tensors
 
 
 class Net(nn.Module):

@@ -9,14 +9,15 @@ from hostile.archives import two_directories
 from hostile.pickles import odd_objects
 from hostile.samples import torch_zip
 
-from hotswap import checkpoint, pickled
+from hotswap.checkpoint.read import read
 from hotswap.errors import HotswapError
+from hotswap.files import pickles
 
 
 def refusal(path, content):
     path.write_bytes(content)
     with pytest.raises(HotswapError) as caught:
-        checkpoint.read(path)
+        read(path)
     return str(caught.value)
 
 
@@ -55,7 +56,7 @@ def test_tensors_that_share_memory_may_not_be_much_more_apart(tmp_path, odd):
 def test_attributes_of_a_dictionary_are_not_called(tmp_path, attribute):
     content = torch_zip(odd_objects()[f"{attribute} that is a number" if attribute == "_metadata" else f"{attribute} as an attribute"], _0=bytes(64))  # fmt: skip
     (tmp_path / "w.pt").write_bytes(content)
-    assert list(checkpoint.read(tmp_path / "w.pt").state_dict) == ["head.weight"]
+    assert list(read(tmp_path / "w.pt").state_dict) == ["head.weight"]
 
 
 def test_the_second_directory_would_have_been_read(tmp_path):
@@ -73,6 +74,6 @@ def test_what_torch_writes_is_not_refused(tmp_path, zipped, count):
     tied = torch.ones(3)
     content = {"a": tied, "b": tied, "c": tied[:2], **{f"w{i}": torch.ones(1) for i in range(count)}}
     torch.save({"model": content, "epoch": 3, "best": [0.1] * 100}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)  # fmt: skip
-    why = pickled.why_no_archive if zipped else pickled.why_no_pickle
+    why = pickles.why_no_archive if zipped else pickles.why_no_pickle
     assert why(tmp_path / "w.pt") is None
-    assert len(checkpoint.read(tmp_path / "w.pt").state_dict) == count + 3
+    assert len(read(tmp_path / "w.pt").state_dict) == count + 3

@@ -19,7 +19,7 @@ from torch import nn
 import hotswap
 from hotswap import HotswapError
 from hotswap.cli import main
-from hotswap.observe import observe
+from hotswap.network.dry_run import observe
 from hotswap.reporting import colours, cost, diagram, figures, outline, outputs, samples, timing
 
 ANYTHING = nn.Module()  # may be given

@@ -14,7 +14,7 @@ import hotswap
 import pac_ops
 from hotswap import HotswapError, Plan
 from hotswap.measure.compare import swapped_layers
-from hotswap.resizing.layers import GuidedResize, is_bilinear
+from hotswap.targets.enlargement import GuidedResize, is_bilinear
 
 
 @pytest.fixture(params=["fx", "hooks"], autouse=True)

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import hotswap
 import pac_ops
-from hotswap.install import CALLS, records
-from hotswap.relay import Relay
+from hotswap.surgery.install import CALLS, records
+from hotswap.surgery.passes import Relay
 
 SCALE = 2.0
 

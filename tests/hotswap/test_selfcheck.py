@@ -9,9 +9,10 @@ from networks import conv
 from torch import nn
 
 import hotswap
-from hotswap import alike, install, selfcheck
+from hotswap.network import agreement
+from hotswap.surgery import install, self_check
 
-NOTHING = alike.Distance(0.0, "")
+NOTHING = agreement.Distance(0.0, "")
 
 
 class AsksForATensor(nn.Module):
@@ -227,7 +228,7 @@ def test_load_compares_with_the_weights_of_the_file(tmp_path, monkeypatch):
     net = Twice()
     hotswap.save(hotswap.convert(net, "target", "stem", example_inputs=IMAGE), tmp_path / "swapped.pt")
     ran = []
-    monkeypatch.setattr(selfcheck, "distance", lambda before, after: ran.append(before) or NOTHING)
+    monkeypatch.setattr(self_check, "distance", lambda before, after: ran.append(before) or NOTHING)
     loaded = hotswap.load(tmp_path / "swapped.pt", Twice(), example_inputs=IMAGE)
     assert torch.equal(ran[0]["['out']"], net.eval()(IMAGE)["out"])
     assert "target" in notes_of(loaded) or hotswap.status(loaded).plan.swaps
@@ -253,5 +254,5 @@ def test_distances_between_outputs():
         ((x, 1.0), (x, 1.5), 0.5),
     ]
     for before, after, size in cases:
-        found = alike.distance(alike.values(before), alike.values(after))
+        found = agreement.distance(agreement.values(before), agreement.values(after))
         assert found.size == pytest.approx(size), (before, after)

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import hotswap
-from hotswap import sharded
-from hotswap.checkpoint import Checkpoint, load_weights, read
+from hotswap.checkpoint.load import load_weights
+from hotswap.checkpoint.read import Checkpoint, read
 from hotswap.cli import main
 from hotswap.errors import HotswapError
+from hotswap.files import shards
 
 
 def swapped():
@@ -127,7 +128,7 @@ def test_refuses_parts_that_cannot_be(tmp_path, size, path, reason):
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("2 KiB", 2048), (7, 7), ("300mb", 3 * 10**8)])
 def test_sizes(text, size):
-    assert sharded.parse_size(text) == size
+    assert shards.parse_size(text) == size
 
 
 def index(**weight_map):

@@ -11,8 +11,8 @@ from torch import nn
 import hotswap
 import pac_ops
 from hotswap.choices import RESIZE_MODES
-from hotswap.guide import window_distance
-from hotswap.sliding import sliding_of
+from hotswap.targets.forward_ops import window_distance
+from hotswap.targets.window import sliding_of
 
 COARSE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 IMAGE = F.interpolate(COARSE, size=(32, 32), mode="bicubic").clamp(0, 1)  # smooth, as pictures are

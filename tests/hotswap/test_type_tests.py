@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hotswap
-from hotswap.selfcheck import DiffersError
+from hotswap.surgery.self_check import DiffersError
 
 
 class TwoOfIt(nn.Module):

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import hotswap
 import pac_ops
 from hotswap import HotswapError, Plan
-from hotswap.resizing.places import chain_of
+from hotswap.targets.call_sites import chain_of
 
 SCALE = 3.0
 RIGHT = {"align_corners": True}

@@ -306,8 +306,8 @@ class ReflectsWhereLarge(Layer):
     ],
 )
 def test_what_is_computed_otherwise_at_another_size_is_an_error_there(kind, size, message, monkeypatch):
-    monkeypatch.setattr("hotswap.sliding._sizes", lambda window: [(10, 11), (11, 13)])  # not those that differ
-    monkeypatch.setattr("hotswap.sliding._LARGE", (17, 19))
+    monkeypatch.setattr("hotswap.targets.window._sizes", lambda window: [(10, 11), (11, 13)])  # not those that differ
+    monkeypatch.setattr("hotswap.targets.window._LARGE", (17, 19))
     net = network(kind)
     converted = convert(net, check=False)
     torch.testing.assert_close(converted(image()), oracle(net, image())[0])

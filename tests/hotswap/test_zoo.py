@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from hotswap import network_names, zoo
 from hotswap.errors import HotswapError
+from hotswap.zoo import names, providers
 
 
 @pytest.fixture
@@ -45,15 +45,15 @@ def module(tmp_path, monkeypatch):
     ],
 )
 def test_parse_and_put_together_again(spec, provider, name, options):
-    parsed = network_names.parse(spec)
+    parsed = names.parse(spec)
     assert (parsed.provider, parsed.name, parsed.options) == (provider, name, options)
-    assert network_names.parse(str(parsed)) == parsed
+    assert names.parse(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize("text", ["7", "true", "null", "[1]", "a&b", '"', "NaN", "", " ", "a=b", "[", "é"])
 def test_text_options_survive(text):
-    parsed = network_names.Spec("nets", "make", {"a": text})
-    assert network_names.parse(str(parsed)) == parsed
+    parsed = names.Spec("nets", "make", {"a": text})
+    assert names.parse(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_text_options_survive(text):
 )
 def test_refuses_a_malformed_name(spec, reason):
     with pytest.raises(HotswapError) as caught:
-        network_names.parse(spec)
+        names.parse(spec)
     assert reason in str(caught.value)
 
 
@@ -110,7 +110,7 @@ def offline(monkeypatch):
 )
 @torch.no_grad()
 def test_builds_without_a_download(offline, spec, trusted, shape):
-    model = zoo.build(spec, trusted=trusted)
+    model = providers.build(spec, trusted=trusted)
     assert model.training
     out = model.eval()(torch.randn(2, 3, 32, 32))
     assert shape == ({k: tuple(x.shape) for k, x in out.items()} if isinstance(out, dict) else tuple(out.shape))
@@ -136,7 +136,7 @@ def test_builds_without_a_download(offline, spec, trusted, shape):
 )
 def test_refuses_what_there_is_not_in_one_line(offline, spec, reason):
     with pytest.raises(HotswapError) as caught:
-        zoo.build(spec, trusted=True)
+        providers.build(spec, trusted=True)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -154,12 +154,12 @@ def test_refuses_what_there_is_not_in_one_line(offline, spec, reason):
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, spec, extra):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(HotswapError, match=rf"pip install 'hotswap\[{extra}\]'"):
-        zoo.build(spec, trusted=True)
+        providers.build(spec, trusted=True)
 
 
 @pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small", "timm:test_vit", "timm:test_convnext"])
 def test_uninitialised_networks_differ_in_values_only(spec):
-    fast, full = (zoo.build(spec, trusted=True, initialise=value) for value in (False, True))
+    fast, full = (providers.build(spec, trusted=True, initialise=value) for value in (False, True))
     assert {k: (x.shape, x.dtype) for k, x in fast.state_dict().items()} == {
         k: (x.shape, x.dtype) for k, x in full.state_dict().items()
     }
@@ -167,23 +167,23 @@ def test_uninitialised_networks_differ_in_values_only(spec):
 
 
 def test_normalisation():
-    assert zoo.normalisation(nn.Conv2d(3, 3, 1)) == (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)
+    assert providers.normalisation(nn.Conv2d(3, 3, 1)) == (providers.IMAGENET_MEAN, providers.IMAGENET_STD)
     stated = nn.Identity()
     stated.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": [0.25] * 3}
-    assert zoo.normalisation(stated) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert providers.normalisation(stated) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.mark.parametrize("found", [3, {"mean": "x", "std": 1}, {"input_size": 7, "mean": (0.5,)}])
 def test_an_attribute_that_is_no_statement_is_none(found):
     model = nn.Conv2d(3, 3, 1)
     model.pretrained_cfg = found
-    assert zoo.normalisation(model) == (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)
+    assert providers.normalisation(model) == (providers.IMAGENET_MEAN, providers.IMAGENET_STD)
 
 
 def test_a_deep_network_of_a_file_is_stopped_by_how_many_tensors_the_file_has():
     with pytest.raises(HotswapError, match="is larger than the file that names it could hold"):
-        zoo.build("timm:test_vit?depth=500", trusted=False, initialise=False, most=zoo.Room(1 << 40, 9))
-    full = zoo.build("timm:test_vit", trusted=False, most=zoo.Room(1 << 40, 0))
+        providers.build("timm:test_vit?depth=500", trusted=False, initialise=False, most=providers.Room(1 << 40, 9))
+    full = providers.build("timm:test_vit", trusted=False, most=providers.Room(1 << 40, 0))
     assert len(full.state_dict()) > 40
 
 
@@ -223,7 +223,7 @@ def test_a_deep_network_of_a_file_is_stopped_by_how_many_tensors_the_file_has():
 def test_a_file_may_not_name(module, offline, spec):
     folder = module("trap", "open(__file__ + '.ran', 'w')")
     with pytest.raises(HotswapError, match="a file may not") as caught:
-        zoo.build(spec, trusted=False)
+        providers.build(spec, trusted=False)
     assert "--model" in str(caught.value)
     assert not (folder / "trap.py.ran").exists()
 
@@ -235,7 +235,7 @@ def test_nothing_is_imported_for_a_file_that_names_too_much(monkeypatch):
     monkeypatch.setattr("importlib.import_module", refuse)
     for spec in ("os:system", "timm:x?pretrained=true", "timm:hf-hub:a/b", "torchvision:a.b", "hf:a/b"):
         with pytest.raises(HotswapError):
-            zoo.build(spec, trusted=False)
+            providers.build(spec, trusted=False)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_nothing_is_imported_for_a_file_that_names_too_much(monkeypatch):
     ],
 )
 def test_what_is_recorded_of_an_architecture(spec, recorded):
-    assert zoo.architecture(spec) == recorded
+    assert providers.architecture(spec) == recorded
 
 
 # --- the user's own -----------------------------------------------------------------------------------------
@@ -264,9 +264,9 @@ def test_factories_and_classes(module):
             class Net(nn.Module): pass
         """,
     )
-    made = zoo.build("own:make?channels=4&bias=false", trusted=True)
+    made = providers.build("own:make?channels=4&bias=false", trusted=True)
     assert (made.in_channels, made.bias) == (4, None)
-    assert type(zoo.build("own:Outer.Net", trusted=True)).__name__ == "Net"
+    assert type(providers.build("own:Outer.Net", trusted=True)).__name__ == "Net"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_factories_and_classes(module):
 def test_what_goes_wrong_in_the_users_code_is_one_line(module, code, spec, reason):
     module("own", code)
     with pytest.raises(HotswapError) as caught:
-        zoo.build(spec, trusted=True)
+        providers.build(spec, trusted=True)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -298,4 +298,4 @@ def test_what_goes_wrong_in_the_users_code_is_one_line(module, code, spec, reaso
 def test_an_interrupt_is_no_error_of_the_users(module):
     module("own", "def make(): raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
-        zoo.build("own:make", trusted=True)
+        providers.build("own:make", trusted=True)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hotswap
-from hotswap import zoo
 from hotswap.errors import HotswapError
+from hotswap.zoo import providers
 from recipes.networks.fcn8s import FCN8s
 from recipes.networks.segmentation import fcn8s, fcn8s_paccrf, segformer
 
@@ -69,7 +69,7 @@ def test_a_crf_takes_a_backbone_as_it_is(published):
     with torch.no_grad():
         assert torch.equal(network.backbone(image), published[0](image))
         assert network(image).shape == (1, CLASSES, 40, 33)
-    torch.testing.assert_close(network.unit.flatten(), 255 * torch.tensor(zoo.IMAGENET_STD))
+    torch.testing.assert_close(network.unit.flatten(), 255 * torch.tensor(providers.IMAGENET_STD))
     assert {name.split(".")[0] for name in network.state_dict()} == {"backbone", "crf", "feat_scales"}
 
 
@@ -88,7 +88,7 @@ def test_a_crf_takes_the_backbone_of_a_swapped_networks_file(published, tmp_path
 
 def test_recipes_can_name_them(published):
     spec = f"recipes.networks.segmentation:fcn8s?num_classes={CLASSES}&hidden={HIDDEN}&caffe={published[1]}"
-    assert isinstance(zoo.build(spec, trusted=True), FCN8s)
+    assert isinstance(providers.build(spec, trusted=True), FCN8s)
 
 
 def test_segformer_gives_a_quarter_of_the_size():

@@ -1,0 +1,1 @@
+"""A network in a file, with its plan."""

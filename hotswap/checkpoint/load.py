@@ -1,0 +1,209 @@
+"""A checkpoint's weights and plan, put into a network."""
+
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.api import apply, check_swapped
+from hotswap.checkpoint.read import Checkpoint, read
+from hotswap.errors import HotswapError, first_line
+from hotswap.files.atomic import PathLike
+from hotswap.files.weight_names import listed, matched
+from hotswap.network.copying import deep_copy
+from hotswap.network.dry_run import Inputs
+from hotswap.zoo import image_stats, providers, transformers
+from hotswap.zoo.image_stats import Stated
+
+_ROOM = (
+    1 << 29
+)  # bytes that a network may take beside its weights, in float32 where the file has them in half precision
+_log = logging.getLogger("hotswap.checkpoint")
+
+
+def load(
+    path: PathLike, model: nn.Module | None = None, *, example_inputs: Inputs | None = None, check: bool = True
+) -> nn.Module:
+    """The network of a file, swapped as it was when saved, with its weights; in training mode, as built.
+
+    Args:
+        path: a file that `save` wrote, or, with `model`, any checkpoint of that network; or a model on the hub,
+            `hf-hub:owner/name[@revision]`: which commit it is of is logged.
+        model: the plain network, where the file names none, or one of the user's own. It is not changed: the result
+            is a copy, in the mode it is in.
+        example_inputs: see `plan`; needed where the network takes no image of 224 x 224 and states no other size.
+        check: see that with its guide scales at 0 the network gives what the plain one gives, as `convert` does.
+
+    Raises:
+        HotswapError: where the file cannot be read (see `read`), names no architecture that it may name and no
+            `model` is given, or does not fit the network.
+    """
+    checkpoint = read(path)
+    loaded, notes = load_checkpoint(checkpoint, model, example_inputs=example_inputs, check=check)
+    for note in (*checkpoint.notes, *notes):
+        _log.info("%s: %s", path, note)
+    return loaded
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    model: nn.Module | None = None,
+    *,
+    inplace: bool = False,
+    example_inputs: Inputs | None = None,
+    example_of: Callable[[nn.Module], Inputs | None] | None = None,
+    check: bool = True,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """`load`, of a file that was read already, with the notes of `load_weights`.
+
+    With `inplace`, `model` itself is changed, and the weights stay mapped from the file. `example_of` makes example
+    inputs for the plain network.
+
+    Raises:
+        HotswapError: as `load`.
+    """
+    metadata = checkpoint.metadata
+    if model is not None:
+        loaded = model if inplace else _deep_copy(model)
+    elif metadata is not None and metadata.architecture is not None:
+        weights = checkpoint.state_dict.values()
+        room = providers.Room(2 * sum(x.nbytes for x in weights) + _ROOM, len(weights))
+        loaded = providers.build(
+            metadata.architecture,
+            trusted=False,
+            initialise=False,
+            config=metadata.config,
+            most=room,
+        )
+    else:
+        raise HotswapError(
+            f"{str(checkpoint.path)!r} does not say which network its weights belong to; build the plain network and "
+            "pass it as model (on the command line: --model)"
+        )
+    if metadata is not None and (model is None or image_stats.of(model) == Stated()):
+        image_stats.put(loaded, metadata.images)
+    if example_of is not None:
+        example_inputs = example_of(loaded)
+    if metadata is not None and metadata.plan is not None:
+        apply(loaded, metadata.plan, example_inputs=example_inputs, inplace=True, check=False)
+    notes = load_weights(loaded, checkpoint, mapped=inplace)
+    if check and metadata is not None and metadata.plan is not None:  # only now, with the weights
+        notes += check_swapped(loaded, example_inputs)
+    return loaded, notes
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = False) -> tuple[str, ...]:
+    """Put a checkpoint's weights into a network: all of them, by name, each of the right shape.
+
+    Names are brought to the network's: see `weight_names.matched`, and `transformers.renamed` for networks of
+    transformers. Floating-point weights take the dtype they have in the file.
+
+    Args:
+        model: the network.
+        checkpoint: what `read` read.
+        mapped: leave the weights mapped from the file rather than copy them, so that they take memory once, and only
+            as far as they are used. Who writes into the file, rather than replace it, then changes the network.
+
+    Returns:
+        Notes on what was done to names.
+
+    Raises:
+        HotswapError: where names or shapes differ; the network is then as it was.
+    """
+    metadata = checkpoint.metadata
+    own = model.state_dict(keep_vars=True)
+    scales = {} if metadata is None else metadata.learned_scales
+    try:
+        weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, _without(own, scales))
+    except HotswapError as error:
+        raise HotswapError(f"cannot take the weights of {str(checkpoint.path)!r}: {error}") from error
+    if weights.keys() | scales.keys() != own.keys() and (renamed := transformers.renamed(model, weights)) is not None:
+        weights = renamed.weights
+        notes += ("the weights have the names that transformers gives them in files",)
+        if renamed.unexpected:
+            notes += (f"left aside {len(renamed.unexpected)} that the network has not: {listed(renamed.unexpected)}",)
+    state = OrderedDict({**weights, **scales})
+    if metadata is not None:
+        versions = getattr(model.state_dict(), "_metadata", {})  # it was saved from the modules of today
+    if versions:
+        state._metadata = versions  # type: ignore[attr-defined]  # where load_state_dict looks for them
+    _check_fits(model, state, checkpoint.path)
+    if mapped:
+        _assign(model, state)
+        return notes
+    for name, tensor in own.items():
+        if name in state and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+    model.load_state_dict(state)
+    return notes
+
+
+def _without(own: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in own.items() if name not in scales}
+
+
+def _assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load by taking the tensors as they are. Parameters stay the same objects, so that tied ones stay tied."""
+    held = [
+        (module, name, x)
+        for module in model.modules()
+        for name, x in (*module._parameters.items(), *module._buffers.items())
+        if x is not None
+    ]
+    model.load_state_dict(state, assign=True)
+    for module, name, x in held:
+        if (now := getattr(module, name)) is not x:
+            x.data = now.data.to(x.device)
+            setattr(module, name, x)
+
+
+def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load into a copy without memory first: `load_state_dict` is the judge, and it knows old versions' names."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} is {list(x.shape)} and must be {list(own[name].shape)}"
+        for name, x in state.items()
+        if name in own and own[name].shape != x.shape
+    ]
+    kinds = [
+        f"{name} is {x.dtype} and must be {own[name].dtype}"
+        for name, x in state.items()
+        if name in own and own[name].is_floating_point() != x.is_floating_point()
+    ]
+    skeleton = _deep_copy(model, {id(x): _without_memory(x) for x in (*model.parameters(), *model.buffers())})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of copying to where nothing is kept
+            missing, unexpected = skeleton.load_state_dict(state, strict=False)
+    except Exception as error:  # wrong shapes, or whatever a module's own loading makes of wrong names
+        if not shapes:
+            raise HotswapError(f"{str(path)!r} does not fit the network ({first_line(error)})") from error
+        missing, unexpected = [], []
+    problems = (
+        ("missing", missing),
+        ("not the network's", unexpected),
+        ("of another shape", shapes),
+        ("of another kind", kinds),
+    )
+    told = [f"{len(names)} {what} ({listed(names)})" for what, names in problems if names]
+    if told:
+        raise HotswapError(
+            f"the weights in {str(path)!r} do not fit the network: {', '.join(told)}; is this the right architecture?"
+        )
+
+
+def _without_memory(x: Tensor) -> Tensor:
+    empty = torch.empty_like(x, device="meta")
+    return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+
+def _deep_copy(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.Module:
+    try:
+        return deep_copy(model, replaced)
+    except Exception as error:  # whatever a user's module does when copied
+        raise HotswapError(f"the network cannot be deep-copied ({first_line(error)})") from error

@@ -1,0 +1,141 @@
+"""What hotswap writes beside the tensors of a checkpoint: as JSON, and read again."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hotswap
+from hotswap.errors import HotswapError, first_line
+from hotswap.files.weight_names import clipped, listed
+from hotswap.targets.plan import Plan
+from hotswap.zoo import image_stats, providers, transformers
+from hotswap.zoo.image_stats import Stated
+from hotswap.zoo.names import parse
+
+# 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
+# 4: there were no images.
+FORMAT_VERSION = 5
+ENTRY = "hotswap"
+SCALE_SUFFIX = ".guide_log_scale"  # how the names of learned scales end
+_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What hotswap writes beside the tensors."""
+
+    architecture: str | None = None  # a name for `providers.build`
+    plan: Plan | None = None  # None where nothing is swapped
+    learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
+    version: str = ""  # of hotswap, that wrote it
+    config: Mapping[str, Any] | None = None  # of a network of transformers
+    images: Stated = field(default_factory=Stated)  # that the network was trained on
+
+
+def to_json(metadata: Metadata) -> str:
+    """The hotswap entry of a file."""
+    entry = {
+        "format_version": FORMAT_VERSION,
+        "hotswap": hotswap.__version__,
+        "architecture": None if metadata.architecture is None else providers.recordable(metadata.architecture),
+        "plan": None if metadata.plan is None else metadata.plan.to_dict(),
+        "learned_scales": {name: [x.item(), _DTYPES[x.dtype]] for name, x in metadata.learned_scales.items()},
+        "config": metadata.config,
+        "images": metadata.images.to_dict(),
+    }
+    return json.dumps(entry, allow_nan=False)
+
+
+def from_entry(entry: Any, file: Path) -> Metadata | None:
+    """Read the hotswap entry of a file; None where there is none.
+
+    Raises:
+        HotswapError: where it is malformed, asks for what a file may not ask for, or was written by a newer hotswap.
+    """
+    if entry is None:
+        return None
+    where = f"the hotswap entry of {str(file)!r}"
+    if not isinstance(entry, str):
+        raise HotswapError(f"{where} must be text, got a {type(entry).__name__}")
+    found = parse_json(entry, where)
+    version = found.get("format_version") if isinstance(found, Mapping) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise HotswapError(
+            f"{str(file)!r} was written by a newer hotswap (format {version}, and this one reads up to "
+            f"{FORMAT_VERSION}); pip install --upgrade hotswap"
+        )
+    kinds = {"hotswap": str, "architecture": str | None, "plan": Mapping | None, "learned_scales": Mapping}
+    if isinstance(version, int) and version >= 4:
+        kinds["config"] = Mapping | None
+    if isinstance(version, int) and version >= 5:
+        kinds["images"] = Mapping
+    if not isinstance(version, int) or version < 1 or set(found) != {"format_version", *kinds}:
+        raise HotswapError(f"{where} is malformed; it was not written by hotswap, or damaged")
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise HotswapError(f"{where}: {name} must not be a {type(found[name]).__name__}")
+    scales = {name: _scale(name, x, where) for name, x in found["learned_scales"].items()}
+    architecture = found["architecture"]
+    if architecture is not None:
+        parse(architecture, typed=False)
+    config = found.get("config")
+    if config is not None:
+        transformers.checked(config, f"{where}: config")
+    plan = None if found["plan"] is None else parse_plan(found["plan"], where)
+    images = _images(found["images"], where) if "images" in found else Stated()
+    return Metadata(architecture, plan, scales, found["hotswap"], config, images)
+
+
+def _scale(name: str, data: Any, where: str) -> Tensor:
+    value, kind = data if isinstance(data, list) and len(data) == 2 else (None, None)
+    dtype = next((dtype for dtype, text in _DTYPES.items() if text == kind), None)
+    if not (name.endswith(SCALE_SUFFIX) and isinstance(value, float) and math.isfinite(value)) or dtype is None:
+        raise HotswapError(f"{where}: learned_scales must hold [number, dtype] by name, got {clipped(repr(data))}")
+    return torch.tensor(value, dtype=dtype)
+
+
+def _images(data: Mapping[str, Any], where: str) -> Stated:
+    if set(data) != {"mean", "std", "size"}:
+        raise HotswapError(
+            f"{where}: images must say mean, std and size, got {listed(map(repr, data)) if data else 'nothing'}"
+        )
+    try:
+        return image_stats.from_values(data["mean"], data["std"], data["size"])
+    except HotswapError as error:
+        raise HotswapError(f"{where}: {error}") from error
+
+
+def parse_plan(data: Any, where: str) -> Plan:
+    """Read a plan from JSON values; errors begin with `where`.
+
+    Raises:
+        HotswapError: where it is no plan.
+    """
+    try:
+        return Plan.from_dict(data)
+    except HotswapError as error:
+        raise HotswapError(f"{where}: {clipped(str(error))}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON that came from a file; errors begin with `where`.
+
+    Raises:
+        HotswapError: where it is no JSON, or holds a number of more than 15 digits.
+    """
+    try:
+        return json.loads(text, parse_int=_small_int)
+    except (ValueError, RecursionError) as error:
+        raise HotswapError(f"{where} must be JSON ({first_line(error)})") from error
+
+
+def _small_int(digits: str) -> int:
+    if len(digits) > 15:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)

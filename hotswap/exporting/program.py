@@ -1,0 +1,102 @@
+"""`torch.export.export`, also of GraphModules, and of networks that read numbers from their own buffers.
+
+Networks imported from ONNX are both. They keep the sizes that they enlarge to as buffers, and `tolist` them when they
+run: the exporter, which knows no values of buffers, gives up there; it does know those of other attributes. And a
+GraphModule's graph is gone through without its hooks being called.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from hotswap.exporting.open_sizes import OpenSizes
+from pac_ops import standard
+
+_MOST = 64  # numbers in one buffer: sizes, not tables
+
+
+def exported_program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+    """The network as an exported program, without pac_ops. Numbers that it reads from its buffers are constants.
+
+    Raises:
+        Exception: what the exporter raises.
+    """
+    table = standard.decompositions()
+    with _called(model), OpenSizes():
+        made = _exported(model, arguments, dynamic_shapes)
+        if any(node.target in table and not _by_factor(node) for node in nodes(made)):  # where no mode saw it
+            made = made.run_decompositions(table)
+        return made
+
+
+def nodes(program: ExportedProgram) -> Iterator[Node]:
+    """All of a program's, also those of the branches of its conditions."""
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            yield from module.graph.nodes
+
+
+def inputs(program: ExportedProgram) -> list[Node]:
+    """The placeholders of the network's own arguments."""
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def value(x: Any) -> Any:
+    """What a node of a program gives, of fake tensors and symbolic sizes; other arguments are themselves."""
+    return x.meta["val"] if isinstance(x, Node) else x
+
+
+def _by_factor(node: Node) -> bool:
+    """Whether it is an enlargement by a factor, which is written as it is."""
+    return node.target is torch.ops.aten.upsample_nearest2d.vec and node.args[1] is None
+
+
+def _exported(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+    try:
+        return torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
+    except Exception:
+        with _numbers_as_constants(model) as found:
+            if not found:
+                raise
+            return torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
+
+
+@contextmanager
+def _called(model: nn.Module) -> Iterator[None]:
+    """Have a GraphModule called as other modules are, for a while."""
+    kind: Any = type(model)
+    if issubclass(kind, GraphModule):
+        model.__class__ = type(kind.__name__, (nn.Module,), {"forward": kind.forward})
+    try:
+        yield
+    finally:
+        model.__class__ = kind
+
+
+@contextmanager
+def _numbers_as_constants(model: nn.Module) -> Iterator[bool]:
+    """Hold a network's few integers as plain attributes instead of buffers, for a while; whether it has any."""
+    before = {module: dict(module._buffers) for module in model.modules()}
+    moved = [
+        (module, name, x)
+        for module, buffers in before.items()
+        for name, x in buffers.items()
+        if x is not None and not x.is_floating_point() and not x.is_complex() and x.numel() <= _MOST
+    ]
+    try:
+        for module, name, x in moved:
+            del module._buffers[name]
+            module.__dict__[name] = x
+        yield bool(moved)
+    finally:
+        for module, name, _ in moved:
+            module.__dict__.pop(name, None)
+        for module, buffers in before.items():
+            module._buffers.clear()
+            module._buffers.update(buffers)

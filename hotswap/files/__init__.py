@@ -1,0 +1,1 @@
+"""Files of weights and images: how they are written, read, named, split and fetched."""

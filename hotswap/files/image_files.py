@@ -1,0 +1,33 @@
+"""The images in a folder, by name. Imports no torch, so that a folder without any is refused at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hotswap.errors import HotswapError
+from hotswap.files.atomic import PathLike
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def find(folder: PathLike, limit: int) -> list[Path]:
+    """The images in a folder, sorted by name; at most `limit`, evenly spread over all. Subfolders are left out.
+
+    Raises:
+        HotswapError: where there is no such folder, or no image in it.
+    """
+    try:
+        found = sorted(
+            file
+            for file in Path(folder).iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
+    except OSError as error:
+        raise HotswapError(f"cannot read images from {str(folder)!r}: {error.strerror}") from error
+    if not found:
+        raise HotswapError(f"there is no image in {str(folder)!r}; its files must end in {', '.join(SUFFIXES)}")
+    return spread(found, limit)
+
+
+def spread(files: Sequence[Path], limit: int) -> list[Path]:
+    """At most `limit` of some files, evenly spread over all."""
+    return [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else list(files)

@@ -1,0 +1,122 @@
+"""From what was measured to what a report says."""
+
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from torch import nn
+
+from hotswap.measure.compare import Swapped
+from hotswap.measure.verify import Verification
+from hotswap.network.dry_run import Observation
+from hotswap.reporting import encoding
+from hotswap.reporting.content import Content, Image, Target
+from hotswap.reporting.cost import Costs
+from hotswap.reporting.diagram import draw
+from hotswap.reporting.figures import Figures
+from hotswap.reporting.outline import outline, plain_name
+from hotswap.reporting.reproduce import Origin, steps
+from hotswap.reporting.views import reach_of, view
+from hotswap.targets.enlargement import GuidedResize
+from hotswap.targets.plan import Plan
+from hotswap.targets.window import POOL, TRANSPOSED
+
+_PACKAGES = ("hotswap", "torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def make(
+    model: nn.Module,
+    plan: Plan,
+    figures: Figures,
+    costs: Costs,
+    observation: Observation | None,
+    images_from: str,
+    origin: Origin,
+) -> Content:
+    """Put together what was found.
+
+    Args:
+        model: the swapped network.
+        plan: of its swaps.
+        figures: from its runs.
+        costs: of them.
+        observation: one run of it on fake tensors, if there is one.
+        images_from: where the images are from.
+        origin: where the network is from, and what was asked for.
+    """
+    shown = figures.shown
+    verification = figures.verification
+    images = tuple(
+        Image(
+            one.sample.name,
+            None if one.sample.picture is None else encoding.photograph(one.sample.picture),
+            one.compared,
+        )
+        for one in shown
+    )
+    return Content(
+        origin=origin,
+        drawing=draw(outline(model, plan, observation, shown[0].sample)),
+        parameters=sum(p.numel() for p in figures.comparison.plain.parameters()),
+        modules=sum(1 for module in figures.comparison.plain.modules() if not any(True for _ in module.children())),
+        verification=verification,
+        targets=tuple(_targets(plan, figures, verification, costs)),
+        images=images,
+        images_from=images_from,
+        costs=costs,
+        plan=plan,
+        steps=steps(plan, origin),
+        versions={"python": platform.python_version()} | _versions(),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _targets(plan: Plan, figures: Figures, verification: Verification, costs: Costs) -> list[Target]:
+    entries = {entry.name: entry for entry in plan.entries}
+    found = []
+    for check in verification.targets:
+        entry: Any = entries[check.path]
+        views = [(one, one.windows[check.path]) for one in figures.shown if check.path in one.windows]
+        reach = reach_of([seen for _, seen in views])
+        found.append(
+            Target(
+                name=check.path,
+                alias=entry.target_alias,
+                kind=_kind(figures.comparison.layers[check.path]),
+                guide=entry.guide_name,
+                scale=check.guide_scale,
+                learned=entry.learn_scale,
+                kernel=entry.kernel,
+                conserve=getattr(entry, "conserve", None),
+                deviation=check.deviation,
+                max_deviation=check.max_deviation,
+                inert=check.inert,
+                calls=figures.calls.get(check.path, 0),
+                histogram=figures.histograms[check.path],
+                reach=reach,
+                cost=costs.targets.get(check.path),
+                views=tuple(view(one.sample.name, one.places, seen, reach) for one, seen in views),
+            )
+        )
+    return found
+
+
+def _kind(layer: Swapped) -> str:
+    if isinstance(layer, GuidedResize):
+        return f"enlargement, {layer.swap.mode}, {layer.swap.footprint} × {layer.swap.footprint} coarse pixels"
+    size = " × ".join(map(str, layer.sliding.kernel_size))
+    name = {TRANSPOSED: "transposed convolution", POOL: "average pool"}.get(layer.sliding.kind, "convolution")
+    plain = plain_name(layer)
+    named = "" if plain in ("Conv2d", "ConvTranspose2d", "AvgPool2d") else f" ({plain})"
+    return f"{name}{named}, {size}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

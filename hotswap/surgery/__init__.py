@@ -1,0 +1,1 @@
+"""How a plan is carried out on a network: by its graph, or by hooks."""

@@ -1,0 +1,178 @@
+"""The nodes of a traced graph that are the calls of `F.interpolate` a plan means."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule, Node, Proxy
+from torch.overrides import TorchFunctionMode
+
+from hotswap.errors import HotswapError
+from hotswap.network.dry_run import Inputs, Observation
+from hotswap.surgery import graph_calls
+from hotswap.surgery.scope import all_paths
+from hotswap.surgery.tracing import Traced, UntraceableError
+from hotswap.targets.call_sites import chain_here, last_of
+from hotswap.targets.enlargement_checks import check_mode, located
+from hotswap.targets.plan import Resize
+from hotswap.targets.sites import bound, find
+
+_CHAIN = "hotswap_chain"  # in a node's meta: of the call of F.interpolate that it is
+_Turns = Mapping[tuple[str, str], Collection[tuple[int, ...]]]  # as `Sites` has them
+
+
+Names = Mapping[str, Mapping[str, str]]  # of guided calls, by the module's path and the chain's key
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of `F.interpolate` in a network, as traced graphs have them."""
+
+    prefix: str  # of the paths in the network of what is in a graph
+    turns: _Turns
+
+    def nodes(self, graph: torch.fx.Graph, paths: Collection[str], resize: Resize) -> list[Node]:
+        """The nodes of a call: one for each call of its module, known by these paths.
+
+        Raises:
+            UntraceableError: where other calls are made along its chain than when the network was run.
+        """
+        turns = self.turns.items()
+        chains = {k: made for (path, k), made in turns if path in paths and any(resize.call in m for m in made)}
+        found = []
+        for path, nodes in _forwards(graph, self.prefix):
+            for key, runs in chains.items():
+                along = [node for node in nodes if path in paths and node.meta[_CHAIN].key == key]
+                if not along:
+                    continue
+                run, *others = runs
+                if others or len(run) != len(along):
+                    raise UntraceableError(
+                        f"a graph calls F.interpolate {len(along)} times where target {resize.name!r} does "
+                        f"({last_of(key)}), and the network {' or '.join(str(len(m)) for m in runs)} times"
+                    )
+                node = along[run.index(resize.call)]
+                if resize.at[: len(at := node.meta[_CHAIN].at)] not in ((), at):
+                    raise HotswapError(
+                        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and here at "
+                        f"{' > '.join(at)}; give example_inputs, or convert the network anew if its code has changed"
+                    )
+                check_mode(resize, bound(node.args, node.kwargs)["mode"])
+                found.append(node)
+        return found
+
+    def in_training(self, traced: Traced, modules: Mapping[str, nn.Module], resize: Resize) -> bool:
+        """Whether a call that evaluation makes is made in training too; some networks enlarge scores in one alone.
+
+        Raises:
+            HotswapError: where training makes another call instead, which would stay as it is.
+        """
+        graphs, root = (traced.training, traced.evaluation), traced.root
+        if resize.call is None:
+            called = (node for node in graphs[0].nodes if node.op == "call_module")
+            return any(root.get_submodule(str(node.target)) is modules[resize.target] for node in called)
+        paths = all_paths(modules, resize.target)
+        if self.nodes(graphs[0], paths, resize):
+            return True
+        own = [[nodes for path, nodes in _forwards(graph, self.prefix) if path in paths] for graph in graphs]
+        made, known = ({node.meta[_CHAIN].key for nodes in each for node in nodes} for each in own)
+        if made <= known:
+            return False
+        raise HotswapError(
+            f"target {resize.name!r} is a call of F.interpolate that {type(root).__name__} makes in evaluation, and "
+            "in training it makes another, which would stay as it is; have its code make one call, whatever the mode"
+        )
+
+    def names(self, resizes: Sequence[Resize]) -> Names:
+        """Names of these calls."""
+        names: dict[str, dict[str, str]] = {}
+        for resize in resizes:
+            for (path, key), runs in self.turns.items():
+                if path == resize.target and any(resize.call in run for run in runs):
+                    names.setdefault(path, {})[key] = repr(resize.name)
+        return names
+
+
+def find_calls(
+    model: nn.Module,
+    resizes: Sequence[Resize],
+    traced: Traced,
+    prefix: str,
+    observation: Observation | None,
+    example_inputs: Inputs | None,
+) -> tuple[Calls, tuple[Resize, ...]]:
+    """The calls in graphs that were traced under a `Marker`, and the same enlargements, with where theirs are.
+
+    Args:
+        model: the network.
+        resizes: what to guide.
+        traced: a module of it.
+        prefix: of that module's modules' paths.
+        observation: one run of the network, if it could be run.
+        example_inputs: what it was run on.
+    """
+    for graph in (traced.training, traced.evaluation):
+        _mark_calls_of_graphs(traced.root, graph)
+    if observation is None:
+        return Calls(prefix, _turns(traced.evaluation, prefix)), tuple(resizes)
+    sites = find(model, example_inputs, resizes)
+    return Calls(prefix, sites.turns), located(model, resizes, sites)
+
+
+class Marker(TorchFunctionMode):
+    """Notes in each node of F.interpolate which chain of calls led to it.
+
+    The code of a module can make more calls in training than in evaluation; the chain tells which is which.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.interpolate and isinstance(result, Proxy):
+            result.node.meta[_CHAIN] = chain_here(traced=True)
+        return result
+
+
+def _mark_calls_of_graphs(root: nn.Module, graph: torch.fx.Graph) -> None:
+    """The same for calls that the graphs of GraphModules make: their code was not run."""
+    for path, nodes in _forwards(graph, ""):
+        owner = root.get_submodule(path)
+        if _CHAIN in nodes[0].meta or not isinstance(owner, GraphModule):
+            continue
+        chains = graph_calls.chains(owner)
+        if len(chains) != len(nodes):
+            raise UntraceableError(
+                f"{type(owner).__name__} calls F.interpolate {len(nodes)} times in training and {len(chains)} in "
+                "evaluation"
+            )
+        for node, chain in zip(nodes, chains, strict=True):
+            node.meta[_CHAIN] = chain
+
+
+def _forwards(graph: torch.fx.Graph, prefix: str) -> Iterator[tuple[str, list[Node]]]:
+    """For each call of each module: its path, and the nodes of F.interpolate that its own code made."""
+    found: dict[str, tuple[str, list[Node]]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is F.interpolate:
+            stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+            which_call, (path, _) = list(stack.items())[-1]
+            path = f"{prefix}{path}" if path else prefix.removesuffix(".")
+            found.setdefault(which_call, (path, []))[1].append(node)
+    yield from found.values()
+
+
+def _turns(graph: torch.fx.Graph, prefix: str) -> _Turns:
+    """What a run would tell, where there was none."""
+    numbers: dict[str, dict[tuple[str, int], int]] = {}
+    found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for path, nodes in _forwards(graph, prefix):
+        own, turns = numbers.setdefault(path, {}), dict[str, list[int]]()
+        for node in nodes:
+            key = node.meta[_CHAIN].key
+            made = turns.setdefault(key, [])
+            made.append(own.setdefault((key, len(made)), len(own)))
+        for key, made in turns.items():
+            found.setdefault((path, key), set()).add(tuple(made))
+    return found

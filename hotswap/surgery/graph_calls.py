@@ -1,0 +1,69 @@
+"""Calls of `F.interpolate` in the generated code of GraphModules: nodes of their graphs."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch.fx import Graph, GraphModule, Node
+
+from hotswap.errors import HotswapError
+from hotswap.network.copying import graphs
+from hotswap.network.dry_run import mode
+from hotswap.network.graph_modules import EVALUATION, GRAPH, TRAINING, by_mode, is_stale
+from hotswap.surgery import regraphing
+from hotswap.targets.call_sites import Chain, chain_of, last_of
+from hotswap.targets.sites import bound
+
+
+def chains(module: GraphModule) -> list[Chain]:
+    """Those of the calls of a graph, in order, in the code of evaluation mode."""
+    with mode(module, training=False):
+        lines, code = module.code.splitlines(), type(module).forward.__code__
+        calls = _calls(module.graph)
+    found = []
+    for node in calls:
+        starts = (f"{node.name} =", f"{node.name} :")
+        line = next(n for n, text in enumerate(lines, start=1) if text.strip().startswith(starts))
+        found.append(chain_of(code, line))
+    return found
+
+
+def which(module: GraphModule, key: str) -> int:
+    """Which of a graph's calls has a chain, by its key.
+
+    Raises:
+        HotswapError: where the graph does not make it itself, or does not in both modes.
+    """
+    counts = {len(_calls(graph)) for graph in _graphs(module)}
+    keys = [] if is_stale(module) or len(counts) > 1 else [chain.key for chain in chains(module)]
+    if key not in keys:
+        raise HotswapError(
+            f"the call of F.interpolate at {last_of(key)} is none that the graph of {type(module).__name__} makes "
+            "itself, in training as in evaluation; choose another, or have the call made by a module"
+        )
+    return keys.index(key)
+
+
+def guide(module: GraphModule, layers: Mapping[int, str]) -> None:
+    """Have calls, by which they are, made by layers, by their attributes, in place. Undone by `regraphing.undo`."""
+    new = [Graph() for _ in _graphs(module)]
+    for graph, plain in zip(new, _graphs(module), strict=True):
+        graph.output(graph.graph_copy(plain, {}))
+        graph.set_codegen(plain._codegen)
+        for index, node in enumerate(_calls(graph)):
+            if index in layers:
+                input, *further = bound(node.args, node.kwargs).values()
+                with graph.inserting_before(node):
+                    guided = graph.call_module(layers[index], (input, None, *further))
+                node.replace_all_uses_with(guided)
+                graph.erase_node(node)
+    regraphing.rewrite(module, new[0], new[-1])
+
+
+def _graphs(module: GraphModule) -> list[Graph]:
+    """That of training and that of evaluation, or the only one."""
+    own = graphs(module)
+    return [own[TRAINING], own[EVALUATION]] if by_mode(module) else [own[GRAPH]]
+
+
+def _calls(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]

@@ -1,0 +1,180 @@
+"""Puts what `surgery` or `hooks` made ready into a network, knows it again there, and takes it out.
+
+`install` only reassigns classes, registers hooks and leaves a record; `remove` reassigns and removes them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from hotswap.errors import HotswapError, replaced
+from hotswap.network.names import INPUT
+from hotswap.surgery import regraphing
+from hotswap.targets import convolution
+from hotswap.targets import enlargement as enlarging
+from hotswap.targets.plan import Plan
+
+# Plain attributes, which are not in a state_dict:
+RECORDS = "_hotswap_records"  # of a module around guides and targets
+CALLS = "_hotswap_resize_calls"  # of a module whose calls of F.interpolate are handed over, see `resizing.hand_over`
+
+_SWAPPED = (convolution.SwappedLayer, enlarging.GuidedResize)
+
+
+class Steering(Protocol):
+    """What makes the guides of a network reach its targets."""
+
+    def lost(self, root: nn.Module) -> list[str]:
+        """Targets and guides that no longer reach each other, as a module was replaced; as messages name them."""
+
+    def undo(self, root: nn.Module) -> None:
+        """Take it away again, from the module it is in or a copy of it."""
+
+
+@dataclass(frozen=True)
+class Graft:
+    """A plan made ready for one network: all that is left is to install it."""
+
+    plan: Plan
+    root_path: str  # of the module around guides and targets
+
+    @property
+    def note(self) -> str:
+        """How the plan is carried out, for people."""
+        raise NotImplementedError
+
+    def noted(self, *notes: str) -> Self:
+        """The same with more notes in its plan."""
+        return replace(self, plan=self.plan.noted(*notes))
+
+    def attach(self, model: nn.Module, root: nn.Module) -> Steering:
+        """Make the guides reach the targets, in place, in the network it was prepared for or a deep copy of it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `install` leaves in the module around guides and targets."""
+
+    plan: Plan
+    root_path: str  # of that module, in the network the plan was made for
+    steering: Steering
+
+    def lost(self, root: nn.Module) -> list[str]:
+        """What of the plan was replaced since in that module, as messages name it."""
+        there = {path for path, module in root.named_modules() if isinstance(module, _SWAPPED)}
+        known = {module.swap.name for module in root.modules() if isinstance(module, _SWAPPED)}
+        prefix = f"{self.root_path}." if self.root_path else ""
+        gone = [
+            f"target {entry.name!r}"
+            for entry in self.plan.entries
+            if entry.layer_path.removeprefix(prefix) not in there and entry.name not in known
+        ]
+        return list(dict.fromkeys([*gone, *self.steering.lost(root)]))
+
+    def planned_at(self, path: str, model: nn.Module) -> Plan:
+        """The plan with scales as they are, for a network that has the module at `path`.
+
+        It may have moved since: into a wrapper, or out of the network.
+        """
+
+        def moved(inside: str) -> str:
+            relative = inside.removeprefix(self.root_path).removeprefix(".")
+            return ".".join(part for part in (path, relative) if part)
+
+        def now(entry: Any) -> Any:
+            target = moved(entry.target)
+            layer = model.get_submodule(replace(entry, target=target).layer_path)
+            current = layer.swap if isinstance(layer, _SWAPPED) else entry
+            guide = tuple(source if source == INPUT else moved(source) for source in entry.guide)
+            taps = tuple(tap and (moved(tap[0]), tap[1]) for tap in entry.taps)
+            return replace(current, target=target, guide=guide, taps=taps)
+
+        return replace(self.plan, swaps=tuple(map(now, self.plan.swaps)), resizes=tuple(map(now, self.plan.resizes)))
+
+
+def records(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
+    """Path of the module it is in, that module, and each record of a network, as they were installed."""
+    found = [(path, m, record) for path, m in model.named_modules() for record in m.__dict__.get(RECORDS, ())]
+    return sorted(found, key=lambda item: bool(item[2].plan.swaps))  # enlargements come first
+
+
+def install(model: nn.Module, graft: Graft) -> None:
+    """Carry a prepared plan out, in place, on the network it was prepared for (or a deep copy of it).
+
+    Nothing steers the network's layers yet, or any more (see `detach`). Those that are swapped already stay as they
+    are, and are steered by the plan from now on, which must name them.
+    """
+    device = next((x.device for x in model.parameters()), torch.device("cpu"))
+    for swap in graft.plan.swaps:
+        target = model.get_submodule(swap.target)
+        if not isinstance(target, convolution.SwappedLayer):
+            convolution.swap_in(target, swap, device)
+    guided = {path for path, module in model.named_modules() if isinstance(module, enlarging.GuidedResize)}
+    for resize in graft.plan.resizes:
+        if resize.layer_path not in guided:
+            enlarging.swap_in(model, resize)
+    root = model.get_submodule(graft.root_path)
+    record = Record(graft.plan, graft.root_path, graft.attach(model, root))
+    root.__dict__[RECORDS] = (*root.__dict__.get(RECORDS, ()), record)
+    regraphing.keep_whole(model)
+
+
+def remove(model: nn.Module) -> None:
+    """Make every swapped part of a network plain again, in place, with its current weights."""
+    detach(model)
+    for module in model.modules():
+        if isinstance(module, convolution.SwappedLayer):
+            convolution.swap_out(module)
+    enlarging.swap_out(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Undo what steers swapped layers, in place; the layers themselves stay swapped.
+
+    Raises:
+        HotswapError: where it cannot be undone, as a graph was edited since; nothing has changed then.
+    """
+    regraphing.require_unedited(model)
+    for _, module, record in reversed(records(model)):
+        module.__dict__.pop(RECORDS, None)
+        record.steering.undo(module)
+    regraphing.release(model)
+
+
+def require_own_input(model: nn.Module) -> None:
+    """Refuse a network in which a guide is the first argument of an inner module: a plan cannot name that.
+
+    Raises:
+        HotswapError: where one is.
+    """
+    for path, _, record in records(model):
+        if record.root_path != path and any(INPUT in entry.guide for entry in record.plan.entries):
+            raise HotswapError(
+                f"a guide is the input of module {path!r}, which was converted by itself, and a plan can only name "
+                "the input of the whole network; do this with that module alone, or hotswap.revert it first"
+            )
+
+
+def current_plan(model: nn.Module) -> Plan | None:
+    """The swaps a network carries now, with paths from this network and scales as they are; None if none.
+
+    Raises:
+        HotswapError: where a module that they need was replaced since.
+    """
+    if lost := [name for _, module, record in records(model) for name in record.lost(module)]:
+        raise HotswapError(replaced(lost))
+    plan = Plan.joined([record.planned_at(path, model) for path, _, record in records(model)])
+    if not plan.entries:
+        return None
+    measured = all(entry.deviation is not None for entry in plan.entries)  # nothing was set by hand since
+    return plan if measured else replace(plan, drift=None)
+
+
+def record_drift(model: nn.Module, drift: float | None) -> None:
+    """Keep how far a swapped network's outputs are from its plain self's, for `current_plan` to tell."""
+    for module in model.modules():
+        if kept := module.__dict__.get(RECORDS):
+            module.__dict__[RECORDS] = tuple(replace(r, plan=replace(r.plan, drift=drift)) for r in kept)

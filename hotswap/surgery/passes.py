@@ -1,0 +1,516 @@
+"""Brings guides from where they are caught to the layers they steer, by module hooks.
+
+What is caught belongs to one pass of one thread:
+
+- It lies in a frame that is opened when the module around guides and targets is called and closed when that returns
+  or raises. So nothing outlives the pass, an exception leaves nothing behind, and a network called inside itself has
+  a frame of its own.
+- Where another method enters (timm's `forward_features`, say) no frame is open. Then a frame starts with the guide
+  and ends when its last target has read it, or that method is no longer running.
+- Activation checkpointing runs targets once more in the backward pass, when the frame is long closed. A target's node
+  in the autograd graph therefore keeps its guide, and lets go of it when its gradient is computed.
+"""
+
+import functools
+import inspect
+import os
+import sys
+import threading
+import uuid
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.errors import HotswapError, replaced
+from hotswap.network.names import INPUT
+from hotswap.targets.forward_ops import guide_copy, require_input_only, require_untraced
+from hotswap.targets.guided_layer import Tap
+
+_KEPT = "hotswap.guides"  # in the metadata of autograd nodes
+_TORCH = f"{Path(str(torch.__file__)).parent}{os.sep}"
+_COMPILED = (0, 0)  # the scope of all that is compiled
+
+
+class Slot(NamedTuple):
+    """What is caught: the output of a module, or of an activation that follows it; or the image."""
+
+    source: str  # module path, or INPUT
+    tap: Tap | None
+
+
+@dataclass(eq=False)
+class _Caught:
+    guide: Tensor
+    left: dict[str, int]  # target -> calls of it that have yet to read it
+    read: bool = False
+    kept: Tensor | None = None  # the same values for autograd nodes to hold: without the graph behind them
+
+
+@dataclass(eq=False)
+class _Frame:
+    closes: bool  # with the module that opened it; the others end with the last reading
+    caught: dict[Slot, _Caught] = field(default_factory=dict)
+    due: dict[Slot, int] = field(default_factory=dict)  # calls of the activation to let pass before the one to catch
+    passed: dict[Slot, int] = field(default_factory=dict)  # calls of the activation since the guide's
+    entered: FrameType | None = None  # the call of a method that it started in, where none closes it
+
+
+class Relay:
+    """What the hooks of one conversion share: the guides of the passes that are under way.
+
+    A copy of it, and so of the network, starts without any.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[Slot, Mapping[str, int]],
+        activations: Mapping[tuple[Slot, str], Collection[int]],
+        layers: Collection[str] = (),
+        conversion: str | None = None,
+    ) -> None:
+        self.readers = {slot: dict(targets) for slot, targets in readers.items()}  # -> target -> calls a catch
+        self.activations = dict(activations)  # see `activations`
+        self.layers = list(layers)  # targets that hooks give their guides
+        self.conversion = conversion or uuid.uuid4().hex  # the same in copies
+        self._places: list[tuple[str, weakref.ref[nn.Module]]] = []  # of modules with its hooks
+        self._frames: dict[tuple[int, int], list[_Frame]] = {}
+        self._kept: dict[Slot, list[weakref.ref[Tensor]]] = {slot: [] for slot in readers}
+        self._running: dict[tuple[int, int], list[str]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Relay, (self.readers, self.activations, self.layers, self.conversion)
+
+    def check(self, root: nn.Module) -> None:
+        """Check that no module that has hooks was replaced since: it is called before each pass.
+
+        Raises:
+            HotswapError: where one was, with its name.
+        """
+        if torch.compiler.is_compiling() or (self._places and all(_at(root, p) is m() for p, m in self._places)):
+            return
+        if lost := self.lost(root):
+            raise HotswapError(replaced(lost))
+        hooked = ((path, module) for path, module in root.named_modules() if any(_hooks(module, self)))
+        self._places = [(path, weakref.ref(module)) for path, module in hooked]
+
+    def lost(self, root: nn.Module) -> list[str]:
+        """Targets and guides whose modules have lost their hooks, as they were replaced."""
+        hooks = [hook for module in root.modules() for hook in _hooks(module, self)]
+        given = {hook.target for hook in hooks if isinstance(hook, _Give)}
+        caught = {hook.slot for hook in hooks if type(hook) is _Catch}
+        after = {hook.slot for hook in hooks if isinstance(hook, _CatchActivation)}
+        targets = [f"target {name!r}" for name in self.layers if name not in given]
+        slots = [slot for slot in self.readers if slot.source != INPUT]
+        guides = [f"guide {slot.source!r}" for slot in slots if slot not in caught]
+        taps = [f"activation {slot.tap[0]!r}" for slot in slots if slot.tap is not None and slot not in after]
+        return [*targets, *dict.fromkeys(guides), *dict.fromkeys(taps)]
+
+    def open(self) -> None:
+        """A pass begins; what another one left unfinished ends."""
+        stack = self._frames.setdefault(_scope(), [])
+        if stack and not stack[-1].closes:
+            stack.pop()
+        stack.append(_Frame(closes=True))
+
+    def close(self) -> None:
+        """The pass ends."""
+        stack = self._frames.get(_scope(), [])
+        if stack:
+            stack.pop()
+        self._tidy(stack)
+
+    def catch(self, slot: Slot, output: Any) -> None:
+        """Keep a copy of a guide for its targets; the network may overwrite the original.
+
+        Raises:
+            HotswapError: where no target has read the one before: hooks see the order of calls, not what is
+                computed from what.
+        """
+        frame = self._frame()
+        if frame.closes and slot in frame.caught and not frame.caught[slot].read:
+            raise HotswapError(
+                f"guide {slot.source!r} is called twice before a target reads it, so it is not clear which call "
+                'should steer it; choose another guide, or method="fx"'
+            )
+        frame.caught[slot] = _Caught(guide_copy(slot.source, output), dict(self.readers[slot]))
+
+    def enter(self, root: nn.Module) -> None:
+        """A guide of `root` was called: if no call of that is going on, find the method that entered past it."""
+        if torch.compiler.is_compiling() or _in_backward():
+            return
+        stack = self._frames.setdefault(_scope(), [])
+        if not stack or not stack[-1].closes:
+            entered = _entered(root)
+            if stack and entered is not stack[-1].entered:
+                stack.pop()
+            if not stack:
+                stack.append(_Frame(closes=False, entered=entered))
+
+    def expect(self, slot: Slot, calls: int) -> None:
+        """Catch the activation's output after it was called `calls` times."""
+        frame = self._frame()
+        frame.due[slot], frame.passed[slot] = calls, 0
+
+    def pass_activation(self, slot: Slot, output: Any) -> None:
+        """The activation of a slot was called: catch its output if it is the one expected."""
+        frame = self._frame()
+        frame.passed[slot] = frame.passed.get(slot, 0) + 1
+        due = frame.due
+        if slot not in due:
+            return
+        due[slot] -= 1
+        if due[slot] < 0:
+            del due[slot]
+            self.catch(slot, output)
+
+    def read(self, slot: Slot, target: str, like: Tensor) -> Tensor:
+        """The guide of a target that is about to run on `like`.
+
+        Raises:
+            HotswapError: where this pass has none.
+        """
+        stack = self._frames.get(_scope())
+        if stack and stack[-1].entered is not None and not _on_stack(stack[-1].entered):
+            stack.pop()  # what was left of a pass that has ended
+        if stack and slot in stack[-1].caught and (stack[-1].closes or stack[-1].caught[slot].left[target] > 0):
+            self._check_activation(slot, target, stack[-1])
+            stack[-1].caught[slot].read = True
+            return stack[-1].caught[slot].guide
+        if not torch.compiler.is_compiling() and _in_backward():
+            return self._read_again(slot, target, like)
+        if self._frames.get(_COMPILED) and not torch.compiler.is_compiling():
+            raise HotswapError(
+                f"target {target!r} runs outside the graph that torch.compile made for its guide {slot.source!r}; "
+                "compile with fullgraph=True, which says where the network was split, or only modules without targets"
+            )
+        raise HotswapError(
+            f"target {target!r} was called without its guide {slot.source!r}, which did not run before it in this "
+            "pass: call the network itself, or hotswap.revert it"
+        )
+
+    def _check_activation(self, slot: Slot, target: str, frame: _Frame) -> None:
+        """The activation is known by its number: others that only some sizes call would be taken for it."""
+        expected = self.activations.get((slot, target))
+        if slot.tap is not None and expected is not None and frame.passed[slot] not in expected:
+            raise HotswapError(
+                f"guide {slot.source!r} is taken after activation {slot.tap[0]!r}, which is called "
+                f"{frame.passed[slot]} times between it and target {target!r}, and was {min(expected)} times when "
+                "the network was looked at, so it is not clear which call is the guide's; choose another guide, or "
+                "after_activation=False"
+            )
+
+    def done(self, slots: Collection[Slot], target: str, output: Any) -> None:
+        """A target has run: let go of guides that nobody waits for, and keep them for a run in the backward."""
+        if not torch.compiler.is_compiling() and _in_backward():
+            return
+        stack = self._frames[_scope()]
+        frame = stack[-1]
+        caught = {slot: frame.caught[slot] for slot in slots}
+        if not torch.compiler.is_compiling() and isinstance(output, Tensor) and output.grad_fn is not None:
+            self._keep(caught, output.grad_fn)
+        if frame.closes:
+            return
+        for slot, item in caught.items():
+            item.left[target] -= 1
+            if max(item.left.values()) <= 0:
+                del frame.caught[slot]
+        if not frame.caught and not frame.due:
+            stack.pop()
+        self._tidy(stack)
+
+    def begin(self, name: str) -> None:
+        """A module that is told from those inside it begins to run; see `innermost`."""
+        self._running.setdefault(_scope(), []).append(name)
+
+    def end(self) -> None:
+        """It has run, or raised."""
+        running = self._running[_scope()]
+        running.pop()
+        if not running:
+            del self._running[_scope()]
+
+    def runs(self, name: str) -> bool:
+        """Whether it is running."""
+        return name in self._running.get(_scope(), [])
+
+    def innermost(self) -> str | None:
+        """The last that began and has not ended."""
+        return self._running.get(_scope(), [None])[-1]
+
+    def _frame(self) -> _Frame:
+        scope = _scope()
+        stack = self._frames.setdefault(scope, [])
+        if not stack:
+            stack.append(_Frame(closes=False))
+            if not torch.compiler.is_compiling() and _in_backward():
+                # At the end of the backward.
+                torch.autograd.Variable._execution_engine.queue_callback(lambda: self._forget(scope))
+        return stack[-1]
+
+    def _tidy(self, stack: list[_Frame]) -> None:
+        if not stack:
+            self._forget(_scope())
+
+    def _forget(self, scope: tuple[int, int]) -> None:
+        self._frames.pop(scope, None)
+
+    def _keep(self, caught: Mapping[Slot, _Caught], node: Any) -> None:
+        for slot, item in caught.items():
+            if item.kept is None:
+                item.kept = item.guide.detach().requires_grad_(item.guide.requires_grad)
+                if item.kept.requires_grad:
+                    item.kept.register_hook(_refuse_gradient)
+                alive = [kept for kept in self._kept[slot] if kept() is not None]
+                self._kept[slot] = [*alive, weakref.ref(item.kept)]
+        metadata = node.metadata
+        metadata[_KEPT] = tuple(item.kept for item in caught.values())
+        node.register_hook(functools.partial(_let_go, metadata))
+
+    def _read_again(self, slot: Slot, target: str, like: Tensor) -> Tensor:
+        """The guide that a target had in its pass, as activation checkpointing runs it a second time."""
+        alive = [guide for kept in self._kept[slot] if (guide := kept()) is not None and guide.device == like.device]
+        if len(alive) == 1:
+            return alive[0]
+        raise HotswapError(
+            f"target {target!r} is run again by activation checkpointing, and "
+            + (f"{len(alive)} passes wait for their backward" if alive else "its guide is gone")
+            + f", so its guide {slot.source!r} is not known; "
+            + ("call backward after each pass" if alive else "checkpoint with use_reentrant=False and no kept graph")
+            + ", or let the part that is checkpointed hold the guide's module too"
+        )
+
+
+def _at(root: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _scope() -> tuple[int, int]:
+    """Whose pass this is: a thread's forward or, where it runs parts of one again, a backward's."""
+    if torch.compiler.is_compiling():  # one pass at a time, which leaves nothing
+        return _COMPILED
+    return threading.get_ident(), torch._C._current_graph_task_id()
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _entered(root: nn.Module) -> FrameType | None:
+    """The outermost call going on of a method of `root`, or of a module around it; None where there is none."""
+    found: FrameType | None = None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(first, nn.Module) and not code.co_filename.startswith(_TORCH):
+            found = frame if any(module is root for module in first.modules()) else found
+        frame = frame.f_back
+    return found
+
+
+def _on_stack(wanted: FrameType) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not wanted:
+        frame = frame.f_back
+    return frame is wanted
+
+
+def _let_go(metadata: dict[str, Any], *_gradients: Any) -> None:
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        metadata.pop(_KEPT, None)
+
+
+def _refuse_gradient(_gradient: Tensor) -> None:
+    raise HotswapError(
+        "reentrant activation checkpointing runs a target apart from its guide, and would lose the guide's gradient; "
+        "checkpoint with use_reentrant=False"
+    )
+
+
+# --- hooks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Hook:
+    """Of one conversion, known by its relay."""
+
+    relay: Relay
+
+
+@dataclass(frozen=True, eq=False)
+class _Open(Hook):
+    first: str | None  # name of the first argument of the module's forward
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.relay.check(module)
+        self.relay.open()
+        slot = Slot(INPUT, None)
+        if slot not in self.relay.readers:
+            return
+        if not args and self.first not in kwargs:
+            has_none = f"{type(module).__name__} takes none" if self.first is None else "this call has none"
+            raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {has_none}")
+        self.relay.catch(slot, args[0] if args else kwargs[self.first])
+
+
+class _Close(Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.close()
+
+
+@dataclass(frozen=True, eq=False)
+class _Catch(Hook):
+    slot: Slot
+    root: nn.Module  # whose call is a pass
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.enter(self.root)
+        if self.slot.tap is None:
+            self.relay.catch(self.slot, output)
+        else:
+            self.relay.expect(self.slot, self.slot.tap[1])
+
+
+class _CatchActivation(_Catch):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.pass_activation(self.slot, output)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader(Hook):
+    """Of a target that is steered."""
+
+    target: str
+    slots: tuple[Slot, ...]
+
+    def guides(self, like: Tensor) -> tuple[Tensor, ...]:
+        """What steers it, as it is about to run on `like`."""
+        require_untraced(self.target, like)
+        return tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
+
+
+class _Give(Reader):
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        require_input_only(self.target, args, kwargs)
+        input = args[0] if args else next(iter(kwargs.values()))
+        return (input, self.guides(input)), {}
+
+
+class Done(Reader):
+    """It has run."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Called by torch."""
+        self.relay.done(self.slots, self.target, output)
+
+
+def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
+    """Catch the guides of a network; a call of `root` is a pass."""
+    first = next(iter(inspect.signature(root.forward).parameters), None)
+    root.register_forward_pre_hook(_Open(relay, first), prepend=True, with_kwargs=True)
+    for slot in relay.readers:
+        if slot.source == INPUT:
+            continue
+        model.get_submodule(slot.source).register_forward_hook(_Catch(relay, slot, root))
+        if slot.tap is not None:
+            model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot, root))
+    root.register_forward_hook(_Close(relay), always_call=True)
+
+
+def give(relay: Relay, target: str, slots: tuple[Slot, ...], layer: nn.Module) -> None:
+    """Give a layer its guides just before it runs."""
+    relay.layers.append(target)
+    layer.register_forward_pre_hook(_Give(relay, target, slots), with_kwargs=True)
+    layer.register_forward_hook(Done(relay, target, slots))
+
+
+def detach(relay: Relay, root: nn.Module) -> None:
+    """Take all hooks of a conversion away, also of modules that were copied and put back."""
+    for module in root.modules():
+        for kind in (module._forward_pre_hooks, module._forward_hooks):
+            hooks: dict[int, Any] = kind
+            for key in [k for k, hook in hooks.items() if _is_of(hook, relay)]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+
+
+def _is_of(hook: Any, relay: Relay) -> bool:
+    return isinstance(hook, Hook) and hook.relay.conversion == relay.conversion
+
+
+def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:
+    kinds: tuple[Mapping[int, Any], ...] = (module._forward_pre_hooks, module._forward_hooks)
+    return (hook for kind in kinds for hook in kind.values() if isinstance(hook, Hook) and hook.relay is relay)
+
+
+def slots_of(entry: Any) -> tuple[Slot, ...]:
+    """Where the guides of an entry of a plan, a Swap or a Resize, are caught."""
+    return tuple(Slot(source, tap) for source, tap in zip(entry.guide, entry.taps, strict=True))
+
+
+def check_slots(modules: Mapping[str, nn.Module], slots: Iterable[Slot]) -> None:
+    """Check that a network, given by its modules' paths, has the activations that guides are caught at.
+
+    Raises:
+        HotswapError: where one is missing.
+    """
+    for slot in slots:
+        if slot.tap is not None and slot.tap[0] not in modules:
+            raise HotswapError(f"the plan catches a guide at {slot.tap[0]!r}, which is no module of this network")
+
+
+class Reading(NamedTuple):
+    """A target as those see it who count its readings."""
+
+    name: str  # a module's path, or of a call within a module's forward
+    slots: tuple[Slot, ...]
+
+
+def readers(targets: Iterable[Reading], events: Sequence[str]) -> dict[Slot, dict[str, int]]:
+    """For each slot the targets that read it, and how often each does before it is caught anew.
+
+    Args:
+        targets: what reads.
+        events: of one run of the network, in order: paths of modules whose calls ended, and names of such calls.
+    """
+    found: dict[Slot, dict[str, int]] = {}
+    for target in targets:
+        for slot in target.slots:
+            count, most = 0, 1
+            for event in events:
+                count = 0 if event == slot.source else count + (event == target.name)
+                most = max(most, count)
+            found.setdefault(slot, {})[target.name] = most
+    return found
+
+
+def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple[Slot, str], frozenset[int]]:
+    """For each guide that is caught at an activation, and each of its targets: how often that is called in between.
+
+    Args:
+        targets: what reads.
+        events: see `readers`.
+    """
+    found: dict[tuple[Slot, str], frozenset[int]] = {}
+    for target in targets:
+        for slot in target.slots:
+            if slot.tap is None:
+                continue
+            count, seen = 0, set[int]()
+            for event in events:
+                count = 0 if event == slot.source else count + (event == slot.tap[0])
+                if event == target.name:
+                    seen.add(count)
+            if seen:
+                found[slot, target.name] = frozenset(seen)
+    return found

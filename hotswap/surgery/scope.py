@@ -1,0 +1,98 @@
+"""Where in a network a plan is carried out, and whether it fits there."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.network.dry_run import Observation
+from hotswap.network.names import INPUT, closest
+from hotswap.targets import convolution
+from hotswap.targets.enlargement_checks import check_enlargement
+from hotswap.targets.plan import Plan, Resize, Swap
+
+
+def check_fits(modules: Mapping[str, nn.Module], plan: Plan) -> None:
+    """Check that a network has what a plan names.
+
+    Args:
+        modules: of the network, by path.
+        plan: what to swap.
+
+    Raises:
+        HotswapError: where a module is missing, or is not what it was when the plan was made.
+    """
+    for entry in plan.entries:
+        for role, path in (("target", entry.target), *(("guide", path) for path in entry.guide if path != INPUT)):
+            if path not in modules:
+                raise HotswapError(f"{role} {path!r} is no module of this network{closest(path, modules)}")
+        if isinstance(entry, Swap):
+            _check_convolution(modules[entry.target], entry)
+        else:
+            check_enlargement(modules[entry.target], entry)
+    targets = {swap.target for swap in plan.swaps}
+    for target in sorted(targets):
+        if around := targets.intersection(parents(target)):
+            raise HotswapError(
+                f"target {target!r} lies inside target {min(around)!r}, whose own forward runs as it is; "
+                "name one of them"
+            )
+
+
+def inside_paths(modules: Mapping[str, nn.Module], plan: Plan) -> set[str]:
+    """Every path of every module that the plan names: one shared by two parents may be called by either."""
+    return {path for entry in plan.entries for path in all_paths(modules, entry.target, *_module_guides(entry))}
+
+
+def called_root(
+    modules: Mapping[str, nn.Module], plan: Plan, inside: Iterable[str], observation: Observation | None
+) -> str:
+    """The deepest module around all of `inside` that is called, rather than being only a container.
+
+    Where the image guides, the network itself.
+    """
+    if any(INPUT in entry.guide for entry in plan.entries):  # which is known in the network's own forward only
+        return ""
+    first, *others = (parents(path) for path in sorted(inside))
+    for path in first:
+        if not all(path in other for other in others):
+            continue
+        module = modules[path]
+        called = observation is None or any(observation.first(name) for name in all_paths(modules, path))
+        if path == "" or (called and type(module).forward is not nn.Module.forward):
+            return path
+    return ""
+
+
+def parents(path: str) -> list[str]:
+    """Paths of all modules around a path, from the nearest to the network itself, which is ""."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
+
+
+def all_paths(modules: Mapping[str, nn.Module], *paths: str) -> set[str]:
+    """Every path under which these modules are registered: one shared by two parents may be called by either."""
+    wanted = {id(modules[path]) for path in paths}
+    return {path for path, module in modules.items() if id(module) in wanted}
+
+
+def _check_convolution(target: nn.Module, swap: Swap) -> None:
+    if reason := convolution.why_not_swappable(target):
+        raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
+    planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
+    actual = convolution.shape_of(target)
+    if planned != actual:
+        raise HotswapError(
+            f"target {swap.target!r} must be, by the plan, a layer of (window, input, output channels) "
+            f"{planned}, got {actual}; the plan was made for another network"
+        )
+    for guide in _module_guides(swap):
+        if guide == swap.target or swap.target.startswith(f"{guide}.") or guide == "":
+            raise HotswapError(
+                f"guide {guide!r} contains target {swap.target!r}, so it is not known before it; "
+                "name a module that runs earlier"
+            )
+
+
+def _module_guides(entry: Swap | Resize) -> tuple[str, ...]:
+    return tuple(source for source in entry.guide if source != INPUT)

@@ -1,0 +1,391 @@
+"""Turns what a person asked for (names, patterns, "auto") into what to swap, or says why it cannot."""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.network.dry_run import Observation
+from hotswap.network.names import AUTO, INPUT, aliases, closest, is_pattern, match, stages
+from hotswap.targets.convolution import why_not_swappable
+from hotswap.targets.sites import Site
+
+Name = str | nn.Module  # a module itself stands for its path
+Targets = Name | Iterable[Name]
+Guide = Name | Sequence[Name]  # several count as one, with all their channels
+Guides = Guide | Mapping[Name, Guide]  # one for all targets, or by target
+
+Target = TypeVar("Target", bound=Hashable)
+Value = TypeVar("Value")
+
+_PEFT, _INNER = "base_model.model.", "base_layer"  # where PEFT keeps a network, and a layer that it adapts
+_AUTO_GUIDE_STAGE = 2  # the paper guides from the end of the second stage ...
+_AUTO_TARGET_STAGES = 3  # ... the last convolution of each of the last three
+
+
+@dataclass(frozen=True)
+class Names:
+    """A network's convolutions by path and alias, as far as they are known."""
+
+    model: nn.Module
+    observation: Observation | None  # None where the network could not be run ...
+    why_unobserved: str | None  # ... for this reason; then there are no aliases
+
+    @property
+    def stages(self) -> list[list[str]]:
+        """Paths of spatial convolutions by stage; see `names.stages`."""
+        return [] if self.observation is None else stages(self.model, self.observation)
+
+    @property
+    def path_of(self) -> dict[str, str]:
+        """Alias -> path."""
+        return aliases(self.stages)
+
+    @property
+    def alias_of(self) -> dict[str, str]:
+        """Path -> alias."""
+        return {path: alias for alias, path in self.path_of.items()}
+
+    def both(self, path: str) -> str:
+        """A module's alias and path."""
+        alias = self.alias_of.get(path)
+        return f"{alias} ({path})" if alias and alias != path else repr(path)
+
+    def require_observation(self, what: str) -> None:
+        """Refuse what takes a run of the network.
+
+        Raises:
+            HotswapError: where it could not be run.
+        """
+        if self.observation is None:
+            raise HotswapError(f"{what} needs one run of the network on fake inputs, and {self.why_unobserved}")
+
+    def path(self, name: Name, role: str) -> str:
+        """The path of a module, given by itself, its path or its alias.
+
+        Raises:
+            HotswapError: where it is none of this network, with the closest names; `role` is what it is called there.
+        """
+        modules: dict[str, nn.Module] = dict(self.model.named_modules(remove_duplicate=False))
+        if isinstance(name, nn.Module):
+            path = next((path for path, module in modules.items() if module is name), None)
+            if path is None:
+                raise HotswapError(
+                    f"{role} {shown(name)} is no module of this network, but perhaps of one that it was copied from; "
+                    "name it by its path"
+                )
+            return path
+        if not isinstance(name, str):
+            raise HotswapError(f"{role} must be a string or a module, got a {type(name).__name__}")
+        if name not in modules and f"{_PEFT}{name}" in modules:
+            name = f"{_PEFT}{name}"
+        if name in modules and name:
+            first_path = {module: path for path, module in self.model.named_modules()}
+            path = str(first_path[modules[name]])
+            return path if role == "guide" else _adapted(path, modules)
+        if name in self.path_of:
+            return self.path_of[name]
+        if name.startswith("conv"):
+            self.require_observation(f"alias {name!r}")
+        known = list(self.alias_of.values()) + [path for path in modules if path]
+        raise HotswapError(
+            f"{role} {name!r} is no module path or alias of this network{closest(name, known)}"
+            " (hotswap.inspect lists all)"
+        )
+
+    def sources(self, guide: Any, automatic: Callable[[], str], example: str) -> dict[str, Any]:
+        """The sources of a guide, module paths and INPUT, each with the name it was given by.
+
+        Raises:
+            HotswapError: where there is none, or one is not of this network; `example` is of a name.
+        """
+        given = [guide] if isinstance(guide, Name) else list(guide) if isinstance(guide, list | tuple) else None
+        if given is None:
+            raise HotswapError(
+                f'guide must be a module path, an alias, a module, "{INPUT}", "{AUTO}", a list of these, or a '
+                f"mapping from targets to these, got a {type(guide).__name__}"
+            )
+        if not given:
+            raise HotswapError(f'guide must name at least one source, got an empty list; try "{example}"')
+        paths: dict[str, Any] = {}
+        for name in given:
+            if name == AUTO:
+                path = automatic()
+            elif name == INPUT:
+                path = INPUT
+            else:
+                path = self.path(name, "guide")
+                if path == INPUT:
+                    raise HotswapError(
+                        f"the module {INPUT!r} cannot guide: as a guide that word is the image; rename it"
+                    )
+            paths[path] = name
+        return paths
+
+
+def _adapted(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The convolution that an adapter is around, where a path is that of one: it is still what the path names."""
+    inner = modules.get(f"{path}.{_INNER}")
+    if why_not_swappable(modules[path]) is None or inner is None:
+        return path
+    return _adapted(f"{path}.{_INNER}", modules)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One convolution or enlargement that a person asked for."""
+
+    target: str  # module path
+    site: Site | None  # of an enlargement
+    alias: str | None
+    guide: tuple[str, ...]  # module paths, and INPUT
+    guide_scale: float
+
+    @property
+    def name(self) -> str:
+        """As plans have it."""
+        return self.target if self.site is None else self.site.name
+
+
+def choose(
+    names: Names, targets: Sequence[Name], guide: Guides, guide_scale: Any
+) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
+    """Resolve convolutions, their guides and scales; also returns notes. See `resizing.choose` for enlargements.
+
+    Each target is a module, an exact path or alias, a glob over both (`*`, `?`, `[`), a regular expression after
+    `re:`, or "auto". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and
+    "auto" pass over what is not, and a note says so. A guide is a module, a path, an alias, "input", "auto", a list
+    of these, or a mapping from targets to these.
+
+    Raises:
+        HotswapError: where a name matches nothing swappable, with the closest that would, or a target has no guide.
+    """
+    notes: list[str] = []
+    paths = _paths(names, targets, notes)
+    guides = {
+        path: tuple(names.sources(chosen, lambda: automatic(names)[1], AUTO))
+        for path, chosen in _per_target(names, "guide", guide, paths).items()
+    }
+    _check_order(names, guides)
+    scales = _per_target(names, "guide_scale", guide_scale, paths)
+    alias_of = names.alias_of
+    found = (Chosen(path, None, alias_of.get(path), guides[path], scale(scales[path])) for path in paths)
+    return tuple(found), tuple(notes)
+
+
+def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
+    if not wanted:
+        raise HotswapError('targets must name at least one convolution, got none; try "auto"')
+    paths: dict[str, None] = {}  # an ordered set
+    for name in wanted:
+        if name == AUTO:
+            found: Sequence[str] = automatic(names)[0]
+        elif isinstance(name, str) and is_pattern(name):
+            found = _matching(names, name, notes)
+        else:
+            found = (names.path(name, "target"),)
+            _check_target(names, name, found[0])
+        paths |= dict.fromkeys(found)
+    return list(paths)
+
+
+def listed(targets: Targets) -> list[Name]:
+    """Targets one by one, also where there is a single one."""
+    if isinstance(targets, Name):
+        return [targets]
+    if not isinstance(targets, Iterable):
+        raise HotswapError(f"targets must be a name, a module or several of them, got a {type(targets).__name__}")
+    return list(targets)
+
+
+def _per_target(names: Names, what: str, value: Any, paths: Sequence[str]) -> dict[str, Any]:
+    """The value of each target: one for all, or from a mapping whose keys name targets as `choose` takes them."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(paths, value)
+
+    def is_general(key: Any) -> bool:
+        return isinstance(key, str) and (key == AUTO or is_pattern(key))
+
+    def matched(key: Any) -> list[str]:
+        if is_general(key):
+            taken = automatic(names)[0] if key == AUTO else match(key, paths, names.alias_of)
+        else:
+            taken = [names.path(key, f"key of {what}:")]
+        return [path for path in paths if path in taken]
+
+    labels = {path: names.both(path) for path in paths}
+    return by_target(what, value, labels, matched, is_general)[0]
+
+
+def automatic(names: Names) -> tuple[tuple[str, ...], str]:
+    """The paper's rule: last spatial convolution of each of the last three stages, guided by the second stage's.
+
+    Raises:
+        HotswapError: where the network has too few stages, or could not be run.
+    """
+    names.require_observation('"auto"')
+    # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
+    stages = [stage for stage in names.stages if _pixels(names, stage[0]) > 1]
+    # One channel is a gate or a prediction, no features.
+    features = [[path for path in stage if _channels(names, path) > 1] for stage in stages]
+    stages = [stage for stage in features if stage]
+    swappable = [[path for path in stage if why_not(names, path) is None] for stage in stages]
+    guides = stages[_AUTO_GUIDE_STAGE - 1 : _AUTO_GUIDE_STAGE]
+    # Two frames stacked for one encoder cannot guide what runs on the first alone.
+    batch = _batch(names, guides[0][-1]) if guides else None
+    matching = [[p for p in stage if _batch(names, p) == batch] for stage in swappable[_AUTO_GUIDE_STAGE:]]
+    later = [stage[-1] for stage in matching if stage][-_AUTO_TARGET_STAGES:]
+    if not later:
+        raise HotswapError(
+            f'"auto" needs spatial convolutions at three output sizes or more, and this network has '
+            f"{len(stages)}; name targets and guide (hotswap.inspect lists them)"
+        )
+    return tuple(later), guides[0][-1]
+
+
+def _matching(names: Names, pattern: str, notes: list[str]) -> list[str]:
+    layers = nn.Conv2d | nn.ConvTranspose2d
+    convolutions = [path for path, module in names.model.named_modules() if isinstance(module, layers)]
+    matched = match(pattern, convolutions, names.alias_of)
+    return usable(pattern, matched, lambda path: why_not(names, path), str, "no convolution", notes)
+
+
+def _batch(names: Names, path: str) -> int | None:
+    call = names.observation.first(path) if names.observation else None
+    return None if call is None or call.output_shape is None else call.output_shape[0]
+
+
+def _channels(names: Names, path: str) -> int:
+    conv = names.model.get_submodule(path)
+    return conv.out_channels if isinstance(conv, nn.Conv2d) else 0
+
+
+def _pixels(names: Names, path: str) -> int:
+    call = names.observation.first(path) if names.observation else None
+    return 0 if call is None or call.output_shape is None else math.prod(call.output_shape[-2:])
+
+
+def why_not(names: Names, path: str) -> str | None:
+    """None where the module at `path` can be a target, else the reason, as the end of "X cannot be swapped: ..."."""
+    reason = why_not_swappable(names.model.get_submodule(path))
+    if reason is None and names.observation is not None and names.observation.first(path) is None:
+        return "the network never calls it"
+    return reason
+
+
+def _check_target(names: Names, name: Name, path: str) -> None:
+    reason = why_not(names, path)
+    if reason is None:
+        return
+    where = [*dict(names.model.named_modules())]
+    position = where.index(path)
+    swappable = [p for p in where if why_not(names, p) is None]
+    nearest = min(swappable, key=lambda p: abs(where.index(p) - position), default=None)
+    hint = "" if nearest is None else f"; the nearest that can is {names.both(nearest)}"
+    shown = names.both(path) if isinstance(name, nn.Module) else repr(name)
+    raise HotswapError(f"target {shown} cannot be swapped: {reason}{hint}")
+
+
+def _check_order(names: Names, guides: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a guide that its target runs before, while a better one can still be named."""
+    if names.observation is None:
+        return  # the graph will tell
+    ended = {call.path: index for index, call in reversed(list(enumerate(names.observation.calls)))}
+    for target in sorted(guides, key=lambda path: ended[path]):
+        for guide in guides[target]:
+            if guide == INPUT or ended.get(guide, len(ended)) < ended[target]:
+                continue
+            if guide not in ended:
+                raise HotswapError(f"guide {guide!r} is never called by this network; name a module that is")
+            earlier = [path for stage in names.stages for path in stage if ended[path] < ended[target]]
+            hint = f"; the last convolution before it is {names.both(earlier[-1])}" if earlier else ""
+            inside = target.startswith(f"{guide}.") or guide == ""
+            relation = "is" if guide == target else "contains" if inside else "is computed after"
+            raise HotswapError(f"guide {names.both(guide)} {relation} target {names.both(target)}{hint}")
+
+
+# --- for both kinds of targets ---------------------------------------------------------------------------
+
+
+def shown(name: Name) -> str:
+    """What a person named, for messages."""
+    return f"of class {type(name).__name__}" if isinstance(name, nn.Module) else repr(name)
+
+
+def by_target(
+    what: str,
+    values: Mapping[Any, Value],
+    labels: Mapping[Target, str],
+    matched: Callable[[Any], Iterable[Target]],
+    is_general: Callable[[Any], bool],
+    *,
+    others_too: bool = False,
+) -> tuple[dict[Target, Value], dict[Any, Value]]:
+    """The value of each target, from a mapping whose keys name targets; and, of `others_too`, the rest of it.
+
+    A key that names one target wins over a general one, which stands for several; of these the first wins. `what` is
+    the argument that the mapping is, and `labels` are the targets, for messages.
+
+    Raises:
+        HotswapError: where a target has no value, or a key names no target.
+    """
+    exact: dict[Target, Value] = {}
+    general: dict[Target, Value] = {}
+    others: dict[Any, Value] = {}
+    for key, value in values.items():
+        named = dict.fromkeys(matched(key), value)
+        if not named:
+            others[key] = value
+        elif is_general(key):
+            general = named | general
+        else:
+            exact |= named
+    if others and not others_too:
+        known = ", ".join(labels.values())
+        raise HotswapError(f"{what} has {shown(next(iter(others)))}, which is none of the targets ({known})")
+    found = general | exact
+    for target, label in labels.items():
+        if target not in found:
+            raise HotswapError(f"{what} must have a key for target {label}, and has none")
+    return {target: found[target] for target in labels}, others
+
+
+def usable(
+    pattern: str,
+    matched: Sequence[Target],
+    why_not: Callable[[Target], str | None],
+    label: Callable[[Target], str],
+    nothing: str,
+    notes: list[str],
+) -> list[Target]:
+    """Of what a pattern matched, what can be swapped; a note says what it passes over.
+
+    `nothing` is what a message says where the pattern matched none.
+
+    Raises:
+        HotswapError: where nothing can be.
+    """
+    found = [target for target in matched if why_not(target) is None]
+    if not found:
+        reason = f"only {label(matched[0])}, where {why_not(matched[0])}" if matched else nothing
+        raise HotswapError(f"target {pattern!r} matched {reason} (hotswap.inspect lists what can be swapped)")
+    if passed_over := [target for target in matched if target not in found]:
+        example = f"{label(passed_over[0])}: {why_not(passed_over[0])}"
+        notes.append(f"{pattern!r} also matched {len(passed_over)} that cannot be swapped ({example})")
+    return found
+
+
+def scale(given: Any) -> float:
+    """A guide scale.
+
+    Raises:
+        HotswapError: where it is no number.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise HotswapError(
+            f'guide_scale must be a number >= 0, a mapping from targets to numbers, or "{AUTO}", got {given!r}'
+        )
+    return float(given)

@@ -1,0 +1,192 @@
+"""Tells the enlargements among the targets from the convolutions, and finds each one's guide."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.network.dry_run import Inputs
+from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
+from hotswap.targets.choose import Chosen, Name, Names, by_target, scale, shown, usable
+from hotswap.targets.enlargement import mode_of
+from hotswap.targets.plan import Resize, why_not_guided
+from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
+
+RESIZE = "resize"  # as a target: every enlargement by 2 or more
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a person asked for, taken apart: the enlargements, and what is left for the convolutions."""
+
+    found: tuple[Chosen, ...]
+    others: tuple[Name, ...]
+    guide: Any
+    guide_scale: Any
+    notes: tuple[str, ...] = ()
+
+
+def split(
+    names: Names,
+    wanted: Sequence[Name],
+    guide: Any,
+    guide_scale: Any,
+    footprint: int,
+    example_inputs: Inputs | None,
+    known: Iterable[Resize] = (),
+) -> Split:
+    """Tell enlargements from convolutions in `wanted`, and in `guide` and `guide_scale` where they are mappings.
+
+    An enlargement is named by "resize" (all by 2 or more), by its alias `resize_{i}` or a pattern over these, or,
+    where it is a module, by that or its path. A pattern that matches no convolution is tried on these paths. Those
+    `known`, which are guided already, keep their names.
+
+    Raises:
+        HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
+    """
+    if not any(_may_enlarge(names, name) for name in wanted):
+        return Split((), tuple(wanted), guide, guide_scale)
+    if names.observation is None:
+        raise HotswapError(
+            f"enlargements are found in one run of the network on fake inputs, and {names.why_unobserved}"
+        )
+    sites = find(names.model, example_inputs, known)
+    convolutions: list[Name] = []
+    found: dict[Site, None] = {}  # an ordered set
+    notes: list[str] = []
+    for name in wanted:
+        if _may_enlarge(names, name):
+            found |= dict.fromkeys(_named(names, sites, name, footprint, notes))
+        else:
+            convolutions.append(name)
+    alone = not convolutions
+    guides, other_guides = _per_site(names, sites, "guide", guide, found, alone=alone)
+    scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, found, alone=alone)
+    chosen = tuple(
+        Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in found
+    )
+    return Split(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
+
+
+def is_automatic(site: Site, footprint: int) -> bool:
+    """Whether the target "resize" takes a site."""
+    return site.doubles and site.why_not is None and why_not_guided(site.mode, footprint) is None
+
+
+def _may_enlarge(names: Names, name: Any) -> bool:
+    if isinstance(name, nn.Module):
+        return not isinstance(name, nn.Conv2d) and mode_of(name) is not None
+    if not isinstance(name, str) or name == AUTO:
+        return False
+    modules = dict(names.model.named_modules())
+    if name in modules and name:
+        return mode_of(modules[name]) is not None
+    if is_pattern(name):
+        layers = (nn.Conv2d, nn.ConvTranspose2d)
+        convolutions = [path for path, m in modules.items() if isinstance(m, layers) and mode_of(m) is None]
+        return not match(name, convolutions, names.alias_of)
+    return name == RESIZE or name.startswith(f"{ALIAS}_")
+
+
+def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[str]) -> list[Site]:
+    """The enlargements that a target names."""
+
+    def why_not(site: Site) -> str | None:
+        return site.why_not or why_not_guided(site.mode, footprint)
+
+    modules = dict(names.model.named_modules())
+    if isinstance(name, str) and (is_pattern(name) or (name == RESIZE and name not in modules)):
+        matched = [site for site in sites.found if _matches(sites, site, name)]
+        nothing = _none(sites, name, why_not)
+        return usable(str(name), matched, why_not, lambda site: site.name, nothing, notes)
+    site = sites.by_alias.get(name) if isinstance(name, str) else None
+    if site is None:
+        if isinstance(name, str) and name not in modules:
+            close = closest(name, sites.by_alias)
+            raise HotswapError(f"target {name!r} is none of the network's resizes{close} (hotswap.inspect lists all)")
+        path = names.path(name, "target")
+        site = next((s for s in sites.found if s.path == path and s.call is None), None)
+        if site is None:
+            raise HotswapError(f"target {path!r} cannot be swapped: the network never calls it with a map")
+    if refusal := why_not(site):
+        raise HotswapError(f"target {shown(name)} cannot be swapped: {refusal}")
+    return [site]
+
+
+def _none(sites: Sites, name: Name, why_not: Callable[[Site], str | None]) -> str:
+    """What a target that matched nothing says of what there is: "resize" leaves out what enlarges by less than 2."""
+    smaller = [site for site in sites.found if name == RESIZE and not why_not(site)]
+    if not smaller:
+        return "no convolution or enlargement"
+    aliases = ", ".join(
+        f'"{sites.alias_of[site]}" ({_times(site.input_size)} to {_times(site.output_size)})' for site in smaller[:3]
+    )
+    return f"no enlargement by 2 or more along both axes; name one by less by its alias: {aliases}"
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _matches(sites: Sites, site: Site, name: Any) -> bool:
+    if name == RESIZE:
+        return site.doubles
+    keys = [sites.alias_of[site]] + ([site.path] if site.call is None else [])
+    return bool(match(name, keys, {}))
+
+
+# --- guides ---------------------------------------------------------------------------------------------------
+
+
+def _per_site(
+    names: Names, sites: Sites, what: str, value: Any, found: Iterable[Site], *, alone: bool
+) -> tuple[dict[Site, Any], Any]:
+    """The value of each enlargement; and what is left of a mapping for the convolutions, if there are any."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(found, value), value
+
+    def matched(key: Any) -> list[Site]:
+        return [site for site in found if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
+
+    def is_general(key: Any) -> bool:
+        return isinstance(key, str) and (key == RESIZE or is_pattern(key))
+
+    labels = {site: f"{sites.alias_of[site]} ({site.name})" for site in found}
+    return by_target(what, value, labels, matched, is_general, others_too=not alone)
+
+
+def _is_key(names: Names, sites: Sites, site: Site, key: Name) -> bool:
+    if isinstance(key, nn.Module):
+        return site.call is None and names.model.get_submodule(site.path) is key
+    return key == sites.alias_of[site] or (site.call is None and key == site.path) or _general_key(sites, site, key)
+
+
+def _general_key(sites: Sites, site: Site, key: str) -> bool:
+    return (key == RESIZE or is_pattern(key)) and _matches(sites, site, key)
+
+
+def _sources(names: Names, sites: Sites, site: Site, guide: Any) -> tuple[str, ...]:
+    """Paths of modules, and INPUT; each at least as fine as the site's output."""
+    paths = names.sources(guide, lambda: INPUT, INPUT)
+    for path, name in paths.items():
+        size = sites.image_size if path == INPUT else sites.sizes.get(path)
+        if size is None:
+            raise HotswapError(f"guide {path!r} must give a [B, G, H, W] map, and does not{_finer(sites, site)}")
+        if not fine_enough(size, site.output_size):
+            fine = site.output_size
+            raise HotswapError(
+                f"guide {shown(name)} of {size[0]} x {size[1]} is coarser than the output {fine[0]} x "
+                f"{fine[1]} of target {sites.alias_of[site]} ({site.name}){_finer(sites, site)}"
+            )
+    return tuple(paths)
+
+
+def _finer(sites: Sites, site: Site) -> str:
+    """A guide that would work, as the end of a sentence."""
+    if fine_enough(sites.image_size, site.output_size):
+        return f'; "{INPUT}" is fine enough'
+    # There is one, or the site would not be here; and the first to end is before it.
+    path = next(path for path, size in sites.sizes.items() if fine_enough(size, site.output_size))
+    return f"; {path!r} is fine enough"

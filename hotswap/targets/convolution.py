@@ -1,0 +1,312 @@
+"""What a target becomes: a subclass of its own class whose forward is pixel-adaptive."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+import pac_ops
+from hotswap.errors import HotswapError
+from hotswap.targets import kernels
+from hotswap.targets.forward_ops import Shared, image_size, window_distance
+from hotswap.targets.guided_layer import GuidedLayer
+from hotswap.targets.own_convolution import own_weight
+from hotswap.targets.plan import Swap
+from hotswap.targets.window import Sliding, has_own_forward, sliding_of, steered_forward
+from pac_ops.adapting import KernelType
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.subclasses import as_plain
+
+
+class SwappedLayer(GuidedLayer[Swap]):
+    """A layer steered by guides: `forward(input, guides)`, weights and names unchanged.
+
+    Each guide is [B, G, H, W], of any size. The adapting kernel is K = exp(-s^2/2 ||f_i - f_j||^2), or another
+    function of s^2 ||f_i - f_j||^2, with this layer's scale s. So targets of different scale can share distances;
+    `guides` is a `Shared` then.
+    """
+
+    sliding: Sliding
+    tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
+    _function: KernelType
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        become_plain(self, SwappedLayer, *args, **kwargs)
+
+    def reset(self, **changes: Any) -> None:
+        """Also take over the means to conserve; see the base class."""
+        super().reset(**changes)
+        self._set_tap_factors()
+
+    def neutralise(self) -> None:
+        """Also conserve nothing, as nothing is lost; see the base class."""
+        super().neutralise()
+        self.reset(conserve=None, tap_means=None)
+
+    def distance(self, input: Tensor, guides: Sequence[Any] | Shared | None) -> Tensor:
+        """||f_i - f_j||^2 of the unscaled guides over the window, [B, 1, kh, kw, Ho, Wo].
+
+        Raises:
+            HotswapError: where it was called without guides, or with one that does not fit.
+        """
+        if guides is None:
+            raise HotswapError(
+                f"the layer swapped for guide {self._swap.guide_name!r} was called without its guide: something "
+                "other than the forward that hotswap rewrote called it; call the network itself, hotswap.revert it, "
+                'or convert it with method="hooks"'
+            )
+        if isinstance(guides, Shared):
+            return guides.distance
+        size, swap = image_size(self._swap.target, input), self._swap
+        return window_distance(swap.guide, tuple(guides), size, self.sliding, swap.resize, self._function.asymmetric)
+
+    def measured(self, input: Tensor, guides: Sequence[Any] | Shared) -> tuple[Tensor, Tensor]:
+        """What `hotswap.measure` looks at: distances, and which taps are off-centre and inside the image.
+
+        [B, 1, kh, kw, Ho, Wo], and bool [kh, kw, Ho, Wo].
+        """
+        counts = self.sliding.valid_taps(input)
+        kh, kw = self.sliding.kernel_size
+        counts[kh // 2, kw // 2] = False
+        return self.distance(input, guides).detach(), counts
+
+    def adapting_kernel(self, distance: Tensor) -> Tensor:
+        """K for these distances, before anything is conserved, in their shape and dtype."""
+        if self.guide_log_scale is None:
+            scaled = distance * self._swap.guide_scale**2
+        else:
+            scaled = distance * torch.exp(2 * self.guide_log_scale.to(distance.dtype))
+        return kernels.adapting_kernel(scaled, self._function)
+
+    def deviation(self, distance: Tensor) -> Tensor:
+        """1 - K in float64, before anything is conserved; also where K itself would round to 1 in float32."""
+        return kernels.deviation(distance.double() * self.guide_scale**2, self._function)
+
+    def steering_kernel(self, input: Tensor, guides: Sequence[Any] | Shared | None) -> Tensor:
+        """K for this input, with what is conserved; see `distance`."""
+        kernel = self.adapting_kernel(self.distance(input, guides))
+        if self.tap_factors is not None:
+            return kernel * self.tap_factors.to(kernel.device)  # a pool has no weight to tell it the device
+        if self._swap.conserve == "window":
+            return kernels.keep_window_sum(kernel, self.sliding.valid_taps(input))
+        return kernel
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        plain: str = super().extra_repr()
+        shown = self.shown()
+        shown += [f"kernel={self._swap.kernel}"] if self._swap.kernel != kernels.DEFAULT_KERNEL else []
+        shown += [f"conserve={self._swap.conserve}"] if self._swap.conserve is not None else []
+        return ", ".join([plain, *shown])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)
+        self._set_tap_factors()  # from the numbers themselves, which a conversion to half precision would round
+        return moved
+
+    def _set_tap_factors(self) -> None:
+        means = self._swap.tap_means
+        factors: Tensor | None = None
+        if means is not None:
+            weight = self.weight if isinstance(self, nn.modules.conv._ConvNd) else torch.empty(0)
+            factors = torch.tensor(means, device=weight.device, dtype=accumulate_dtype(weight.dtype)).reciprocal()
+            factors = factors.view(*self._swap.kernel_size, 1, 1)
+        self.register_buffer("tap_factors", factors, persistent=False)
+
+
+class SwappedConv2d(SwappedLayer, nn.Conv2d):
+    """A pixel-adaptive convolution; a subclass with a forward of its own keeps it, but for the convolution inside."""
+
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
+        """Pixel-adaptive convolution of the input; see the class."""
+        kernel = self.steering_kernel(input, guides)
+        if isinstance(self, _OwnForward):  # super() at once: from Python 3.12 on, Dynamo follows none in a variable
+            return steered_forward(super().forward, self, input, kernel, self.sliding)
+        padded, window = self.sliding.padded(input), self.sliding.window()
+        return pac_ops.pacconv2d(
+            padded, kernel, self.weight, self.bias, window.stride, window.padding, window.dilation, self.groups
+        )
+
+
+class _OwnForward:
+    """Marks swapped convolutions whose plain class computes in its own forward."""
+
+
+class SwappedConvTranspose2d(SwappedLayer, nn.ConvTranspose2d):
+    """A pixel-adaptive transposed convolution; the guide has its output's size."""
+
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
+        """Pixel-adaptive transposed convolution of the input; see the class."""
+        window, extra = self.sliding.window(), self.sliding.output_padding
+        return pac_ops.pacconv_transpose2d(
+            input,
+            self.steering_kernel(input, guides),
+            self.weight,
+            self.bias,
+            window.stride,
+            window.padding,
+            extra,
+            self.groups,
+            window.dilation,
+        )
+
+
+class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
+    """A pixel-adaptive average pool: its sums are weighted by K, and divided by what they always were."""
+
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
+        """Pixel-adaptive average of the input; see the class."""
+        window = self.sliding.window()
+        # What the plain pool makes of ones is the share of its divisor that lies inside the image.
+        ones = torch.ones_like(as_plain(input)[:1, :1], dtype=accumulate_dtype(input.dtype))
+        divided = super().forward(ones) / self.sliding.valid_taps(input).sum((0, 1))
+        return pac_ops.pacpool2d(
+            input,
+            self.steering_kernel(input, guides) * divided,  # before the sums, which half precision may not hold
+            window.kernel_size,
+            window.stride,
+            window.padding,
+            window.dilation,
+            self.ceil_mode,
+        )
+
+
+class SwappedFunction(SwappedLayer):
+    """A module that calls `F.conv2d` with its own weight: its forward runs, and that call is pixel-adaptive."""
+
+    def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
+        """What the module computes, pixel-adaptive; see the class."""
+        kernel = self.steering_kernel(input, guides)
+        return steered_forward(super().forward, self, input, kernel, self.sliding)
+
+
+_SWAPPED: dict[Any, type[SwappedLayer]] = {
+    nn.Conv2d: SwappedConv2d,
+    nn.ConvTranspose2d: SwappedConvTranspose2d,
+    nn.AvgPool2d: SwappedAvgPool2d,
+}
+
+
+def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
+    """The class that a module is given: `swapped` of its class.
+
+    Where it is parametrised, its own class is one that `torch.nn.utils.parametrize` made, and takes off again: then
+    the same above `swapped` of the class below.
+    """
+    plain: Any = type(module)
+    if not is_parametrized(module):
+        return swapped(plain)
+    made = _parametrised(plain, swapped(plain.__bases__[0]))
+    setattr(made, _PLAIN, plain)
+    return made
+
+
+_PLAIN = "_hotswap_plain"  # of a class like one that parametrize made: that one
+
+
+def _parametrised(like: Any, below: Any) -> Any:
+    """What parametrize made of a class, made of another one."""
+    left_out = ("__dict__", "__weakref__", _PLAIN)
+    namespace = {name: value for name, value in vars(like).items() if name not in left_out}
+    return type(below)(f"Parametrized{below.__name__}", (below,), namespace)
+
+
+def _properties(kind: Any) -> set[str]:
+    """The tensors of a class that parametrize made."""
+    return {name for name, value in vars(kind).items() if isinstance(value, property)}
+
+
+def become_plain(module: nn.Module, mark: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a new instance of a swapped class, for which no guide was named, one of the plain class.
+
+    Those are made by who builds a layer like another from its class: `type(layer)(...)`.
+    """
+    module.__class__ = plain_class(type(module), mark)
+    module.__init__(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
+    if plain in _SWAPPED:
+        return _SWAPPED[plain]
+    swapped = next((found for stock, found in _SWAPPED.items() if issubclass(plain, stock)), SwappedFunction)
+    own = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
+    # The swapped class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
+    return type(f"Swapped{plain.__name__}", (swapped, *own, plain), {})
+
+
+def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
+    """Make a layer pixel-adaptive, in place; a learned scale goes to `device`. Undone by `swap_out`."""
+    sliding = sliding_of(module)
+    module.__class__ = swapped_type(module, _swapped_class)
+    assert isinstance(module, SwappedLayer)  # noqa: S101 (for the type checker)
+    module.sliding, module._swap, module._function = sliding, swap, kernels.parse(swap.kernel)
+    log_scale: nn.Parameter | None = None
+    if swap.learn_scale:
+        log_scale = nn.Parameter(torch.tensor(swap.guide_scale, device=device).log())
+    module.register_parameter("guide_log_scale", log_scale)
+    module._set_tap_factors()
+
+
+def swap_out(module: SwappedLayer) -> None:
+    """Make a swapped layer plain again, in place, with its current weights."""
+    del module.sliding, module._swap, module._function
+    del module._parameters["guide_log_scale"], module._buffers["tap_factors"]
+    module._non_persistent_buffers_set.discard("tap_factors")
+    module.__class__ = plain_class(type(module), SwappedLayer)
+
+
+def plain_class(swapped: Any, mark: Any) -> Any:
+    """The class a module had before it was swapped into a subclass of it and of `mark`.
+
+    Where it is parametrised, which makes a subclass of the module's class, the same subclass of the plain class.
+    """
+    plain = swapped.__bases__[-1]
+    if not issubclass(plain, mark):
+        return plain
+    before = vars(swapped).get(_PLAIN)
+    if before is not None and _properties(before) == _properties(swapped):
+        return before
+    return _parametrised(swapped, plain_class(plain, mark))  # others are parametrised since
+
+
+def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:
+    """Window, input and output channels of a layer that can be swapped; a pool has any number, here 0."""
+    kernel_size = sliding_of(module).kernel_size
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        return kernel_size, module.in_channels, module.out_channels
+    weight = own_weight(module)
+    return (kernel_size, 0, 0) if weight is None else (kernel_size, weight.shape[1], weight.shape[0])
+
+
+def why_not_swappable(module: nn.Module) -> str | None:
+    """None if a module can be a target, else why it cannot, as the end of "X cannot be swapped: ..."."""
+    if isinstance(module, SwappedLayer):
+        return "it is swapped already; hotswap.revert the network first and name all targets together"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a ScriptModule, whose code cannot be edited; convert the eager network"
+    name = type(module).__name__
+    stock: Any = next((stock for stock in _SWAPPED if isinstance(module, stock)), None)
+    if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
+        return "it is a lazy convolution that has not run yet; run the network once"
+    weight = own_weight(module)
+    if stock is None and weight is None:
+        return f"it is a {name}, and targets are 2-D convolutions and average pools"
+    if changed := [method for method in ("forward", "_conv_forward") if method in module.__dict__]:
+        return f"its {changed[0]} was replaced on the instance, which a swap would drop; undo that first"
+    if weight is None and type(module).forward is not stock.forward:
+        return f"{name} has a forward of its own, which a swap would drop"
+    size: Any = module.kernel_size if weight is None else weight.shape[2:]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if not max(size) > 1:
+        return "its window is 1x1, where the adapting kernel is always 1"
+    if any(k % 2 == 0 for k in size):
+        return f"its window {size} is even and has no centre"
+    try:
+        sliding_of(module)
+    except HotswapError as error:
+        return str(error)
+    return None

@@ -1,0 +1,81 @@
+"""Whether a guided enlargement fits the network at hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.network.names import INPUT
+from hotswap.targets.enlargement import mode_of, why_not_enlarged
+from hotswap.targets.plan import Resize
+from hotswap.targets.sites import Sites
+
+
+def check_enlargement(module: nn.Module, resize: Resize) -> None:
+    """Check that a module is what a plan says of a target, and its guides come before it.
+
+    Raises:
+        HotswapError: where it is not, or they do not.
+    """
+    if resize.call is None:
+        if reason := why_not_enlarged(mode_of(module), module):
+            raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")
+        check_mode(resize, mode_of(module))
+    for guide in resize.guide:
+        if resize.target.startswith(f"{guide}.") or guide in ("", resize.target):
+            raise HotswapError(
+                f"guide {guide!r} contains target {resize.name!r}, so it is not known before it; "
+                f'name a module that runs earlier, or "{INPUT}"'
+            )
+
+
+def check_mode(resize: Resize, mode: Any) -> None:
+    """Check that a target enlarges as it did when the plan was made.
+
+    Raises:
+        HotswapError: where it does not.
+    """
+    if mode != resize.mode:
+        raise HotswapError(
+            f"target {resize.name!r} must be, by the plan, of mode {resize.mode!r}, got {mode!r}; "
+            "the plan was made for another network"
+        )
+
+
+def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[Resize, ...]:
+    """The same enlargements, each saying where the code makes its call.
+
+    Args:
+        model: the network.
+        resizes: what to guide.
+        sites: of this network, with numbers as `resizes` have them.
+
+    Raises:
+        HotswapError: where the network does not call one of them, or in another mode.
+    """
+    found = []
+    for resize in resizes:
+        site = next((x for x in sites.found if (x.path, x.call) == (resize.target, resize.call)), None)
+        if site is None:
+            raise HotswapError(_missing(model, resize))
+        alike = [x for x in sites.found if (x.path, x.at) == (site.path, site.at)]
+        if site.at and len(alike) > 1:
+            raise HotswapError(
+                f"target {resize.name!r} is one of {len(alike)} calls at {' > '.join(site.at)}, which a plan cannot "
+                "tell apart; have the code make the call in a module of its own"
+            )
+        check_mode(resize, site.mode)
+        found.append(replace(resize, at=site.at))
+    return tuple(found)
+
+
+def _missing(model: nn.Module, resize: Resize) -> str:
+    name = type(model).__name__
+    if not resize.at:
+        return f"target {resize.name!r} is never called by {name}; name one that is"
+    return (
+        f"target {resize.name!r} is called, by the plan, at {' > '.join(resize.at)}, and {name} makes no such call "
+        "with these inputs; give example_inputs with which it does, or convert the network anew if its code changed"
+    )

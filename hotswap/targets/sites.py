@@ -1,0 +1,312 @@
+"""Where a network enlarges its maps: found in one run on fake tensors."""
+
+import functools
+import inspect
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from hotswap.network.dry_run import Inputs, mode, observe
+from hotswap.targets.call_sites import Chain, begun, chain_here
+from hotswap.targets.enlargement import mode_of, why_not_enlarged
+from hotswap.targets.origins import Origins
+from hotswap.targets.plan import Resize, named
+from pac_ops.geometry import Pair
+
+ALIAS = "resize"
+_SIGNATURE = inspect.signature(F.interpolate)
+
+
+class Identity(NamedTuple):
+    """What a call of F.interpolate is known by among those of one module's forward, at any size."""
+
+    key: str  # of its chain: see `places`
+    origins: frozenset[str] | None = None  # of its input, where several calls may have the chain
+    turn: int = 0  # of calls that have both in common, which nothing tells apart while the network runs
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a map changes its size, at its first call."""
+
+    path: str  # of the module, or of the one whose forward calls F.interpolate
+    call: int | None  # which of that forward's calls; None where the module itself is meant
+    mode: str
+    input_size: Pair
+    output_size: Pair
+    why_not: str | None  # None where it can be guided
+    identity: Identity | None = None  # of the call; None where the module itself is meant
+    at: tuple[str, ...] = ()  # the same as a plan keeps it
+
+    @property
+    def name(self) -> str:
+        """The site in a few words."""
+        return named(self.path, self.call)
+
+    @property
+    def doubles(self) -> bool:
+        """Whether it enlarges by 2 or more along both axes; an odd size was rounded up when it was halved."""
+        return all(fine >= 2 * coarse - 1 for fine, coarse in zip(self.output_size, self.input_size, strict=True))
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All sites of a network, in the order of their first call; and the sizes of its image and modules' outputs."""
+
+    found: tuple[Site, ...]
+    image_size: Pair | None  # of the network's first argument; None where it is no image
+    sizes: Mapping[str, Pair]  # by path, of modules that give a map
+    calls: Mapping[str, Mapping[Identity, int]]  # by path, the calls of F.interpolate in that module's forward
+    # By path and chain: the calls that had the chain, in order, in each forward of the module.
+    turns: Mapping[tuple[str, str], Collection[tuple[int, ...]]]
+    events: Sequence[str]  # in order: paths of modules whose calls ended, and names of calls of F.interpolate
+
+    @cached_property
+    def by_alias(self) -> dict[str, Site]:
+        """`resize_{index}`, counted from 1, -> site."""
+        return {f"{ALIAS}_{index}": site for index, site in enumerate(self.found, start=1)}
+
+    @cached_property
+    def alias_of(self) -> dict[Site, str]:
+        """Site -> alias."""
+        return {site: alias for alias, site in self.by_alias.items()}
+
+
+def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize] = ()) -> Sites:
+    """Run a network on fake tensors, and note each `F.interpolate`, `nn.Upsample` and bilinear `nn.ConvTranspose2d`.
+
+    Args:
+        model: the network.
+        example_inputs: as for `observe`.
+        known: enlargements whose calls of `F.interpolate` keep their numbers, which depend on the size otherwise.
+
+    Raises:
+        HotswapError: where it cannot be run on fake tensors.
+    """
+    watch = _Watch(model, known)
+    with mode(model, training=False), watch.hooked(), watch:  # the mode first: GraphModules may have other forwards
+        observe(model, example_inputs)
+    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns, watch.events)
+
+
+@dataclass(eq=False)
+class _Forward:
+    """One that is running."""
+
+    module: nn.Module
+    origins: Origins
+    made: Counter[tuple[str, frozenset[str] | None]] = field(default_factory=Counter)
+    turns: dict[str, list[int]] = field(default_factory=dict)
+
+
+class _Watch(TorchFunctionMode):
+    """Knows which module's forward runs, and which of its calls of F.interpolate this is."""
+
+    def __init__(self, model: nn.Module, known: Iterable[Resize]) -> None:
+        super().__init__()
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._modes = {module: mode_of(module) for module in self._paths}  # reads weights, so not during the run
+        self._numbers = {(x.target, x.at): x.call for x in known if x.call is not None and x.at}
+        self._running: list[_Forward] = []
+        self._names: dict[nn.Module, dict[nn.Module, str]] = {}  # by module, of those inside it
+        self._constants = _Constants(model)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.found: dict[tuple[str, int | None], Site] = {}
+        self.image_size: Pair | None = None
+        self.sizes: dict[str, Pair] = {}
+        self.calls: dict[str, dict[Identity, int]] = {}
+        self.turns: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        self.events: list[str] = []
+        self._unmet = dict(self._numbers)
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Follow the modules' calls."""
+        handles = []
+        before = {module: module.__dict__.get("forward") for module in self._paths}
+        for module in self._paths:
+            handles.append(module.register_forward_pre_hook(self._begun))
+            handles.append(module.register_forward_hook(self._ended, always_call=True))
+            if hookable(module):
+                module.__dict__["forward"] = self._followed(module, module.forward)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, forward in before.items():
+                if forward is not None:
+                    module.__dict__["forward"] = forward
+                else:
+                    module.__dict__.pop("forward", None)
+
+    def _followed(self, module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            path = self._paths[module]
+            self._running.append(_Forward(module, Origins(args, kwargs)))
+            try:
+                output = begun(plain, *args, **kwargs)
+                for key, turns in self._running[-1].turns.items():
+                    self.turns.setdefault((path, key), set()).add(tuple(turns))
+                return output
+            finally:
+                self._running.pop()
+
+        return forward
+
+    def _begun(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self._running:
+            if self._name(module) is not None:
+                self._running[-1].origins.enter()
+        elif self._paths[module] == "":
+            self._forget()  # what was seen of an attempt that failed
+            self.image_size = _size(inputs[0] if inputs else None)
+            self._constants.forget()  # the inputs themselves were made by functions
+
+    def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        path, fine = self._paths[module], _size(output)
+        self.events.append(path)
+        if self._running and (name := self._name(module)) is not None:
+            self._running[-1].origins.leave(name, inputs, output)
+        if (mode := self._modes[module]) is not None:
+            self._note(path, None, mode, inputs[0] if inputs else None, fine, why_not_enlarged(mode, module))
+        if fine is not None:  # only now, as nothing guides itself
+            self.sizes.setdefault(path, fine)
+
+    def _name(self, module: nn.Module) -> str | None:
+        """In the module whose forward runs; None outside it, and where hooks cannot be."""
+        owner = self._running[-1].module
+        names = self._names.get(owner)
+        if names is None:
+            names = self._names[owner] = {m: n for n, m in owner.named_modules() if n and hookable(m)}
+        return names.get(module)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note calls of F.interpolate, but for those of modules that are sites themselves."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self._constants.follow(func, (args, kwargs), result)
+        if not self._running:
+            return result
+        forward = self._running[-1]
+        if func is F.interpolate and self._modes[forward.module] is None:
+            given = bound(args, kwargs)
+            mode = given["mode"]
+            why_not = why_not_enlarged(mode, antialias=given["antialias"])
+            named = self._identify(forward, given["input"])
+            self._note(self._paths[forward.module], named, str(mode), given["input"], _size(result), why_not)
+        forward.origins.follow(func, args, kwargs, result)
+        return result
+
+    def _identify(self, forward: _Forward, given: Any) -> "_Named":
+        """Which of its forward's calls of F.interpolate is going on."""
+        chain, path = chain_here(), self._paths[forward.module]
+        origins = forward.origins.of(given) if chain.repeats else None
+        turn = forward.made[chain.key, origins]
+        forward.made[chain.key, origins] += 1
+        identity = Identity(chain.key, origins, turn)
+        at, calls = at_of(chain, origins, turn), self.calls.setdefault(path, {})
+        if identity not in calls:
+            taken = {*calls.values(), *(number for (target, _), number in self._numbers.items() if target == path)}
+            free = next(number for number in itertools.count() if number not in taken)
+            calls[identity] = self._unmet.pop((path, at), free)
+        forward.turns.setdefault(chain.key, []).append(calls[identity])
+        self.events.append(named(path, calls[identity]))
+        return _Named(calls[identity], identity, at)
+
+    def _note(
+        self,
+        path: str,
+        named: "_Named | None",
+        mode: str,
+        given: Any,
+        fine: Pair | None,
+        why_not: str | None,
+    ) -> None:
+        coarse = _size(given)
+        if coarse is None or fine is None:
+            return
+        if why_not is None and (fine[0] < coarse[0] or fine[1] < coarse[1] or fine == coarse):
+            why_not = f"it does not enlarge ({coarse[0]} x {coarse[1]} to {fine[0]} x {fine[1]})"
+        if why_not is None and math.prod(coarse) == 1:
+            why_not = "its input is a single pixel, so there is nothing to weigh"
+        if why_not is None and given in self._constants:
+            why_not = "what it enlarges is the same for every image: a position embedding, or the like"
+        if why_not is None and not any(fine_enough(size, fine) for size in (self.image_size, *self.sizes.values())):
+            why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
+        call, identity, at = named or _Named(None)
+        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
+
+
+def hookable(module: nn.Module) -> bool:
+    """Whether a module's calls can be followed."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
+class _Named(NamedTuple):
+    call: int | None
+    identity: Identity | None = None
+    at: tuple[str, ...] = ()
+
+
+def at_of(chain: Chain, origins: Iterable[str] | None, turn: int) -> tuple[str, ...]:
+    """An identity as a plan keeps it: the same in another process, and on another machine."""
+    of = [f"of {origin}" for origin in sorted(origins or ())]
+    return (*chain.at, *of, *([f"turn {turn}"] if turn else []))
+
+
+class _Constants:
+    """The parameters and buffers of a network, and what is made of nothing but these and numbers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
+        self._made: dict[int, Tensor] = {}  # kept, as an id is given again once its tensor is gone
+
+    def __contains__(self, x: Any) -> bool:
+        return id(x) in self._own or id(x) in self._made
+
+    def forget(self) -> None:
+        """What was made of them is no longer known."""
+        self._made.clear()
+
+    def follow(self, func: Any, given: Any, result: Any) -> None:
+        """Note what a function makes of what it is given."""
+        if all(x in self for x in pytree.tree_leaves(given) if isinstance(x, Tensor)):
+            self._made |= {id(x): x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
+        elif _writes(func):
+            self.forget()  # as it may write into any of these, through a view
+
+
+def _writes(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def fine_enough(size: Pair | None, output_size: Pair) -> bool:
+    """Whether a guide is as fine as an output, give or take the pixels that odd sizes add: less than a third."""
+    return size is not None and all(4 * own > 3 * fine for own, fine in zip(size, output_size, strict=True))
+
+
+def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of F.interpolate by name, defaults included."""
+    given = _SIGNATURE.bind(*args, **kwargs)
+    given.apply_defaults()
+    return given.arguments
+
+
+def _size(x: Any) -> Pair | None:
+    return (int(x.shape[2]), int(x.shape[3])) if isinstance(x, Tensor) and x.dim() == 4 else None

@@ -1,0 +1,1 @@
+"""Networks by name, and the images that they were trained on."""

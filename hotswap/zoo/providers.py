@@ -1,0 +1,410 @@
+"""Networks by name: see `network_names`.
+
+Networks are built without pretrained weights, and nothing is downloaded, unless an option asks for it. Only of a
+saved model (`hf:owner/name`, `timm:hf-hub:owner/name`, a folder) its config.json is read, from the hub where that is
+where it lies. An architecture named inside a file is not trusted: it may only name a network of the providers, and
+nothing is read or fetched for it.
+"""
+
+import functools
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
+
+from hotswap.errors import HotswapError, one_line
+from hotswap.files import hub
+from hotswap.files.atomic import is_file, is_there
+from hotswap.network.names import closest
+from hotswap.zoo import image_stats, transformers
+from hotswap.zoo.names import FORMS, HF, IN_FILES, SMP, TIMM, TORCHVISION, TRANSFORMERS, Spec, is_plain, parse
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_EXTRA = {"torchvision": "zoo", "timm": "zoo", "segmentation_models_pytorch": "smp"}  # that installs a package
+# Options that ask for weights: they are no part of an architecture.
+_WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "encoder_weights")
+# What a file may not ask for: options that read files, fetch something, or compile. Rather too many than too few.
+_REFUSED_IN_FILES = re.compile(r"weights|pretrained|checkpoint|cache|file|url|hub|script|jit")
+_STRING_IN_FILES = re.compile(r"[\w.\-]{0,64}")  # no path and no address
+_TENSORS = 1000  # that a network may make and not keep
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a network may take."""
+
+    bytes: int  # of parameters and buffers
+    tensors: int  # how many of them it has; some more may be made on the way
+
+
+def architecture(spec: str) -> str:
+    """The name to record in a checkpoint: without options that only fetch weights; of a saved model, its network's.
+
+    Raises:
+        HotswapError: where the name is malformed, or names what a file may not ask for; as `build`, where it is of a
+            saved model.
+    """
+    parsed = parse(spec)
+    if parsed.is_factory:
+        return str(parsed)
+    if parsed.provider == HF:
+        return f"{TRANSFORMERS}:{_configuration(parsed)['architectures'][0]}"
+    if parsed.on_hub is not None:
+        parsed, _ = _from_timms_hub(parsed)
+    return _recordable(parsed)
+
+
+def recordable(name: str) -> str:
+    """The same of a name that was read from a file, for which nothing is read or fetched.
+
+    Raises:
+        HotswapError: where a file may not hold it.
+    """
+    parsed = parse(name, typed=False)
+    return str(parsed) if parsed.is_factory else _recordable(parsed)
+
+
+def build(
+    spec: str,
+    *,
+    trusted: bool,
+    initialise: bool = True,
+    config: Mapping[str, Any] | None = None,
+    most: Room | None = None,
+) -> nn.Module:
+    """Build a network by its name, in training mode, as its constructor leaves it.
+
+    Args:
+        spec: see the module.
+        trusted: whether the user typed it. A name found in a file is not trusted: it must be a network of
+            a provider, with plain options none of which fetches or reads anything, or nothing is imported.
+        initialise: False leaves the weights of the providers' networks as the memory was, for who is
+            going to overwrite them or never looks: random numbers are most of the time that building takes.
+        config: the configuration of transformers that was found beside a name in a file.
+        most: that a name found in a file may ask for.
+
+    Raises:
+        HotswapError: where the name is not known or not permitted, a package is missing, or building fails.
+    """
+    parsed = parse(spec, typed=trusted)
+    if not trusted:
+        _check_untrusted(parsed)
+    if parsed.is_factory:
+        return _called(parsed, _factory(parsed), nullcontext())
+    skipping = nullcontext() if initialise or parsed.brings_weights else _SkipRandomInit()
+    images = image_stats.Stated()
+    made: Callable[..., Any]
+    if parsed.provider == TRANSFORMERS:
+        made = functools.partial(
+            transformers.build,
+            transformers.network_class(parsed.name),
+            transformers.checked(config, f"config of {parsed}"),
+        )
+    elif parsed.provider == HF:
+        made = functools.partial(_from_configuration, _configuration(parsed))
+        if (file := _beside(parsed, transformers.PREPROCESSOR)) is not None:
+            images = transformers.read_preprocessor(file)
+    else:
+        if parsed.on_hub is not None:
+            parsed, images = _from_timms_hub(parsed)
+        made = _CONSTRUCTORS[parsed.provider](parsed)
+    with nullcontext() if trusted else _held_down(parsed, most):
+        built = _called(parsed, made, skipping)
+    image_stats.put(built, images)
+    return built
+
+
+def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
+    """A network's name, of a model on the hub with the commit that its revision is now; and notes that say so.
+
+    Raises:
+        HotswapError: where the hub does not give it.
+    """
+    parsed = parse(spec)
+    address = parsed.on_hub
+    if address is None or address.is_pinned:
+        return spec, ()
+    found = hub.fetch(address, transformers.CONFIG).address
+    name = str(found) if parsed.provider == TIMM else str(found).removeprefix(hub.PREFIX)
+    return str(replace(parsed, name=name)), (f"{address} is at commit {found.revision}",)
+
+
+def weights(spec: str) -> str | None:
+    """Where the weights of a saved model lie, for `checkpoint.read`; None for other networks.
+
+    Raises:
+        HotswapError: where a folder holds none that are safe to read.
+    """
+    parsed = parse(spec)
+    if (address := parsed.on_hub) is not None:
+        return str(address)
+    if parsed.provider != HF:
+        return None
+    for name in hub.WEIGHTS:
+        if is_file(file := Path(parsed.name) / name):
+            return str(file)
+    raise HotswapError(f"the folder {parsed.name!r} must hold {' or '.join(hub.WEIGHTS)}; save the model again")
+
+
+def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, per channel, of the images (in 0..1) a network was trained on.
+
+    Where the network states none (see `hotswap.zoo.image_stats`) they are ImageNet's, which most use.
+    """
+    found = image_stats.of(model)
+    if found.mean is None or found.std is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return found.mean, found.std
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def _recordable(parsed: Spec) -> str:
+    options = {key: value for key, value in parsed.options.items() if key not in _WEIGHT_OPTIONS}
+    parsed = replace(parsed, options=options)
+    _check_untrusted(parsed)
+    return str(parsed)
+
+
+def _check_untrusted(spec: Spec) -> None:
+    if spec.is_factory:
+        raise HotswapError(
+            f"the architecture {str(spec)!r} is code of somebody's own, and a file may not choose what code runs; "
+            "build the network yourself and pass it as model (on the command line: --model)"
+        )
+    permitted = IN_FILES[spec.provider]
+    if permitted is None or not permitted.fullmatch(spec.name) or (spec.provider == TRANSFORMERS and spec.options):
+        raise HotswapError(f"a file may not ask for the network {str(spec)!r}; pass the network as model (--model)")
+    for key, value in spec.options.items():
+        if _REFUSED_IN_FILES.search(key) or not all(_is_harmless(key, x) for x in _flat(value)):
+            raise HotswapError(
+                f"a file may not ask for option {key}={value!r} of {spec.provider}:{spec.name}; "
+                "build the network yourself and pass it as model (on the command line: --model)"
+            )
+
+
+def _is_harmless(key: str, value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_STRING_IN_FILES.fullmatch(value))
+    return value is None or abs(value) <= transformers.largest(key)
+
+
+def _flat(value: Any) -> list[Any]:
+    return [x for item in value for x in _flat(item)] if isinstance(value, list) else [value]
+
+
+# --- building ---------------------------------------------------------------------------------------------
+
+
+def _from_torchvision(spec: Spec) -> Callable[..., Any]:
+    models = _provider("torchvision.models")
+    if spec.name not in (names := models.list_models()):
+        raise HotswapError(f"torchvision has no network {spec.name!r}{closest(spec.name, names)}")
+    builder = models.get_model_builder(spec.name)
+    # Options of the user's override these; by default, segmentation and detection networks fetch a backbone.
+    none = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
+    return functools.partial(builder, **none)
+
+
+def _from_timm(spec: Spec) -> Callable[..., Any]:
+    timm = _provider("timm")
+    name = spec.name.partition(".")[0]
+    if ":" not in name and not timm.is_model(name):  # local-dir:... is timm's to look up
+        raise HotswapError(f"timm has no network {spec.name!r}{closest(spec.name, timm.list_models())}")
+    return functools.partial(timm.create_model, spec.name)
+
+
+def _from_smp(spec: Spec) -> Callable[..., Any]:
+    known = _provider("segmentation_models_pytorch").MODEL_ARCHITECTURES_MAPPING
+    if spec.name.lower() not in known:
+        names = [architecture.__name__ for architecture in known.values()]
+        raise HotswapError(f"segmentation_models_pytorch has no network {spec.name!r}{closest(spec.name, names)}")
+    # By default the encoder's weights are fetched.
+    return functools.partial(known[spec.name.lower()], encoder_weights=None)
+
+
+_CONSTRUCTORS = {TORCHVISION: _from_torchvision, TIMM: _from_timm, SMP: _from_smp}
+
+
+def _configuration(spec: Spec) -> dict[str, Any]:
+    """Of a saved model of transformers."""
+    _check_no_weight_options(spec)
+    address = spec.on_hub
+    return transformers.read_config(
+        Path(spec.name) / transformers.CONFIG if address is None else hub.fetch(address, transformers.CONFIG).path
+    )
+
+
+def _beside(spec: Spec, name: str) -> Path | None:
+    """A file of a saved model of transformers that need not be there."""
+    address = spec.on_hub
+    if address is None:
+        return file if is_there(file := Path(spec.name) / name) else None
+    found = hub.fetch_if_there(hub.fetch(address, transformers.CONFIG).address, name)
+    return None if found is None else found.path
+
+
+def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
+    if "num_labels" in options:  # which the labels would win over
+        config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    changed = {**config, **options}
+    plain = {key: value for key, value in changed.items() if key != "architectures"}
+    transformers.checked(plain, "the configuration with the options", typed=True)
+    return transformers.build(transformers.network_class(config["architectures"][0]), plain)
+
+
+def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.Stated]:
+    """A model of timm's on the hub: by its own name, with the options it was built with; and what it states."""
+    _check_no_weight_options(spec)
+    assert spec.on_hub is not None  # noqa: S101 (asked before)
+    found = transformers.json_object(hub.fetch(spec.on_hub, transformers.CONFIG).path, "JSON")
+    trained = found.get("pretrained_cfg", found)
+    arguments = found.get("model_args") or {}
+    if not isinstance(found.get("architecture"), str) or not all(
+        isinstance(x, Mapping) for x in (trained, arguments)
+    ):
+        raise HotswapError(f"{spec.on_hub} is no model of timm's: its {transformers.CONFIG} names no architecture")
+    size = trained.get("input_size") or [3]
+    if not isinstance(size, list):
+        raise HotswapError(
+            f"{spec.on_hub}: {transformers.CONFIG}: input_size must be a list, got a {type(size).__name__}"
+        )
+    options = {
+        "num_classes": found.get("num_classes", trained.get("num_classes")),
+        "global_pool": trained.get("global_pool"),
+        "in_chans": size[0],
+        "img_size": size[1:] if trained.get("fixed_input_size") else None,
+    }
+    options = {key: value for key, value in options.items() if value is not None} | dict(arguments)
+    if unusual := [key for key, value in options.items() if not key.isidentifier() or not is_plain(value)]:
+        raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
+    made = Spec(TIMM, found["architecture"], options | dict(spec.options))
+    _check_untrusted(made)  # what comes from the hub is a file's word too
+    try:
+        chosen = size[1:] if "img_size" not in spec.options else None
+        images = image_stats.from_values(trained.get("mean") or None, trained.get("std") or None, chosen or None)
+    except HotswapError as error:
+        raise HotswapError(f"{spec.on_hub}: {transformers.CONFIG}: {error}") from error
+    return made, images
+
+
+def _check_no_weight_options(spec: Spec) -> None:
+    if asked := [key for key in _WEIGHT_OPTIONS if key in spec.options]:
+        raise HotswapError(
+            f"network {str(spec)!r} is a saved model, whose weights `hotswap convert` takes by itself (from Python: "
+            f"hotswap.load, or checkpoint); leave out {asked[0]}"
+        )
+
+
+def _provider(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError) as error:  # the last two: built for another version of torch
+        package = name.partition(".")[0]
+        raise HotswapError(
+            f"{package} cannot be imported ({error}); pip install 'hotswap[{_EXTRA[package]}]'"
+        ) from error
+
+
+def _factory(spec: Spec) -> Callable[..., Any]:
+    try:
+        module = importlib.import_module(spec.provider)
+    except ModuleNotFoundError as error:
+        if error.name and f"{spec.provider}.".startswith(f"{error.name}."):
+            raise HotswapError(
+                f"network {str(spec)!r}: there is no module {error.name!r}; a network must be {FORMS}"
+            ) from error
+        raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({one_line(error)})") from error
+    except (Exception, SystemExit) as error:  # whatever a user's module does when imported
+        raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({one_line(error)})") from error
+    found: Any = module
+    for part in spec.name.split("."):
+        if not hasattr(found, part):
+            known = [name for name, value in vars(found).items() if callable(value)]
+            where = "module" if isinstance(found, ModuleType) else "class"
+            raise HotswapError(
+                f"network {str(spec)!r}: {where} {found.__name__} has no {part!r}{closest(part, known)}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise HotswapError(
+            f"network {str(spec)!r}: it must name a function that returns a network, got {type(found).__name__}"
+        )
+    result: Callable[..., Any] = found
+    return result
+
+
+def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContextManager[Any]) -> nn.Module:
+    try:
+        with around:
+            model = constructor(**spec.options)
+    except HotswapError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a network's constructor raises for options it does not like
+        raise HotswapError(f"network {str(spec)!r} could not be built ({one_line(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise HotswapError(f"network {str(spec)!r} must be a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+@contextmanager
+def _held_down(spec: Spec, most: Room | None) -> Iterator[None]:
+    """Around the building of what a file named: nothing comes from the hub, and no more is made than `most`.
+
+    A tensor is counted when a module takes it, which is before anything is written to its memory.
+    """
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    taken = tensors = 0
+
+    def count(_module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal taken, tensors
+        taken += 0 if tensor is None else tensor.numel() * tensor.element_size()
+        tensors += tensor is not None
+        if most is not None and (taken > most.bytes or tensors > 4 * most.tensors + _TENSORS):
+            raise HotswapError(f"the network {spec} is larger than the file that names it could hold")
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    before = None if constants is None else constants.HF_HUB_OFFLINE
+    try:
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = before
+        for hook in hooks:
+            hook.remove()
+
+
+class _SkipRandomInit(TorchFunctionMode):
+    """Leaves tensors as they are where `torch.nn.init` would fill them with random numbers.
+
+    Only whole functions of `torch.nn.init` are passed over: some, like `trunc_normal_`, draw again and again until
+    every number lies in a range, and would never end if what they call did nothing.
+    """
+
+    _FILLS = frozenset((nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

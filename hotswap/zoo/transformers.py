@@ -1,0 +1,323 @@
+"""Networks of transformers, built from their configuration: plain JSON, which never makes anything be fetched or run.
+
+A saved model is a folder (or a repository of the hub) with config.json and model.safetensors. Only classes of the
+installed transformers are built, by the model_type and the class that the configuration names; code that lies beside
+it is not looked at.
+"""
+
+import copy
+import functools
+import importlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.errors import HotswapError, one_line
+from hotswap.files.atomic import PathLike, check_readable
+from hotswap.network.names import closest
+from hotswap.zoo import image_stats
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+MAX_BYTES = 4 << 20  # of a configuration; the largest real ones list 21,843 labels
+_MAX_DEPTH = 10
+_LARGEST = 10**7  # of a number in one: no width or vocabulary is above it
+_COUNTED = re.compile(r"depth|layer|block|stage")
+_DEEPEST = 10**5  # of a number under such a key: lists as long as a network is deep are made before its layers
+
+# What says where a model came from or how it was run, and is no part of the network.
+_DROPPED = frozenset(
+    (
+        *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "torchscript"),
+        *("task_specific_params", "gradient_checkpointing"),
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+        *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+    )
+)
+# Text that people wrote, which is never looked up; each maps names to numbers or the other way.
+_LABELS = ("id2label", "label2id")
+# What may not be there at all: it names code, or libraries that rewrite the network.
+_REFUSED = re.compile(r"auto_map|implementation|quantization|compression|trust|custom_pipelines|__")
+# Under these no text may stand, and no yes: options of transformers and timm that read files or fetch something.
+_LOOKED_UP = re.compile(r"pretrained|checkpoint|cache_dir|file|url|hub|path|script|jit")
+_TEXT = re.compile(r"[\w.\-+ ]{0,64}")  # no path and no address
+_BACKBONE = "timm_backbone"  # the model_type of timm's networks inside others
+
+
+def read_config(path: PathLike) -> dict[str, Any]:
+    """The configuration of a saved model, without what is no part of the network but with its `architectures`.
+
+    Raises:
+        HotswapError: where it cannot be read, is no configuration, or asks for what it may not (see `checked`).
+    """
+    config = json_object(path)
+    if not isinstance(config.get("model_type"), str):
+        raise HotswapError(f"{str(path)!r} is no configuration of transformers: it has no model_type")
+    names = config.get("architectures")
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise HotswapError(f"{str(path)!r} does not say of which class the network is: it has no architectures")
+    if config.get("auto_map") and not hasattr(_transformers(), names[0]):
+        raise HotswapError(
+            f"{str(path)!r} names {names[0]}, which is code of the model's own, and hotswap runs none; build the "
+            "network yourself and name it as package.module:factory"
+        )
+    plain: dict[str, Any] = {**_without(config, ("auto_map",)), "architectures": names[:1]}
+    checked(_without(plain, ()), str(path), typed=True)
+    return plain
+
+
+def read_preprocessor(path: PathLike) -> image_stats.Stated:
+    """What a saved model's preprocessor makes of images: their size, and mean and standard deviation in 0..1.
+
+    A size that keeps the proportions is a square of its shortest edge here.
+
+    Raises:
+        HotswapError: where it cannot be read, or says what cannot be.
+    """
+    config = json_object(path)
+    crop = config.get("crop_size") if config.get("do_center_crop", True) else None
+    size = crop or (config.get("size") if config.get("do_resize", True) else None)
+    # A pixel, in 0..1 here, is times 255 there, then times the factor, and then normalised.
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+    mean, std = config.get("image_mean"), config.get("image_std")
+    if config.get("do_normalize") is False:
+        mean, std = [0.0], [1.0]
+    try:
+        if mean is not None and std is not None:
+            mean, std = ([x / (255.0 * float(factor)) for x in numbers] for numbers in (mean, std))
+        return image_stats.from_values(mean, std, _height_and_width(size))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise HotswapError(f"{str(path)!r} does not say how images are prepared ({one_line(error)})") from error
+
+
+def _height_and_width(size: Any) -> list[Any] | None:
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        sides = [size.get("height", edge), size.get("width", edge)]
+        return None if None in sides else sides
+    return [size, size] if isinstance(size, int) else None
+
+
+def network_class(name: str) -> type[Any]:
+    """A class of networks of the installed transformers.
+
+    Raises:
+        HotswapError: where it has none of that name.
+    """
+    transformers = _transformers()
+    found: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not _is_network(found) or found.config_class is None:
+        raise HotswapError(f"transformers {transformers.__version__} has no network {name!r}")
+    network: type[Any] = found
+    return network
+
+
+def build(network: type[Any], config: Mapping[str, Any]) -> nn.Module:
+    """A network of a class of transformers, in training mode, with weights of no meaning.
+
+    Args:
+        network: see `network_class`.
+        config: its configuration, as `recorded` or `read_config` gives it.
+
+    Raises:
+        HotswapError: where the configuration is another class's. What transformers raises of values that it does not
+            like is let through.
+    """
+    known, kind = _transformers().CONFIG_MAPPING, config.get("model_type")
+    if kind not in known:
+        raise HotswapError(f"this transformers has no model_type {kind!r}{closest(str(kind), known)}")
+    if not issubclass(known[kind], network.config_class):
+        raise HotswapError(f"{network.__name__} of transformers is no network of model_type {kind!r}")
+    made: nn.Module = network(known[kind].from_dict(_without(config, ())))
+    return made.train()
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A saved model's weights under the names that this version of transformers has for them."""
+
+    weights: dict[str, Tensor]
+    unexpected: tuple[str, ...]  # names that the network has nothing for
+
+
+def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
+    """Weights as `save_pretrained` wrote them, in the names and the layout that the network has now.
+
+    Transformers renames modules from version to version, and keeps the files' names. Nothing is copied where only
+    names change. None for a network that is none of transformers'.
+    """
+    network = _class_of(model)
+    if network is None:
+        return None
+    floats = {x.dtype for x in weights.values() if x.is_floating_point()}
+    with _silent():
+        loaded, info = network.from_pretrained(
+            None,
+            config=copy.deepcopy(model.config),
+            state_dict=dict(weights),
+            dtype=functools.reduce(torch.promote_types, floats)
+            if floats
+            else torch.float32,  # the widest: none loses
+            ignore_mismatched_sizes=True,  # they are told below
+            output_loading_info=True,
+        )
+    found = {name: x for name, x in loaded.state_dict().items() if name not in info["missing_keys"]}
+    for name, shape, _ in info["mismatched_keys"]:
+        found[name] = torch.empty(shape, device="meta")  # for the account of what does not fit
+    return Renamed(found, tuple(sorted(info["unexpected_keys"])))
+
+
+def recorded(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """The class and the configuration to write into a checkpoint; None for a network that is none of transformers'.
+
+    Raises:
+        HotswapError: where a file may not hold its configuration.
+    """
+    network = _class_of(model)
+    if network is None:
+        return None
+    config = json.loads(json.dumps(_without(model.config.to_dict(), ())))  # type: ignore[operator, union-attr]
+    checked(config, f"the configuration of {network.__name__}")
+    return network.__name__, config
+
+
+def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any]:
+    """Refuse a configuration that could make transformers read, fetch or run something, or take for ever.
+
+    Args:
+        config: what JSON gave, which is not trusted.
+        where: how to call it in errors.
+        typed: whether it is of a saved model that the user named; old ones name timm's backbone in another place.
+
+    Returns:
+        `config`.
+
+    Raises:
+        HotswapError: where it is not of plain values, is too large, or has an entry that it may not have.
+    """
+    if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
+        raise HotswapError(f"{where} must be a mapping with a model_type")
+    _check_depth(config, where)
+    if len(json.dumps(config)) > MAX_BYTES:
+        raise HotswapError(f"{where} is above {MAX_BYTES >> 20} MiB")
+    for owner, key, value in _entries(config):
+        refused = _REFUSED.search(key) and value is not None
+        looked_up = _LOOKED_UP.search(key) and (value is True or isinstance(value, str | Mapping))
+        of_timm = owner.get("model_type") == _BACKBONE or (typed and owner.get("use_timm_backbone") is True)
+        backbone = key == "backbone" and value is not None and not of_timm
+        text = isinstance(value, str) and not _TEXT.fullmatch(value)
+        if refused or looked_up or backbone or text or not _size(value) <= largest(key):
+            raise HotswapError(
+                f"{where} may not hold {key[:80]!r}: {str(value)[:80]!r}, as nothing is fetched, read or run for it; "
+                "build the network yourself and pass it as model (on the command line: --model)"
+            )
+    return config
+
+
+def json_object(path: PathLike, what: str = "a configuration as JSON") -> dict[str, Any]:
+    """What a saved model's JSON file holds.
+
+    Raises:
+        HotswapError: where it cannot be read, is too large, or holds something else than `what`.
+    """
+    file = check_readable(path)
+    if file.stat().st_size > MAX_BYTES:
+        raise HotswapError(f"{str(path)!r} is no configuration of a network: it is above {MAX_BYTES >> 20} MiB")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HotswapError(f"{str(path)!r} must hold {what} ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(found).__name__}")
+    return found
+
+
+def largest(key: str) -> int:
+    """The largest number that may stand under a key, in a file's configuration or name of a network."""
+    return _DEEPEST if _COUNTED.search(key) else _LARGEST
+
+
+def _check_depth(value: Any, where: str, depth: int = 0) -> None:
+    if depth > _MAX_DEPTH:
+        raise HotswapError(f"{where} is nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_depth(item, where, depth + 1)
+
+
+def _size(value: Any) -> float:
+    """How large a number is, or those of a list together; NaN for NaN."""
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return abs(value) if isinstance(value, int | float) else 0
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
+    """Every value with its key and the mapping it stands in; of lists and mappings also what is inside."""
+    for key, value in config.items():
+        if key in _LABELS and isinstance(value, Mapping) and all(isinstance(x, str | int) for x in value.values()):
+            continue
+        pending = [value]
+        while pending:
+            item = pending.pop()
+            yield config, key, item
+            if isinstance(item, list):
+                pending += item
+            elif isinstance(item, Mapping):
+                yield from _entries(item)
+
+
+def _without(value: Any, more: tuple[str, ...]) -> Any:
+    """A configuration without what is no part of the network, its parts' too."""
+    if isinstance(value, list | tuple):
+        return [_without(item, more) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    kept = {
+        key: item if key in _LABELS else _without(item, more)
+        for key, item in value.items()
+        if key not in _DROPPED and key not in more
+    }
+    return kept | ({"use_pretrained_backbone": False} if "use_pretrained_backbone" in kept else {})
+
+
+def _class_of(model: nn.Module) -> type[Any] | None:
+    """Of a network of transformers, swapped or plain, its class there."""
+    for base in type(model).__mro__:
+        if base.__module__.startswith("transformers.models."):
+            return base if getattr(_transformers(), base.__name__, None) == base else None
+    return None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Around a loading of transformers: what it would tell of it, hotswap tells."""
+    logging = _transformers().utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _is_network(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, _transformers().PreTrainedModel)
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except (ImportError, RuntimeError, OSError) as error:  # the last two: built for another version of torch
+        raise HotswapError(
+            f"transformers cannot be imported ({one_line(error)}); pip install 'hotswap[transformers]'"
+        ) from error

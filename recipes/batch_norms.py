@@ -57,13 +57,13 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """What it takes the place of, over all processes: mean first, then deviations from it, which loses no digits."""
+    """`F.batch_norm` over all processes: the mean first, then deviations from it, which loses no digits."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     x = input.float() if input.dtype.itemsize < torch.float32.itemsize else input
     dims = [dim for dim in range(x.dim()) if dim != 1]
-    own = x.new_tensor([x.numel() // x.shape[1]])
-    *sums, count = _Sum.apply(torch.cat((x.sum(dims), own))).split([x.shape[1], 1])
+    pixels = x.new_tensor([x.numel() // x.shape[1]])  # of each channel, in this process
+    *sums, count = _Sum.apply(torch.cat((x.sum(dims), pixels))).split([x.shape[1], 1])
     mean = sums[0] / count
     centred = x - _of_channels(mean, x)
     variance = _Sum.apply(centred.square().sum(dims)) / count
@@ -77,5 +77,5 @@ def _batch_norm(
 
 
 def _of_channels(values: Tensor, x: Tensor) -> Tensor:
-    """[C], to be used with [B, C, ...]."""
+    """Shape [C] to broadcast over [B, C, ...]."""
     return values.view(-1, *[1] * (x.dim() - 2))

@@ -48,7 +48,7 @@ def finetune(
 ) -> None:
     """Carry out a recipe: swap, train, measure, save.
 
-    RECIPE is a YAML file, or the name of one that comes along, such as quickstart. The folder then holds, for each
+    RECIPE is a YAML file, or the name of a recipe of the package, such as quickstart. The folder then holds, for each
     arm, last.safetensors, best.safetensors, result.json and state.pt, from which --resume goes on exactly.
     """
     dependencies.check_installed()
@@ -65,16 +65,16 @@ def finetune(
     out = Path(folder or Path("runs") / Path(recipe).stem)
     console = None if output.is_quiet() else Console(stderr=True)
     try:
-        found = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
+        result = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
     except KeyboardInterrupt:
         raise HotswapError(f"stopped; what was saved is in {out}, and --resume goes on with it") from None
     if not engine.is_main_process():
         return
     picture = draw_comparison(arms, out)
     if as_json:
-        output.show_json(found)
+        output.show_json(result)
     else:
-        output.say(results.table(found))
+        output.say(results.table(result))
     output.wrote(str(picture))
     for arm in arms:
         output.wrote(str(out / arm / RESULT))
@@ -154,12 +154,12 @@ def predict(
 
     from recipes.comparison import draw_predictions
 
-    written = []
+    files = []
     for path in draw_predictions(chosen, checkpoint, images, Path(folder), limit):
         output.wrote(str(path))
-        written.append(str(path))
+        files.append(str(path))
     if as_json:
-        output.show_json({"files": written})
+        output.show_json({"files": files})
 
 
 COMMANDS: tuple[click.Command, ...] = (finetune, evaluate, predict)

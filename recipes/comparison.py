@@ -26,7 +26,7 @@ _WIDTH = 220  # of a panel there, in pixels
 
 
 def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
-    """A page of a few validation images, and what the arms make of them as they ended.
+    """A page of a few validation images with the predictions of each arm's last checkpoint.
 
     Arms whose task, data or normalisation is not the last one's are left out.
     """
@@ -50,13 +50,13 @@ def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
 def draw_predictions(
     recipe: Recipe, checkpoint: PathLike, images: PathLike | None, folder: Path, limit: int
 ) -> Iterator[Path]:
-    """Draw what a checkpoint's network makes of images, one page each; a swapped one beside its plain self.
+    """Draw a checkpoint's predictions, one page per image; a swapped network's beside those of its plain twin.
 
     Args:
         recipe: whose network it is.
         checkpoint: its weights and swaps.
         images: a folder of them; None takes the recipe's validation data, with truth.
-        folder: where to; made if need be.
+        folder: where to; created if it is missing.
         limit: at most so many images, evenly spread over the folder, or the data set's first.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Data sets by name, and what a training run draws from one, in which order.
+"""Data sets by name, and the order in which a training run draws items.
 
 A data set's items are pairs of inputs and truth. Inputs are an image [3, H, W] in 0..1, or a tuple of what the
 network takes. Truth is labels [H, W], int64; depth [1, H, W]; flow [2, H, W]; or a pair of one of the last two and
@@ -44,14 +44,14 @@ def build(name: str, options: dict[str, object]) -> Dataset[Item]:
         )
     try:
         make = getattr(importlib.import_module(module), factory)
-        made: Dataset[Item] = make(**options)
-        if length(made) < 1:
+        dataset: Dataset[Item] = make(**options)
+        if length(dataset) < 1:
             raise ValueError("it holds nothing")  # noqa: TRY301 (told like all that is wrong with a data set)
     except HotswapError:
         raise
     except (ImportError, AttributeError, TypeError, ValueError, OSError) as error:
         raise HotswapError(f"data set {name!r} cannot be made: {' '.join(str(error).split())}") from error
-    return made
+    return dataset
 
 
 def length(dataset: Dataset[Item]) -> int:
@@ -68,7 +68,7 @@ def data_order(length: int, count: int, seed: int) -> list[int]:
 
 
 class Draws(Dataset[Item]):
-    """The draws of a whole run. Each, with its random crop, is a function of the seed and its number alone."""
+    """All draws of a run. Each draw, its random crop included, depends on the seed and its number alone."""
 
     def __init__(self, dataset: Dataset[Item], count: int, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -84,7 +84,7 @@ class Draws(Dataset[Item]):
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Fix all randomness, Python's, numpy's and torch's, by some numbers, and put it back as it was afterwards."""
+    """Seed Python's, numpy's and torch's generators with some numbers; restore their states afterwards."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 (data sets may use it)
     with torch.random.fork_rng(devices=[]):  # a GPU's generator is seeded, and not put back
@@ -101,7 +101,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 def batches(dataset: Dataset[Item], numbers: Sequence[list[int]], workers: int = 0) -> Iterator[Item]:
-    """Batches of the items of these numbers, in this order."""
+    """Batches of items, by lists of their indices, in this order."""
     loader: DataLoader[Item] = DataLoader(
         dataset,
         batch_sampler=numbers,
@@ -113,7 +113,7 @@ def batches(dataset: Dataset[Item], numbers: Sequence[list[int]], workers: int =
 
 
 def chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
-    """`numbers` in groups of `size`, the last of what is left."""
+    """`numbers` in groups of `size`; the last may be smaller."""
     return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
 
 

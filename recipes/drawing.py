@@ -20,10 +20,10 @@ from recipes.tasks import predict, target
 
 
 class Drawn(NamedTuple):
-    """What one image gave."""
+    """The drawing of one image."""
 
     panels: list[Panel]
-    predictions: dict[str, Image.Image]  # by network
+    predictions: dict[str, Image.Image]  # the map alone, by network
 
 
 def ramp(depth: Tensor, low: float, high: float) -> Pixels:
@@ -39,7 +39,7 @@ def draw(
     truth: Tensors | None,
     task: config.Task,
 ) -> Drawn:
-    """Input, truth where there is one, and what each network makes of it, side by side.
+    """Draw the input, the truth where there is one, and the prediction of each network, side by side.
 
     Args:
         networks: by the caption of their panel.
@@ -48,14 +48,14 @@ def draw(
         truth: what they should give, without a batch.
         task: says what kind of maps they are.
     """
-    found = {}
+    maps = {}
     for name, network in networks.items():
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         inputs = moved(collate([(seen, torch.empty(0))])[0], device)
         size = shown.shape[-2:] if isinstance(shown, Tensor) else shown[-1].shape[-2:]
         with mode(network, training=False):
-            found[name] = predict(network, inputs, size if truth is None else target(truth).shape[-2:])[0].cpu()
-    ranged = list(found.values()) if truth is None else [target(truth)]
+            maps[name] = predict(network, inputs, size if truth is None else target(truth).shape[-2:])[0].cpu()
+    ranged = list(maps.values()) if truth is None else [target(truth)]
     low, high = min(float(x.min()) for x in ranged), max(float(x.max()) for x in ranged)
 
     def coloured(x: Tensor) -> Image.Image:
@@ -73,12 +73,12 @@ def draw(
     panels = [("input", _as_picture(x)) for x in ([shown] if isinstance(shown, Tensor) else shown)]
     if truth is not None:
         panels.append(panel("truth", target(truth)))
-    panels += [panel(name, x) for name, x in found.items()]
-    return Drawn(panels, {name: coloured(x) for name, x in found.items()})
+    panels += [panel(name, x) for name, x in maps.items()]
+    return Drawn(panels, {name: coloured(x) for name, x in maps.items()})
 
 
 def _as_picture(x: Tensor) -> Pixels:
-    """What a network takes: an image, a map of numbers, or one of vectors."""
+    """Draw an input of a network: an image, a map of numbers, or a map of vectors."""
     match x.shape[0]:
         case 3:
             return pixels(x)

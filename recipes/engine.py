@@ -1,4 +1,4 @@
-"""Carries out a recipe: builds, trains, measures, saves, and goes on where it was stopped.
+"""Carries out a recipe: builds, trains, measures, saves and resumes.
 
 A run's folder holds `state.pt`, from which it goes on, the networks `best.safetensors` and `last.safetensors`, and at
 the end `result.json`. Each is written in one step, so that a killed run leaves the old file or the new one.
@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,11 @@ def finetune(
     max_steps: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Result]:
-    """Carry out the arms of a recipe one after another, each in a folder of its own name.
+    """Carry out the arms of a recipe one after another, each in the folder of its name.
 
     Args:
         recipes: see `recipes.reading.read`.
-        folder: where to; made if need be.
+        folder: where to; created if it is missing.
         resume: go on with what is there.
         max_steps: stop each arm after so many steps in all; it can be resumed.
         console: where progress is drawn; None is quiet.
@@ -55,13 +56,15 @@ def finetune(
     Raises:
         HotswapError: where it cannot be done, or a loss is no number; what was saved stays.
     """
-    found: dict[str, Result] = {}
+    finished: dict[str, Result] = {}
     earlier: dict[str, Path] = {}
     for arm, recipe in recipes.items():
-        own = Path(folder) / arm
-        found[arm] = run(recipe, own, label=arm, resume=resume, max_steps=max_steps, console=console, earlier=earlier)
-        earlier[arm] = own / LAST
-    return found
+        inside = Path(folder) / arm
+        finished[arm] = run(
+            recipe, inside, label=arm, resume=resume, max_steps=max_steps, console=console, earlier=earlier
+        )
+        earlier[arm] = inside / LAST
+    return finished
 
 
 def run(
@@ -98,7 +101,7 @@ def run(
             ) from error
     try:
         record = state.record if state else Record()
-        return _Run(recipe, trainer, validation, folder, record, label, console).carry_out(max_steps)
+        return _Run(recipe, trainer, validation, folder, record, label).carry_out(max_steps, console)
     finally:
         trainer.finish()
 
@@ -133,7 +136,7 @@ def is_main_process() -> bool:
 
 
 def _state(recipe: Recipe, folder: Path, resume: bool) -> State | None:
-    """What to go on with, and the folder made."""
+    """The state to resume from, if there is one; creates the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,31 +165,29 @@ def _measured(
     )
 
 
+@dataclass
 class _Run:
-    """One run, from wherever it is to its end."""
+    """One run, from where it stands to its end."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        trainer: Trainer,
-        validation: Dataset[Item],
-        folder: Path,
-        record: Record,
-        label: str,
-        console: Console | None,
-    ) -> None:
-        self.trainer, self.validation, self.folder, self.record = trainer, validation, folder, record
-        self.recipe, self.accelerator, self.label = recipe, trainer.accelerator, label
+    recipe: Recipe
+    trainer: Trainer
+    validation: Dataset[Item]
+    folder: Path
+    record: Record
+    label: str
+
+    def __post_init__(self) -> None:
+        self.accelerator = self.trainer.accelerator
         self.main = self.accelerator.is_main_process
-        self.console = console if console is not None and self.main else Console(quiet=True)
         self.losses: list[float] = []  # since the last measurement
 
-    def carry_out(self, max_steps: int | None) -> Result:
+    def carry_out(self, max_steps: int | None, console: Console | None) -> Result:
         trainer, settings = self.trainer, self.recipe.evaluation
         until = trainer.steps if max_steps is None else min(max_steps, trainer.steps)
         save_every = self.recipe.save_every or settings.every
         log = tensorboard.curves(self.folder, trainer.step, drawn=self.main)
-        with log as self.curves, progress(self.label or "training", trainer.step, until, self.console) as bar:
+        console = console if console is not None and self.main else Console(quiet=True)
+        with log as self.curves, progress(self.label or "training", trainer.step, until, console) as bar:
             if settings.at_start and not self.record.history:
                 self._measure()
             steps = trainer.run(until)
@@ -233,7 +234,7 @@ class _Run:
             self._save_network(BEST)
 
     def _score(self, metrics: Mapping[str, float]) -> float:
-        """The larger the better, and no number the worst."""
+        """Higher is better; nan is the worst."""
         judged = self.trainer.task
         value = metrics[judged.best] if judged.higher_is_better else -metrics[judged.best]
         return -math.inf if math.isnan(value) else value

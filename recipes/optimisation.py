@@ -1,4 +1,4 @@
-"""Optimisers with a learning rate of its own for each part, and rates over time."""
+"""Optimisers with one learning rate for each group of parameters, and schedules."""
 
 import math
 
@@ -17,7 +17,12 @@ _DROP, _POWER = 0.1, 0.9  # of schedules step and poly
 
 
 def optimiser(model: nn.Module, settings: Optimiser, example: Inputs) -> torch.optim.Optimizer:
-    """An optimiser of all that requires a gradient, in one group a factor; `example` is for `parameters_of`.
+    """An optimiser of all parameters that require a gradient, one group per factor.
+
+    Args:
+        model: the network.
+        settings: the recipe's.
+        example: what the network takes, for `parameters_of`.
 
     Raises:
         HotswapError: where a part is not there, or nothing is left to be trained.
@@ -38,16 +43,23 @@ def optimiser(model: nn.Module, settings: Optimiser, example: Inputs) -> torch.o
         {} if settings.name != "sgd" else {"momentum": _MOMENTUM if settings.momentum is None else settings.momentum}
     )
     decay = settings.weight_decay
-    made: torch.optim.Optimizer = _KINDS[settings.name](
+    built: torch.optim.Optimizer = _KINDS[settings.name](
         [{"params": group, "lr": settings.lr * factor} for factor, group in groups.items()],
         weight_decay=_WEIGHT_DECAY[settings.name] if decay is None else decay,
         **options,
     )
-    return made
+    return built
 
 
 def rate(settings: Schedule, step: int, steps: int, unit: int) -> float:
-    """What learning rates are multiplied by at a step, from 0, of `steps`; a unit of time has `unit` steps."""
+    """The factor on all learning rates at one of `steps` steps, counted from 0.
+
+    Args:
+        settings: the recipe's schedule, whose times are in units of `unit` steps.
+        step: which one.
+        steps: how many there are in all.
+        unit: 1, or the steps of an epoch.
+    """
     warmup = settings.warmup * unit
     if step < warmup:
         return (step + 1) / (math.floor(warmup) + 1)

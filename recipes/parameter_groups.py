@@ -1,4 +1,4 @@
-"""Parts of a network by name, for learning rates and freezing."""
+"""Groups of parameters by name, for learning rates and freezing."""
 
 from collections.abc import Callable, Collection, Iterable
 
@@ -36,21 +36,21 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
         GUIDE: lambda: _under(names, _until_guide(model, example)) - _scales(names),
     }
     if part in kinds:
-        found = kinds[part]()  # which may be nothing: a plain control has the recipe of its swapped twin
+        chosen = kinds[part]()  # which may be nothing: a plain control has the recipe of its swapped twin
     else:
         modules = [path for path, _ in model.named_modules() if path]
         places = [*modules, *names]
-        found = _under(names, match(part, places, {}) if is_pattern(part) else [p for p in places if p == part])
-        if not found:
+        chosen = _under(names, match(part, places, {}) if is_pattern(part) else [p for p in places if p == part])
+        if not chosen:
             raise HotswapError(
                 f"no parameter is in {part!r}{closest(part, [*kinds, *places])}; "
                 f"a part is a path, a pattern, {SWAPPED}, {GUIDE} or {SCALES}"
             )
-    return [name for name in names if name in found]
+    return [name for name in names if name in chosen]
 
 
 def freeze(model: nn.Module, parts: Iterable[str], example: Inputs) -> None:
-    """Let some parts of a network stay as they are; their norms keep learning statistics, as in any training.
+    """Freeze some parts of a network. Their norms keep learning statistics, as in any training.
 
     Raises:
         HotswapError: where a part is not there; nothing is frozen then.
@@ -71,12 +71,12 @@ def _scales(names: Iterable[str]) -> set[str]:
 
 
 def _under(names: Iterable[str], places: Collection[str]) -> set[str]:
-    """The parameters that are one of these places or lie in one."""
+    """The parameters at or under some paths."""
     return {name for name in names if any(f"{name}.".startswith(f"{place}.") for place in places)}
 
 
 def _until_guide(model: nn.Module, example: Inputs) -> list[str]:
-    """Modules without modules inside that have been called when the last guide is there."""
+    """Leaf modules that are called no later than the last guide."""
     plan = _plan(model)
     guides = {source for entry in plan.entries for source in entry.guide}
     plain = plain_copy(model)

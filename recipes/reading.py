@@ -36,7 +36,7 @@ _MUST_BE = {
 
 
 def find(path: PathLike) -> Path:
-    """The file of a recipe: `path`, or where that is a bare name such as `quickstart`, the one that comes along.
+    """The file of a recipe: `path`, or for a bare name such as `quickstart`, the package's recipe of that name.
 
     Raises:
         HotswapError: where there is none.
@@ -44,10 +44,12 @@ def find(path: PathLike) -> Path:
     given = Path(path)
     if given.suffix or is_there(given) or len(given.parts) != 1:
         return check_readable(given)
-    own = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
-    if given.name not in own:
-        raise HotswapError(f"there is no recipe {given.name!r}{closest(given.name, own)}; name one of them or a file")
-    return own[given.name]
+    known = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
+    if given.name not in known:
+        raise HotswapError(
+            f"there is no recipe {given.name!r}{closest(given.name, known)}; name one of them or a file"
+        )
+    return known[given.name]
 
 
 def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
@@ -81,7 +83,7 @@ def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
 
 
 def contents(path: PathLike) -> dict[str, Any]:
-    """What a YAML file of keys and values says; no code can be named in it.
+    """The content of a YAML file of keys and values. No code can be named in it.
 
     Raises:
         HotswapError: where it cannot be read, or holds something else.
@@ -134,7 +136,7 @@ def _check_earlier(recipe: Recipe, earlier: Sequence[str], where: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Reads 1e-4 as the number it is, as YAML 1.2 does, and refuses a key that is there twice, or is no text."""
+    """Reads 1e-4 as a number, as YAML 1.2 does; refuses keys that are repeated or are not text."""
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -214,7 +216,7 @@ def _index(place: Any, part: str, override: str) -> int:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings go into each other; everything else is replaced."""
+    """Merge two mappings, nested ones too; other values are replaced."""
     result = copy.deepcopy(dict(base))
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(result.get(key), dict):
@@ -228,8 +230,8 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def _explained(error: ValidationError, content: Any) -> str:
-    found = error.errors()
-    first = min(found, key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key also leaves one missing
+    errors = error.errors()
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key also leaves one missing
     path = _path(first["loc"], content, first["type"])
     key = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
@@ -242,7 +244,7 @@ def _explained(error: ValidationError, content: Any) -> str:
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     wanted = []
-    for other in found:
+    for other in errors:
         if _path(other["loc"], content, other["type"]) == path:
             text = _MUST_BE.get(other["type"], other["msg"].removeprefix("Input should be "))
             if other["type"] == "union_tag_invalid":

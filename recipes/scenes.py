@@ -109,10 +109,10 @@ def draw(size: int, random: np.random.Generator) -> Scene:
 
 
 def _boundaries(shapes: npt.NDArray[np.int64]) -> Inside:
-    found = np.zeros(shapes.shape, bool)
-    found[:, :-1] |= shapes[:, :-1] != shapes[:, 1:]
-    found[:-1] |= shapes[:-1] != shapes[1:]
-    return found
+    edges = np.zeros(shapes.shape, bool)
+    edges[:, :-1] |= shapes[:, :-1] != shapes[:, 1:]
+    edges[:-1] |= shapes[:-1] != shapes[1:]
+    return edges
 
 
 # --- shapes: which points are inside ---------------------------------------------------------------------

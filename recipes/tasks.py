@@ -1,4 +1,4 @@
-"""What a network is trained and judged by, for each kind of truth."""
+"""Losses and metrics, for each kind of truth."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
@@ -18,21 +18,21 @@ EDGE_DISTANCES = (3, 5)  # pixels from an edge, within which boundary quality is
 
 
 class Task(Protocol):
-    """What the engine asks of a kind of truth."""
+    """The loss and the metrics of a kind of truth."""
 
     best: str  # the metric that says which checkpoint is the best
     higher_is_better: bool
 
     def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
-        """The loss, summed over what counts."""
+        """The loss, summed over the pixels that count."""
         ...
 
     def count(self, truth: Tensors) -> int:
-        """How many numbers or pixels of truth count."""
+        """The number of pixels, or of numbers, that count."""
         ...
 
     def measure(self) -> "Measure":
-        """Something to measure a data set with."""
+        """New metrics, for one pass over a data set."""
         ...
 
 
@@ -76,8 +76,8 @@ def predict(model: nn.Module, inputs: Tensors, size: torch.Size | None = None) -
     if isinstance(output, Mapping):
         output = next((output[key] for key in ("out", "logits", "predicted_depth") if key in output), output)
     if not isinstance(output, Tensor) or output.dim() != 4:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise HotswapError(f"the network must give a map [B, C, H, W], alone, as 'out' or as 'logits', got {found}")
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise HotswapError(f"the network must give a map [B, C, H, W], alone, as 'out' or as 'logits', got {given}")
     if size is not None and output.shape[-2:] != size:
         output = F.interpolate(output, size, mode="bilinear", align_corners=False)
     floats: Tensor = output.float()
@@ -129,14 +129,14 @@ class SegmentationMeasure:
         """Logits [B, classes, H, W] and labels [B, H, W]."""
         classes, truth = max(2, prediction.shape[1]), target(truth)
         _check_labels(truth, classes, self.ignore)
-        found = labels_of(prediction)
+        predicted = labels_of(prediction)
         truths = {"miou": truth} | {
             f"boundary_iou_{d}": torch.where(near_edges(truth, d), truth, self.ignore) for d in EDGE_DISTANCES
         }
         for name, labels in truths.items():
             if name not in self.metrics:
                 self.metrics[name] = MulticlassJaccardIndex(classes, ignore_index=self.ignore).to(truth.device)
-            self.metrics[name].update(found, labels)
+            self.metrics[name].update(predicted, labels)
 
     def compute(self) -> dict[str, float]:
         """`miou`, `boundary_iou_3`, `boundary_iou_5`, each 0..1."""
@@ -144,7 +144,7 @@ class SegmentationMeasure:
 
 
 def near_edges(labels: Tensor, distance: int) -> Tensor:
-    """Which pixels lie within so many of a change of label: [B, H, W] bool. Those beside a change are at distance 1.
+    """Pixels within a distance of a change of label: [B, H, W] bool. Those beside a change are at distance 1.
 
     Distances are the larger of those along the two axes. What is ignored counts as a label, because data sets mark
     edges by it.
@@ -219,29 +219,48 @@ class Depth(_Regression):
         return DepthMeasure(self.border)
 
 
-class DepthMeasure:
-    """Root mean square error of each image without its rim, where the truth is known, in its unit, and their mean."""
+class _Mean:
+    """The mean of an error over a data set, in the truth's unit."""
 
-    def __init__(self, border: int) -> None:
-        self.border = border
+    name: str
+
+    def __init__(self) -> None:
         self.metric = MeanMetric()
 
     def update(self, prediction: Tensor, truth: Tensors) -> None:
-        """[B, 1, H, W] twice."""
-        found = target(truth)
-        _check_same_shape(prediction, found)
-        rim = slice(self.border, -self.border or None)
-        squares = (prediction - found)[..., rim, rim].double().square()
-        if squares.numel() == 0:
-            raise HotswapError(f"task.border must leave something of an image, got {self.border}")
-        known = found[..., rim, rim].isfinite()
-        of_image = torch.where(known, squares, 0).sum((1, 2, 3)) / known.sum((1, 2, 3))
-        judged = known.any(-1).any(-1).any(-1)  # an image of which nothing is known says nothing
-        self.metric.to(found.device).update((of_image.sqrt() * _unit(truth))[judged])
+        """[B, C, H, W] twice."""
+        expected = target(truth)
+        _check_same_shape(prediction, expected)
+        unit = torch.ones((), device=expected.device) if isinstance(truth, Tensor) else truth[1]  # [B], or []
+        self.metric.to(expected.device).update(self.errors(prediction, expected, unit))
+
+    def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
+        """What the mean is taken of."""
+        raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
-        """`rmse`."""
-        return {"rmse": float(self.metric.compute())}
+        """The mean, by its name."""
+        return {self.name: float(self.metric.compute())}
+
+
+class DepthMeasure(_Mean):
+    """Root mean square error of each image without its rim, where the truth is known; the mean over images."""
+
+    name = "rmse"
+
+    def __init__(self, border: int) -> None:
+        super().__init__()
+        self.border = border
+
+    def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
+        """One for each image of which some truth is known."""
+        rim = slice(self.border, -self.border or None)
+        squares = (prediction - truth)[..., rim, rim].double().square()
+        if squares.numel() == 0:
+            raise HotswapError(f"task.border must leave something of an image, got {self.border}")
+        known = truth[..., rim, rim].isfinite()
+        of_image = torch.where(known, squares, 0).sum((1, 2, 3)) / known.sum((1, 2, 3))
+        return (of_image.sqrt() * unit)[known.flatten(1).any(1)]
 
 
 class Flow(_Regression):
@@ -266,27 +285,15 @@ class Flow(_Regression):
         return FlowMeasure()
 
 
-class FlowMeasure:
-    """The distance between found and true vector, in the truth's unit: its mean over the pixels of all images."""
+class FlowMeasure(_Mean):
+    """The distance between predicted and true vector; the mean over the pixels of all images."""
 
-    def __init__(self) -> None:
-        self.metric = MeanMetric()
+    name = "epe"
 
-    def update(self, prediction: Tensor, truth: Tensors) -> None:
-        """[B, 2, H, W] twice."""
-        found = target(truth)
-        _check_same_shape(prediction, found)
-        distance = (prediction - found).double().norm(dim=1)
-        self.metric.to(found.device).update(distance * _unit(truth)[..., None, None])
-
-    def compute(self) -> dict[str, float]:
-        """`epe`."""
-        return {"epe": float(self.metric.compute())}
-
-
-def _unit(truth: Tensors) -> Tensor:
-    """[B], or [] where the truth states none."""
-    return torch.ones((), device=truth.device) if isinstance(truth, Tensor) else truth[1]
+    def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
+        """One for each pixel."""
+        distance: Tensor = (prediction - truth).double().norm(dim=1)
+        return distance * unit[..., None, None]
 
 
 def _check_same_shape(prediction: Tensor, truth: Tensor) -> None:

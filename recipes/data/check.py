@@ -1,24 +1,17 @@
-"""Look a data set over before a long run."""
+"""Check the files of a data set before a long run."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
+from torch.utils.data import Dataset
 
 from hotswap.errors import HotswapError
 from recipes.data import nyu, sintel, voc
 from recipes.data.files import PathLike
+from recipes.datasets import length
 
 _SHOWN = 20  # problems; the JSON has all
-
-
-class Checkable(Protocol):
-    """What can be looked over: reading an item raises `HotswapError` where a file is missing or damaged."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,8 @@ class Report:
 
 @dataclass
 class _Kind:
-    make: Callable[[PathLike, Any], Checkable]
-    sizes: dict[str, int]
+    make: Callable[[PathLike, Any], Dataset[Any]]  # reading an item raises HotswapError where a file is damaged
+    sizes: dict[str, int]  # how many items each split must have
 
 
 KINDS = {
@@ -87,7 +80,7 @@ def check(
     for split, expected in KINDS[name].sizes.items():
         dataset = KINDS[name].make(root, split)
         try:
-            count = len(dataset)
+            count = length(dataset)
         except HotswapError as error:
             splits.append(Split(split, expected, 0))
             problems[str(error)] = None

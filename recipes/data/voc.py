@@ -159,8 +159,8 @@ def _voc_labels(path: str) -> npt.NDArray[np.uint8]:
 
 
 def _sbd_labels(path: str) -> npt.NDArray[np.uint8]:
-    found: npt.NDArray[np.uint8] = scipy.io.loadmat(path)["GTcls"][0]["Segmentation"][0]
-    return found
+    labels: npt.NDArray[np.uint8] = scipy.io.loadmat(path)["GTcls"][0]["Segmentation"][0]
+    return labels
 
 
 def _list(devkit: Path, image_set: str) -> Path:

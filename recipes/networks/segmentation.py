@@ -97,13 +97,13 @@ def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module
     """
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+    network: nn.Module
     if pretrained is None:
-        made: nn.Module = SegformerForSemanticSegmentation(
-            SegformerConfig(num_labels=num_classes)  # type: ignore[call-arg]  # of its base class, which takes anything
-        )
-        return made
-    loaded: nn.Module = SegformerForSemanticSegmentation.from_pretrained(pretrained, num_labels=num_classes)
-    return loaded
+        config = SegformerConfig(num_labels=num_classes)  # type: ignore[call-arg]  # its base class takes anything
+        network = SegformerForSemanticSegmentation(config)
+    else:
+        network = SegformerForSemanticSegmentation.from_pretrained(pretrained, num_labels=num_classes)
+    return network
 
 
 def _load(network: nn.Module, path: str) -> None:

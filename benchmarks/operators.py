@@ -11,6 +11,7 @@ from torchvision.ops import deform_conv2d
 
 import pac_ops
 from benchmarks.harness import BOTH, FORWARD, Candidate, Case, Workload
+from pac_ops.backends import choose
 
 QUICK = [Workload(1, 64, 128), Workload(1, 256, 64), Workload(1, 512, 32)]
 SHAPES = [(64, 256), (128, 128), (256, 64), (256, 128), (512, 32), (512, 64)]
@@ -35,7 +36,7 @@ Candidates = dict[str, Callable[[], Tensor]]
 
 def ours(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The name under which our own time is kept: with the backend that runs here."""
-    return f"pac_ops {pac_ops.backends.choose(torch.zeros(1, device=device, dtype=dtype))}"
+    return f"pac_ops {choose.backend_for(torch.zeros(1, device=device, dtype=dtype))}"
 
 
 def _leaf(device: torch.device, dtype: torch.dtype, *shape: int, needs: bool) -> Tensor:

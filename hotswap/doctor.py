@@ -14,7 +14,7 @@ from torch import Tensor
 import pac_ops
 from hotswap.errors import one_line
 from hotswap.tables import render
-from pac_ops import backends
+from pac_ops.backends import choose
 
 _PACKAGES = (
     "hotswap",
@@ -107,9 +107,9 @@ def doctor() -> Diagnosis:
     """Look this installation over: versions, backends, and each operator on each usable backend, in seconds."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     found = [
-        Backend(device, name, backends.why_not(name, torch.empty(1, device=device)))
+        Backend(device, name, choose.why_not(name, torch.empty(1, device=device)))
         for device in devices
-        for name in backends.BACKENDS
+        for name in choose.BACKENDS
     ]
     usable = [b for b in found if b.why_not is None and b.name != "reference"]  # which is what they are held against
     checks = tuple(_check(b.device, b.name, operator) for b in usable for operator in _OPERATORS)

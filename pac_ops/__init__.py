@@ -1,25 +1,22 @@
 """Pixel-adaptive convolution operators for PyTorch (Su et al., CVPR 2019). Depends on torch alone."""
 
-from pac_ops.backends import explain, use_backend
-from pac_ops.crf import PacCRF, PacCRFLoose, refine
-from pac_ops.features import create_position_feats, create_YXRGB
-from pac_ops.filters import (
+from pac_ops.backends.choose import explain, use_backend
+from pac_ops.crf.features import create_position_feats, create_YXRGB
+from pac_ops.crf.model import PacCRF, PacCRFLoose, refine
+from pac_ops.functional.convolution import pacconv2d, pacconv_transpose2d, pacpool2d
+from pac_ops.functional.enlargement import pacresize2d, resize_distance2d, resize_kernel2d
+from pac_ops.functional.filters import (
     bilateral_filter,
     detail_preserving_pool2d,
     dynamic_filter2d,
     joint_bilateral_filter,
     joint_bilateral_upsample,
 )
-from pac_ops.functional import (
-    mask_kernel2d,
-    pacconv2d,
-    pacconv_transpose2d,
-    packernel2d,
-    pacpool2d,
-    squared_distance2d,
-)
-from pac_ops.layers import PacConv2d, PacConvTranspose2d, PacPool2d
-from pac_ops.resizing import PacResize2d, pacresize2d, pacresize2d_labels, resize_distance2d, resize_kernel2d
+from pac_ops.functional.kernel import mask_kernel2d, packernel2d, squared_distance2d
+from pac_ops.functional.labels import pacresize2d_labels
+from pac_ops.layers.convolution import PacConv2d, PacConvTranspose2d
+from pac_ops.layers.enlargement import PacResize2d
+from pac_ops.layers.pooling import PacPool2d
 
 __all__ = [
     "PacCRF",

@@ -1,6 +1,7 @@
 """Checks of what callers pass: one line each, naming the argument, what it must be and what it was."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,3 +131,15 @@ def check_fits(window: Window, height: int, width: int) -> Pair:
             f"must fit the image, got {height} x {width}"
         )
     return ho, wo
+
+
+def check_no_word(padding: Any) -> IntOrPair:
+    """Padding of an operator that has no "same" and "valid".
+
+    Raises:
+        TypeError: where it is a word.
+    """
+    if isinstance(padding, str):
+        raise TypeError(f"padding must be an integer or a pair of integers, got {padding!r}")
+    both: IntOrPair = padding
+    return both

@@ -21,9 +21,10 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from pac_ops import backends, batching, second_order
+from pac_ops import batching, second_order
+from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.enlarging import Enlargement
+from pac_ops.enlargement import Enlargement
 from pac_ops.geometry import Window
 from pac_ops.subclasses import as_plain
 
@@ -162,7 +163,7 @@ def window_of(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) ->
 
 
 def _backend(x: Tensor) -> Any:
-    return backends.load(backends.choose(x))
+    return choose.implementation(x)
 
 
 def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -190,9 +191,9 @@ def _seen_through(
     It stays one node on the CPU, and in `torch.export`, whose programs run anywhere.
     """
     x, for_export = arguments[0], not functorch_config.decompose_custom_triton_ops
-    if for_export or x.device.type != "cuda" or backends.choose(x) != "triton":
+    if for_export or x.device.type != "cuda" or choose.backend_for(x) != "triton":
         return mode.__torch_dispatch__(operator, types, arguments, named)
-    with mode, backends.load("triton").traced():
+    with mode, choose.load("triton").traced():
         return run(*arguments, **named)
 
 

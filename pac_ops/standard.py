@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pac_ops import area
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.enlarging import Enlargement
+from pac_ops.enlargement import Enlargement
 from pac_ops.geometry import Window, pad, spread, taps
 from pac_ops.library import window_of
 

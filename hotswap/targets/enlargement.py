@@ -17,8 +17,8 @@ from hotswap.targets.guided_layer import GuidedLayer
 from hotswap.targets.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.area import area_average2d, fitted2d
 from pac_ops.dtypes import accumulate_dtype, autocast_dtype
+from pac_ops.enlargement import enlarged_size
 from pac_ops.geometry import Pair
-from pac_ops.resizing import enlarged_size
 from pac_ops.subclasses import as_plain
 
 

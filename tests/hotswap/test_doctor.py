@@ -8,14 +8,14 @@ from click.testing import CliRunner
 import hotswap
 from hotswap import doctor
 from hotswap.cli import main
-from pac_ops import backends, cpu
+from pac_ops.backends import blocked, choose
 
 
 def test_this_installation_is_healthy():
     found = doctor.doctor()
     assert found.healthy
     assert found.versions["hotswap"] == hotswap.__version__
-    assert {b.name for b in found.backends if b.device == "cpu"} == set(backends.BACKENDS)
+    assert {b.name for b in found.backends if b.device == "cpu"} == set(choose.BACKENDS)
     usable = {b.name for b in found.backends if b.why_not is None} - {"reference"}
     assert {(c.backend, c.operator) for c in found.checks if c.device == "cpu"} >= {
         (name, operator) for name in usable for operator in doctor._OPERATORS
@@ -26,15 +26,16 @@ def test_this_installation_is_healthy():
 
 @pytest.fixture
 def wrong(monkeypatch):
-    right = cpu.pacpool2d
-    monkeypatch.setattr(cpu, "pacpool2d", lambda *arguments: right(*arguments) * 1.01)
-    nothing = cpu.pacconv2d
-    monkeypatch.setattr(cpu, "pacconv2d", lambda *arguments: nothing(*arguments) * float("nan"))
+    right = blocked.pacpool2d
+    monkeypatch.setattr(blocked, "pacpool2d", lambda *arguments: right(*arguments) * 1.01)
+    nothing = blocked.pacconv2d
+    for module in (blocked, blocked.convolution):
+        monkeypatch.setattr(module, "pacconv2d", lambda *arguments: nothing(*arguments) * float("nan"))
 
     def broken(*arguments):
         raise RuntimeError("no such instruction\nmore")
 
-    monkeypatch.setattr(cpu, "pacresize2d", broken)
+    monkeypatch.setattr(blocked, "pacresize2d", broken)
 
 
 def test_wrong_and_failing_operators_are_named(wrong):

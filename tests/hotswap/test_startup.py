@@ -15,7 +15,7 @@ import pytest
 import hotswap
 from hotswap import choices
 from hotswap.cli import main
-from pac_ops import enlarging
+from pac_ops import enlargement
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["torch", "numpy", "PIL", "safetensors", "rich", "timm", "torchvision", "transformers", "huggingface_hub"]
@@ -160,7 +160,7 @@ def test_wrong_usage_imports_nothing_heavy(tmp_path):
 
 
 def test_words_to_choose_from_are_those_of_the_operators():
-    assert choices.FOOTPRINTS == enlarging.FOOTPRINTS
+    assert choices.FOOTPRINTS == enlargement.FOOTPRINTS
 
 
 # --- the package ----------------------------------------------------------------------------------------------------

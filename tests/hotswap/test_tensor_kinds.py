@@ -16,7 +16,7 @@ from hotswap.targets.window import sliding_of
 
 COARSE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 IMAGE = F.interpolate(COARSE, size=(32, 32), mode="bicubic").clamp(0, 1)  # smooth, as pictures are
-BACKENDS = [name for name in ("native", "cpu", "reference") if pac_ops.backends.why_not(name, IMAGE) is None]
+BACKENDS = [name for name in ("native", "cpu", "reference") if pac_ops.backends.choose.why_not(name, IMAGE) is None]
 
 
 class Segmenter(nn.Module):

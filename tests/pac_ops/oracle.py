@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pac_ops
-from pac_ops.backends import BACKENDS, why_not
+from pac_ops.backends.choose import BACKENDS, why_not
 
 # Relative to the largest value of the expected tensor. Sums here have at most about 500 products.
 TOLERANCE = {

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from oracle import CASES, TOLERANCE, Case, assert_close, pairs
 
 import pac_ops
-from pac_ops import cpu, geometry, native, reference
-from pac_ops.backends import why_not
+from pac_ops import geometry
+from pac_ops.backends import native, reference
+from pac_ops.backends.blocked import rows
+from pac_ops.backends.choose import why_not
+from pac_ops.backends.native import compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
 
@@ -35,14 +38,14 @@ def test_output_and_every_gradient(backend, dtype, case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_blocks_of_one_row(case, monkeypatch):
     """Every row its own block, so that all block edges, halos and partial blocks are there."""
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", 1)
     check(case, torch.float64, "cpu")
 
 
 @pytest.mark.parametrize("case", CASES[:12], ids=str)
 def test_blocks_with_a_partial_last_one(case, monkeypatch):
     elements = case.channels * case.kernel_size[0] * case.kernel_size[1] * case.width * 2
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", elements)
     check(case, torch.float64, "cpu")
 
 
@@ -145,12 +148,12 @@ def test_random_combinations(case):
     if why_not("native", torch.zeros(())) is None:  # where it is missing, the tests above say so
         for lanes in LANES:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(native, "lanes", lambda lanes=lanes: lanes)
+                patch.setattr(compiled, "lanes", lambda lanes=lanes: lanes)
                 check(case, torch.float32, "native")
 
 
 # Of vectors, where they are compiled in and this CPU has them.
-LANES = [8] if native.lanes() == 8 else [8, 16]
+LANES = [8] if compiled.lanes() == 8 else [8, 16]
 
 # Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, backward 384 output channels
 # and 256 pixels; depthwise 2 channels (4 with vectors of 16), bands of 4 rows or fewer, 4 vectors of a row and then fewer.
@@ -179,7 +182,7 @@ BEYOND_ONE_BLOCK = [
 @pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("case", BEYOND_ONE_BLOCK, ids=str)
 def test_compiled_kernels_beyond_one_block(case, threads, lanes, monkeypatch):
-    monkeypatch.setattr(native, "lanes", lambda: lanes)
+    monkeypatch.setattr(compiled, "lanes", lambda: lanes)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -194,7 +197,7 @@ def test_compiled_kernels_beyond_one_block(case, threads, lanes, monkeypatch):
 @pytest.mark.parametrize("lanes", LANES)
 def test_what_is_infinite_stays_under_the_windows_that_see_it(lanes, monkeypatch):
     """Where a row of an image ends the next begins in memory, and vectors read on."""
-    monkeypatch.setattr(native, "lanes", lambda: lanes)
+    monkeypatch.setattr(compiled, "lanes", lambda: lanes)
     x = torch.randn(2, 3, 9, 20)
     x[:, :, 4, 0] = torch.inf
     x[:, :, 6, -1] = torch.nan
@@ -232,7 +235,7 @@ def test_a_window_for_every_pixel(lanes, data):
     expected = reference.squared_distance2d(guide.double(), window)
     expected[:, :, size[0] // 2, size[1] // 2] = 0  # by definition, not inf - inf
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "lanes", lambda: lanes)
+        patch.setattr(compiled, "lanes", lambda: lanes)
         distance, gaussian = native.squared_distance2d(guide, window), native.gaussian_kernel2d(guide, window)
     torch.testing.assert_close(distance.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(gaussian.double(), (-expected / 2).exp(), rtol=1e-5, atol=1e-6, equal_nan=True)

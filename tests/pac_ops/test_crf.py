@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from held import largest_tensor
 from torch import nn
 
-from pac_ops import PacCRF, PacCRFLoose, create_position_feats, create_YXRGB, mean_field, refine
-from pac_ops.crf import PairwiseKernel
+from pac_ops import PacCRF, PacCRFLoose, create_position_feats, create_YXRGB, refine
+from pac_ops.crf import mean_field
+from pac_ops.crf.pairwise import PairwiseKernel
 from pac_ops.standard import decompositions
 from recipes import landwater
 

@@ -8,15 +8,15 @@ from pac_ops import (
     PacConv2d,
     PacConvTranspose2d,
     PacPool2d,
-    backends,
     mask_kernel2d,
-    native,
     pacconv2d,
     pacconv_transpose2d,
     packernel2d,
     pacpool2d,
     squared_distance2d,
 )
+from pac_ops.backends import choose
+from pac_ops.backends.native import compiled
 
 X = torch.zeros(2, 4, 8, 8)
 F = torch.zeros(2, 3, 8, 8)
@@ -184,11 +184,11 @@ def test_one_clear_line(name):
 
 def test_a_backend_asked_for_by_name_runs_or_says_why_not():
     with pac_ops.use_backend("cpu"), pytest.raises(ValueError, match="'cpu' was asked for but cannot run: .*meta"):
-        backends.choose(X.to("meta"))
-    assert backends.choose(X.to("meta")) == "reference"
-    assert backends.choose(X.double()) == "cpu"
-    assert backends.choose(X) == ("cpu" if native.why_not_built() else "native")
-    assert backends.why_not("cpu", X.to(torch.complex64)) is not None
+        choose.backend_for(X.to("meta"))
+    assert choose.backend_for(X.to("meta")) == "reference"
+    assert choose.backend_for(X.double()) == "cpu"
+    assert choose.backend_for(X) == ("cpu" if compiled.why_not_built() else "native")
+    assert choose.why_not("cpu", X.to(torch.complex64)) is not None
     with (
         pac_ops.use_backend("native"),
         pytest.raises(ValueError, match="'native' was .* cannot run: it has no .*float64"),
@@ -197,8 +197,8 @@ def test_a_backend_asked_for_by_name_runs_or_says_why_not():
 
 
 def test_without_the_compiled_kernels_plain_torch_runs(monkeypatch):
-    monkeypatch.setattr(native, "_load", lambda: "it was not compiled")
-    assert backends.choose(X) == "cpu"
+    monkeypatch.setattr(compiled, "_load", lambda: "it was not compiled")
+    assert choose.backend_for(X) == "cpu"
     with pac_ops.use_backend("native"), pytest.raises(ValueError, match="cannot run: it was not compiled"):
         packernel2d(F)
     assert "native: no, it was not compiled" in pac_ops.explain(X)
@@ -222,25 +222,25 @@ def test_explain_says_which_and_why():
 
 def test_the_environment_variable_chooses(monkeypatch):
     monkeypatch.setenv("PAC_OPS_BACKEND", "reference")
-    assert backends.choose(X) == "reference"
+    assert choose.backend_for(X) == "reference"
     with pac_ops.use_backend("cpu"):  # the nearer request wins
-        assert backends.choose(X) == "cpu"
+        assert choose.backend_for(X) == "cpu"
     monkeypatch.setenv("PAC_OPS_BACKEND", "gpu")
     with pytest.raises(ValueError, match="PAC_OPS_BACKEND must be one of triton, native, cpu, reference, got 'gpu'"):
         packernel2d(F)
 
 
 def test_a_forced_backend_is_the_one_that_runs(monkeypatch):
-    from pac_ops import cpu, reference
+    from pac_ops.backends import blocked, reference
 
     ran = []
-    for module in (cpu, reference):
-        original = module.squared_distance2d
+    for module in (blocked, reference):
+        original = module.gaussian_kernel2d
         monkeypatch.setattr(
-            module, "squared_distance2d", lambda *a, _f=original, _n=module.__name__: ran.append(_n) or _f(*a)
+            module, "gaussian_kernel2d", lambda *a, _f=original, _n=module.__name__: ran.append(_n) or _f(*a)
         )
     packernel2d(F.double())
     with pac_ops.use_backend("reference"):
         packernel2d(F.double())
     packernel2d(F.double())
-    assert ran == ["pac_ops.cpu", "pac_ops.reference", "pac_ops.cpu"]
+    assert ran == ["pac_ops.backends.blocked", "pac_ops.backends.reference", "pac_ops.backends.blocked"]

@@ -11,7 +11,7 @@ from oracle import PLAIN, assert_close
 
 import pac_ops
 from pac_ops.adapting import kernel_type
-from pac_ops.backends import why_not
+from pac_ops.backends.choose import why_not
 from pac_ops.geometry import Window
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")

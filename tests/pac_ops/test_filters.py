@@ -15,10 +15,10 @@ from pac_ops import (
     bilateral_filter,
     detail_preserving_pool2d,
     dynamic_filter2d,
-    filters,
     joint_bilateral_filter,
     joint_bilateral_upsample,
 )
+from pac_ops.functional import filters
 
 D = torch.float64
 

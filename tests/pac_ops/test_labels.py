@@ -9,7 +9,8 @@ from held import largest_tensor
 from oracle import pairs
 
 import pac_ops
-from pac_ops import pacresize2d, pacresize2d_labels, resizing
+from pac_ops import pacresize2d, pacresize2d_labels
+from pac_ops.functional import enlargement
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -44,7 +45,7 @@ def test_labels_are_the_argmax_of_the_scores_and_bands_are_the_whole(backend, dt
             whole = pacresize2d(*tensors, **options)
             assert torch.equal(pacresize2d_labels(*tensors, **options), labelled(whole))
             with monkeypatch.context() as patched:
-                patched.setattr(resizing, "TAPS_OF_A_BAND", band)
+                patched.setattr(enlargement, "TAPS_OF_A_BAND", band)
                 in_bands = pacresize2d(*tensors, **options)
                 assert torch.equal(pacresize2d_labels(*tensors, **options), labelled(in_bands))
         # torch's softmax takes another exponential for the last pixels of a tensor than for the others
@@ -52,7 +53,7 @@ def test_labels_are_the_argmax_of_the_scores_and_bands_are_the_whole(backend, dt
 
 
 def test_neither_scores_nor_weights_of_the_whole_are_held(monkeypatch):
-    monkeypatch.setattr(resizing, "TAPS_OF_A_BAND", 2**12)
+    monkeypatch.setattr(enlargement, "TAPS_OF_A_BAND", 2**12)
     scores, image = torch.randn(1, 40, 8, 8), torch.rand(1, 3, 128, 128)
     plane, pixels = image[0, 0].nbytes, 2**12 // 4
     held = largest_tensor(lambda: pacresize2d_labels(scores, image))
@@ -62,7 +63,7 @@ def test_neither_scores_nor_weights_of_the_whole_are_held(monkeypatch):
 
 def test_traced_it_is_whole_and_the_same(monkeypatch):
     """A trace of bands would be right for the traced size alone."""
-    monkeypatch.setattr(resizing, "TAPS_OF_A_BAND", 100)
+    monkeypatch.setattr(enlargement, "TAPS_OF_A_BAND", 100)
     scores, image = torch.randn(1, 3, 6, 5), torch.rand(1, 3, 24, 20)
     expected = labelled(pacresize2d(scores, image))
     torch._dynamo.reset()
@@ -96,7 +97,7 @@ def test_an_impossible_class_is_never_chosen(footprint, channels, monkeypatch):
     possible = pacresize2d(scores.double().masked_fill(scores == -math.inf, 0), image, **options)
     expected = labelled(possible.masked_fill(lost, -math.inf))
     assert torch.equal(pacresize2d_labels(scores, image, **options), expected)
-    monkeypatch.setattr(resizing, "TAPS_OF_A_BAND", 3 * 23 * footprint**2)
+    monkeypatch.setattr(enlargement, "TAPS_OF_A_BAND", 3 * 23 * footprint**2)
     assert torch.equal(pacresize2d_labels(scores, image, **options), expected)
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pac_ops
 from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d
-from pac_ops.backends import choose
+from pac_ops.backends.choose import backend_for
 
 NARROW = [torch.float16, torch.bfloat16]
 ASYMMETRIC = {"kernel_type": "inv_0.2_0.7_asym", "smooth_kernel_type": "full_3", "normalize_kernel": True}
@@ -186,7 +186,7 @@ def spy_on_kernels(monkeypatch):
         dtypes.append(made[0].dtype)
         return made
 
-    monkeypatch.setattr(pac_ops.layers, "packernel2d", packernel2d)
+    monkeypatch.setattr(pac_ops.layers.adapting, "packernel2d", packernel2d)
     return dtypes
 
 
@@ -748,10 +748,10 @@ def test_distributed_data_parallel(tmp_path):
 def test_any_other_device_takes_the_reference_path(device, monkeypatch):
     with FakeTensorMode():
         x = torch.empty(1, 4, 5, 6, device=device)
-        assert choose(x) == "reference"
+        assert backend_for(x) == "reference"
         monkeypatch.setenv("PAC_OPS_BACKEND", "cpu")
         with pytest.raises(ValueError, match=f"^backend 'cpu' was asked for but cannot run: .*{device}[^\n]*$"):
-            choose(x)
+            backend_for(x)
 
 
 @every_layer
@@ -768,7 +768,7 @@ def test_layers_stay_on_their_device(case):
 @needs_fake_cuda
 def test_the_reference_path_stays_on_its_device():
     """Inside the operators, which fake tensors otherwise do not enter."""
-    from pac_ops import reference
+    from pac_ops.backends import reference
     from pac_ops.geometry import Window
 
     window = Window((3, 3), (2, 2), (1, 1))

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import pac_ops
-from pac_ops.triton_backend.walk import Axis
+from pac_ops.backends.triton.walk import Axis
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*FP_FUSION"),

@@ -22,10 +22,11 @@ from oracle import CASES, Case, assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pac_ops
-from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d, backends, reference
-from pac_ops import triton_backend as backend
+from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d
+from pac_ops.backends import choose, reference
+from pac_ops.backends import triton as backend
+from pac_ops.backends.triton import gather, launch, weight_gradient
 from pac_ops.geometry import Window
-from pac_ops.triton_backend import gather, launch, weight_gradient
 
 NO_GPU = "no GPU: test_every_kernel_under_the_interpreter runs this on the CPU"
 
@@ -468,13 +469,13 @@ def test_paths_of_torch(how):
 @pytest.mark.skipif(not INTERPRETED, reason="under the interpreter")
 def test_the_interpreter_is_only_taken_by_name():
     x = torch.zeros(1)
-    assert backends.choose(x) != "triton"
+    assert choose.backend_for(x) != "triton"
     assert pac_ops.explain(x).startswith("triton: no, on cpu tensors its kernels are interpreted, which takes asking")
     with pac_ops.use_backend("triton"):
-        assert backends.choose(x) == "triton"
+        assert choose.backend_for(x) == "triton"
         assert pac_ops.explain(x).startswith("triton: chosen, asked for by name")
         with pytest.raises(ValueError, match="'triton' was asked for but cannot run: it has no torch.float64"):
-            backends.choose(x.double())
+            choose.backend_for(x.double())
 
 
 # --- choosing it ----------------------------------------------------------------------------------------------
@@ -491,9 +492,9 @@ def gpu_tensor(dtype):
 
 @pytest.fixture
 def newly_warning():
-    backends._warn.cache_clear()
+    choose._warn.cache_clear()
     yield
-    backends._warn.cache_clear()
+    choose._warn.cache_clear()
 
 
 @pytest.mark.usefixtures("newly_warning")
@@ -502,7 +503,7 @@ def test_what_a_gpu_takes(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for dtype in DTYPES:
-            assert backends.choose(gpu_tensor(dtype)) == "triton"
+            assert choose.backend_for(gpu_tensor(dtype)) == "triton"
     assert pac_ops.explain(gpu_tensor(torch.float16)).splitlines() == [
         "triton: chosen, the first that can run",
         "native: no, it runs on cpu tensors, and these are on cuda:0",
@@ -513,7 +514,7 @@ def test_what_a_gpu_takes(monkeypatch):
 
 LACKS = {
     "a dtype": (torch.float64, {}, "it has no torch.float64"),
-    "Triton": (torch.float32, {"pac_ops.backends._why_no_triton": lambda: "there is none"}, "there is none"),
+    "Triton": (torch.float32, {"pac_ops.backends.choose._why_no_triton": lambda: "there is none"}, "there is none"),
     "a new enough GPU": (
         torch.float32,
         {"torch.cuda.is_available": lambda: True, "torch.cuda.get_device_capability": lambda device: (7, 5)},
@@ -531,23 +532,23 @@ def test_a_gpu_that_lacks_something_falls_back_and_warns_once(what, monkeypatch)
     for name, value in replaced.items():
         monkeypatch.setattr(name, value)
     with pytest.warns(UserWarning, match=f"slow reference path on this GPU.*'triton' cannot run: {reason}"):
-        assert backends.choose(x) == "reference"
+        assert choose.backend_for(x) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.choose(x) == "reference"
+        assert choose.backend_for(x) == "reference"
     assert pac_ops.explain(x).startswith(f"triton: no, {reason}")
     with pac_ops.use_backend("triton"), pytest.raises(ValueError, match=f"cannot run: {reason}"):
-        backends.choose(x)
+        choose.backend_for(x)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="not under the interpreter")
 def test_cpu_tensors_are_refused(monkeypatch):
     monkeypatch.setenv("PAC_OPS_BACKEND", "triton")
     with pytest.raises(ValueError, match="cannot run: it runs on cuda tensors, and these are on cpu"):
-        backends.choose(torch.zeros(1))
+        choose.backend_for(torch.zeros(1))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1 was set after its kernels were imported"):
-        backends.choose(torch.zeros(1))
+        choose.backend_for(torch.zeros(1))
 
 
 # --- compiled for a GPU that is not there ---------------------------------------------------------------------

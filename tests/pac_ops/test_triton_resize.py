@@ -7,8 +7,8 @@ from interpreted import DEVICE, INTERPRETED
 from oracle import assert_close
 
 import pac_ops
-from pac_ops import reference
-from pac_ops.enlarging import Enlargement
+from pac_ops.backends import reference
+from pac_ops.enlargement import Enlargement
 
 on_device = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
@@ -30,7 +30,7 @@ CALLS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_outputs_and_gradients(call, dtype):
-    from pac_ops import triton_backend
+    from pac_ops.backends import triton as triton_backend
 
     where, coarse, fine, b, c, g = call
     n = where.footprint

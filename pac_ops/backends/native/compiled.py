@@ -1,0 +1,103 @@
+"""The library of compiled kernels: found, loaded and called through ctypes."""
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pac_ops.geometry import Window
+
+# What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number.
+_ARGUMENTS = {
+    "pac_convolution": "nppppp",
+    "pac_convolution_backward": "ppppppp",
+    "pac_distance": "pp",
+    "pac_gaussian": "pp",
+    "pac_pooling": "ppnppp",
+    "pac_pooling_backward": "ppnppppp",
+    "pac_enlarge": "ppppp",
+    "pac_enlarge_distance": "ppppp",
+    "pac_enlarge_distance_gradients": "ppppppp",
+    "pac_enlarge_input_gradient": "ppppp",
+    "pac_enlarge_kernel_gradient": "ppppp",
+}
+
+_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class CWindow(ctypes.Structure):
+    """`Window` of csrc/window.h: the shapes and the sliding window of one call."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")),
+        *((name, ctypes.c_int64) for name in ("out_channels", "out_height", "out_width", "groups")),
+        *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
+        ("kernel_step", ctypes.c_int64 * 5),
+        ("weight_step", ctypes.c_int64 * 5),
+        ("out_step", ctypes.c_int64 * 4),
+        ("grad_kernel_step", ctypes.c_int64 * 5),
+        ("grad_weight_step", ctypes.c_int64 * 5),
+    ]
+
+
+def why_not_built() -> str | None:
+    """None if the compiled kernels are there, else why not."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    folder = Path(__file__).parents[2]  # pac_ops
+    found = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES if (folder / f"_native{suffix}").exists()]
+    if not found:
+        return "it was not compiled when pac_ops was installed, which takes GCC 12 or newer"
+    try:
+        return ctypes.CDLL(str(found[0]))
+    except OSError as error:  # an OpenMP runtime without GNU's entry points, another libc
+        return f"the compiled kernels did not load: {str(error).splitlines()[0]}"
+
+
+def shapes_of(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> CWindow:
+    """The shapes and the window of a call, as the kernels take them."""
+    return CWindow(*input.shape, out.shape[1], *out.shape[-2:], groups, *window)
+
+
+def run(function: str, shapes: ctypes.Structure | ctypes.Array[Any], *arguments: Tensor | int | None) -> None:
+    """Call a kernel; of a float32 tensor, it gets the pointer."""
+    passed = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    if _entry(function, lanes())(ctypes.byref(shapes), *passed, torch.get_num_threads()):
+        raise MemoryError(f"{function} could not allocate its buffers")
+
+
+@cache
+def lanes() -> int:
+    """Floats in a vector of the compiled kernels (enlargement aside): 16 with AVX-512, where PyTorch uses it too."""
+    wide = hasattr(_load(), "pac_convolution_avx512") and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return 16 if wide else 8
+
+
+@cache
+def _entry(function: str, lanes: int) -> Any:
+    library = _load()
+    if isinstance(library, str):
+        raise RuntimeError(library)  # noqa: TRY004 (`choose.backend_for` asks why_not_built first)
+    wide = f"{function}_avx512"
+    entry = getattr(library, wide if lanes == 16 and hasattr(library, wide) else function)
+    entry.argtypes = [ctypes.c_void_p, *map(_KINDS.__getitem__, _ARGUMENTS[function]), ctypes.c_int64]
+    return entry
+
+
+def new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> Gradients:
+    """Zeros, contiguous and float32, for each gradient that is wanted."""
+    grad_input, grad_kernel, grad_weight = (
+        torch.zeros(x.shape) if need else None for x, need in zip((input, kernel, weight), needs, strict=True)
+    )
+    return grad_input, grad_kernel, grad_weight

@@ -1,0 +1,120 @@
+"""Convolution and its gradients as implicit matrix products; depthwise ones go row by row."""
+
+import ctypes
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pac_ops.backends import blocked
+from pac_ops.backends.native.compiled import CWindow, Gradients, new_gradients, run, shapes_of
+from pac_ops.backends.native.pooling import contiguous, depthwise, pool_backward
+from pac_ops.geometry import Window
+
+
+class Part(ctypes.Structure):
+    """`Part` of csrc/convolution.c: one convolution of those that share their tensors."""
+
+    _fields_ = [("window", CWindow), *((name, ctypes.c_int64) for name in ("kernel", "weight", "out"))]
+
+
+class Weights(NamedTuple):
+    """Elements `first` + a multiple of `step` of a tensor: [groups, outputs, inputs, kh, kw] as an operator sees it.
+
+    A step may be negative, which a tensor's stride may not.
+    """
+
+    of: Tensor
+    first: int
+    step: tuple[int, int, int, int, int]
+
+    @classmethod
+    def all_of(cls, weight: Tensor, groups: int) -> "Weights":
+        """Of a convolution's weight [O, C/groups, kh, kw]."""
+        outputs, inputs, down, across = weight.stride()
+        return cls(weight, 0, (weight.shape[0] // groups * outputs, outputs, inputs, down, across))
+
+    @property
+    def pointer(self) -> int:
+        """The address of the first element."""
+        return self.of.data_ptr() + self.first * self.of.element_size()
+
+
+def pacconv2d(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+) -> Tensor:
+    """See `reference.pacconv2d`."""
+    if not input.shape[1]:  # nothing to sum
+        return blocked.pacconv2d(input, kernel, weight, bias, window, groups)
+    out = input.new_empty(input.shape[0], weight.shape[0], *kernel.shape[-2:])
+    if is_depthwise(weight, groups):
+        depthwise(input, kernel, weight, bias, window, out)
+    else:
+        input, kernel = input.contiguous(), kernel.float()
+        part = part_of(input, kernel, Weights.all_of(weight, groups), window, groups, out)
+        run("pac_convolution", part, 1, input, kernel, weight, contiguous(bias), out)
+    return out
+
+
+def pacconv2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+    needs: tuple[bool, bool, bool],
+) -> Gradients:
+    """See `reference.pacconv2d_backward`."""
+    if not (grad.numel() and input.numel()):
+        return blocked.pacconv2d_backward(grad, input, kernel, weight, window, groups, needs)
+    grads = new_gradients(input, kernel, weight, needs)
+    if is_depthwise(weight, groups):
+        pool_backward(grad, input, kernel, weight, window, *grads)
+        return grads
+    into = None if grads[2] is None else Weights.all_of(grads[2], groups)
+    convolve_backward(grad, input, kernel, Weights.all_of(weight, groups), window, groups, grads[0], grads[1], into)
+    return grads
+
+
+def is_depthwise(weight: Tensor, groups: int) -> bool:
+    """Whether each channel is convolved by itself, to one output."""
+    return weight.shape[1] == 1 and weight.shape[0] == groups
+
+
+def part_of(input: Tensor, kernel: Tensor, weights: Weights, window: Window, groups: int, out: Tensor) -> Part:
+    """One convolution; K and output may have any strides."""
+    shapes = shapes_of(input, out, window, groups)
+    shapes.kernel_step = _kernel_step(kernel)
+    shapes.weight_step = weights.step
+    shapes.out_step = out.stride()
+    return Part(shapes, 0, weights.first, 0)
+
+
+def convolve_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weights: Weights,
+    window: Window,
+    groups: int,
+    grad_input: Tensor | None,
+    grad_kernel: Tensor | None,
+    grad_weights: Weights | None,
+) -> None:
+    """One convolution's gradients: that of the input, contiguous, is added to, the others are overwritten."""
+    input, kernel = input.contiguous(), kernel.float()
+    shapes = shapes_of(input, grad, window, groups)
+    shapes.kernel_step = _kernel_step(kernel)
+    shapes.weight_step = weights.step
+    shapes.out_step = grad.stride()
+    if grad_kernel is not None:
+        shapes.grad_kernel_step = _kernel_step(grad_kernel)
+    if grad_weights is not None:
+        shapes.grad_weight_step = grad_weights.step
+    to_weights = None if grad_weights is None else grad_weights.pointer
+    run("pac_convolution_backward", shapes, input, kernel, weights.pointer, grad, grad_input, grad_kernel, to_weights)
+
+
+def _kernel_step(kernel: Tensor) -> tuple[int, ...]:
+    images, _, *others = kernel.stride()
+    return images, *others

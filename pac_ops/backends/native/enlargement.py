@@ -1,0 +1,67 @@
+"""Guided enlargement by the compiled kernels, float32: see `csrc/enlargement.c`."""
+
+import ctypes
+
+from torch import Tensor
+
+from pac_ops.backends.native.compiled import run
+from pac_ops.enlargement import Enlargement
+
+
+class _Enlargement(ctypes.Structure):
+    """`Enlargement` of enlargement.c: the shapes of one call."""
+
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "out_height", "out_width", "taps")
+    ]
+
+
+def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:
+    """See `reference.resize_distance2d`."""
+    n = where.footprint
+    out = guide.new_empty(guide.shape[0], 1, n, n, *guide.shape[2:])
+    if not guide.shape[1]:
+        return out.zero_()
+    _run("pac_enlarge_distance", where, guide, coarse, guide.contiguous(), coarse.contiguous(), out)
+    return out
+
+
+def resize_distance2d_backward(
+    grad: Tensor, guide: Tensor, coarse: Tensor, where: Enlargement
+) -> tuple[Tensor, Tensor]:
+    """See `reference.resize_distance2d_backward`."""
+    to_guide, to_coarse = guide.new_empty(guide.shape), coarse.new_zeros(coarse.shape)
+    inputs = (grad.contiguous(), guide.contiguous(), coarse.contiguous())
+    _run("pac_enlarge_distance_gradients", where, guide, coarse, *inputs, to_guide, to_coarse)
+    return to_guide, to_coarse
+
+
+def pacresize2d(input: Tensor, kernel: Tensor, where: Enlargement) -> Tensor:
+    """See `reference.pacresize2d`."""
+    out = input.new_empty(*input.shape[:2], *kernel.shape[4:])
+    _run("pac_enlarge", where, out, input, input.contiguous(), kernel.float().contiguous(), out)
+    return out
+
+
+def pacresize2d_backward(
+    grad: Tensor, input: Tensor, kernel: Tensor, where: Enlargement, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `reference.pacresize2d_backward`."""
+    grad_input = grad_kernel = None
+    grad = grad.contiguous()
+    if needs[0]:
+        grad_input = input.new_zeros(input.shape)
+        _run("pac_enlarge_input_gradient", where, grad, input, grad, kernel.float().contiguous(), grad_input)
+    if needs[1]:
+        grad_kernel = input.new_zeros(kernel.shape)
+        _run("pac_enlarge_kernel_gradient", where, grad, input, grad, input.contiguous(), grad_kernel)
+        grad_kernel = grad_kernel.to(kernel.dtype)
+    return grad_input, grad_kernel
+
+
+def _run(function: str, where: Enlargement, fine: Tensor, coarse: Tensor, *tensors: Tensor) -> None:
+    """Call a kernel with its inputs, the neighbours, and its outputs, which are the tensors after the inputs."""
+    rows, columns = where.neighbours((coarse.shape[2], coarse.shape[3]), (fine.shape[2], fine.shape[3]), fine.device)
+    shapes = _Enlargement(*coarse.shape, fine.shape[2], fine.shape[3], where.footprint)
+    inputs = 3 if function == "pac_enlarge_distance_gradients" else 2
+    run(function, shapes, *tensors[:inputs], rows.contiguous(), columns.contiguous(), *tensors[inputs:])

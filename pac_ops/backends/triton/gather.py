@@ -1,0 +1,400 @@
+"""sum_taps K * (W_tap v_tap): the kernel under every convolution, either way, and the gradients of its input and K.
+
+K is one number a pixel and tap, so it multiplies the tap's sum over channels, not the operand: K stays float32 (it
+differs from 1 by as little as 1e-5, which a product rounded to bfloat16 would lose), the matrix unit takes both
+operands as they lie in memory, and the cost is one multiplication for as many of the matrix unit's as there are input
+channels. The gradient of K is that same sum, seen from the other side, times what the pixel holds: one product
+serves both gradients.
+"""
+
+# Triton is untyped, and its constants are written in capitals.
+# mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
+# ruff: noqa: N803
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pac_ops.backends.triton.indexing import (
+    count_taps,
+    first_tap,
+    is_in,
+    load_channels,
+    read_at,
+    store_channels,
+    tile_of_pixels,
+)
+from pac_ops.backends.triton.launch import (
+    Meta,
+    Tuned,
+    cdiv,
+    elementwise_tiles,
+    index_type,
+    launch,
+    operand_type,
+    precision,
+    strides,
+)
+from pac_ops.backends.triton.walk import Walk
+
+# Below so many weights a group and tap, matrix units would multiply mostly padding: 16 is their smallest side.
+SMALLEST_PRODUCT = 16 * 16
+
+
+@triton.jit
+def _dot_kernel(
+    x,  # [B, groups * inner, XH, XW], read under the taps
+    kernel,  # [B, 1, kh, kw, ...], None where only its gradient is wanted
+    weight,  # [groups, taps, outer, inner], contiguous
+    bias,  # [groups * outer] or None
+    out,  # [B, groups * outer, H, W], None where only K's gradient is wanted
+    own,  # as out: what K's gradient multiplies the sums by
+    grad_kernel,  # [slabs, B, 1, kh, kw, XH, XW] or None
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    grad_kernel_stride_s,
+    grad_kernel_stride_b,
+    grad_kernel_stride_c,
+    grad_kernel_stride_i,
+    grad_kernel_stride_j,
+    grad_kernel_stride_y,
+    grad_kernel_stride_x,
+    batch,
+    height,
+    width,
+    x_height,
+    x_width,
+    groups,
+    inner,
+    outer,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read, not by the pixel that reads
+    OUTPUT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ADD: tl.constexpr,  # programs of several channel tiles add to K's gradient, instead of having a slab each
+    CHANNELS_LAST: tl.constexpr,  # for the tuner alone: where x has its channels side by side, other tiles are best
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
+    # Programs that read the same pixels are neighbours.
+    tiles = tl.cdiv(outer, BLOCK_O)
+    part = tl.program_id(0) % (groups * tiles)
+    group = part // tiles
+    phase = tl.program_id(0) // (groups * tiles) % (ROWS.divide * COLUMNS.divide)
+    tile = tl.program_id(0) // (groups * tiles) // (ROWS.divide * COLUMNS.divide)
+    image, y, x_, exists = tile_of_pixels(tile, phase, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+    o = part % tiles * BLOCK_O + tl.arange(0, BLOCK_O)
+    has_o = o < outer
+    channel = (group * outer + o).to(INDEX)
+
+    first_i = first_tap(phase // COLUMNS.divide, ROWS)
+    first_j = first_tap(phase % COLUMNS.divide, COLUMNS)
+    taps_j = count_taps(first_j, COLUMNS)
+    blocks = tl.cdiv(inner, BLOCK_I)
+    total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+    product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+    if GRADIENT:
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+        held = tl.trans(load_channels(own, at, channel * own_stride_c, exists, has_o))
+        slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
+    # One loop over taps and blocks of channels, not two, so that loads run ahead from tap to tap.
+    for step in range(count_taps(first_i, ROWS) * taps_j * blocks):
+        block = step % blocks
+        i = first_i + step // blocks // taps_j * ROWS.jump
+        j = first_j + step // blocks % taps_j * COLUMNS.jump
+        read_y = read_at(y, i, ROWS)
+        read_x = read_at(x_, j, COLUMNS)
+        reads = exists & is_in(read_y, read_x, x_height, x_width)
+        if OUTPUT:  # loaded before the product, which hides how long that takes
+            k_y = read_y if AT_SOURCE else y
+            k_x = read_x if AT_SOURCE else x_
+            at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+            at += k_y * kernel_stride_y + k_x * kernel_stride_x
+            k_ij = tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)
+
+        c = block * BLOCK_I + tl.arange(0, BLOCK_I)
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
+        at_channel = (group * inner + c).to(INDEX) * x_stride_c
+        v = tl.trans(load_channels(x, at, at_channel, reads, c < inner))
+        at_filter = ((group * ROWS.taps + i) * COLUMNS.taps + j) * outer + o
+        filters = tl.load(
+            weight + at_filter[None, :] * inner + c[:, None],
+            mask=(c < inner)[:, None] & has_o[None, :],
+            other=0.0,
+        )
+        product = tl.dot(v.to(OPERAND), filters.to(OPERAND), product, input_precision=PRECISION)
+
+        if block == blocks - 1:  # all of the tap's channels are summed
+            if OUTPUT:
+                total += product * k_ij[:, None]
+            if GRADIENT:
+                pull = tl.sum(product * held.to(tl.float32), axis=1)
+                at = image * grad_kernel_stride_b + i * grad_kernel_stride_i + j * grad_kernel_stride_j
+                at += read_y * grad_kernel_stride_y + read_x * grad_kernel_stride_x
+                if ADD:
+                    tl.atomic_add(grad_kernel + at, pull, mask=reads, sem="relaxed")
+                else:
+                    tl.store(grad_kernel + slab + at, pull, mask=reads)
+            product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+    if OUTPUT:
+        if bias is not None:
+            total += tl.load(bias + channel, mask=has_o, other=0.0).to(tl.float32)[None, :]
+        at = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
+        store_channels(out, at, channel * out_stride_c, tl.trans(total), exists, has_o)
+
+
+@triton.jit
+def _direct_kernel(
+    x,
+    kernel,
+    weight,  # or None: all ones
+    bias,
+    out,
+    own,
+    grad_kernel,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
+    out_stride_b,
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    grad_kernel_stride_s,
+    grad_kernel_stride_b,
+    grad_kernel_stride_c,
+    grad_kernel_stride_i,
+    grad_kernel_stride_j,
+    grad_kernel_stride_y,
+    grad_kernel_stride_x,
+    batch,
+    height,
+    width,
+    x_height,
+    x_width,
+    groups,
+    inner,
+    outer,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    AT_SOURCE: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ADD: tl.constexpr,
+    CHANNEL_WISE: tl.constexpr,  # K has a channel axis, which follows the output's
+    INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    """`_dot_kernel` without matrix units: a tile's channels are of any number of groups."""
+    channels = groups * outer
+    tiles = tl.cdiv(channels, BLOCK_O)
+    part = tl.program_id(0) % tiles
+    phase = tl.program_id(0) // tiles % (ROWS.divide * COLUMNS.divide)
+    tile = tl.program_id(0) // tiles // (ROWS.divide * COLUMNS.divide)
+    image, y, x_, exists = tile_of_pixels(tile, phase, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+    o = part * BLOCK_O + tl.arange(0, BLOCK_O)
+    group = o // outer
+    has_o = o < channels
+    channel = o.to(INDEX)
+
+    first_i = first_tap(phase // COLUMNS.divide, ROWS)
+    first_j = first_tap(phase % COLUMNS.divide, COLUMNS)
+    taps_j = count_taps(first_j, COLUMNS)
+    total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
+    if GRADIENT:
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+        held = load_channels(own, at, channel * own_stride_c, exists, has_o).to(tl.float32)
+        slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
+    for tap in range(count_taps(first_i, ROWS) * taps_j):
+        i = first_i + tap // taps_j * ROWS.jump
+        j = first_j + tap % taps_j * COLUMNS.jump
+        read_y = read_at(y, i, ROWS)
+        read_x = read_at(x_, j, COLUMNS)
+        reads = exists & is_in(read_y, read_x, x_height, x_width)
+
+        product = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
+        for c in range(inner):
+            at_channel = (group * inner + c).to(INDEX) * x_stride_c
+            v = load_channels(x, at, at_channel, reads, has_o).to(tl.float32)
+            if weight is not None:
+                at_filter = ((group * ROWS.taps + i) * COLUMNS.taps + j) * outer + o % outer
+                v *= tl.load(weight + at_filter * inner + c, mask=has_o, other=0.0).to(tl.float32)[:, None]
+            product += v
+
+        if OUTPUT:
+            k_y = read_y if AT_SOURCE else y
+            k_x = read_x if AT_SOURCE else x_
+            at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+            at += k_y * kernel_stride_y + k_x * kernel_stride_x
+            if CHANNEL_WISE:
+                total += product * load_channels(kernel, at, channel * kernel_stride_c, reads, has_o).to(tl.float32)
+            else:
+                total += product * tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)[None, :]
+        if GRADIENT:
+            at = image * grad_kernel_stride_b + i * grad_kernel_stride_i + j * grad_kernel_stride_j
+            at += read_y * grad_kernel_stride_y + read_x * grad_kernel_stride_x
+            if CHANNEL_WISE:
+                store_channels(grad_kernel, at, channel * grad_kernel_stride_c, product * held, reads, has_o)
+            elif ADD:
+                tl.atomic_add(grad_kernel + at, tl.sum(product * held, axis=0), mask=reads, sem="relaxed")
+            else:
+                tl.store(grad_kernel + slab + at, tl.sum(product * held, axis=0), mask=reads)
+    if OUTPUT:
+        if bias is not None:
+            total += tl.load(bias + channel, mask=has_o, other=0.0).to(tl.float32)[:, None]
+        at = image * out_stride_b + y * out_stride_y + x_ * out_stride_x
+        store_channels(out, at, channel * out_stride_c, total, exists, has_o)
+
+
+def _meta(pixels: int, outer: int, inner: int, warps: int, stages: int) -> Meta:
+    return {"BLOCK_P": pixels, "BLOCK_O": outer, "BLOCK_I": inner, "num_warps": warps, "num_stages": stages}
+
+
+_DOT = Tuned(
+    _dot_kernel,
+    [
+        _meta(128, 64, 32, 4, 3),
+        _meta(128, 128, 64, 8, 3),
+        _meta(128, 128, 32, 8, 4),
+        _meta(128, 128, 128, 8, 2),
+        _meta(128, 64, 64, 4, 3),
+        _meta(64, 128, 64, 4, 3),
+    ],
+    [
+        _meta(64, 64, 16, 4, 3),
+        _meta(128, 64, 16, 8, 3),
+        _meta(64, 32, 32, 4, 3),
+    ],
+    key=["inner", "outer", "ROWS", "COLUMNS", "AT_SOURCE", "OUTPUT", "GRADIENT", "CHANNELS_LAST", "PRECISION"],
+    clamp={"BLOCK_O": "outer", "BLOCK_I": "inner"},
+    sums=["grad_kernel"],
+)
+
+
+def gather(
+    x: Tensor,
+    kernel: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    size: tuple[int, int, int, int],
+    walk: Walk,
+    groups: int,
+    *,
+    dtype: torch.dtype,
+    at_source: bool = False,
+    own: Tensor | None = None,
+    output: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The sum, and K's gradient where `own` is given.
+
+    Args:
+        x: what the taps read, [B, groups * inner, XH, XW].
+        kernel: K, of size (H, W), or (XH, XW) with `at_source`.
+        weight: [groups, taps, outer, inner], copied unless contiguous; or None for all ones with one channel a group.
+        bias: [groups * outer] or None.
+        size: of the output, [B, groups * outer, H, W].
+        walk: from a pixel of the output to those it reads.
+        groups: of channels.
+        dtype: of the sum.
+        at_source: K is indexed by the pixel read.
+        own: of the output's size; K's gradient, of K's size, is the sum over channels of its product with each tap's
+            sum. Only with `at_source`.
+        output: whether the sum is wanted.
+    """
+    batch, channels, height, width = size
+    inner, outer = x.shape[1] // groups, channels // groups
+    channel_wise = kernel.shape[1] > 1
+    slabbed = torch.are_deterministic_algorithms_enabled() and not channel_wise
+    out = x.new_empty(size, dtype=dtype) if output else None
+    arguments: dict[str, Any] = {
+        "x": x,
+        "kernel": kernel,
+        "weight": None if weight is None else weight.contiguous(),
+        "bias": None if bias is None else bias.contiguous(),
+        "out": out,
+        "own": own,
+        **strides("x", x, "bcyx"),
+        **strides("kernel", kernel, "bcijyx"),
+        **strides("out", out, "bcyx"),
+        **strides("own", own, "bcyx"),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "x_height": x.shape[2],
+        "x_width": x.shape[3],
+        "groups": groups,
+        "inner": inner,
+        "outer": outer,
+        "ROWS": walk.rows,
+        "COLUMNS": walk.columns,
+        "AT_SOURCE": at_source,
+        "OUTPUT": output,
+        "GRADIENT": own is not None,
+        "ADD": not slabbed,
+    }
+    pixels = -(-height // walk.rows.divide) * -(-width // walk.columns.divide) * batch
+
+    def parts(meta: Meta) -> int:
+        return cdiv(channels, meta["BLOCK_O"]) if direct else groups * cdiv(outer, meta["BLOCK_O"])
+
+    def grid(meta: Meta) -> tuple[int, ...]:
+        return (cdiv(pixels, meta["BLOCK_P"]) * walk.phases * parts(meta),)
+
+    direct = weight is None or inner * outer < SMALLEST_PRODUCT
+    if direct:
+        arguments["CHANNEL_WISE"] = channel_wise
+        default = elementwise_tiles(x, channels)
+    else:
+        assert weight is not None  # noqa: S101 (for the type checker)
+        arguments |= {
+            "CHANNELS_LAST": x.stride(1) == 1,
+            "OPERAND": operand_type(x, weight),
+            "PRECISION": precision(),
+        }
+        default = _DOT.default(arguments)
+    slabs = None
+    if own is not None:
+        slabs = torch.zeros((parts(default) if slabbed else 1, *kernel.shape), dtype=torch.float32, device=x.device)
+    arguments |= {"grad_kernel": slabs, **strides("grad_kernel", slabs, "sbcijyx")}
+    arguments["INDEX"] = index_type(x, kernel, out, own, None if slabs is None else slabs[0])
+    if direct:
+        launch(_direct_kernel, grid(default), x, arguments, default)
+    else:
+        _DOT.launch(grid, x, arguments)
+    return out, None if slabs is None else slabs.sum(dim=0) if slabbed else slabs[0]

@@ -1,0 +1,267 @@
+"""sum_pixels K * own x read: the gradient of the weight of either convolution, split over pixels."""
+
+# Triton is untyped, and its constants are written in capitals.
+# mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
+# ruff: noqa: N803
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pac_ops.backends.triton.gather import SMALLEST_PRODUCT
+from pac_ops.backends.triton.indexing import is_in, load_channels, read_at, tile_of_pixels
+from pac_ops.backends.triton.launch import (
+    Meta,
+    Tuned,
+    cdiv,
+    elementwise_tiles,
+    index_type,
+    launch,
+    operand_type,
+    precision,
+    splits,
+    strides,
+)
+from pac_ops.backends.triton.walk import Walk
+
+
+@triton.jit
+def _dot_kernel(
+    own,  # [B, groups * outer, H, W]
+    x,  # [B, groups * inner, XH, XW], read under the taps
+    kernel,
+    out,  # [slabs, taps, groups * outer, inner], contiguous
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
+    batch,
+    height,
+    width,
+    x_height,
+    x_width,
+    groups,
+    outer,
+    inner,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read
+    ADD: tl.constexpr,  # splits add to one result, instead of having a slab each
+    CHANNELS_LAST: tl.constexpr,  # for the tuner alone
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
+    taps = ROWS.taps * COLUMNS.taps
+    tiles_o = tl.cdiv(outer, BLOCK_O)
+    tiles_i = tl.cdiv(inner, BLOCK_I)
+    tap = tl.program_id(0) % taps  # neighbours, since they read the same pixels
+    i = tap // COLUMNS.taps
+    j = tap % COLUMNS.taps
+    rest = tl.program_id(0) // taps
+    o = rest % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    c = rest // tiles_o % tiles_i * BLOCK_I + tl.arange(0, BLOCK_I)
+    group = rest // tiles_o // tiles_i
+    at_o = (group * outer + o).to(INDEX) * own_stride_c
+    at_c = (group * inner + c).to(INDEX) * x_stride_c
+
+    total = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
+        image, y, x_, exists = tile_of_pixels(tile, 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+        read_y = read_at(y, i, ROWS)
+        read_x = read_at(x_, j, COLUMNS)
+        reads = exists & is_in(read_y, read_x, x_height, x_width)
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+        held = load_channels(own, at, at_o, reads, o < outer)
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
+        v = tl.trans(load_channels(x, at, at_c, reads, c < inner))
+        k_y = read_y if AT_SOURCE else y
+        k_x = read_x if AT_SOURCE else x_
+        at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+        at += k_y * kernel_stride_y + k_x * kernel_stride_x
+        # Pixels are summed over here, so K has to multiply one of the factors.
+        k_ij = tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)
+        scaled = (held.to(tl.float32) * k_ij[None, :]).to(OPERAND)
+        total += tl.dot(scaled, v.to(OPERAND), input_precision=PRECISION)
+    at = (tap * groups + group) * outer * inner + o[:, None] * inner + c[None, :]
+    some = (o < outer)[:, None] & (c < inner)[None, :]
+    if ADD:
+        tl.atomic_add(out + at, total, mask=some, sem="relaxed")
+    else:
+        tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * groups * outer * inner, total, mask=some)
+
+
+@triton.jit
+def _direct_kernel(
+    own,
+    x,
+    kernel,
+    out,
+    own_stride_b,
+    own_stride_c,
+    own_stride_y,
+    own_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    kernel_stride_b,
+    kernel_stride_c,
+    kernel_stride_i,
+    kernel_stride_j,
+    kernel_stride_y,
+    kernel_stride_x,
+    batch,
+    height,
+    width,
+    x_height,
+    x_width,
+    groups,
+    outer,
+    inner,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    AT_SOURCE: tl.constexpr,
+    ADD: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    """`_dot_kernel` without matrix units: a tile's channels are of any groups, and read one channel each."""
+    taps = ROWS.taps * COLUMNS.taps
+    channels = groups * outer
+    tap = tl.program_id(0) % taps
+    i = tap // COLUMNS.taps
+    j = tap % COLUMNS.taps
+    c = tl.program_id(0) // taps % inner
+    o = tl.program_id(0) // taps // inner * BLOCK_O + tl.arange(0, BLOCK_O)
+    at_o = o.to(INDEX) * own_stride_c
+    at_c = (o // outer * inner + c).to(INDEX) * x_stride_c
+
+    total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
+        image, y, x_, exists = tile_of_pixels(tile, 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+        read_y = read_at(y, i, ROWS)
+        read_x = read_at(x_, j, COLUMNS)
+        reads = exists & is_in(read_y, read_x, x_height, x_width)
+        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
+        held = load_channels(own, at, at_o, reads, o < channels).to(tl.float32)
+        at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
+        v = load_channels(x, at, at_c, reads, o < channels).to(tl.float32)
+        k_y = read_y if AT_SOURCE else y
+        k_x = read_x if AT_SOURCE else x_
+        at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
+        at += k_y * kernel_stride_y + k_x * kernel_stride_x
+        total += held * v * tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)[None, :]
+    at = (tap * channels + o) * inner + c
+    result = tl.sum(total, axis=1)
+    if ADD:
+        tl.atomic_add(out + at, result, mask=o < channels, sem="relaxed")
+    else:
+        tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * channels * inner, result, mask=o < channels)
+
+
+def _meta(outer: int, inner: int, pixels: int, warps: int, stages: int) -> Meta:
+    return {"BLOCK_P": pixels, "BLOCK_O": outer, "BLOCK_I": inner, "num_warps": warps, "num_stages": stages}
+
+
+_DOT = Tuned(
+    _dot_kernel,
+    [
+        _meta(64, 64, 32, 4, 3),
+        _meta(128, 128, 64, 8, 3),
+        _meta(128, 128, 32, 8, 4),
+        _meta(128, 64, 64, 4, 3),
+        _meta(64, 128, 64, 4, 3),
+    ],
+    [
+        _meta(64, 64, 16, 4, 3),
+        _meta(64, 64, 32, 8, 3),
+        _meta(32, 32, 32, 4, 3),
+    ],
+    key=["outer", "inner", "ROWS", "COLUMNS", "AT_SOURCE", "CHANNELS_LAST", "PRECISION"],
+    clamp={"BLOCK_O": "outer", "BLOCK_I": "inner"},
+    sums=["out"],
+)
+
+
+def weight_gradient(own: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: int, *, at_source: bool) -> Tensor:
+    """sum_p own[p, o] K x[read by p under the tap, c], float32: [groups * outer, inner, kh, kw].
+
+    Args:
+        own: [B, groups * outer, H, W].
+        x: what the taps read, [B, groups * inner, XH, XW].
+        kernel: K, of size (H, W), or (XH, XW) with `at_source`.
+        walk: from own's pixels to x's; every tap reads, so that there is nothing to skip.
+        groups: of channels.
+        at_source: K is indexed by the pixel read.
+    """
+    batch, channels, height, width = own.shape
+    outer, inner = channels // groups, x.shape[1] // groups
+    taps = walk.rows.taps * walk.columns.taps
+    adds = not torch.are_deterministic_algorithms_enabled()
+    direct = inner * outer < SMALLEST_PRODUCT
+    arguments: dict[str, Any] = {
+        "own": own,
+        "x": x,
+        "kernel": kernel,
+        **strides("own", own, "bcyx"),
+        **strides("x", x, "bcyx"),
+        **strides("kernel", kernel, "bcijyx"),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "x_height": x.shape[2],
+        "x_width": x.shape[3],
+        "groups": groups,
+        "outer": outer,
+        "inner": inner,
+        "ROWS": walk.rows,
+        "COLUMNS": walk.columns,
+        "AT_SOURCE": at_source,
+        "ADD": adds,
+        "INDEX": index_type(own, x, kernel),
+    }
+
+    def grid(meta: Meta) -> tuple[int, int]:
+        tiles = cdiv(channels, meta["BLOCK_O"]) * inner
+        if not direct:
+            tiles = groups * cdiv(outer, meta["BLOCK_O"]) * cdiv(inner, meta["BLOCK_I"])
+        programs, most = tiles * taps, cdiv(batch * height * width, meta["BLOCK_P"])
+        return programs, splits(own, programs, most)
+
+    if direct:
+        default = elementwise_tiles(own, channels)
+    else:
+        arguments |= {
+            "CHANNELS_LAST": x.stride(1) == 1,
+            "OPERAND": operand_type(own, x),
+            "PRECISION": precision(),
+        }
+        default = _DOT.default(arguments)
+    slabs = 1 if adds else grid(default)[1]
+    out = torch.zeros(
+        (slabs, walk.rows.taps, walk.columns.taps, channels, inner), dtype=torch.float32, device=own.device
+    )
+    arguments["out"] = out
+    if direct:
+        launch(_direct_kernel, grid(default), own, arguments, default)
+    else:
+        _DOT.launch(grid, own, arguments)
+    return (out[0] if adds else out.sum(dim=0)).permute(2, 3, 0, 1)

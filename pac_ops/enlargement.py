@@ -1,0 +1,135 @@
+"""Which coarse pixels each fine pixel of a bilinear enlargement is made of, and their weights."""
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pac_ops.arguments import IntOrPair, pair
+from pac_ops.geometry import Pair
+
+Factor = float | Sequence[float]
+FOOTPRINTS = (2, 4)
+_LARGEST = 2**16  # pixels a side
+
+
+class Enlargement(NamedTuple):
+    """Where the coarse pixels lie, as `torch.nn.functional.interpolate` takes it, and how many count along each axis.
+
+    With footprint 2 neighbours and weights are those of mode="bilinear": 2 x 2 under a tent that ends at the next
+    pixel. With footprint 4 they are 4 x 4, under a tent of twice the width.
+
+    A factor below 2 may leave an axis as long as it was: PyTorch copies along it on the CPU, whatever the factor; on
+    other devices it copies only where both axes stay as long, and else spaces the pixels as the factor says.
+    """
+
+    scale_factor: Sequence[float] | None  # vertical, horizontal; None where the sizes alone say it
+    align_corners: bool
+    footprint: int
+    band: Sequence[int] | None = None  # the fine rows at hand: the first, the one after the last, of how many
+
+    def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours, one repeated where there are fewer."""
+        (_, rows, last), (_, columns, end) = self._places(coarse, fine, device)
+        return rows.clamp(0, last).long(), columns.clamp(0, end).long()
+
+    def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Their weights down, [Ho, n], and across, [Wo, n]: 0 for those that do not count; not normalised."""
+        down, across = (self._tent(*axis) for axis in self._places(coarse, fine, device))
+        return down, across
+
+    def _tent(self, place: Tensor, near: Tensor, last: int) -> Tensor:
+        weight = ((place - near).abs() * (-2 / self.footprint) + 1).clamp_min(0)
+        return weight * torch.logical_and(near >= 0, near <= last)
+
+    def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
+        """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
+        if self.band is None:
+            return [self._axis(axis, coarse, fine, device) for axis in (0, 1)]
+        first, after, height = self.band
+        (place, near, last), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
+        return [(place[first:after], near[first:after], last), across]
+
+    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor, int]:
+        exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        last, reach = coarse[axis] - 1, self.footprint // 2
+        pixel = torch.arange(fine[axis], dtype=exact, device=device).unsqueeze(1)
+        if self.align_corners:
+            place = pixel * (last / max(fine[axis] - 1, 1))
+        elif self.scale_factor is None:
+            place = (pixel + 0.5) * (coarse[axis] / fine[axis]) - 0.5
+        else:
+            place = (pixel + 0.5) * (1 / self.scale_factor[axis]) - 0.5
+            if self.scale_factor[axis] < 2:
+                copied = _stays(axis, coarse, fine, device)
+                place = place * (1 - copied) + pixel * copied
+        place = place.clamp(0, last)
+        return place, place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last
+
+
+def _stays(axis: int, coarse: Pair, fine: Pair, device: torch.device) -> int:
+    """1 where an axis is copied because it stays as long, else 0; arithmetic, as an exporter leaves sizes open."""
+    stays: list[Any] = [1 - torch.sym_min(fine[k] - coarse[k], 1) for k in (0, 1)]
+    copied: int = stays[axis] if device.type == "cpu" else stays[0] * stays[1]
+    return copied
+
+
+def enlarged_size(coarse: Pair, size: IntOrPair | None, scale_factor: Factor | None) -> Pair:
+    """The height and width that `F.interpolate` gives a map of this height and width; size or scale_factor is None.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where a size or a factor is not positive.
+    """
+    if scale_factor is None:
+        assert size is not None  # noqa: S101 (for the type checker)
+        return pair("size", size, 1)
+    rows, columns = (_enlarged(n, factor) for n, factor in zip(coarse, _pair_of_factors(scale_factor), strict=True))
+    return rows, columns
+
+
+def _enlarged(n: Any, factor: float) -> int:
+    """The floor of n * factor; of a size that torch.export leaves open, by whole numbers.
+
+    Of a floor it would guard that something remains, and ONNX would round the product to float32.
+    """
+    left_open = isinstance(n, torch.SymInt) and not torch.compiler.is_dynamo_compiling()
+    ratio = _ratio(factor) if left_open and isinstance(factor, float) else None
+    enlarged: int = math.floor(n * factor) if ratio is None else n * ratio.numerator // ratio.denominator
+    return enlarged
+
+
+@functools.cache
+def _ratio(factor: float) -> Fraction | None:
+    """The simplest ratio that enlarges sizes up to `_LARGEST` as the factor itself does."""
+    for most in (2**10, 2**20, 2**30):
+        a, b = Fraction(factor).limit_denominator(most).as_integer_ratio()
+        if all(n * a // b == math.floor(n * factor) for n in range(_LARGEST)):
+            return Fraction(a, b)
+    return None
+
+
+def factors_of(scale_factor: Factor | None) -> tuple[float, float] | None:
+    """A vertical and a horizontal factor of at least 1, or None.
+
+    Raises:
+        TypeError: where it is neither a number nor a pair.
+        ValueError: where one is smaller than 1.
+    """
+    both = None if scale_factor is None else _pair_of_factors(scale_factor)
+    if both is not None and min(both) < 1:
+        raise ValueError(f"scale_factor must be at least 1, got {scale_factor!r}")
+    return both
+
+
+def _pair_of_factors(scale_factor: Factor) -> tuple[float, float]:
+    number = (int, float, torch.SymInt, torch.SymFloat)  # under torch.export, a ratio of dynamic sizes
+    both = (scale_factor, scale_factor) if isinstance(scale_factor, number) else tuple(scale_factor)
+    if len(both) != 2 or not all(isinstance(x, number) for x in both):
+        raise TypeError(f"scale_factor must be a number or a pair of numbers, got {scale_factor!r}")
+    exact: Any = torch.sym_float  # what it makes of a torch.SymInt or SymFloat passes for a float
+    return exact(both[0]), exact(both[1])

@@ -1,0 +1,234 @@
+"""Pixel-adaptive convolution, transposed convolution and pooling."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pac_ops import library
+from pac_ops.arguments import (
+    IntOrPair,
+    check_devices,
+    check_fits,
+    check_image,
+    check_no_word,
+    check_output_padding,
+    check_tensor,
+    make_window,
+)
+from pac_ops.dtypes import autocast_dtype
+from pac_ops.geometry import Pair, Window
+
+
+def pacconv2d(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    shared_filters: bool = False,
+) -> Tensor:
+    """Pixel-adaptive convolution: v'_i = sum_j K(f_i, f_j) W[p_i - p_j] v_j + b (Su et al., CVPR 2019, eq. 3).
+
+    With K = 1 everywhere this is `torch.nn.functional.conv2d`. Under autocast, input, weight and bias are cast
+    as the stock convolution's are, and K is left as it is.
+
+    Args:
+        input: v, [B, C, H, W].
+        kernel: K, [B, 1, kh, kw, Ho, Wo], from `packernel2d` with the same window.
+        weight: W, [O, C/groups, kh, kw], odd windows only; [1, 1, kh, kw] with `shared_filters`.
+        bias: [O] or None.
+        stride: as in `torch.nn.Conv2d`.
+        padding: as in `torch.nn.Conv2d`, "same" and "valid" included; zeros.
+        dilation: as in `torch.nn.Conv2d`.
+        groups: as in `torch.nn.Conv2d`.
+        shared_filters: one filter, applied to every channel by itself.
+
+    Returns:
+        [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    c, out_channels = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[O, C/groups, kh, kw]")
+    if not shared_filters and (c != weight.shape[1] * groups or out_channels % groups):
+        raise ValueError(
+            f"weight must be [O, C/groups, kh, kw] with C = {c} and O divisible by groups = {groups}, "
+            f"got {list(weight.shape)}"
+        )
+    window = make_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
+    _check_kernel(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
+    sliding = (window.stride, window.padding, window.dilation)
+    if shared_filters:
+        return _plus(_pooled(input, kernel, weight, sliding), bias)
+    result: Tensor = library.pacconv2d(input, kernel, weight, bias, *sliding, groups)
+    return result
+
+
+def pacconv_transpose2d(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+    shared_filters: bool = False,
+) -> Tensor:
+    """Pixel-adaptive transposed convolution (Su et al., CVPR 2019, section 4.1: guided upsampling).
+
+    The same as inserting stride - 1 zeros between the input's pixels, padding, and applying `pacconv2d` with
+    stride 1, but no zero is multiplied. With K = 1 everywhere this is `torch.nn.functional.conv_transpose2d`.
+
+    Args:
+        input: v, [B, C, H, W].
+        kernel: K, [B, 1, kh, kw, Ho, Wo], of the *output's* size: from `packernel2d` with `transposed=True`.
+        weight: W, [C, O/groups, kh, kw], odd windows only; [1, 1, kh, kw] with `shared_filters`.
+        bias: [O] or None.
+        stride: as in `torch.nn.ConvTranspose2d`.
+        padding: as in `torch.nn.ConvTranspose2d`.
+        output_padding: as in `torch.nn.ConvTranspose2d`.
+        groups: as in `torch.nn.ConvTranspose2d`.
+        dilation: as in `torch.nn.ConvTranspose2d`.
+        shared_filters: one filter, applied to every channel by itself.
+
+    Returns:
+        [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    c, _ = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups)
+    if not shared_filters and (c != weight.shape[0] or c % groups):
+        raise ValueError(
+            f"weight must be [C, O/groups, kh, kw] with C = {c}, divisible by groups = {groups}, "
+            f"got {list(weight.shape)}"
+        )
+    window = make_window((weight.shape[2], weight.shape[3]), stride, check_no_word(padding), dilation)
+    size = window.transposed_size(input.shape[2], input.shape[3], check_output_padding(output_padding, window))
+    if min(size) < 1:
+        raise ValueError(f"the padding {window.padding} must leave an output, got one of {size[0]} x {size[1]}")
+    _check_kernel(kernel, input, window, size)
+    if shared_filters:
+        weight, groups = weight.expand(c, -1, -1, -1), c
+    result: Tensor = library.pacconv_transpose2d(
+        input, kernel, weight, bias, window.stride, window.padding, window.dilation, groups
+    )
+    return result
+
+
+def pacpool2d(
+    input: Tensor,
+    kernel: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Pixel-adaptive pooling: v'_i = sum_j K(f_i, f_j) v_j (Su et al., CVPR 2019, section 3).
+
+    With K made by `packernel2d` from a constant guide with `normalize_kernel=True` this is
+    `torch.nn.functional.avg_pool2d` with `count_include_pad=False`.
+
+    Args:
+        input: v, [B, C, H, W].
+        kernel: K, [B, 1, kh, kw, Ho, Wo], or [B, C, kh, kw, Ho, Wo] for one a channel.
+        kernel_size: the window, odd in both directions.
+        stride: as in `torch.nn.AvgPool2d`: by default the kernel size.
+        padding: as in `torch.nn.AvgPool2d`; zeros, of any width.
+        dilation: as in `torch.nn.MaxPool2d`.
+        ceil_mode: as in `torch.nn.AvgPool2d`.
+
+    Returns:
+        [B, C, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_image("input", input)
+    check_tensor("kernel", kernel)
+    check_devices(input.device, {"kernel": kernel})
+    window = make_window(kernel_size, kernel_size if stride is None else stride, check_no_word(padding), dilation)
+    if ceil_mode:
+        extra = window.ceil_padding(input.shape[2], input.shape[3])
+        input = F.pad(input, (0, extra[1], 0, extra[0])) if extra != (0, 0) else input
+    size = check_fits(window, input.shape[2], input.shape[3])
+    _check_kernel(kernel, input, window, size, channels=True)
+    result: Tensor = library.pacpool2d(input, kernel, window.stride, window.padding, window.dilation)
+    return result
+
+
+def _pooled(input: Tensor, kernel: Tensor, weight: Tensor, sliding: tuple[Pair, Pair, Pair]) -> Tensor:
+    """A filter shared by all channels is part of K."""
+    narrow = autocast_dtype(input.device.type)
+    if narrow is not None and input.dtype != torch.float64:
+        input = input.to(narrow)  # as the other convolutions' input
+    filters = weight.to(kernel.dtype)[..., None, None]  # [1, 1, kh, kw, 1, 1]
+    result: Tensor = library.pacpool2d(input, kernel * filters, *sliding)
+    return result
+
+
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.to(x.dtype)[:, None, None]
+
+
+def _check_conv(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    shared_filters: bool,
+    weight_shape: str,
+    out_groups: int | None = None,
+) -> tuple[int, int]:
+    """Checks that both convolutions share; the numbers of input and output channels."""
+    check_image("input", input)
+    check_tensor("kernel", kernel)
+    check_tensor("weight", weight)
+    if bias is not None:
+        check_tensor("bias", bias)
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be a positive integer, got {groups!r}")
+    others = {"kernel": kernel, "weight": weight} | ({} if bias is None else {"bias": bias})
+    check_devices(input.device, others)
+    if weight.dim() != 4:
+        raise ValueError(f"weight must be {weight_shape}, got {list(weight.shape)}")
+    c = input.shape[1]
+    if shared_filters:
+        if groups != 1:
+            raise ValueError(f"groups must be 1 with shared_filters=True, got {groups}")
+        if list(weight.shape[:2]) != [1, 1]:
+            raise ValueError(f"weight must be [1, 1, kh, kw] with shared_filters=True, got {list(weight.shape)}")
+        out_channels = c
+    else:
+        out_channels = weight.shape[0] if out_groups is None else weight.shape[1] * out_groups
+    if bias is not None and list(bias.shape) != [out_channels]:
+        raise ValueError(f"bias must be [{out_channels}], got {list(bias.shape)}")
+    if autocast_dtype(input.device.type) is None:
+        for name, x in others.items():
+            if name != "kernel" and x.dtype != input.dtype:
+                raise TypeError(f"{name} must have the input's dtype {input.dtype}, got {x.dtype}")
+    return c, out_channels
+
+
+def _check_kernel(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> None:
+    b, c = input.shape[:2]
+    rest = [*window.kernel_size, *size]
+    shape = list(kernel.shape)
+    if shape == [b, 1, *rest] or (channels and shape == [b, c, *rest]):
+        return
+    width = f"1 or {c}" if channels else "1"
+    raise ValueError(
+        f"kernel must be [B, {'1 or C' if channels else '1'}, kh, kw, Ho, Wo] = "
+        f"[{b}, {width}, {', '.join(map(str, rest))}], got {shape}; make it with packernel2d from a guide of the "
+        "same size and the same window"
+    )

@@ -1,0 +1,236 @@
+"""Guided enlargement as functions."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from pac_ops import library
+from pac_ops.area import area_average2d
+from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
+from pac_ops.backends import choose
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of
+from pac_ops.geometry import Pair
+
+TAPS_OF_A_BAND = 2**19  # weights of neighbours that are held at a time, where nothing is recorded: 2 MiB stay near
+
+
+def pacresize2d(
+    input: Tensor,
+    guide: Tensor,
+    size: IntOrPair | None = None,
+    scale_factor: Factor | None = None,
+    align_corners: bool = False,
+    recompute_scale_factor: bool = False,
+    coarse_guide: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    footprint: int = 2,
+) -> Tensor:
+    """Enlarge a map bilinearly, each weight multiplied by K between the fine pixel and that coarse neighbour.
+
+    v'_i = sum_j w_ij K(f_i, g_j) v_j / sum_j w_ij K(f_i, g_j) with K = exp(-s^2/2 ||f_i - g_j||^2), where w are the
+    weights of `torch.nn.functional.interpolate(mode="bilinear")` for these sizes, f is the guide and g the guide at
+    the input's size. So edges fall where the guide's do. With K = 1 (a constant guide, or scale=0) this is
+    `F.interpolate`. Neighbours with w = 0 do not count at all; but infinity times a weight of 0 is
+    nan, as there.
+
+    Args:
+        input: v, [B, C, h, w].
+        guide: f, [B, G, H, W], of the output's size; any G, any floating dtype.
+        size: (H, W), as in `F.interpolate`; where neither it nor scale_factor is given, it is the guide's.
+        scale_factor: as in `F.interpolate`: it gives the size, and says where the coarse pixels lie.
+        align_corners: as in `F.interpolate`.
+        recompute_scale_factor: as in `F.interpolate`: with it, the sizes say where the coarse pixels lie.
+        coarse_guide: g, [B, G, h, w]; by default the guide's area average.
+        scale: s, a number or a tensor of one element.
+        footprint: 2 for the 2 x 2 neighbours of mode="bilinear"; 4 for 4 x 4 neighbours under a tent of twice the
+            width, so that a pixel may follow one further away. With K = 1 that is smoother than `F.interpolate`.
+
+    Returns:
+        [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    if library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint):
+        out = input.new_empty(*input.shape[:2], *guide.shape[2:])
+        for rows, band in bands(input, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
+            out[:, :, rows] = band
+        return out
+    distance = resize_distance2d(guide, coarse_guide, factors, align_corners, footprint)
+    kernel = resize_kernel2d(distance, (input.shape[2], input.shape[3]), factors, align_corners, scale)
+    result: Tensor = library.pacresize2d(input, kernel, factors, align_corners, footprint)
+    return result
+
+
+def resize_distance2d(
+    guide: Tensor,
+    coarse_guide: Tensor,
+    scale_factor: Factor | None = None,
+    align_corners: bool = False,
+    footprint: int = 2,
+) -> Tensor:
+    """||f_i - g_j||^2 between each fine pixel and its coarse neighbours, those without weight included.
+
+    Args:
+        guide: f, [B, G, H, W], any floating dtype, any G.
+        coarse_guide: g, [B, G, h, w], no larger, of the guide's dtype or, for a half-precision guide, float32.
+        scale_factor: as in `F.interpolate`, where it says where the coarse pixels lie; else None.
+        align_corners: as in `F.interpolate`.
+        footprint: n, the neighbours along each axis: 2 or 4.
+
+    Returns:
+        [B, 1, n, n, H, W], float32 (float64 for a float64 guide).
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    _check_guides(guide, coarse_guide, footprint)
+    result: Tensor = library.resize_distance2d(
+        guide, coarse_guide, factors_of(scale_factor), align_corners, footprint
+    )
+    return result
+
+
+def resize_kernel2d(
+    distance: Tensor,
+    input_size: IntOrPair,
+    scale_factor: Factor | None = None,
+    align_corners: bool = False,
+    scale: float | Tensor = 1.0,
+) -> Tensor:
+    """The weight of each coarse neighbour, w_ij K_ij over their sum: a softmax of log w_ij - s^2/2 ||f_i - g_j||^2.
+
+    Args:
+        distance: [B, 1, n, n, H, W], from `resize_distance2d` with the same scale_factor and align_corners.
+        input_size: (h, w).
+        scale_factor: see `resize_distance2d`.
+        align_corners: see `resize_distance2d`.
+        scale: s, a number or a tensor of one element.
+
+    Returns:
+        [B, 1, n, n, H, W], float32 (float64 for float64 distances); exactly 0 where w_ij = 0.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value.
+    """
+    check_tensor("distance", distance)
+    if distance.dim() != 6 or distance.shape[2] not in FOOTPRINTS or distance.shape[3] != distance.shape[2]:
+        raise ValueError(f"distance must be [B, 1, n, n, H, W] with n 2 or 4, got {list(distance.shape)}")
+    coarse, fine = pair("input_size", input_size, 1), (distance.shape[4], distance.shape[5])
+    _check_enlarges(coarse, fine)
+    where = Enlargement(factors_of(scale_factor), align_corners, distance.shape[2])
+    return _weights(distance, coarse, where, scale)
+
+
+def checked(
+    input: Tensor,
+    guide: Tensor,
+    size: IntOrPair | None,
+    scale_factor: Factor | None,
+    recompute: bool,
+    coarse_guide: Tensor | None,
+) -> tuple[Tensor, tuple[float, float] | None]:
+    """The coarse guide, and the factors where they, rather than the sizes, say where the coarse pixels lie."""
+    check_image("input", input)
+    check_image("guide", guide)
+    coarse = (input.shape[2], input.shape[3])
+    fine, factors = _output(coarse, guide, size, scale_factor, recompute)
+    if guide.shape[0] != input.shape[0] or (guide.shape[2], guide.shape[3]) != fine:
+        raise ValueError(
+            f"guide must be [B, G, H, W] with the input's batch and the output's height and width, "
+            f"[{input.shape[0]}, G, {fine[0]}, {fine[1]}], got {list(guide.shape)}"
+        )
+    check_devices(input.device, {"guide": guide})
+    if coarse_guide is None:
+        coarse_guide = area_average2d(guide, coarse)
+    elif isinstance(coarse_guide, Tensor) and coarse_guide.dim() == 4 and coarse_guide.shape[2:] != input.shape[2:]:
+        raise ValueError(
+            f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
+        )
+    return coarse_guide, factors
+
+
+def _check_guides(guide: Tensor, coarse_guide: Tensor, footprint: int) -> None:
+    check_image("guide", guide)
+    check_image("coarse_guide", coarse_guide)
+    check_devices(guide.device, {"coarse_guide": coarse_guide}, "guide")
+    if coarse_guide.dtype not in (allowed := {guide.dtype: None, accumulate_dtype(guide.dtype): None}):
+        dtypes = " or ".join(map(str, allowed))
+        raise TypeError(f"coarse_guide must have the guide's dtype, {dtypes}, got {coarse_guide.dtype}")
+    if coarse_guide.shape[:2] != guide.shape[:2]:
+        raise ValueError(
+            f"coarse_guide must have the guide's batch and channels {list(guide.shape[:2])}, "
+            f"got {list(coarse_guide.shape[:2])}"
+        )
+    _check_enlarges((coarse_guide.shape[2], coarse_guide.shape[3]), (guide.shape[2], guide.shape[3]))
+    if footprint not in FOOTPRINTS:
+        raise ValueError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {footprint!r}")
+
+
+def needs_bands(guide: Tensor, coarse_guide: Tensor, footprint: int) -> bool:
+    """Whether there are more pixels than one band has."""
+    _check_guides(guide, coarse_guide, footprint)
+    return guide.shape[0] * guide.shape[2] * guide.shape[3] * footprint**2 > TAPS_OF_A_BAND
+
+
+def bands(
+    input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the enlargement, from the top down, and what they hold, [B, C, rows, W]."""
+    coarse, (b, _, height, width) = (input.shape[2], input.shape[3]), guide.shape
+    high = max(1, TAPS_OF_A_BAND // (b * width * where.footprint**2))
+    for first in range(0, height, high):
+        rows = slice(first, min(first + high, height))
+        here = where._replace(band=(rows.start, rows.stop, height))
+        distance = choose.implementation(guide).resize_distance2d(guide[:, :, rows], coarse_guide, here)
+        kernel = _weights(distance, coarse, here, scale)
+        yield rows, choose.implementation(input).pacresize2d(input, kernel, here)
+
+
+def _weights(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor) -> Tensor:
+    """See `resize_kernel2d`."""
+    distance = distance.to(accumulate_dtype(distance.dtype))
+    fine = (distance.shape[4], distance.shape[5])
+    weights = where.weights(coarse, fine, distance.device)
+    down, across = (w.log().to(distance.dtype).transpose(0, 1) for w in weights)  # [n, H or W]
+    half = -0.5 * _scale(scale, distance) ** 2
+    logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
+    return logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
+
+
+def _output(
+    coarse: Pair, guide: Tensor, size: IntOrPair | None, scale_factor: Factor | None, recompute: bool
+) -> tuple[Pair, tuple[float, float] | None]:
+    """The output's size, and the factors where they, rather than the sizes, say where the coarse pixels lie."""
+    factors = factors_of(scale_factor)
+    if size is not None and factors is not None:
+        raise ValueError("give size or scale_factor, not both")
+    if factors is None:
+        if recompute:
+            raise ValueError("recompute_scale_factor must be False without a scale_factor, got True")
+        fine = (guide.shape[2], guide.shape[3]) if size is None else pair("size", size, 1)
+        return fine, None
+    return enlarged_size(coarse, None, factors), None if recompute else factors
+
+
+def _scale(scale: float | Tensor, distance: Tensor) -> float | Tensor:
+    if not isinstance(scale, Tensor):
+        return scale
+    check_tensor("scale", scale)
+    check_devices(distance.device, {"scale": scale}, "guide")
+    if scale.numel() != 1:
+        raise ValueError(f"scale must be a number or a tensor of one element, got {list(scale.shape)}")
+    return scale.to(accumulate_dtype(distance.dtype)).reshape(())
+
+
+def _check_enlarges(coarse: Pair, fine: Pair) -> None:
+    if min(coarse) < 1 or fine[0] < coarse[0] or fine[1] < coarse[1]:
+        raise ValueError(
+            f"the output must be no smaller than the input, which must have a pixel, got {coarse[0]} x {coarse[1]} "
+            f"to {fine[0]} x {fine[1]}; F.interpolate(mode='area') makes maps smaller"
+        )

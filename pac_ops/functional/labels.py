@@ -1,0 +1,90 @@
+"""Labels of enlarged class scores, without the enlarged scores in memory."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pac_ops import library
+from pac_ops.arguments import IntOrPair
+from pac_ops.binary import labels_of
+from pac_ops.enlargement import Enlargement, Factor
+from pac_ops.functional.enlargement import bands, checked, needs_bands, pacresize2d
+
+
+def pacresize2d_labels(
+    input: Tensor,
+    guide: Tensor,
+    size: IntOrPair | None = None,
+    scale_factor: Factor | None = None,
+    align_corners: bool = False,
+    recompute_scale_factor: bool = False,
+    coarse_guide: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    footprint: int = 2,
+) -> Tensor:
+    """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
+
+    It is `pacresize2d(...).argmax(1)` of the same arguments, called without gradients: the lowest of classes that
+    tie. Where a neighbour of any weight has a class's score at -inf, that class is impossible: another one is chosen
+    (traced or compiled, scores must be finite). Scores of a single channel are logits of a class against another:
+    label 1 where the enlarged one is above 0, else 0. Rows are enlarged a few at a time, so memory beyond input,
+    guide and labels does not grow with H; where a call is traced or compiled, all are at once.
+
+    Args:
+        input: class scores, [B, C, h, w].
+        guide: f, [B, G, H, W], and all others: see `pacresize2d`.
+        size: see `pacresize2d`.
+        scale_factor: see `pacresize2d`.
+        align_corners: see `pacresize2d`.
+        recompute_scale_factor: see `pacresize2d`.
+        coarse_guide: see `pacresize2d`.
+        scale: see `pacresize2d`.
+        footprint: see `pacresize2d`.
+
+    Returns:
+        Labels [B, H, W], int64, which take 8 bytes a pixel: `.to(torch.uint8)` holds 256 classes.
+
+    Raises:
+        TypeError: where an argument is of the wrong type.
+        ValueError: where an argument has the wrong shape or value, a score is nan or +inf, or where a gradient would
+            be recorded: labels have none.
+    """
+    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    for name, x in {"input": input, "guide": guide, "coarse_guide": coarse_guide, "scale": scale}.items():
+        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient, which labels do not have: call pacresize2d_labels under "
+                "torch.no_grad(), or train on the scores of pacresize2d"
+            )
+    if not input.shape[1]:
+        raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
+    infinite = library.untraced(input) and not bool(input.isfinite().all())
+    seen = _apart(input) if infinite else input
+    if not (library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint)):
+        options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": footprint}
+        scores = pacresize2d(seen, guide, scale_factor=factors, coarse_guide=coarse_guide, **options)
+        return labels_of(_together(scores) if infinite else scores)
+    labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)
+    for rows, band in bands(seen, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
+        labels[:, rows] = labels_of(_together(band) if infinite else band)
+    return labels
+
+
+def _apart(scores: Tensor) -> Tensor:
+    """Finite scores, then 1 for each that is -inf: [B, C, h, w] -> [B, 2C, h, w].
+
+    A neighbour whose weight underflows would make nan of -inf, and nan is the largest to argmax.
+    """
+    impossible = scores == -math.inf
+    possible = scores.masked_fill(impossible, 0)
+    if not bool(possible.isfinite().all()):
+        raise ValueError("input must be finite, or -inf where a class is impossible, got nan or +inf in it")
+    return torch.cat([possible, impossible.to(scores.dtype)], dim=1)
+
+
+def _together(enlarged: Tensor) -> Tensor:
+    """The scores again, of what `_apart` made."""
+    scores, impossible = enlarged.chunk(2, dim=1)
+    return scores.masked_fill(impossible > 0, -math.inf)

@@ -1,0 +1,114 @@
+"""The options of the adapting kernel, which all layers have."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pac_ops import adapting
+from pac_ops.arguments import (
+    check_devices,
+    check_image,
+    check_mask,
+)
+from pac_ops.functional.kernel import mask_kernel2d, packernel2d
+from pac_ops.geometry import Pair, Window
+
+Device = torch.device | str | None
+
+Result = Tensor | tuple[Tensor, Tensor]
+
+
+class AdaptingLayer(nn.Module):
+    """What the layers share: the options of the adapting kernel, its learnable numbers, and how it is made."""
+
+    kernel_type: str
+    smooth_kernel_type: str
+    normalize_kernel: bool
+    inv_alpha: Tensor | None
+    inv_lambda: Tensor | None
+    smooth_kernel: Tensor | None
+
+    def _set_up_kernel(
+        self,
+        window: Window,
+        kernel_type: str,
+        smooth_kernel_type: str,
+        normalize_kernel: bool,
+        device: Device,
+        dtype: torch.dtype | None,
+        channels: int | None = None,
+    ) -> None:
+        function, smooth = adapting.kernel_type(kernel_type), adapting.smooth_type(smooth_kernel_type)
+        adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=4)
+        self.kernel_type, self.smooth_kernel_type = kernel_type, smooth_kernel_type
+        self.normalize_kernel = normalize_kernel
+        shape = () if channels is None else (channels,)
+        for name, start in (("inv_alpha", function.alpha), ("inv_lambda", function.lambda_)):
+            number = torch.full(shape, start, device=device, dtype=dtype) if function.inverse else None
+            self._hold(name, number, learnable=not function.fixed)
+        smoothing = adapting.smoothing_filter(smooth, device, dtype) if smooth.size else None
+        self._hold("smooth_kernel", smoothing, learnable=smooth.learnable)
+
+    def _hold(self, name: str, value: Tensor | None, *, learnable: bool) -> None:
+        if value is not None and learnable:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def _kernel(
+        self, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, window: Window, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """K, made from the guide or given, with only the taps that count where there is a mask; the output mask."""
+        sliding: dict[str, Any] = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}
+        if guide is None:
+            assert kernel is not None  # noqa: S101 (for the type checker; see check_call)
+            if mask is None:
+                return kernel, None
+            given = {name: options[name] for name in ("transposed", "ceil_mode") if name in options}
+            return mask_kernel2d(kernel, mask, **sliding, **given, normalize_kernel=self.normalize_kernel)
+        return packernel2d(
+            guide,
+            mask,
+            window.kernel_size,
+            **sliding,
+            **options,
+            kernel_type=self.kernel_type,
+            smooth_kernel_type=self.smooth_kernel_type,
+            smooth_kernel=self.smooth_kernel,
+            inv_alpha=self.inv_alpha,
+            inv_lambda=self.inv_lambda,
+            normalize_kernel=self.normalize_kernel,
+        )
+
+    def _kernel_repr(self) -> str:
+        shown = [] if self.kernel_type == "gaussian" else [f"kernel_type={self.kernel_type}"]
+        shown += [] if self.smooth_kernel_type == "none" else [f"smooth_kernel_type={self.smooth_kernel_type}"]
+        shown += ["normalize_kernel=True"] if self.normalize_kernel else []
+        return "".join(f", {text}" for text in shown)
+
+
+def check_call(
+    input: Tensor, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, size: Pair | None = None
+) -> Tensor:
+    """Refuse what no layer takes; the input with masked pixels zeroed, so that a NaN there stays there.
+
+    `size` is the height and width the guide must have, where not the input's.
+    """
+    if (guide is None) == (kernel is None):
+        raise TypeError("give either a guide or a kernel: layer(input, guide) or layer(input, None, kernel)")
+    check_image("input", input)
+    if guide is not None:
+        check_image("guide", guide)
+        check_devices(input.device, {"guide": guide})
+        whose = "input's batch, height and width" if size is None else "input's batch, the output's height and width"
+        height, width = (input.shape[2], input.shape[3]) if size is None else size
+        if guide.shape[0] != input.shape[0] or guide.shape[2] != height or guide.shape[3] != width:
+            raise ValueError(
+                f"guide must be [B, G, H, W] with the {whose}, [{input.shape[0]}, G, {height}, {width}], "
+                f"got {list(guide.shape)}"
+            )
+    if mask is None:
+        return input
+    check_mask(mask, input.shape[0], input.shape[2], input.shape[3], input.device, "input")
+    return input.masked_fill(mask == 0, 0)

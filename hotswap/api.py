@@ -1,28 +1,26 @@
 """The verbs: plan, apply, convert, revert."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, METHODS, RESIZE_MODES
+from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, METHODS, RESIZE_MODES
 from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
 from hotswap.network.batches import Batches, Pick, as_batches
-from hotswap.network.copying import deep_copy
-from hotswap.network.dry_run import Inputs, Observation, compiled_in_place, observe
+from hotswap.network.dry_run import Inputs, compiled_in_place
 from hotswap.network.names import AUTO
-from hotswap.surgery import graph, hooks, install
-from hotswap.surgery.install import Graft
-from hotswap.surgery.self_check import DiffersError, SelfCheck
-from hotswap.surgery.tracing import UntraceableError
-from hotswap.targets.choose import Guides, Name, Names, Targets, choose, listed
+from hotswap.surgery import install
+from hotswap.surgery.prepare import Prepared, carry_out, copied, prepare, sharing_weights
+from hotswap.surgery.self_check import SelfCheck
+from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
 from hotswap.targets.kernels import DEFAULT_KERNEL, parse
+from hotswap.targets.lookup import Name, look_up
 from hotswap.targets.plan import Plan, Resize, Swap
 
 PAPER_SCALE = 1e-4
@@ -119,9 +117,9 @@ def apply(
         raise HotswapError(
             "the network is converted already: hotswap.revert it first, or hotswap.convert more targets"
         )
-    names = _names(model, example_inputs)
+    names = look_up(model, example_inputs)
     selfcheck = SelfCheck(model, example_inputs) if check else None
-    return _carried_out(model, _prepared(names, plan, plan.method, example_inputs, selfcheck), inplace)
+    return carry_out(model, prepare(names, plan, plan.method, example_inputs, selfcheck), inplace)
 
 
 def convert(
@@ -203,7 +201,7 @@ def convert(
     known = _Inputs(example_inputs, data)
     prepared = _planned(model, targets, guide, scale, method, known, swapping, footprint, check)
     _require_kernel_used(model, prepared.plan, kernel)
-    converted = _carried_out(model, prepared, inplace)
+    converted = carry_out(model, prepared, inplace)
     if known.batches:
         try:
             calibrate(converted, known.batches, deviation=deviation if to_calibrate else None, conserve=conserve)
@@ -223,7 +221,7 @@ def check_swapped(model: nn.Module, example_inputs: Inputs | None = None) -> tup
         HotswapError: where it gives other numbers than rounding explains.
     """
     check = SelfCheck(plain_copy(model), example_inputs)
-    check.compare(_twin(model))
+    check.compare(sharing_weights(model))
     return check.notes
 
 
@@ -235,7 +233,7 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
     """
     if not install.records(model):
         raise HotswapError("nothing in this network is swapped, so there is nothing to revert")
-    plain = model if inplace else _deep_copy(model)
+    plain = model if inplace else copied(model)
     install.remove(plain)
     return plain
 
@@ -290,7 +288,7 @@ def _planned(
     swapping: Mapping[str, Any],
     footprint: int,
     check: bool,
-) -> "_Prepared":
+) -> Prepared:
     if not isinstance(model, nn.Module):
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
@@ -301,7 +299,7 @@ def _planned(
         install.require_own_input(model)
         # Names are looked up in a plain copy.
         targets, guide, guide_scale = (_by_path(model, x) for x in (listed(targets), guide, guide_scale))
-    names = _names(model if swapped is None else plain_copy(model), example_inputs)
+    names = look_up(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
     swaps = [] if swapped is None else list(swapped.swaps)
     resizes = [] if swapped is None else list(swapped.resizes)
@@ -344,7 +342,7 @@ def _planned(
     made = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
-    prepared = _prepared(names, made, method, example_inputs, selfcheck, by_fx)
+    prepared = prepare(names, made, method, example_inputs, selfcheck, by_fx)
     return prepared.noted(*(graft.note for graft in prepared.grafts))
 
 
@@ -377,172 +375,3 @@ class _Inputs:
     def numbers(self) -> Inputs | None:
         """To compare outputs on: real data first."""
         return self.batches[0] if self.batches else self.given
-
-
-class _Prepared(NamedTuple):
-    """A plan made ready for one network: its enlargements, which come first, then its convolutions."""
-
-    grafts: tuple[Graft, ...]
-
-    @property
-    def plan(self) -> Plan:
-        """What it carries out."""
-        return Plan.joined([graft.plan for graft in self.grafts])
-
-    def noted(self, *notes: str) -> "_Prepared":
-        """The same with more notes in its plan."""
-        *others, last = self.grafts
-        return _Prepared((*others, last.noted(*notes)))
-
-
-def _prepared(
-    names: Names,
-    plan: Plan,
-    method: str,
-    example_inputs: Inputs | None,
-    check: SelfCheck | None,
-    by_fx: Collection[str] = (),
-) -> _Prepared:
-    """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
-    by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
-    try:
-        return _in_turn(names, plan, by, method, example_inputs, check, by_fx)
-    except HotswapError as error:
-        if not (plan.resizes and plan.swaps) or by == HOOKS or method == FX:
-            raise
-        try:  # a graph for the enlargements may have the code of a module that is a guide, and not call it
-            prepared = _in_turn(names, plan, HOOKS, method, example_inputs, check, by_fx)
-        except HotswapError:
-            raise error from None
-        return prepared.noted(f"enlargements not by fx: {error}")
-
-
-def _in_turn(
-    names: Names,
-    plan: Plan,
-    by: str,
-    method: str,
-    example_inputs: Inputs | None,
-    check: SelfCheck | None,
-    by_fx: Collection[str],
-) -> _Prepared:
-    """The enlargements of a plan made ready by one method, and then its convolutions by theirs."""
-    grafts: list[Graft] = []
-    if plan.resizes:
-        part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
-        graft, names = _by_method(names, part, plan, by, example_inputs, check, by_fx)
-        grafts.append(graft)
-    if plan.swaps:  # on what the enlargements make of the network
-        part = replace(plan, resizes=())
-        grafts.append(_by_method(names, part, part, method, example_inputs, check, by_fx)[0])
-    prepared = _Prepared(tuple(grafts))
-    notes = () if check is None else check.notes
-    return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
-
-
-def _by_method(
-    names: Names,
-    part: Plan,
-    called: Plan,
-    method: str,
-    example_inputs: Inputs | None,
-    check: SelfCheck | None,
-    by_fx: Collection[str],
-) -> tuple[Graft, Names]:
-    """The enlargements or the convolutions of a plan made ready and tried; `called` is what the copy must call."""
-    what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
-    if method != HOOKS:
-        try:
-            graft: Graft = graph.prepare(names.model, part, names.observation, example_inputs)
-            return _tried(names, graft, called, example_inputs, check)
-        except refused as error:
-            if method == FX and isinstance(error, DiffersError):
-                told = f'rewritten by fx, the network is not itself: {error}; use method="hooks"'
-                raise DiffersError(told) from error
-            if method == FX:
-                raise
-            part = part.noted(f"{what}not by fx: {error}")
-    part = replace(part, method=HOOKS) if part.swaps else part
-    graft = hooks.prepare(names.model, part, names.observation, example_inputs, by_fx)
-    return _tried(names, graft, called, example_inputs, check)
-
-
-def _tried(
-    names: Names, graft: Graft, called: Plan, example_inputs: Inputs | None, check: SelfCheck | None
-) -> tuple[Graft, Names]:
-    """Carry a plan out on a copy that shares all weights, and run it; also returns that copy to go on with."""
-    if names.observation is None and graft.plan.swaps:
-        return graft, names
-    try:
-        twin = _twin(names.model)
-    except HotswapError:
-        if graft.plan.resizes:
-            raise
-        # Which is said where it matters: it can still be converted in place.
-        return graft.noted("not tried on a copy first: the network cannot be copied"), names
-    install.install(twin, graft)
-    if names.observation is None:
-        return graft, replace(names, model=twin)
-    observation = _check_runs(twin, names.observation, example_inputs, called)
-    if check is not None:
-        check.compare(twin)
-    return graft, replace(names, model=twin, observation=observation)  # a graph may call fewer modules
-
-
-def _twin(model: Model) -> Model:
-    """A copy that shares all weights."""
-    return _deep_copy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
-
-
-def _names(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields: bool = False) -> Names:
-    """Observe the network; where that fails for no fault of the user's inputs, paths still work, aliases do not."""
-    try:
-        return Names(model, observe(model, example_inputs, receptive_fields=receptive_fields), None)
-    except HotswapError as error:
-        if example_inputs is not None:
-            raise
-        return Names(model, None, str(error))
-
-
-def _carried_out(model: Model, prepared: _Prepared, inplace: bool) -> Model:
-    converted = model if inplace else _deep_copy(model)
-    install.detach(converted)
-    for graft in prepared.grafts:
-        install.install(converted, graft)
-    return converted
-
-
-def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None, plan: Plan) -> Observation:
-    """One run of the swapped network, before anybody gets to see it."""
-    after = observe(converted, example_inputs)
-    for swap in plan.swaps:  # a rewritten forward may have taken in the code of one that holds another's guide
-        now, once = after.count(swap.target), before.count(swap.target)
-        if now != once:
-            raise UntraceableError(
-                f"target {swap.target!r} is called {now} times once the network is rewritten, and {once} times before"
-            )
-    for resize in plan.resizes:
-        if after.count(resize.layer_path) == 0:
-            raise UntraceableError(f"target {resize.name!r} is not called once the network is rewritten")
-    types = {call.path: call.output_type for call in before.calls}
-    for call in after.calls:
-        if call.output_type is not types.get(call.path, call.output_type):  # a guided F.interpolate is a new module
-            raise UntraceableError(
-                f"{call.path or 'the network'} gives a {call.output_type.__name__} once it is rewritten, and gave a "
-                f'{types[call.path].__name__}; use method="hooks"'
-            )
-    if before.calls[-1].output_shape != after.calls[-1].output_shape:
-        raise HotswapError(
-            f"the swapped network gives {after.calls[-1].output_shape} where the plain one gives "
-            f"{before.calls[-1].output_shape}; this is a bug in hotswap, please report it"
-        )
-    return after
-
-
-def _deep_copy(model: Model, shared: dict[int, Any] | None = None) -> Model:
-    try:
-        return deep_copy(model, shared)
-    except Exception as error:  # whatever a user's module does when copied
-        raise HotswapError(
-            f"the network cannot be deep-copied ({type(error).__name__}: {error}); pass inplace=True"
-        ) from error

@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from hotswap.api import _names
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import plain_copy
 from hotswap.measure.status import status
 from hotswap.network.dry_run import Call, Inputs
 from hotswap.tables import render
-from hotswap.targets.choose import Names, automatic, why_not
+from hotswap.targets.choose import automatic, why_not
 from hotswap.targets.choose_enlargements import is_automatic
 from hotswap.targets.convolution import SwappedLayer, why_not_swappable
+from hotswap.targets.lookup import Names, look_up
 from hotswap.targets.own_convolution import own_weight
 from hotswap.targets.plan import Plan, Resize, Swap, named, why_not_guided
 from hotswap.targets.sites import find
@@ -122,7 +122,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     Raises:
         HotswapError: where `example_inputs` were given and the network does not run on them.
     """
-    names = _names(model, example_inputs, receptive_fields=True)
+    names = look_up(model, example_inputs, receptive_fields=True)
     state = status(model)
     notes: list[str] = []
     targets: tuple[str, ...] = ()

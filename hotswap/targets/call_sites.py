@@ -22,8 +22,6 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-import hotswap
-
 
 class Chain(NamedTuple):
     """Of one call."""
@@ -144,7 +142,7 @@ _REENTRANT = torch.utils.checkpoint.CheckpointFunction.forward.__code__
 _BEGUN = begun.__code__
 _MODULE_CALL = nn.Module._call_impl.__code__
 _TRACING: tuple[CodeType, ...] = (_MODULE_CALL, torch.fx.Tracer.trace.__code__)
-_FOREIGN = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (torch, hotswap))
+_FOREIGN = tuple(f"{package}{os.sep}" for package in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 _CALLING_BACK = frozenset({"map", "starmap", "reduce", "filter", "accumulate"})  # loops in C, which show no jump
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.*)_at_\d+$")
 

@@ -9,8 +9,9 @@ from torch import nn
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
 from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
-from hotswap.targets.choose import Chosen, Name, Names, by_target, scale, shown, usable
+from hotswap.targets.choose import Chosen, by_target, scale, usable
 from hotswap.targets.enlargement import mode_of
+from hotswap.targets.lookup import Name, Names, shown
 from hotswap.targets.plan import Resize, why_not_guided
 from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
 

@@ -1,4 +1,4 @@
-"""Networks by name: see `network_names`.
+"""Networks by name: see `zoo.names`.
 
 Networks are built without pretrained weights, and nothing is downloaded, unless an option asks for it. Only of a
 saved model (`hf:owner/name`, `timm:hf-hub:owner/name`, a folder) its config.json is read, from the hub where that is

@@ -1,0 +1,194 @@
+"""A plan made ready for a network, by the method that works, and tried on a copy before anything is changed."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from hotswap.choices import FX, HOOKS
+from hotswap.errors import HotswapError
+from hotswap.network.copying import deep_copy
+from hotswap.network.dry_run import Inputs, Observation, observe
+from hotswap.network.names import AUTO
+from hotswap.surgery import graph, hooks, install
+from hotswap.surgery.install import Graft
+from hotswap.surgery.self_check import DiffersError, SelfCheck
+from hotswap.surgery.tracing import UntraceableError
+from hotswap.targets.lookup import Names
+from hotswap.targets.plan import Plan
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Prepared(NamedTuple):
+    """A plan made ready for one network: its enlargements, then its convolutions."""
+
+    grafts: tuple[Graft, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """What it carries out."""
+        return Plan.joined([graft.plan for graft in self.grafts])
+
+    def noted(self, *notes: str) -> "Prepared":
+        """The same with more notes in its plan."""
+        *others, last = self.grafts
+        return Prepared((*others, last.noted(*notes)))
+
+
+def prepare(
+    names: Names,
+    plan: Plan,
+    method: str,
+    example_inputs: Inputs | None,
+    check: SelfCheck | None,
+    by_fx: Collection[str] = (),
+) -> Prepared:
+    """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
+    by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
+    try:
+        return _in_turn(names, plan, by, method, example_inputs, check, by_fx)
+    except HotswapError as error:
+        if not (plan.resizes and plan.swaps) or by == HOOKS or method == FX:
+            raise
+        try:  # a graph for the enlargements may have the code of a module that is a guide, and not call it
+            prepared = _in_turn(names, plan, HOOKS, method, example_inputs, check, by_fx)
+        except HotswapError:
+            raise error from None
+        return prepared.noted(f"enlargements not by fx: {error}")
+
+
+def _in_turn(
+    names: Names,
+    plan: Plan,
+    by: str,
+    method: str,
+    example_inputs: Inputs | None,
+    check: SelfCheck | None,
+    by_fx: Collection[str],
+) -> Prepared:
+    """The enlargements of a plan made ready by one method, and then its convolutions by theirs."""
+    grafts: list[Graft] = []
+    if plan.resizes:
+        part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
+        graft, names = _by_method(names, part, plan, by, example_inputs, check, by_fx)
+        grafts.append(graft)
+    if plan.swaps:  # on what the enlargements make of the network
+        part = replace(plan, resizes=())
+        grafts.append(_by_method(names, part, part, method, example_inputs, check, by_fx)[0])
+    prepared = Prepared(tuple(grafts))
+    notes = () if check is None else check.notes
+    return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
+
+
+def _by_method(
+    names: Names,
+    part: Plan,
+    called: Plan,
+    method: str,
+    example_inputs: Inputs | None,
+    check: SelfCheck | None,
+    by_fx: Collection[str],
+) -> tuple[Graft, Names]:
+    """The enlargements or the convolutions of a plan made ready and tried; `called` is what the copy must call."""
+    what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
+    if method != HOOKS:
+        try:
+            graft: Graft = graph.prepare(names.model, part, names.observation, example_inputs)
+            return _tried(names, graft, called, example_inputs, check)
+        except refused as error:
+            if method == FX and isinstance(error, DiffersError):
+                told = f'rewritten by fx, the network is not itself: {error}; use method="hooks"'
+                raise DiffersError(told) from error
+            if method == FX:
+                raise
+            part = part.noted(f"{what}not by fx: {error}")
+    part = replace(part, method=HOOKS) if part.swaps else part
+    graft = hooks.prepare(names.model, part, names.observation, example_inputs, by_fx)
+    return _tried(names, graft, called, example_inputs, check)
+
+
+def _tried(
+    names: Names, graft: Graft, called: Plan, example_inputs: Inputs | None, check: SelfCheck | None
+) -> tuple[Graft, Names]:
+    """Carry a plan out on a copy that shares all weights, and run it; also returns that copy to go on with."""
+    if names.observation is None and graft.plan.swaps:
+        return graft, names
+    try:
+        twin = sharing_weights(names.model)
+    except HotswapError:
+        if graft.plan.resizes:
+            raise
+        # Which is said where it matters: it can still be converted in place.
+        return graft.noted("not tried on a copy first: the network cannot be copied"), names
+    install.install(twin, graft)
+    if names.observation is None:
+        return graft, replace(names, model=twin)
+    observation = _check_runs(twin, names.observation, example_inputs, called)
+    if check is not None:
+        check.compare(twin)
+    return graft, replace(names, model=twin, observation=observation)  # a graph may call fewer modules
+
+
+def sharing_weights(model: Model) -> Model:
+    """A copy of the modules that shares all weights.
+
+    Raises:
+        HotswapError: where the network cannot be copied.
+    """
+    return copied(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+
+
+def carry_out(model: Model, prepared: Prepared, inplace: bool) -> Model:
+    """Convert the network itself, or a deep copy of it.
+
+    Raises:
+        HotswapError: where it cannot be copied.
+    """
+    converted = model if inplace else copied(model)
+    install.detach(converted)
+    for graft in prepared.grafts:
+        install.install(converted, graft)
+    return converted
+
+
+def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None, plan: Plan) -> Observation:
+    """One run of the swapped network, before anybody gets to see it."""
+    after = observe(converted, example_inputs)
+    for swap in plan.swaps:  # a rewritten forward may have taken in the code of one that holds another's guide
+        now, once = after.count(swap.target), before.count(swap.target)
+        if now != once:
+            raise UntraceableError(
+                f"target {swap.target!r} is called {now} times once the network is rewritten, and {once} times before"
+            )
+    for resize in plan.resizes:
+        if after.count(resize.layer_path) == 0:
+            raise UntraceableError(f"target {resize.name!r} is not called once the network is rewritten")
+    types = {call.path: call.output_type for call in before.calls}
+    for call in after.calls:
+        if call.output_type is not types.get(call.path, call.output_type):  # a guided F.interpolate is a new module
+            raise UntraceableError(
+                f"{call.path or 'the network'} gives a {call.output_type.__name__} once it is rewritten, and gave a "
+                f'{types[call.path].__name__}; use method="hooks"'
+            )
+    if before.calls[-1].output_shape != after.calls[-1].output_shape:
+        raise HotswapError(
+            f"the swapped network gives {after.calls[-1].output_shape} where the plain one gives "
+            f"{before.calls[-1].output_shape}; this is a bug in hotswap, please report it"
+        )
+    return after
+
+
+def copied(model: Model, shared: dict[int, Any] | None = None) -> Model:
+    """A deep copy; `shared` maps ids of what is not to be copied to what stands for it.
+
+    Raises:
+        HotswapError: where the network cannot be copied.
+    """
+    try:
+        return deep_copy(model, shared)
+    except Exception as error:  # whatever a user's module does when copied
+        raise HotswapError(
+            f"the network cannot be deep-copied ({type(error).__name__}: {error}); pass inplace=True"
+        ) from error

@@ -19,10 +19,10 @@ from hotswap.network.copying import deep_copy
 from hotswap.network.dry_run import Inputs
 from hotswap.zoo import image_stats, providers, transformers
 from hotswap.zoo.image_stats import Stated
+from hotswap.zoo.trust import SizeLimit
 
-_ROOM = (
-    1 << 29
-)  # bytes that a network may take beside its weights, in float32 where the file has them in half precision
+# Bytes that a network may take beside its weights, in float32 where the file has them in half precision.
+_SPARE = 1 << 29
 _log = logging.getLogger("hotswap.checkpoint")
 
 
@@ -72,13 +72,13 @@ def load_checkpoint(
         loaded = model if inplace else _deep_copy(model)
     elif metadata is not None and metadata.architecture is not None:
         weights = checkpoint.state_dict.values()
-        room = providers.Room(2 * sum(x.nbytes for x in weights) + _ROOM, len(weights))
+        limit = SizeLimit(2 * sum(x.nbytes for x in weights) + _SPARE, len(weights))
         loaded = providers.build(
             metadata.architecture,
             trusted=False,
             initialise=False,
             config=metadata.config,
-            most=room,
+            limit=limit,
         )
     else:
         raise HotswapError(

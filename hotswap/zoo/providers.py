@@ -9,17 +9,14 @@ nothing is read or fetched for it.
 import functools
 import importlib
 import inspect
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules import module as registration
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError, one_line
@@ -27,7 +24,8 @@ from hotswap.files import hub
 from hotswap.files.atomic import is_file, is_there
 from hotswap.network.names import closest
 from hotswap.zoo import image_stats, transformers
-from hotswap.zoo.names import FORMS, HF, IN_FILES, SMP, TIMM, TORCHVISION, TRANSFORMERS, Spec, is_plain, parse
+from hotswap.zoo.names import FORMS, HF, SMP, TIMM, TORCHVISION, TRANSFORMERS, Spec, is_plain, parse
+from hotswap.zoo.trust import SizeLimit, check_untrusted, limited
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,18 +33,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _EXTRA = {"torchvision": "zoo", "timm": "zoo", "segmentation_models_pytorch": "smp"}  # that installs a package
 # Options that ask for weights: they are no part of an architecture.
 _WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "encoder_weights")
-# What a file may not ask for: options that read files, fetch something, or compile. Rather too many than too few.
-_REFUSED_IN_FILES = re.compile(r"weights|pretrained|checkpoint|cache|file|url|hub|script|jit")
-_STRING_IN_FILES = re.compile(r"[\w.\-]{0,64}")  # no path and no address
-_TENSORS = 1000  # that a network may make and not keep
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a network may take."""
-
-    bytes: int  # of parameters and buffers
-    tensors: int  # how many of them it has; some more may be made on the way
 
 
 def architecture(spec: str) -> str:
@@ -82,7 +68,7 @@ def build(
     trusted: bool,
     initialise: bool = True,
     config: Mapping[str, Any] | None = None,
-    most: Room | None = None,
+    limit: SizeLimit | None = None,
 ) -> nn.Module:
     """Build a network by its name, in training mode, as its constructor leaves it.
 
@@ -93,14 +79,14 @@ def build(
         initialise: False leaves the weights of the providers' networks as the memory was, for who is
             going to overwrite them or never looks: random numbers are most of the time that building takes.
         config: the configuration of transformers that was found beside a name in a file.
-        most: that a name found in a file may ask for.
+        limit: of what a name found in a file may ask for.
 
     Raises:
         HotswapError: where the name is not known or not permitted, a package is missing, or building fails.
     """
     parsed = parse(spec, typed=trusted)
     if not trusted:
-        _check_untrusted(parsed)
+        check_untrusted(parsed)
     if parsed.is_factory:
         return _called(parsed, _factory(parsed), nullcontext())
     skipping = nullcontext() if initialise or parsed.brings_weights else _SkipRandomInit()
@@ -120,7 +106,7 @@ def build(
         if parsed.on_hub is not None:
             parsed, images = _from_timms_hub(parsed)
         made = _CONSTRUCTORS[parsed.provider](parsed)
-    with nullcontext() if trusted else _held_down(parsed, most):
+    with nullcontext() if trusted else limited(parsed, limit):
         built = _called(parsed, made, skipping)
     image_stats.put(built, images)
     return built
@@ -175,35 +161,8 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 def _recordable(parsed: Spec) -> str:
     options = {key: value for key, value in parsed.options.items() if key not in _WEIGHT_OPTIONS}
     parsed = replace(parsed, options=options)
-    _check_untrusted(parsed)
+    check_untrusted(parsed)
     return str(parsed)
-
-
-def _check_untrusted(spec: Spec) -> None:
-    if spec.is_factory:
-        raise HotswapError(
-            f"the architecture {str(spec)!r} is code of somebody's own, and a file may not choose what code runs; "
-            "build the network yourself and pass it as model (on the command line: --model)"
-        )
-    permitted = IN_FILES[spec.provider]
-    if permitted is None or not permitted.fullmatch(spec.name) or (spec.provider == TRANSFORMERS and spec.options):
-        raise HotswapError(f"a file may not ask for the network {str(spec)!r}; pass the network as model (--model)")
-    for key, value in spec.options.items():
-        if _REFUSED_IN_FILES.search(key) or not all(_is_harmless(key, x) for x in _flat(value)):
-            raise HotswapError(
-                f"a file may not ask for option {key}={value!r} of {spec.provider}:{spec.name}; "
-                "build the network yourself and pass it as model (on the command line: --model)"
-            )
-
-
-def _is_harmless(key: str, value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_STRING_IN_FILES.fullmatch(value))
-    return value is None or abs(value) <= transformers.largest(key)
-
-
-def _flat(value: Any) -> list[Any]:
-    return [x for item in value for x in _flat(item)] if isinstance(value, list) else [value]
 
 
 # --- building ---------------------------------------------------------------------------------------------
@@ -292,7 +251,7 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.Stated]:
     if unusual := [key for key, value in options.items() if not key.isidentifier() or not is_plain(value)]:
         raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
     made = Spec(TIMM, found["architecture"], options | dict(spec.options))
-    _check_untrusted(made)  # what comes from the hub is a file's word too
+    check_untrusted(made)  # what comes from the hub is a file's word too
     try:
         chosen = size[1:] if "img_size" not in spec.options else None
         images = image_stats.from_values(trained.get("mean") or None, trained.get("std") or None, chosen or None)
@@ -358,38 +317,6 @@ def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContext
     if not isinstance(model, nn.Module):
         raise HotswapError(f"network {str(spec)!r} must be a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-@contextmanager
-def _held_down(spec: Spec, most: Room | None) -> Iterator[None]:
-    """Around the building of what a file named: nothing comes from the hub, and no more is made than `most`.
-
-    A tensor is counted when a module takes it, which is before anything is written to its memory.
-    """
-    constants: Any = sys.modules.get("huggingface_hub.constants")
-    taken = tensors = 0
-
-    def count(_module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal taken, tensors
-        taken += 0 if tensor is None else tensor.numel() * tensor.element_size()
-        tensors += tensor is not None
-        if most is not None and (taken > most.bytes or tensors > 4 * most.tensors + _TENSORS):
-            raise HotswapError(f"the network {spec} is larger than the file that names it could hold")
-
-    hooks = [
-        registration.register_module_parameter_registration_hook(count),
-        registration.register_module_buffer_registration_hook(count),
-    ]
-    before = None if constants is None else constants.HF_HUB_OFFLINE
-    try:
-        if constants is not None:
-            constants.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        if constants is not None:
-            constants.HF_HUB_OFFLINE = before
-        for hook in hooks:
-            hook.remove()
 
 
 class _SkipRandomInit(TorchFunctionMode):

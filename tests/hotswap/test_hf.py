@@ -18,6 +18,7 @@ from hotswap.cli import main
 from hotswap.errors import HotswapError
 from hotswap.zoo import image_stats, images, providers
 from hotswap.zoo.transformers import read_preprocessor, recorded
+from hotswap.zoo.trust import SizeLimit
 
 TINY = {
     "depths": [1, 1, 1, 1],
@@ -196,7 +197,7 @@ def test_a_hostile_configuration_is_refused_in_one_line(found):
 )
 def test_a_configuration_of_something_else(offline, name, found, reason):
     with pytest.raises(HotswapError) as caught:
-        providers.build(f"transformers:{name}", trusted=False, config=found, most=providers.Room(1 << 28, 1000))
+        providers.build(f"transformers:{name}", trusted=False, config=found, limit=SizeLimit(1 << 28, 1000))
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 

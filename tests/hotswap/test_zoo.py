@@ -7,6 +7,7 @@ from torch import nn
 
 from hotswap.errors import HotswapError
 from hotswap.zoo import names, providers
+from hotswap.zoo.trust import SizeLimit
 
 
 @pytest.fixture
@@ -182,8 +183,8 @@ def test_an_attribute_that_is_no_statement_is_none(found):
 
 def test_a_deep_network_of_a_file_is_stopped_by_how_many_tensors_the_file_has():
     with pytest.raises(HotswapError, match="is larger than the file that names it could hold"):
-        providers.build("timm:test_vit?depth=500", trusted=False, initialise=False, most=providers.Room(1 << 40, 9))
-    full = providers.build("timm:test_vit", trusted=False, most=providers.Room(1 << 40, 0))
+        providers.build("timm:test_vit?depth=500", trusted=False, initialise=False, limit=SizeLimit(1 << 40, 9))
+    full = providers.build("timm:test_vit", trusted=False, limit=SizeLimit(1 << 40, 0))
     assert len(full.state_dict()) > 40
 
 

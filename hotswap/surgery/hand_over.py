@@ -20,9 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
 from hotswap.surgery import graph, graph_calls, regraphing
+from hotswap.surgery.guide_hooks import Done, Hook, Reader
 from hotswap.surgery.install import CALLS
-from hotswap.surgery.passes import Done, Hook, Reader, Relay, Slot, slots_of
+from hotswap.surgery.passes import Relay
 from hotswap.surgery.past_forward import refusing
+from hotswap.surgery.slots import Slot, slots_of
 from hotswap.targets.call_sites import (
     begun,
     broken,

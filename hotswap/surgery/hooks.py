@@ -1,7 +1,7 @@
 """Carries a plan out with module hooks: for networks that cannot be traced, or are entered past their `forward`.
 
 A guide is caught where its module returns, and each target gets it just before it runs; see `passes`. Calls of
-`F.interpolate` are handed over to guided layers; see `resizing.hand_over`.
+`F.interpolate` are handed over to guided layers; see `hand_over`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,10 +13,11 @@ from torch import nn
 
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs, Observation
-from hotswap.surgery import hand_over, install, passes
+from hotswap.surgery import guide_hooks, hand_over, install, slots
 from hotswap.surgery.activations import Following, notes_of, with_taps
-from hotswap.surgery.passes import Reading, Relay, Slot, slots_of
+from hotswap.surgery.passes import Relay
 from hotswap.surgery.scope import called_root, check_fits, inside_paths
+from hotswap.surgery.slots import Reading, Slot, slots_of
 from hotswap.targets.enlargement_checks import located
 from hotswap.targets.plan import Plan, Swap
 from hotswap.targets.sites import find
@@ -31,11 +32,11 @@ class Steering:
 
     def lost(self, root: nn.Module) -> list[str]:
         """What has lost its hooks, as a module was replaced."""
-        return self.relay.lost(root)
+        return guide_hooks.lost(self.relay, root)
 
     def undo(self, root: nn.Module) -> None:
         """Take the hooks away."""
-        passes.detach(self.relay, root)
+        guide_hooks.detach(self.relay, root)
         hand_over.detach(self.relay, root, self.rewritten)
 
 
@@ -55,13 +56,13 @@ class Graft(install.Graft):
 
     def attach(self, model: nn.Module, root: nn.Module) -> Steering:
         """Register the hooks."""
-        own = Relay(self.readers, self.activations)
-        passes.attach(own, model, root)
+        relay = Relay(self.readers, self.activations)
+        guide_hooks.attach(relay, model, root)
         for entry in self.plan.entries:
             if isinstance(entry, Swap) or entry.call is None:
-                passes.give(own, entry.name, slots_of(entry), model.get_submodule(entry.target))
-        rewritten = self.calls.attach(own, model)
-        return Steering(own, tuple(path.removeprefix(self.root_path).removeprefix(".") for path in rewritten))
+                guide_hooks.give(relay, entry.name, slots_of(entry), model.get_submodule(entry.target))
+        rewritten = self.calls.attach(relay, model)
+        return Steering(relay, tuple(path.removeprefix(self.root_path).removeprefix(".") for path in rewritten))
 
 
 def prepare(
@@ -102,10 +103,10 @@ def prepare(
     _check_as_by_fx(swaps, found, by_fx)
     plan = replace(plan, swaps=swaps, resizes=resizes).noted(*notes_of(found))
     targets = [Reading(entry.name, slots_of(entry)) for entry in entries]
-    readers = passes.readers(targets, events)
-    passes.check_slots(modules, readers)
+    readers = slots.readers(targets, events)
+    slots.check_slots(modules, readers)
     calls = hand_over.Calls() if sites is None else hand_over.find_calls(modules, plan.resizes, sites)
-    return Graft(plan, root_path, readers, passes.activations(targets, events), calls)
+    return Graft(plan, root_path, readers, slots.activations(targets, events), calls)
 
 
 def _check_as_by_fx(swaps: Sequence[Swap], found: Mapping[str, Following], by_fx: Collection[str]) -> None:

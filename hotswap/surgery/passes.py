@@ -12,36 +12,27 @@ What is caught belongs to one pass of one thread:
 """
 
 import functools
-import inspect
 import os
 import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hotswap.errors import HotswapError, replaced
-from hotswap.network.names import INPUT
-from hotswap.targets.forward_ops import guide_copy, require_input_only, require_untraced
-from hotswap.targets.guided_layer import Tap
+from hotswap.errors import HotswapError
+from hotswap.surgery.slots import Slot
+from hotswap.targets.forward_ops import guide_copy
 
 _KEPT = "hotswap.guides"  # in the metadata of autograd nodes
 _TORCH = f"{Path(str(torch.__file__)).parent}{os.sep}"
 _COMPILED = (0, 0)  # the scope of all that is compiled
-
-
-class Slot(NamedTuple):
-    """What is caught: the output of a module, or of an activation that follows it; or the image."""
-
-    source: str  # module path, or INPUT
-    tap: Tap | None
 
 
 @dataclass(eq=False)
@@ -78,7 +69,7 @@ class Relay:
         self.activations = dict(activations)  # see `activations`
         self.layers = list(layers)  # targets that hooks give their guides
         self.conversion = conversion or uuid.uuid4().hex  # the same in copies
-        self._places: list[tuple[str, weakref.ref[nn.Module]]] = []  # of modules with its hooks
+        self.hooked: list[tuple[str, weakref.ref[nn.Module]]] = []  # modules with its hooks, by path
         self._frames: dict[tuple[int, int], list[_Frame]] = {}
         self._kept: dict[Slot, list[weakref.ref[Tensor]]] = {slot: [] for slot in readers}
         self._running: dict[tuple[int, int], list[str]] = {}
@@ -86,40 +77,15 @@ class Relay:
     def __reduce__(self) -> tuple[Any, ...]:
         return Relay, (self.readers, self.activations, self.layers, self.conversion)
 
-    def check(self, root: nn.Module) -> None:
-        """Check that no module that has hooks was replaced since: it is called before each pass.
-
-        Raises:
-            HotswapError: where one was, with its name.
-        """
-        if torch.compiler.is_compiling() or (self._places and all(_at(root, p) is m() for p, m in self._places)):
-            return
-        if lost := self.lost(root):
-            raise HotswapError(replaced(lost))
-        hooked = ((path, module) for path, module in root.named_modules() if any(_hooks(module, self)))
-        self._places = [(path, weakref.ref(module)) for path, module in hooked]
-
-    def lost(self, root: nn.Module) -> list[str]:
-        """Targets and guides whose modules have lost their hooks, as they were replaced."""
-        hooks = [hook for module in root.modules() for hook in _hooks(module, self)]
-        given = {hook.target for hook in hooks if isinstance(hook, _Give)}
-        caught = {hook.slot for hook in hooks if type(hook) is _Catch}
-        after = {hook.slot for hook in hooks if isinstance(hook, _CatchActivation)}
-        targets = [f"target {name!r}" for name in self.layers if name not in given]
-        slots = [slot for slot in self.readers if slot.source != INPUT]
-        guides = [f"guide {slot.source!r}" for slot in slots if slot not in caught]
-        taps = [f"activation {slot.tap[0]!r}" for slot in slots if slot.tap is not None and slot not in after]
-        return [*targets, *dict.fromkeys(guides), *dict.fromkeys(taps)]
-
     def open(self) -> None:
-        """A pass begins; what another one left unfinished ends."""
+        """Begin a pass; one that was left unfinished ends."""
         stack = self._frames.setdefault(_scope(), [])
         if stack and not stack[-1].closes:
             stack.pop()
         stack.append(_Frame(closes=True))
 
     def close(self) -> None:
-        """The pass ends."""
+        """End the pass."""
         stack = self._frames.get(_scope(), [])
         if stack:
             stack.pop()
@@ -225,22 +191,22 @@ class Relay:
         self._tidy(stack)
 
     def begin(self, name: str) -> None:
-        """A module that is told from those inside it begins to run; see `innermost`."""
+        """Push a module on the stack of running forwards."""
         self._running.setdefault(_scope(), []).append(name)
 
     def end(self) -> None:
-        """It has run, or raised."""
+        """Pop it: it has returned or raised."""
         running = self._running[_scope()]
         running.pop()
         if not running:
             del self._running[_scope()]
 
     def runs(self, name: str) -> bool:
-        """Whether it is running."""
+        """Whether it is on the stack of running forwards."""
         return name in self._running.get(_scope(), [])
 
     def innermost(self) -> str | None:
-        """The last that began and has not ended."""
+        """The top of the stack of running forwards."""
         return self._running.get(_scope(), [None])[-1]
 
     def _frame(self) -> _Frame:
@@ -286,13 +252,6 @@ class Relay:
         )
 
 
-def _at(root: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = root
-    for name in path.split(".") if path else ():
-        module = None if module is None else module._modules.get(name)
-    return module
-
-
 def _scope() -> tuple[int, int]:
     """Whose pass this is: a thread's forward or, where it runs parts of one again, a backward's."""
     if torch.compiler.is_compiling():  # one pass at a time, which leaves nothing
@@ -334,183 +293,3 @@ def _refuse_gradient(_gradient: Tensor) -> None:
         "reentrant activation checkpointing runs a target apart from its guide, and would lose the guide's gradient; "
         "checkpoint with use_reentrant=False"
     )
-
-
-# --- hooks ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Hook:
-    """Of one conversion, known by its relay."""
-
-    relay: Relay
-
-
-@dataclass(frozen=True, eq=False)
-class _Open(Hook):
-    first: str | None  # name of the first argument of the module's forward
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.relay.check(module)
-        self.relay.open()
-        slot = Slot(INPUT, None)
-        if slot not in self.relay.readers:
-            return
-        if not args and self.first not in kwargs:
-            has_none = f"{type(module).__name__} takes none" if self.first is None else "this call has none"
-            raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {has_none}")
-        self.relay.catch(slot, args[0] if args else kwargs[self.first])
-
-
-class _Close(Hook):
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.relay.close()
-
-
-@dataclass(frozen=True, eq=False)
-class _Catch(Hook):
-    slot: Slot
-    root: nn.Module  # whose call is a pass
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.relay.enter(self.root)
-        if self.slot.tap is None:
-            self.relay.catch(self.slot, output)
-        else:
-            self.relay.expect(self.slot, self.slot.tap[1])
-
-
-class _CatchActivation(_Catch):
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.relay.pass_activation(self.slot, output)
-
-
-@dataclass(frozen=True, eq=False)
-class Reader(Hook):
-    """Of a target that is steered."""
-
-    target: str
-    slots: tuple[Slot, ...]
-
-    def guides(self, like: Tensor) -> tuple[Tensor, ...]:
-        """What steers it, as it is about to run on `like`."""
-        require_untraced(self.target, like)
-        return tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
-
-
-class _Give(Reader):
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        require_input_only(self.target, args, kwargs)
-        input = args[0] if args else next(iter(kwargs.values()))
-        return (input, self.guides(input)), {}
-
-
-class Done(Reader):
-    """It has run."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Called by torch."""
-        self.relay.done(self.slots, self.target, output)
-
-
-def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
-    """Catch the guides of a network; a call of `root` is a pass."""
-    first = next(iter(inspect.signature(root.forward).parameters), None)
-    root.register_forward_pre_hook(_Open(relay, first), prepend=True, with_kwargs=True)
-    for slot in relay.readers:
-        if slot.source == INPUT:
-            continue
-        model.get_submodule(slot.source).register_forward_hook(_Catch(relay, slot, root))
-        if slot.tap is not None:
-            model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot, root))
-    root.register_forward_hook(_Close(relay), always_call=True)
-
-
-def give(relay: Relay, target: str, slots: tuple[Slot, ...], layer: nn.Module) -> None:
-    """Give a layer its guides just before it runs."""
-    relay.layers.append(target)
-    layer.register_forward_pre_hook(_Give(relay, target, slots), with_kwargs=True)
-    layer.register_forward_hook(Done(relay, target, slots))
-
-
-def detach(relay: Relay, root: nn.Module) -> None:
-    """Take all hooks of a conversion away, also of modules that were copied and put back."""
-    for module in root.modules():
-        for kind in (module._forward_pre_hooks, module._forward_hooks):
-            hooks: dict[int, Any] = kind
-            for key in [k for k, hook in hooks.items() if _is_of(hook, relay)]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
-
-
-def _is_of(hook: Any, relay: Relay) -> bool:
-    return isinstance(hook, Hook) and hook.relay.conversion == relay.conversion
-
-
-def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:
-    kinds: tuple[Mapping[int, Any], ...] = (module._forward_pre_hooks, module._forward_hooks)
-    return (hook for kind in kinds for hook in kind.values() if isinstance(hook, Hook) and hook.relay is relay)
-
-
-def slots_of(entry: Any) -> tuple[Slot, ...]:
-    """Where the guides of an entry of a plan, a Swap or a Resize, are caught."""
-    return tuple(Slot(source, tap) for source, tap in zip(entry.guide, entry.taps, strict=True))
-
-
-def check_slots(modules: Mapping[str, nn.Module], slots: Iterable[Slot]) -> None:
-    """Check that a network, given by its modules' paths, has the activations that guides are caught at.
-
-    Raises:
-        HotswapError: where one is missing.
-    """
-    for slot in slots:
-        if slot.tap is not None and slot.tap[0] not in modules:
-            raise HotswapError(f"the plan catches a guide at {slot.tap[0]!r}, which is no module of this network")
-
-
-class Reading(NamedTuple):
-    """A target as those see it who count its readings."""
-
-    name: str  # a module's path, or of a call within a module's forward
-    slots: tuple[Slot, ...]
-
-
-def readers(targets: Iterable[Reading], events: Sequence[str]) -> dict[Slot, dict[str, int]]:
-    """For each slot the targets that read it, and how often each does before it is caught anew.
-
-    Args:
-        targets: what reads.
-        events: of one run of the network, in order: paths of modules whose calls ended, and names of such calls.
-    """
-    found: dict[Slot, dict[str, int]] = {}
-    for target in targets:
-        for slot in target.slots:
-            count, most = 0, 1
-            for event in events:
-                count = 0 if event == slot.source else count + (event == target.name)
-                most = max(most, count)
-            found.setdefault(slot, {})[target.name] = most
-    return found
-
-
-def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple[Slot, str], frozenset[int]]:
-    """For each guide that is caught at an activation, and each of its targets: how often that is called in between.
-
-    Args:
-        targets: what reads.
-        events: see `readers`.
-    """
-    found: dict[tuple[Slot, str], frozenset[int]] = {}
-    for target in targets:
-        for slot in target.slots:
-            if slot.tap is None:
-                continue
-            count, seen = 0, set[int]()
-            for event in events:
-                count = 0 if event == slot.source else count + (event == slot.tap[0])
-                if event == target.name:
-                    seen.add(count)
-            if seen:
-                found[slot, target.name] = frozenset(seen)
-    return found

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import hotswap
-from hotswap.surgery import passes as relays
+from hotswap.surgery import passes
 from hotswap.surgery.install import records
 
 
@@ -178,8 +178,8 @@ def converted_plain(converted):
 @torch.no_grad()
 def test_nothing_of_a_pass_outlives_it(image, monkeypatch):
     caught = []
-    copied = relays.guide_copy
-    monkeypatch.setattr(relays, "guide_copy", lambda *a: caught.append(weakref.ref(g := copied(*a))) or g)
+    copied = passes.guide_copy
+    monkeypatch.setattr(passes, "guide_copy", lambda *a: caught.append(weakref.ref(g := copied(*a))) or g)
     converted = staged()
     caught.clear()
     converted(image)

@@ -1,0 +1,164 @@
+"""The module hooks that catch guides and give them to the layers they steer."""
+
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.errors import HotswapError, replaced
+from hotswap.network.names import INPUT
+from hotswap.surgery.passes import Relay
+from hotswap.surgery.slots import Slot
+from hotswap.targets.forward_ops import require_input_only, require_untraced
+
+
+@dataclass(frozen=True, eq=False)
+class Hook:
+    """A hook that belongs to one conversion."""
+
+    relay: Relay
+
+
+@dataclass(frozen=True, eq=False)
+class _Open(Hook):
+    first: str | None  # name of the first argument of the module's forward
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        check(self.relay, module)
+        self.relay.open()
+        slot = Slot(INPUT, None)
+        if slot not in self.relay.readers:
+            return
+        if not args and self.first not in kwargs:
+            has_none = f"{type(module).__name__} takes none" if self.first is None else "this call has none"
+            raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {has_none}")
+        self.relay.catch(slot, args[0] if args else kwargs[self.first])
+
+
+class _Close(Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.close()
+
+
+@dataclass(frozen=True, eq=False)
+class _Catch(Hook):
+    slot: Slot
+    root: nn.Module  # whose call is a pass
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.enter(self.root)
+        if self.slot.tap is None:
+            self.relay.catch(self.slot, output)
+        else:
+            self.relay.expect(self.slot, self.slot.tap[1])
+
+
+class _CatchActivation(_Catch):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.relay.pass_activation(self.slot, output)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader(Hook):
+    """A hook of a target, which reads the target's guides."""
+
+    target: str
+    slots: tuple[Slot, ...]
+
+    def guides(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The guides of the target, which is about to run on `like`."""
+        require_untraced(self.target, like)
+        return tuple(self.relay.read(slot, self.target, like) for slot in self.slots)
+
+
+class _Give(Reader):
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        require_input_only(self.target, args, kwargs)
+        input = args[0] if args else next(iter(kwargs.values()))
+        return (input, self.guides(input)), {}
+
+
+class Done(Reader):
+    """Let go of the guides of a target that has run."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Called by torch."""
+        self.relay.done(self.slots, self.target, output)
+
+
+def check(relay: Relay, root: nn.Module) -> None:
+    """Check that no module that has hooks was replaced since: it is called before each pass.
+
+    Raises:
+        HotswapError: where one was, with its name.
+    """
+    if torch.compiler.is_compiling() or (relay.hooked and all(_at(root, p) is m() for p, m in relay.hooked)):
+        return
+    if missing := lost(relay, root):
+        raise HotswapError(replaced(missing))
+    hooked = ((path, module) for path, module in root.named_modules() if any(_hooks(module, relay)))
+    relay.hooked = [(path, weakref.ref(module)) for path, module in hooked]
+
+
+def lost(relay: Relay, root: nn.Module) -> list[str]:
+    """Targets and guides whose modules have lost their hooks, as they were replaced."""
+    hooks = [hook for module in root.modules() for hook in _hooks(module, relay)]
+    given = {hook.target for hook in hooks if isinstance(hook, _Give)}
+    caught = {hook.slot for hook in hooks if type(hook) is _Catch}
+    after = {hook.slot for hook in hooks if isinstance(hook, _CatchActivation)}
+    targets = [f"target {name!r}" for name in relay.layers if name not in given]
+    slots = [slot for slot in relay.readers if slot.source != INPUT]
+    guides = [f"guide {slot.source!r}" for slot in slots if slot not in caught]
+    taps = [f"activation {slot.tap[0]!r}" for slot in slots if slot.tap is not None and slot not in after]
+    return [*targets, *dict.fromkeys(guides), *dict.fromkeys(taps)]
+
+
+def attach(relay: Relay, model: nn.Module, root: nn.Module) -> None:
+    """Catch the guides of a network; a call of `root` is a pass."""
+    first = next(iter(inspect.signature(root.forward).parameters), None)
+    root.register_forward_pre_hook(_Open(relay, first), prepend=True, with_kwargs=True)
+    for slot in relay.readers:
+        if slot.source == INPUT:
+            continue
+        model.get_submodule(slot.source).register_forward_hook(_Catch(relay, slot, root))
+        if slot.tap is not None:
+            model.get_submodule(slot.tap[0]).register_forward_hook(_CatchActivation(relay, slot, root))
+    root.register_forward_hook(_Close(relay), always_call=True)
+
+
+def give(relay: Relay, target: str, slots: tuple[Slot, ...], layer: nn.Module) -> None:
+    """Give a layer its guides just before it runs."""
+    relay.layers.append(target)
+    layer.register_forward_pre_hook(_Give(relay, target, slots), with_kwargs=True)
+    layer.register_forward_hook(Done(relay, target, slots))
+
+
+def detach(relay: Relay, root: nn.Module) -> None:
+    """Take all hooks of a conversion away, also of modules that were copied and put back."""
+    for module in root.modules():
+        for kind in (module._forward_pre_hooks, module._forward_hooks):
+            hooks: dict[int, Any] = kind
+            for key in [k for k, hook in hooks.items() if _is_of(hook, relay)]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+
+
+def _is_of(hook: Any, relay: Relay) -> bool:
+    return isinstance(hook, Hook) and hook.relay.conversion == relay.conversion
+
+
+def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:
+    kinds: tuple[Mapping[int, Any], ...] = (module._forward_pre_hooks, module._forward_hooks)
+    return (hook for kind in kinds for hook in kind.values() if isinstance(hook, Hook) and hook.relay is relay)
+
+
+def _at(root: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module

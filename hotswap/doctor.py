@@ -1,17 +1,16 @@
-"""What is installed, which backends the operators have here, and whether these compute what they should."""
+"""Versions, usable backends, and a test of every operator on each of them."""
 
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import pac_ops
+from hotswap import versions
 from hotswap.errors import one_line
 from hotswap.tables import render
 from pac_ops.backends import choose
@@ -62,7 +61,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that `doctor` found."""
+    """The result of `doctor`."""
 
     versions: dict[str, str | None]  # of packages, by name; None where one is not installed
     backends: tuple[Backend, ...]
@@ -104,24 +103,16 @@ class Diagnosis:
 
 
 def doctor() -> Diagnosis:
-    """Look this installation over: versions, backends, and each operator on each usable backend, in seconds."""
+    """Report versions and backends, and test each operator on each usable backend, in seconds."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    found = [
+    candidates = [
         Backend(device, name, choose.why_not(name, torch.empty(1, device=device)))
         for device in devices
         for name in choose.BACKENDS
     ]
-    usable = [b for b in found if b.why_not is None and b.name != "reference"]  # which is what they are held against
+    usable = [b for b in candidates if b.why_not is None and b.name != "reference"]  # the oracle
     checks = tuple(_check(b.device, b.name, operator) for b in usable for operator in _OPERATORS)
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-    return Diagnosis(versions, tuple(found), checks)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return Diagnosis(versions.installed(_PACKAGES), tuple(candidates), checks)
 
 
 # --- the self-test ------------------------------------------------------------------------------------------
@@ -165,12 +156,12 @@ def _check(device: str, backend: str, operator: str) -> Check:
     started = time.perf_counter()
     try:
         with pac_ops.use_backend(backend):
-            found = _with_gradients(run, [x.to(device, torch.float32) for x in numbers])
+            computed = _with_gradients(run, [x.to(device, torch.float32) for x in numbers])
     except Exception as error:  # noqa: BLE001 (whatever a broken installation raises is what is looked for)
         seconds = time.perf_counter() - started
         return Check(device, backend, operator, float("inf"), seconds, one_line(error))
     seconds = time.perf_counter() - started
-    errors = [(a.double().cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
+    errors = [(a.double().cpu() - b).abs().max() / b.abs().max() for a, b in zip(computed, expected, strict=True)]
     largest = float(torch.stack(errors).max())  # not Python's max, which passes over NaN
     return Check(device, backend, operator, largest, seconds, None)
 

@@ -129,7 +129,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
 @click.option(
     "--output-dir", "folder", metavar="DIR", shell_complete=completion.folders, required=True, help="Where to."
 )
-@options.limit
+@options.limit()
 @options.as_json
 def predict(
     recipe: str,

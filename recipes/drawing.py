@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import flow_to_image
 
-from hotswap.network.dry_run import mode
-from hotswap.reporting import colours
-from hotswap.reporting.colours import labels_palette
+from hotswap import colours
+from hotswap.colours import labels_palette
+from hotswap.network.dry_run import device_of, mode
 from pac_ops.binary import labels_of
 from recipes import config
 from recipes.datasets import Tensors, collate, moved
@@ -50,7 +50,7 @@ def draw(
     """
     maps = {}
     for name, network in networks.items():
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        device = device_of(network)
         inputs = moved(collate([(seen, torch.empty(0))])[0], device)
         size = shown.shape[-2:] if isinstance(shown, Tensor) else shown[-1].shape[-2:]
         with mode(network, training=False):

@@ -1,10 +1,10 @@
 """A short fine-tuning and its score, in a call each, by the loop that carries out recipes."""
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from hotswap.network.dry_run import device_of
 from recipes import config
 from recipes.building import example
 from recipes.datasets import length
@@ -52,7 +52,7 @@ def finetune(
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     settings = config.Training(steps=steps, batch_size=batch_size, optimiser=config.Optimiser(lr=lr), seed=seed)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     losses: list[float] = []
     try:
         trainer = Trainer(model, dataset, Segmentation(_IGNORE), settings, start(), example(dataset, seed))

@@ -1,10 +1,9 @@
-"""What a run leaves for later: a file that says what was done, with what, and what came of it."""
+"""The result file of a run: what was done, with what, and the outcome."""
 
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,15 @@ import torch
 import hotswap
 from hotswap.files.atomic import atomic_write
 from hotswap.tables import render
+from hotswap.versions import installed
 
 _PACKAGES = ("accelerate", "numpy", "pydantic", "torchmetrics", "torchvision")
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     """Of everything that could change a figure."""
-    return {
-        "hotswap": hotswap.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,  # which says what it was built for, too
-        **{name: version(name) for name in _PACKAGES},
-    }
+    # torch's says what it was built for, too
+    return {"hotswap": hotswap.__version__, "torch": torch.__version__, **installed(_PACKAGES)}
 
 
 def git_state() -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from hotswap.errors import HotswapError
-from hotswap.network.dry_run import Inputs, mode
+from hotswap.network.dry_run import Inputs, device_of, mode
 from recipes.batch_norms import OverProcesses
 from recipes.config import Training
 from recipes.datasets import Draws, Item, batches, chunks, length, moved, seeded
@@ -227,8 +227,7 @@ def measure(
     processes, index = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     if length(dataset) < processes:
         raise HotswapError(f"to measure needs at least {processes} images, one a process, got {length(dataset)}")
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    device = device_of(model)
     numbers = chunks(range(index, length(dataset), processes), batch_size)
     with mode(model, training=False), seeded(0):
         for item in batches(dataset, numbers, workers):

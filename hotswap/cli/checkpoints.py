@@ -21,19 +21,13 @@ from hotswap.files import destinations
 @options.checkpoint_argument
 @options.images("Folder of images to run on. Default: random noise.", required=False)
 @options.own_model
-@options.input_size
-@options.mean
-@options.std
-@options.limit
+@options.image_options(options.limit())
 @options.as_json
 def verify(
     checkpoint: str,
     images: str | None,
     model: str | None,
-    input_size: options.Size | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    limit: int,
+    prepared: options.ImageOptions,
     as_json: bool,
 ) -> None:
     """Compare a swapped network with its plain self: outputs, and how far each kernel is from 1."""
@@ -44,10 +38,10 @@ def verify(
     from hotswap.cli import inputs
     from hotswap.measure.verify import verify as verify_network
 
-    network = inputs.load(checkpoint, model, input_size).network
-    data = inputs.data(network, images, input_size, mean, std, limit, "verifying")
+    network = inputs.load(checkpoint, model, prepared.input_size).network
+    data = inputs.data(network, images, prepared, "verifying")
     output.note(f"compared on {data.description}")
-    with inputs.explained(network, input_size):
+    with inputs.explained(network, prepared.input_size):
         result = verify_network(network, data.batches)
     output.show(result, as_json=as_json, data=data.description)
 
@@ -64,10 +58,7 @@ def verify(
 @options.output
 @options.max_shard_size
 @options.own_model
-@options.input_size
-@options.mean
-@options.std
-@options.limit
+@options.image_options(options.limit())
 @options.as_json
 def calibrate(
     checkpoint: str,
@@ -77,10 +68,7 @@ def calibrate(
     path: str,
     max_shard_size: str | None,
     model: str | None,
-    input_size: options.Size | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    limit: int,
+    prepared: options.ImageOptions,
     as_json: bool,
 ) -> None:
     """Choose each swap's guide scale from images, so that its kernel differs from 1 by a stated mean."""
@@ -94,12 +82,12 @@ def calibrate(
     from hotswap.cli import inputs
     from hotswap.measure.calibrate import calibrate as calibrate_network
 
-    loaded = inputs.load(checkpoint, model, input_size)
-    data = inputs.data(loaded.network, images, input_size, mean, std, limit, "calibrating")
+    loaded = inputs.load(checkpoint, model, prepared.input_size)
+    data = inputs.data(loaded.network, images, prepared, "calibrating")
     wanted: dict[str, Any] = {} if deviation is None else {"deviation": deviation}
     if conserve is not None:
         wanted["conserve"] = options.conserved(conserve)
-    with inputs.explained(loaded.network, input_size):
+    with inputs.explained(loaded.network, prepared.input_size):
         result = calibrate_network(loaded.network, data.batches, **wanted)
     save(loaded.network, path, loaded.architecture, max_shard_size=max_shard_size)
     output.show(result, as_json=as_json, data=data.description, output=path)
@@ -124,11 +112,11 @@ def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool
     from hotswap.checkpoint.read import read
     from hotswap.checkpoint.write import write
 
-    found = read(checkpoint)
-    if found.metadata is None or found.metadata.plan is None:
+    saved = read(checkpoint)
+    if saved.metadata is None or saved.metadata.plan is None:
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
-    write(found.state_dict, path, replace(found.metadata, plan=None, learned_scales={}), max_shard_size)
-    targets = tuple(entry.name for entry in found.metadata.plan.entries)
+    write(saved.state_dict, path, replace(saved.metadata, plan=None, learned_scales={}), max_shard_size)
+    targets = tuple(entry.name for entry in saved.metadata.plan.entries)
     output.show(_Reverted(targets), as_json=as_json, output=path)
     output.wrote(path)
 
@@ -205,11 +193,11 @@ def diff(first: str, second: str, as_json: bool) -> None:
     from hotswap.checkpoint.diff import diff as compare
     from hotswap.checkpoint.read import read
 
-    found = [read(path) for path in (first, second)]
-    for name, read_file in zip((first, second), found, strict=True):
-        for text in read_file.notes:
+    saved = [read(path) for path in (first, second)]
+    for name, checkpoint in zip((first, second), saved, strict=True):
+        for text in checkpoint.notes:
             output.note(f"{name}: {text}")
-    output.show(compare(*found), as_json=as_json)
+    output.show(compare(*saved), as_json=as_json)
 
 
 COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert, export, diff)

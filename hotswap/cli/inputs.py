@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from hotswap.api import revert
 from hotswap.checkpoint.load import load_checkpoint
 from hotswap.checkpoint.read import read
 from hotswap.cli import output
-from hotswap.cli.options import Size
+from hotswap.cli.options import ImageOptions, Size
 from hotswap.errors import HotswapError, one_line
 from hotswap.files import image_files
 from hotswap.network.dry_run import observe
@@ -25,7 +25,7 @@ _NOISE_BATCHES = 2
 
 
 def pinned(model: str) -> str:
-    """The name that the user typed, of a model on the hub with the commit it is at now, which is told."""
+    """The name that the user typed. A model on the hub is pinned to its present commit, with a note that says so."""
     name, notes = providers.pinned(model)
     for text in notes:
         output.note(text)
@@ -50,7 +50,7 @@ class Loaded:
 def load(path: str, model: str | None, size: Size | None = None) -> Loaded:
     """The network of a checkpoint, built from the file's architecture or from `model`, which the user typed.
 
-    It is looked at with an image of a size that the user named.
+    `size` is that of the image for a dry run, where the user named one.
     """
     model = None if model is None else pinned(model)
     saved = read(path)
@@ -75,7 +75,7 @@ def recordable(model: str) -> str | None:
 
 
 def example(network: nn.Module, size: Size | None) -> Tensor | None:
-    """What to observe a network with: None where the user names no size and the library is to choose."""
+    """An input for dry runs; None where the user named no size, so that the library chooses."""
     return None if size is None else _empty(network, size)
 
 
@@ -87,33 +87,25 @@ class Data:
     description: str
 
 
-def data(
-    network: nn.Module,
-    folder: str | None,
-    size: Size | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    limit: int,
-    what: str,
-) -> Data:
-    """The images in a folder, or where there is none noise, always the same."""
-    form = images.form_for(network, size, mean, std)
+def data(network: nn.Module, folder: str | None, given: ImageOptions, what: str) -> Data:
+    """The images in a folder; without one noise, always the same. `what` is the caption of the progress bar."""
+    form = images.form_for(network, given.input_size, given.mean, given.std)
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         several = 2 if _takes(network, torch.empty(2, *form.shape, dtype=form.dtype)) else 1
         noise = (torch.randn(several, *form.shape, generator=generator).to(form.dtype) for _ in range(_NOISE_BATCHES))
         return Data(output.with_progress(noise, _NOISE_BATCHES, what), "random noise (seed 0)")
-    files = image_files.find(folder, limit)
+    files = image_files.find(folder, given.limit)
     batch_size = _BATCH_SIZE if _takes(network, torch.empty(_BATCH_SIZE, *form.shape, dtype=form.dtype)) else 1
-    batches = images.batches(files, form.shape, form.mean, form.std, batch_size, form.dtype)
+    batches = images.batches(files, form, batch_size)
     total = -(-len(files) // batch_size)
     return Data(output.with_progress(batches, total, what), f"{len(files)} images from {folder}")
 
 
 def _takes(network: nn.Module, batch: Tensor) -> bool:
-    """Whether a network runs on so many images; one imported from ONNX may take one at a time.
+    """Whether a network takes a whole batch; a network imported from ONNX may take one image at a time.
 
-    Where it runs on one neither, it is the size that does not suit it, which is said when it is run.
+    Where it does not take one image either, the size is wrong, which is reported when it runs.
     """
     try:
         observe(network, batch)
@@ -128,7 +120,7 @@ def _takes(network: nn.Module, batch: Tensor) -> bool:
 
 @contextmanager
 def explained(network: nn.Module, size: Size | None) -> Iterator[None]:
-    """Around runs of a swapped network on real data: tell apart a network that does not take such inputs.
+    """Around runs of a swapped network on real data: explain errors of networks that do not take such inputs.
 
     Raises:
         HotswapError: where the run failed, and the plain network fails on any input of that size.

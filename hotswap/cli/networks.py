@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# What to swap. `plan` and `convert` take the same, and hand it to the library as it is.
+# What to swap: options that `plan` and `convert` share, and hand to the library as they are.
 _CHOICES: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--target",
@@ -121,8 +121,8 @@ def plan(
 
     from hotswap.cli import inputs
 
-    made, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, given, check)
-    output.show(made, as_json=as_json)
+    checked, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, given, check)
+    output.show(checked, as_json=as_json)
 
 
 @click.command(
@@ -142,7 +142,6 @@ def plan(
     help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt. Default: a saved model's own.",
 )
 @_choices
-@options.input_size
 @click.option(
     "--calibrate-on",
     metavar="DIR",
@@ -150,9 +149,7 @@ def plan(
     help="Folder of images to calibrate on, as `hotswap calibrate` does.",
 )
 @options.deviation
-@options.mean
-@options.std
-@options.limit
+@options.image_options(options.limit())
 @options.no_check
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
 @options.writes(options.CHECKPOINT_FILES, required=False)
@@ -162,12 +159,9 @@ def convert(
     model: str,
     weights: str | None,
     plan_file: str | None,
-    input_size: options.Size | None,
     calibrate_on: str | None,
     deviation: float | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    limit: int,
+    prepared: options.ImageOptions,
     check: bool,
     dry_run: bool,
     path: str | None,
@@ -206,17 +200,18 @@ def convert(
     if weights is not None:
         _load(network, weights)
     if calibrate_on is None:
-        made, converted = _carry_out(network, plan_file, input_size, given, check)
+        done, converted = _carry_out(network, plan_file, prepared.input_size, given, check)
     else:
-        data = inputs.data(network, calibrate_on, input_size, mean, std, limit, "calibrating")
+        data = inputs.data(network, calibrate_on, prepared, "calibrating")
         given |= {"check": check} | ({} if deviation is None else {"deviation": deviation})
-        with inputs.explained(network, input_size):
-            made, converted = _calibrated(network, inputs.example(network, input_size), data.batches, given)
+        with inputs.explained(network, prepared.input_size):
+            example = inputs.example(network, prepared.input_size)
+            done, converted = _calibrated(network, example, data.batches, given)
     if dry_run or path is None:
-        output.show(made, as_json=as_json)
+        output.show(done, as_json=as_json)
         return
     save(converted, path, inputs.recordable(model), max_shard_size=max_shard_size)
-    output.show(made, as_json=as_json, output=path)
+    output.show(done, as_json=as_json, output=path)
     output.wrote(path)
 
 
@@ -232,11 +227,11 @@ def _carry_out(
 
     example = inputs.example(network, input_size)
     if plan_file is None:
-        made = api.plan(network, **given, example_inputs=example, check=check)
+        plan = api.plan(network, **given, example_inputs=example, check=check)
+        check = False  # it was compared when it was planned
     else:
-        made = read_plan(plan_file)
-    compared = plan_file is None  # when it was planned
-    return made, api.apply(network, made, example_inputs=example, inplace=True, check=check and not compared)
+        plan = read_plan(plan_file)
+    return plan, api.apply(network, plan, example_inputs=example, inplace=True, check=check)
 
 
 def _calibrated(
@@ -246,13 +241,13 @@ def _calibrated(
     from hotswap.surgery import install
 
     converted = api.convert(network, **given, calibrate_on=batches, example_inputs=example, inplace=True)
-    made = install.current_plan(converted)
-    assert made is not None  # noqa: S101 (it was just converted)
-    return made, converted
+    plan = install.current_plan(converted)
+    assert plan is not None  # noqa: S101 (it was just converted)
+    return plan, converted
 
 
 def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = False) -> dict[str, Any]:
-    """The choices that were made, as the library takes them, where they go together."""
+    """The options that were given, as the library's arguments; refuses those that exclude each other."""
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     if "guide" in given:
         given["guide"] = list(given["guide"])

@@ -1,8 +1,10 @@
 """Options that several commands share, and how their values are read."""
 
+import functools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import click
@@ -13,7 +15,18 @@ from hotswap.cli import output as output_module
 
 NOTHING = "none"  # on the command line, where the library takes None
 Command = TypeVar("Command", bound=Callable[..., Any])  # a function, or what click has made of it
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 Size = tuple[int | None, int, int]  # channels where stated, height, width
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are prepared for a network, as the user said; None leaves it to the network."""
+
+    input_size: Size | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    limit: int  # of images
 
 
 def examples(*lines: str) -> str:
@@ -155,19 +168,40 @@ conserve = click.option(
     help="What makes up for K < 1: its mean at each tap on images, its sum over each window, or nothing, as in the "
     "paper. Default: mean where images are given.",
 )
-mean = click.option(
+_mean = click.option(
     "--mean",
     metavar="NUMBERS",
     callback=_numbers,
     help="Mean of the images (in 0..1), one or per channel. Default: the network's own, or ImageNet's.",
 )
-std = click.option(
+_std = click.option(
     "--std", metavar="NUMBERS", callback=_positive, help="Standard deviation of the images, as --mean."
 )
-limit = click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Use at most so many images, evenly spread over the folder.",
-)
+
+
+def limit(default: int = 100, what: str = "Use") -> Callable[[Command], Command]:
+    """`--limit`, of images."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help=f"{what} at most so many images, evenly spread over the folder.",
+    )
+
+
+def image_options(limit: Decorator) -> Decorator:
+    """`--input-size`, `--mean`, `--std` and `--limit`, handed to a command as one `ImageOptions`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def call(**given: Any) -> None:
+            prepared = ImageOptions(**{field.name: given.pop(field.name) for field in fields(ImageOptions)})
+            command(prepared=prepared, **given)
+
+        decorated: Callable[..., None] = call
+        for option in (limit, _std, _mean, input_size):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate

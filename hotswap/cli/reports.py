@@ -18,16 +18,7 @@ from hotswap.files import destinations
 @options.images("Folder of images to show the network on.")
 @options.writes("What to write: .html.")
 @options.own_model
-@options.input_size
-@options.mean
-@options.std
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Show at most so many images, evenly spread over the folder.",
-)
+@options.image_options(options.limit(6, "Show"))
 @click.option(
     "--outputs",
     type=click.Choice(OUTPUTS),
@@ -42,10 +33,7 @@ def report(
     images: str,
     path: str,
     model: str | None,
-    input_size: options.Size | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    limit: int,
+    prepared: options.ImageOptions,
     outputs: str,
     as_json: bool,
 ) -> None:
@@ -59,16 +47,13 @@ def report(
     from hotswap.cli import inputs
     from hotswap.reporting.api import report as write_report
 
-    network = inputs.load(checkpoint, model, input_size).network
-    with inputs.explained(network, input_size):
+    network = inputs.load(checkpoint, model, prepared.input_size).network
+    with inputs.explained(network, prepared.input_size):
         result = write_report(
             network,
             images,
             path,
-            limit=limit,
-            input_size=input_size,
-            mean=mean,
-            std=std,
+            **vars(prepared),
             outputs=outputs,
             checkpoint=checkpoint,
             architecture=model,

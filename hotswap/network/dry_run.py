@@ -145,6 +145,11 @@ def as_arguments(inputs: Inputs) -> tuple[Any, ...]:
     raise HotswapError(f"example inputs must be a tensor or a tuple of arguments, got {type(inputs).__name__}")
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a network's parameters; the CPU where it has none."""
+    return next((x.device for x in model.parameters()), torch.device("cpu"))
+
+
 def default_inputs(model: nn.Module) -> tuple[Any, ...]:
     """Arguments to observe a network with when none are given: one image of the size it states, or 224 x 224.
 
@@ -239,7 +244,7 @@ def run_once(
     if (lazy := uninitialised(model)) is not None:
         raise HotswapError(f"{lazy!r} is not initialised yet, and its first run decides it: run the network once")
     arguments = default_inputs(model) if example_inputs is None else as_arguments(example_inputs)
-    device = next((x.device for x in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
 
     try:
         # Real parameters and buffers are read as fake ones; most writes to them (a batch norm's counts) are lost.

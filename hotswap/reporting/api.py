@@ -1,4 +1,4 @@
-"""`hotswap.report`: from a swapped network and images to a file and its figures."""
+"""`hotswap.report`: one HTML file about a swapped network, and its figures."""
 
 import os
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from hotswap.errors import HotswapError
 from hotswap.files.atomic import PathLike, atomic_write
 from hotswap.files.destinations import check_report
 from hotswap.network.dry_run import observe
+from hotswap.network.names import AUTO
 from hotswap.surgery import install
 from hotswap.tables import render
 
@@ -25,7 +26,7 @@ DEFAULT_LIMIT = 6
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and the figures in it."""
+    """The file that was written, and its content."""
 
     path: str
     bytes: int
@@ -38,7 +39,10 @@ class Report:
     def __str__(self) -> str:
         """A line a target, then the outputs and the file."""
         rows = [
-            (t.name, t.guide, t.scale, f"{t.deviation:.3g}", t.cost and f"{t.cost.time_ratio:.2f}")
+            (
+                *(t.check.path, t.entry.guide_name, t.check.guide_scale, f"{t.check.deviation:.3g}"),
+                t.cost and f"{t.cost.time_ratio:.2f}",
+            )
             for t in self.content.targets
         ]
         table = render(("target", "guide", "scale", "deviation (mean 1-K)", "time, of plain"), rows)
@@ -89,8 +93,9 @@ def report(
         HotswapError: where nothing is swapped, there are no images or one cannot be read, or `path` cannot be
             written; what was there is then still there.
     """
-    from hotswap.reporting import assemble, cost, figures, page, reproduce, samples
-    from hotswap.zoo import images as folders
+    from hotswap.reporting import assemble, cost, page, reproduce, samples
+    from hotswap.reporting.figures import collect
+    from hotswap.zoo.images import form_for
 
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise HotswapError(f"limit must be a whole number of at least 1, got {limit!r}")
@@ -107,15 +112,22 @@ def report(
             raise HotswapError("input_size, mean and std are for a folder of images; leave them out with inputs")
         chosen = samples.from_batches(model, images, limit, inputs)  # type: ignore[arg-type]
     else:
-        chosen = samples.from_folder(model, folder, folders.form_for(model, input_size, mean, std), limit)
+        chosen = samples.from_folder(model, folder, form_for(model, input_size, mean, std), limit)
     track = progress or (lambda items, *_: items)
-    found = figures.collect(model, track(chosen.items, chosen.count, "running images"), outputs)
-    comparison, first = found.comparison, found.shown[0].sample
+    figures = collect(model, track(chosen.items, chosen.count, "running images"), outputs)
+    comparison, first = figures.comparison, figures.shown[0].sample
     try:
         observation = observe(model, first.arguments)
     except HotswapError:  # then the drawing has no sizes, and distances no cost; the network did run
         observation = None
     costs = cost.measure(model, comparison.plain, comparison.layers, first, track)
+    options = {
+        "limit": None if limit == DEFAULT_LIMIT else limit,
+        "input_size": input_size,
+        "mean": None if mean is None else tuple(mean),
+        "std": None if std is None else tuple(std),
+        "outputs": None if outputs == AUTO else outputs,
+    }
     origin = reproduce.Origin(
         network=type(comparison.plain).__name__,
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
@@ -123,17 +135,17 @@ def report(
         typed=architecture is not None,
         folder=None if folder is None else os.fspath(folder),
         output=os.fspath(path),
-        options=reproduce.options(limit, input_size, mean, std, outputs, DEFAULT_LIMIT),
+        options={name: value for name, value in options.items() if value is not None},
     )
-    made = assemble.make(model, plan, found, costs, observation, chosen.description, origin)
-    text = page.render(made)
+    content = assemble.make(model, plan, figures, costs, observation, chosen.description, origin)
+    text = page.render(content)
     with atomic_write(path) as temporary:
         size = temporary.write_bytes(text)
-    return Report(os.fspath(path), size, made)
+    return Report(os.fspath(path), size, content)
 
 
 def _architecture(path: PathLike) -> str | None:
-    """What a checkpoint says of its plain network."""
+    """The name of the plain network in a checkpoint."""
     from hotswap.checkpoint.read import read
 
     metadata = read(path).metadata

@@ -1,12 +1,10 @@
 """From what was measured to what a report says."""
 
-import platform
 from datetime import UTC, datetime
-from importlib import metadata
-from typing import Any
 
 from torch import nn
 
+from hotswap import versions
 from hotswap.measure.compare import Swapped
 from hotswap.measure.verify import Verification
 from hotswap.network.dry_run import Observation
@@ -67,31 +65,22 @@ def make(
         costs=costs,
         plan=plan,
         steps=steps(plan, origin),
-        versions={"python": platform.python_version()} | _versions(),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        versions={name: version for name, version in versions.installed(_PACKAGES).items() if version},
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
 def _targets(plan: Plan, figures: Figures, verification: Verification, costs: Costs) -> list[Target]:
     entries = {entry.name: entry for entry in plan.entries}
-    found = []
+    targets = []
     for check in verification.targets:
-        entry: Any = entries[check.path]
         views = [(one, one.windows[check.path]) for one in figures.shown if check.path in one.windows]
         reach = reach_of([seen for _, seen in views])
-        found.append(
+        targets.append(
             Target(
-                name=check.path,
-                alias=entry.target_alias,
+                entry=entries[check.path],
+                check=check,
                 kind=_kind(figures.comparison.layers[check.path]),
-                guide=entry.guide_name,
-                scale=check.guide_scale,
-                learned=entry.learn_scale,
-                kernel=entry.kernel,
-                conserve=getattr(entry, "conserve", None),
-                deviation=check.deviation,
-                max_deviation=check.max_deviation,
-                inert=check.inert,
                 calls=figures.calls.get(check.path, 0),
                 histogram=figures.histograms[check.path],
                 reach=reach,
@@ -99,7 +88,7 @@ def _targets(plan: Plan, figures: Figures, verification: Verification, costs: Co
                 views=tuple(view(one.sample.name, one.places, seen, reach) for one, seen in views),
             )
         )
-    return found
+    return targets
 
 
 def _kind(layer: Swapped) -> str:
@@ -110,13 +99,3 @@ def _kind(layer: Swapped) -> str:
     plain = plain_name(layer)
     named = "" if plain in ("Conv2d", "ConvTranspose2d", "AvgPool2d") else f" ({plain})"
     return f"{name}{named}, {size}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,11 +1,11 @@
-"""What a report says, ready to be laid out or told as JSON."""
+"""The content of a report, to be laid out as a page or given as JSON."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hotswap.measure.compare import drift_text
-from hotswap.measure.verify import Verification
+from hotswap.measure.verify import TargetCheck, Verification
 from hotswap.reporting.cost import Cost, Costs
 from hotswap.reporting.diagram import Drawing
 from hotswap.reporting.encoding import Picture
@@ -13,24 +13,16 @@ from hotswap.reporting.figures import BARS, Histogram
 from hotswap.reporting.outputs import Compared, summary
 from hotswap.reporting.reproduce import Origin, Steps
 from hotswap.reporting.views import View
-from hotswap.targets.plan import Plan
+from hotswap.targets.plan import Plan, Resize, Swap
 
 
 @dataclass(frozen=True)
 class Target:
     """One target."""
 
-    name: str
-    alias: str | None
-    kind: str
-    guide: str
-    scale: float
-    learned: bool
-    kernel: str
-    conserve: str | None
-    deviation: float
-    max_deviation: float
-    inert: bool
+    entry: Swap | Resize  # of the plan
+    check: TargetCheck  # of the verification
+    kind: str  # of layer, in words
     calls: int  # for one image
     histogram: Histogram
     reach: float  # the 1 - K that is drawn brightest
@@ -63,12 +55,12 @@ class Content:
     plan: Plan
     steps: Steps
     versions: dict[str, str]
-    made: str  # when
+    written: str  # when
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
-        unlike = [t.name for t in self.targets if t.histogram.not_finite]
+        unlike = [t.check.path for t in self.targets if t.histogram.not_finite]
         text = f"the guide of {', '.join(unlike)} has values that are not finite"
         return (*self.verification.warnings, *([text] if unlike else []))
 
@@ -113,15 +105,15 @@ class Content:
 def _target(target: Target) -> dict[str, Any]:
     histogram = target.histogram
     return {
-        "path": target.name,
-        "alias": target.alias,
+        "path": target.check.path,
+        "alias": target.entry.target_alias,
         "kind": target.kind,
-        "guide": target.guide,
-        "guide_scale": target.scale,
-        "deviation": _finite(target.deviation),
-        "max_deviation": _finite(target.max_deviation),
-        "inert": target.inert,
-        "conserve": target.conserve,
+        "guide": target.entry.guide_name,
+        "guide_scale": target.check.guide_scale,
+        "deviation": _finite(target.check.deviation),
+        "max_deviation": _finite(target.check.max_deviation),
+        "inert": target.check.inert,
+        "conserve": getattr(target.entry, "conserve", None),  # enlargements need none
         "kernel_quantiles": {f"{share:g}": histogram.quantile(share) for share in (0.1, 0.5, 0.9)},
         "kernel_histogram": {"edges": [i / BARS for i in range(BARS + 1)], "shares": list(histogram.bars)},
         "deviation_by_image": {view.image: _finite(view.deviation) for view in target.views},

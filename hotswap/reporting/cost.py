@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hotswap.measure.compare import Swapped
-from hotswap.network.dry_run import mode
+from hotswap.network.dry_run import device_of, mode
 from hotswap.reporting.samples import Progress, Sample
 from hotswap.reporting.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
 from hotswap.targets import kernels
@@ -73,7 +73,7 @@ def measure(
         sample: the image.
         progress: told of each target.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     steps = iter(progress(range(len(layers)), len(layers), "timing targets"))
     found: dict[str, Cost] = {}
     keys: dict[str, object] = {}

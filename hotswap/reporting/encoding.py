@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from hotswap.reporting.colours import Numbers, Pixels
+from hotswap.colours import Numbers, Pixels
 
 LARGEST = 384  # pixels along the longer side
 _QUALITY = 82  # of JPEG

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hotswap.colours import Numbers
 from hotswap.measure.compare import Swapped, visited
 from hotswap.measure.verify import Comparison, Verification
-from hotswap.reporting.colours import Numbers
 from hotswap.reporting.encoding import reduced
 from hotswap.reporting.outputs import Compared, compare
 from hotswap.reporting.samples import Sample

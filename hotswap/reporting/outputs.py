@@ -1,19 +1,20 @@
-"""What a network gives, plain and swapped, as pictures or a table: label maps, maps of numbers, pictures, scores."""
+"""Outputs of a network, plain and swapped: label maps, maps of numbers and pictures as panels, scores as a table."""
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hotswap import colours
 from hotswap.choices import LABELS, MAPS
 from hotswap.measure.compare import tensors
 from hotswap.network.names import AUTO
-from hotswap.reporting import colours, encoding
+from hotswap.reporting import encoding
 from hotswap.reporting.encoding import Picture
 from pac_ops.binary import labels_of
 
@@ -82,13 +83,8 @@ def compare(plain: Any, swapped: Any, kind: str = AUTO) -> Compared | None:
         if not (drawn := _kind(name, x, kind)):
             continue
         others = tuple(other for other in before if other != name)
-        where = f"output{name}"
-        shape = tuple(before[name].shape)
-        if drawn == LABELS:
-            return _labels(x, y, where, shape, others)
-        if drawn == SCORES:
-            return _scores(x, y, where, shape, others)
-        return _maps(x, y, where, shape, others, drawn)
+        output = Compared(f"output{name}", tuple(before[name].shape), drawn, others=others)
+        return {LABELS: _labels, SCORES: _scores}.get(drawn, _maps)(output, x, y)
     return None
 
 
@@ -109,7 +105,7 @@ def _kind(name: str, x: Tensor, wanted: str) -> str:
 # --- label maps ---------------------------------------------------------------------------------------------------
 
 
-def _labels(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tuple[str, ...]) -> Compared:
+def _labels(output: Compared, x: Tensor, y: Tensor) -> Compared:
     before, after = (labels_of(values[None])[0] for values in (x, y))
     changed = before != after
     share = float(changed.float().mean())
@@ -134,16 +130,16 @@ def _labels(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tu
         Panel("swapped", shown[1], "Label map of the swapped network"),
         Panel(f"changed: {share:.2%} of pixels", difference, f"Pixels whose label changed, {share:.2%}"),
     )
-    return Compared(where, shape, LABELS, panels, labels=legend, changed=share, others=others)
+    return replace(output, panels=panels, labels=legend, changed=share)
 
 
 # --- maps of numbers ----------------------------------------------------------------------------------------------
 
 
-def _maps(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tuple[str, ...], kind: str) -> Compared:
+def _maps(output: Compared, x: Tensor, y: Tensor) -> Compared:
     low, high = _range(torch.stack([x, y]))
     difference = y - x
-    if kind == PICTURE:
+    if output.kind == PICTURE:
         shown = [encoding.photograph(colours.from_tensor(image, low, high)) for image in (x, y)]
         text = "picture"
     else:
@@ -165,7 +161,7 @@ def _maps(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tupl
             f"Difference{over}: blue where the swapped network gives less, red where more, white where the same",
         ),
     )
-    return Compared(where, shape, kind, panels, others=others)
+    return replace(output, panels=panels)
 
 
 def _reduced(values: Tensor) -> colours.Numbers:
@@ -188,7 +184,7 @@ def _round_up(value: float) -> float:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _scores(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tuple[str, ...]) -> Compared:
+def _scores(output: Compared, x: Tensor, y: Tensor) -> Compared:
     several = len(x) > 1
     given = bool(((x >= 0) & (x <= 1)).all()) and math.isclose(float(x.sum()), 1, abs_tol=1e-3)
     before, after = (values if given or not several else values.softmax(dim=0) for values in (x, y))
@@ -196,7 +192,7 @@ def _scores(x: Tensor, y: Tensor, where: str, shape: tuple[int, ...], others: tu
     highest.sort(key=lambda n: -float(before[n]))
     scores = tuple(Score(n, float(before[n]), float(after[n])) for n in highest)
     changed = float(int(before.argmax()) != int(after.argmax())) if several else None
-    return Compared(where, shape, SCORES, scores=scores, changed=changed, probabilities=several, others=others)
+    return replace(output, scores=scores, changed=changed, probabilities=several)
 
 
 def summary(compared: Sequence[Compared | None]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hotswap.reporting import colours
+from hotswap import colours
 from hotswap.reporting.content import Content
 from hotswap.reporting.figures import BARS
 

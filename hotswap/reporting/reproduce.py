@@ -1,7 +1,7 @@
-"""The commands and the Python that make a report, and its network, again."""
+"""Commands and Python code that reproduce a report and its network."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ _LINE = 80  # letters of Python
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the network of a report is from, and what was asked for."""
+    """Where the network and the images of a report come from, and which options were given."""
 
     network: str  # its class
     checkpoint: str | None
     architecture: str | None  # of the plain network
-    typed: bool  # whether a person gave that, as the checkpoint does not
+    typed: bool  # whether the user gave it, because the checkpoint does not
     folder: str | None  # of images
     output: str
     options: Mapping[str, Any]  # those that are not as they are by default, by their names in Python
@@ -25,30 +25,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Steps:
-    """What to type."""
+    """What to type to reproduce a report."""
 
     report: str | None  # the command; None where there is no file, or no folder
     convert: str | None  # the command that makes the network from its plain weights and the plan
     python: str
-
-
-def options(
-    limit: int,
-    input_size: tuple[int | None, int, int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    outputs: str,
-    default_limit: int,
-) -> dict[str, Any]:
-    """What of the options has to be said."""
-    given = {
-        "limit": None if limit == default_limit else limit,
-        "input_size": input_size,
-        "mean": None if mean is None else tuple(mean),
-        "std": None if std is None else tuple(std),
-        "outputs": None if outputs == "auto" else outputs,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def steps(plan: Plan, origin: Origin) -> Steps:
@@ -86,7 +67,7 @@ def _python(origin: Origin) -> str:
     given = [f"{name}={value!r}" for name, value in options.items()]
     images = "images" if origin.folder is None else repr(origin.folder)
     if origin.checkpoint is None:
-        made = [
+        lines = [
             "import json",
             "",
             "import hotswap",
@@ -96,17 +77,17 @@ def _python(origin: Origin) -> str:
             "model = hotswap.apply(plain, plan)",
         ]
     elif origin.typed or origin.architecture is None:
-        made = [
+        lines = [
             "import hotswap",
             "",
             f"plain = ...  # a {origin.network}" + (f": {origin.architecture}" if origin.architecture else ""),
             f"model = hotswap.load({origin.checkpoint!r}, model=plain)",
         ]
     else:
-        made = ["import hotswap", "", f"model = hotswap.load({origin.checkpoint!r})"]
+        lines = ["import hotswap", "", f"model = hotswap.load({origin.checkpoint!r})"]
     if origin.folder is None:
-        made.append("images = ...  # the same inputs")
-    return "\n".join([*made, _call("hotswap.report", ["model", images, repr(origin.output), *given])])
+        lines.append("images = ...  # the same inputs")
+    return "\n".join([*lines, _call("hotswap.report", ["model", images, repr(origin.output), *given])])
 
 
 def _call(function: str, arguments: list[str]) -> str:

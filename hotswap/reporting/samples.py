@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hotswap.colours import Pixels, from_tensor
 from hotswap.errors import HotswapError
 from hotswap.files import image_files
 from hotswap.network.batches import Batches, Pick, as_batches
-from hotswap.network.dry_run import Inputs
-from hotswap.reporting.colours import Pixels, from_tensor
+from hotswap.network.dry_run import Inputs, device_of
 from hotswap.zoo import images
 
 Source = str | os.PathLike[str] | Iterable[Inputs] | Tensor
@@ -45,17 +45,17 @@ def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images
     Raises:
         HotswapError: where there is none; later, where one cannot be read.
     """
-    found = image_files.find(folder, sys.maxsize)
-    chosen = image_files.spread(found, limit)
-    device = _device(network)
+    files = image_files.find(folder, sys.maxsize)
+    chosen = image_files.spread(files, limit)
+    device = device_of(network)
 
     def read(file: Path) -> Sample:
-        (batch,) = images.batches([file], form.shape, form.mean, form.std, 1, form.dtype)
+        (batch,) = images.batches([file], form, 1)
         scale = [torch.tensor(values).view(-1, 1, 1) for values in (form.std, form.mean)]
         picture = from_tensor(batch[0].float() * scale[0] + scale[1], 0.0, 1.0)
         return Sample(file.name, (batch.to(device),), picture)
 
-    of = "" if len(chosen) == len(found) else f" of {len(found)}, evenly spread"
+    of = "" if len(chosen) == len(files) else f" of {len(files)}, evenly spread"
     text = f"{_images(len(chosen))}{of}, from {os.fspath(folder)}"
     return Samples(map(read, chosen), len(chosen), text)
 
@@ -105,10 +105,6 @@ def _stretched(arguments: tuple[Any, ...]) -> Pixels | None:
     image = first[0].float()
     finite = image[image.isfinite()]
     return from_tensor(image, float(finite.min()), float(finite.max())) if finite.numel() else None
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what is done with them)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hotswap.reporting import colours, encoding
+from hotswap import colours
+from hotswap.reporting import encoding
 from hotswap.reporting.encoding import Picture
 from hotswap.reporting.figures import Place, Windows
 

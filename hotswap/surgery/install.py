@@ -6,10 +6,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
-import torch
 from torch import nn
 
 from hotswap.errors import HotswapError, replaced
+from hotswap.network.dry_run import device_of
 from hotswap.network.names import INPUT
 from hotswap.surgery import regraphing
 from hotswap.targets import convolution
@@ -107,7 +107,7 @@ def install(model: nn.Module, graft: Graft) -> None:
     Nothing steers the network's layers yet, or any more (see `detach`). Those that are swapped already stay as they
     are, and are steered by the plan from now on, which must name them.
     """
-    device = next((x.device for x in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     for swap in graft.plan.swaps:
         target = model.get_submodule(swap.target)
         if not isinstance(target, convolution.SwappedLayer):

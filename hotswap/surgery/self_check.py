@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hotswap.errors import HotswapError, one_line
 from hotswap.network.agreement import Distance, distance, values, why_nothing
 from hotswap.network.copying import deep_copy
-from hotswap.network.dry_run import Inputs, as_arguments, default_inputs, only_looking, uninitialised
+from hotswap.network.dry_run import Inputs, as_arguments, default_inputs, device_of, only_looking, uninitialised
 from hotswap.targets.guided_layer import GuidedLayer
 
 # What rounding may do to outputs, in units of the last place of the largest: it is below a tenth of this in networks
@@ -160,7 +160,7 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
     """Arguments on the network's device; an image without contents, as examples may be, gets random ones."""
-    device = next((x.device for x in plain.parameters()), torch.device("cpu"))
+    device = device_of(plain)
     generator = torch.Generator().manual_seed(0)
 
     def filled(x: Any) -> Any:

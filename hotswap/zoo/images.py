@@ -25,7 +25,7 @@ _MOST_PIXELS = 50_000_000  # read whole, in float32
 
 @dataclass(frozen=True)
 class Form:
-    """How a network takes images."""
+    """The form in which a network takes images."""
 
     shape: tuple[int, int, int]  # channels, height, width
     mean: tuple[float, ...]  # of images in 0..1; one number, or one for each channel
@@ -39,7 +39,7 @@ def form_for(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Form:
-    """How to give images to a network: what is None is the network's own, or 224 x 224 and ImageNet's mean and std.
+    """The form of a network's images: as given, as the network states it, or 224 x 224 with ImageNet's statistics.
 
     Args:
         network: says its number of channels, and may state its size, mean and standard deviation.
@@ -50,33 +50,23 @@ def form_for(
     channels, height, width = default_inputs(network)[0].shape[1:]
     if size is not None:
         channels, height, width = size[0] or channels, size[1], size[2]
-    own_mean, own_std = (_for_channels(values, channels) for values in providers.normalisation(network))
+    usual_mean, usual_std = (_for_channels(values, channels) for values in providers.normalisation(network))
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    return Form((channels, height, width), tuple(mean or own_mean), tuple(std or own_std), dtype)
+    return Form((channels, height, width), tuple(mean or usual_mean), tuple(std or usual_std), dtype)
 
 
 def _for_channels(values: Sequence[float], channels: int) -> Sequence[float]:
-    """What is known of RGB images, for a network that takes grey ones."""
+    """Values of RGB images, averaged for a network that takes grey ones."""
     return values if len(values) == channels else (sum(values) / len(values),)
 
 
-def batches(
-    files: Sequence[Path],
-    shape: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Tensor]:
+def batches(files: Sequence[Path], form: Form, batch_size: int) -> Iterator[Tensor]:
     """Read images, resize them to one size, and normalise them: (image in 0..1 - mean) / std.
 
     Args:
         files: the images.
-        shape: channels (1: grey, 3: RGB), height and width.
-        mean: one number, or one for each channel.
-        std: the same.
+        form: their shape, grey with 1 channel and RGB with 3, and the rest.
         batch_size: images a batch; the last may have fewer.
-        dtype: of the batches.
 
     Yields:
         [B, C, H, W].
@@ -84,17 +74,17 @@ def batches(
     Raises:
         HotswapError: where an image cannot be read (naming it), or mean and std do not fit the channels.
     """
-    channels = shape[0]
+    channels = form.shape[0]
     if channels not in _MODES:
         raise HotswapError(
             f"images have 1 or 3 channels, and the network takes {channels}; call the library from Python"
         )
-    scale = [_per_channel(name, values, channels) for name, values in (("mean", mean), ("std", std))]
+    scale = [_per_channel(name, values, channels) for name, values in (("mean", form.mean), ("std", form.std))]
     if not bool((scale[1] > 0).all()):
-        raise HotswapError(f"std must be greater than 0, got {list(std)}")
+        raise HotswapError(f"std must be greater than 0, got {list(form.std)}")
     for start in range(0, len(files), batch_size):
-        batch = torch.stack([read(file, channels, shape[1:]) for file in files[start : start + batch_size]])
-        yield ((batch - scale[0]) / scale[1]).to(dtype)
+        batch = torch.stack([read(file, channels, form.shape[1:]) for file in files[start : start + batch_size]])
+        yield ((batch - scale[0]) / scale[1]).to(form.dtype)
 
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
@@ -125,7 +115,7 @@ def read(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> 
 
 @contextmanager
 def opened(file: PathLike) -> Iterator[Image.Image]:
-    """An image file, without a word about tags that are damaged: what matters is whether there are pixels.
+    """An opened image file. Pillow's warnings about damaged tags are silenced: only the pixels matter.
 
     Raises whatever Pillow does, also of images that are suspiciously large.
     """

@@ -268,7 +268,7 @@ def test_a_rotated_photograph_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "x.png", exif=exif)
-    (batch,) = images.batches([tmp_path / "x.png"], (3, 2, 4), (0,), (1,), 4)
+    (batch,) = images.batches([tmp_path / "x.png"], images.Form((3, 2, 4), (0,), (1,), torch.float32), 4)
     assert batch[0, 0].argmax() == 7
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 import hotswap
-from hotswap import HotswapError
+from hotswap import HotswapError, colours
 from hotswap.cli import main
 from hotswap.network.dry_run import observe
-from hotswap.reporting import colours, cost, diagram, figures, outline, outputs, samples, timing
+from hotswap.reporting import cost, diagram, figures, outline, outputs, samples, timing
 
 ANYTHING = nn.Module()  # may be given
 IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
@@ -132,8 +132,8 @@ def test_every_kind_of_target_is_shown_on_every_image(kinds):
     model, result, page = kinds
     plan = hotswap.status(model).plan
     names = [swap.target for swap in plan.swaps] + [resize.name for resize in plan.resizes]
-    assert [t.name for t in result.content.targets] == names
-    assert all(len(t.views) == 2 and t.cost and t.guide == "input" for t in result.content.targets)
+    assert [t.check.path for t in result.content.targets] == names
+    assert all(len(t.views) == 2 and t.cost and t.entry.guide_name == "input" for t in result.content.targets)
     kinds = [t.kind.partition(",")[0] for t in result.content.targets]
     assert kinds == ["convolution", "convolution", "average pool", "transposed convolution", *["enlargement"] * 2]
     assert all(name in page.text for name in names)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import hotswap
-from hotswap.reporting.colours import labels_palette
+from hotswap.colours import labels_palette
 from recipes import config
 from recipes.drawing import draw, ramp
 from recipes.pictures import pixels

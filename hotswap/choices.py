@@ -1,4 +1,4 @@
-"""What is chosen by a word, and which words there are. Imports no torch, so that another word is refused at once."""
+"""Choices that are named by words. Imports no torch, so that other words are refused at once."""
 
 from hotswap.network.names import AUTO
 

@@ -15,7 +15,7 @@ _LESS, _MORE = (33, 76, 170), (178, 32, 38)
 
 
 def labels_palette() -> Pixels:
-    """The colours of PASCAL VOC's labels, [256, 3]: a label's bits, three by three, are the highest bits of RGB."""
+    """The label colours of PASCAL VOC, [256, 3]: a label's bits, three by three, are the highest bits of RGB."""
     label = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -25,7 +25,7 @@ def labels_palette() -> Pixels:
 
 
 def ramp(share: npt.NDArray[Any]) -> Pixels:
-    """Numbers in 0..1 as colours from dark blue to yellow, as bright as they are high: RGB in one more axis."""
+    """Map numbers in 0..1 to colours from dark blue to bright yellow, in a new last axis RGB."""
     anchors = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in _RAMP])
     return _between(share, np.linspace(0, 1, len(anchors)), anchors)
 
@@ -41,7 +41,7 @@ def difference_palette() -> Pixels:
 
 
 def places(values: Numbers, low: float, high: float) -> Pixels:
-    """Numbers from `low` to `high` as places in a palette of 256; what lies outside takes the nearest."""
+    """Map numbers from `low` to `high` to indices of a palette of 256, clipped at both ends."""
     share = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-30)
     return np.asarray((share.clip(0, 1) * 255).round(), dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""What differs between two checkpoints: the architecture they name, their plans, their weights."""
+"""The differences between two checkpoints: architecture, plan and weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ _SHOWN = 10  # weights in the printed table; JSON has all
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that the files say differently; None where one says nothing of it."""
+    """A setting that differs; None where a file does not have it."""
 
     name: str  # "architecture", "method", or a target and the field of its swap
     first: Any
@@ -25,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor that both files have, with other values, shape or dtype."""
+    """A tensor of both files that differs in values, shape or dtype."""
 
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -36,7 +36,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Difference:
-    """What `diff` found."""
+    """The result of `diff`."""
 
     settings: tuple[Setting, ...]
     only_first: tuple[str, ...]  # tensors
@@ -46,7 +46,7 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """Whether the files say and hold the same."""
+        """Whether settings and tensors are the same."""
         return not (self.settings or self.only_first or self.only_second or self.weights)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Difference:
         return {"same": self.same} | asdict(self)
 
     def __str__(self) -> str:
-        """What the files say, then the tensors."""
+        """The settings, then the tensors."""
         lines = []
         if self.settings:
             lines.append(
@@ -78,8 +78,8 @@ def diff(first: Checkpoint, second: Checkpoint) -> Difference:
     """Compare two files that `checkpoint.read` read. Learned scales are compared with the weights."""
     one, other = _tensors(first), _tensors(second)
     both = [name for name in one if name in other]
-    found = [_compared(name, one[name], other[name]) for name in both]
-    changed = [weight for weight in found if weight is not None]
+    compared = [_compared(name, one[name], other[name]) for name in both]
+    changed = [weight for weight in compared if weight is not None]
     changed.sort(key=lambda w: float("inf") if w.relative is None else w.relative, reverse=True)
     return Difference(
         settings=tuple(_settings(first.metadata or Metadata(), second.metadata or Metadata())),
@@ -116,7 +116,7 @@ def _settings(a: Metadata, b: Metadata) -> list[Setting]:
 
 
 def _flat(metadata: Metadata) -> dict[str, Any]:
-    """A plan's settings by name. What it measured and noted is no setting."""
+    """A plan's settings by name, without measurements and notes."""
     if metadata.plan is None:
         return {}
     flat: dict[str, Any] = {"method": metadata.plan.method}

@@ -1,11 +1,10 @@
-"""A checkpoint's weights and plan, put into a network."""
+"""Loads a checkpoint into a network."""
 
 import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,10 @@ from hotswap.checkpoint.read import Checkpoint, read
 from hotswap.errors import HotswapError, first_line
 from hotswap.files.atomic import PathLike
 from hotswap.files.weight_names import listed, matched
-from hotswap.network.copying import deep_copy
+from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs
 from hotswap.zoo import image_stats, providers, transformers
-from hotswap.zoo.image_stats import Stated
+from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.trust import SizeLimit
 
 # Bytes that a network may take beside its weights, in float32 where the file has them in half precision.
@@ -29,12 +28,12 @@ _log = logging.getLogger("hotswap.checkpoint")
 def load(
     path: PathLike, model: nn.Module | None = None, *, example_inputs: Inputs | None = None, check: bool = True
 ) -> nn.Module:
-    """The network of a file, swapped as it was when saved, with its weights; in training mode, as built.
+    """Load a network, with its swaps and weights; it is in training mode, as built.
 
     Args:
         path: a file that `save` wrote, or, with `model`, any checkpoint of that network; or a model on the hub,
             `hf-hub:owner/name[@revision]`: which commit it is of is logged.
-        model: the plain network, where the file names none, or one of the user's own. It is not changed: the result
+        model: the plain network, where the file names none, or a network of the user. It is not changed: the result
             is a copy, in the mode it is in.
         example_inputs: see `plan`; needed where the network takes no image of 224 x 224 and states no other size.
         check: see that with its guide scales at 0 the network gives what the plain one gives, as `convert` does.
@@ -59,7 +58,7 @@ def load_checkpoint(
     example_of: Callable[[nn.Module], Inputs | None] | None = None,
     check: bool = True,
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """`load`, of a file that was read already, with the notes of `load_weights`.
+    """As `load`, for a checkpoint that has been read; also returns notes.
 
     With `inplace`, `model` itself is changed, and the weights stay mapped from the file. `example_of` makes example
     inputs for the plain network.
@@ -69,23 +68,19 @@ def load_checkpoint(
     """
     metadata = checkpoint.metadata
     if model is not None:
-        loaded = model if inplace else _deep_copy(model)
+        loaded = model if inplace else checked_copy(model)
     elif metadata is not None and metadata.architecture is not None:
         weights = checkpoint.state_dict.values()
         limit = SizeLimit(2 * sum(x.nbytes for x in weights) + _SPARE, len(weights))
         loaded = providers.build(
-            metadata.architecture,
-            trusted=False,
-            initialise=False,
-            config=metadata.config,
-            limit=limit,
+            metadata.architecture, trusted=False, initialise=False, config=metadata.config, limit=limit
         )
     else:
         raise HotswapError(
             f"{str(checkpoint.path)!r} does not say which network its weights belong to; build the plain network and "
             "pass it as model (on the command line: --model)"
         )
-    if metadata is not None and (model is None or image_stats.of(model) == Stated()):
+    if metadata is not None and (model is None or image_stats.of(model) == ImageStats()):
         image_stats.put(loaded, metadata.images)
     if example_of is not None:
         example_inputs = example_of(loaded)
@@ -98,7 +93,7 @@ def load_checkpoint(
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = False) -> tuple[str, ...]:
-    """Put a checkpoint's weights into a network: all of them, by name, each of the right shape.
+    """Load a checkpoint's weights into a network: all of them, matched by name and shape.
 
     Names are brought to the network's: see `weight_names.matched`, and `transformers.renamed` for networks of
     transformers. Floating-point weights take the dtype they have in the file.
@@ -116,13 +111,16 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = Fal
         HotswapError: where names or shapes differ; the network is then as it was.
     """
     metadata = checkpoint.metadata
-    own = model.state_dict(keep_vars=True)
+    current = model.state_dict(keep_vars=True)
     scales = {} if metadata is None else metadata.learned_scales
     try:
-        weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, _without(own, scales))
+        weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, _without(current, scales))
     except HotswapError as error:
         raise HotswapError(f"cannot take the weights of {str(checkpoint.path)!r}: {error}") from error
-    if weights.keys() | scales.keys() != own.keys() and (renamed := transformers.renamed(model, weights)) is not None:
+    if (
+        weights.keys() | scales.keys() != current.keys()
+        and (renamed := transformers.renamed(model, weights)) is not None
+    ):
         weights = renamed.weights
         notes += ("the weights have the names that transformers gives them in files",)
         if renamed.unexpected:
@@ -136,19 +134,19 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = Fal
     if mapped:
         _assign(model, state)
         return notes
-    for name, tensor in own.items():
+    for name, tensor in current.items():
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
     return notes
 
 
-def _without(own: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x for name, x in own.items() if name not in scales}
+def _without(current: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in current.items() if name not in scales}
 
 
 def _assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load by taking the tensors as they are. Parameters stay the same objects, so that tied ones stay tied."""
+    """Use the tensors themselves as weights. Parameters stay the same objects, so that tied ones stay tied."""
     held = [
         (module, name, x)
         for module in model.modules()
@@ -163,19 +161,19 @@ def _assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load into a copy without memory first: `load_state_dict` is the judge, and it knows old versions' names."""
-    own = model.state_dict()
+    """Try `load_state_dict`, which knows the names of old versions, on a copy without memory."""
+    current = model.state_dict()
     shapes = [
-        f"{name} is {list(x.shape)} and must be {list(own[name].shape)}"
+        f"{name} is {list(x.shape)} and must be {list(current[name].shape)}"
         for name, x in state.items()
-        if name in own and own[name].shape != x.shape
+        if name in current and current[name].shape != x.shape
     ]
     kinds = [
-        f"{name} is {x.dtype} and must be {own[name].dtype}"
+        f"{name} is {x.dtype} and must be {current[name].dtype}"
         for name, x in state.items()
-        if name in own and own[name].is_floating_point() != x.is_floating_point()
+        if name in current and current[name].is_floating_point() != x.is_floating_point()
     ]
-    skeleton = _deep_copy(model, {id(x): _without_memory(x) for x in (*model.parameters(), *model.buffers())})
+    skeleton = checked_copy(model, {id(x): _without_memory(x) for x in (*model.parameters(), *model.buffers())})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of copying to where nothing is kept
@@ -200,10 +198,3 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
 def _without_memory(x: Tensor) -> Tensor:
     empty = torch.empty_like(x, device="meta")
     return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
-
-
-def _deep_copy(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.Module:
-    try:
-        return deep_copy(model, replaced)
-    except Exception as error:  # whatever a user's module does when copied
-        raise HotswapError(f"the network cannot be deep-copied ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""What hotswap writes beside the tensors of a checkpoint: as JSON, and read again."""
+"""The metadata of a checkpoint, written and read as JSON."""
 
 import json
 import math
@@ -15,12 +15,21 @@ from hotswap.errors import HotswapError, first_line
 from hotswap.files.weight_names import clipped, listed
 from hotswap.targets.plan import Plan
 from hotswap.zoo import image_stats, providers, transformers
-from hotswap.zoo.image_stats import Stated
+from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.names import parse
 
 # 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
 # 4: there were no images.
 FORMAT_VERSION = 5
+# The keys of an entry: since which format, and of what type.
+_KEYS = {
+    "hotswap": (1, str),
+    "architecture": (1, str | None),
+    "plan": (1, Mapping | None),
+    "learned_scales": (1, Mapping),
+    "config": (4, Mapping | None),
+    "images": (5, Mapping),
+}
 ENTRY = "hotswap"
 SCALE_SUFFIX = ".guide_log_scale"  # how the names of learned scales end
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
@@ -28,18 +37,18 @@ _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What hotswap writes beside the tensors."""
+    """Metadata beside the tensors of a checkpoint."""
 
     architecture: str | None = None  # a name for `providers.build`
     plan: Plan | None = None  # None where nothing is swapped
     learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
     version: str = ""  # of hotswap, that wrote it
     config: Mapping[str, Any] | None = None  # of a network of transformers
-    images: Stated = field(default_factory=Stated)  # that the network was trained on
+    images: ImageStats = field(default_factory=ImageStats)  # that the network was trained on
 
 
 def to_json(metadata: Metadata) -> str:
-    """The hotswap entry of a file."""
+    """The hotswap entry of a file, as JSON."""
     entry = {
         "format_version": FORMAT_VERSION,
         "hotswap": hotswap.__version__,
@@ -63,33 +72,29 @@ def from_entry(entry: Any, file: Path) -> Metadata | None:
     where = f"the hotswap entry of {str(file)!r}"
     if not isinstance(entry, str):
         raise HotswapError(f"{where} must be text, got a {type(entry).__name__}")
-    found = parse_json(entry, where)
-    version = found.get("format_version") if isinstance(found, Mapping) else None
+    content = parse_json(entry, where)
+    version = content.get("format_version") if isinstance(content, Mapping) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise HotswapError(
             f"{str(file)!r} was written by a newer hotswap (format {version}, and this one reads up to "
             f"{FORMAT_VERSION}); pip install --upgrade hotswap"
         )
-    kinds = {"hotswap": str, "architecture": str | None, "plan": Mapping | None, "learned_scales": Mapping}
-    if isinstance(version, int) and version >= 4:
-        kinds["config"] = Mapping | None
-    if isinstance(version, int) and version >= 5:
-        kinds["images"] = Mapping
-    if not isinstance(version, int) or version < 1 or set(found) != {"format_version", *kinds}:
+    kinds = {name: kind for name, (first, kind) in _KEYS.items() if isinstance(version, int) and version >= first}
+    if not kinds or set(content) != {"format_version", *kinds}:
         raise HotswapError(f"{where} is malformed; it was not written by hotswap, or damaged")
     for name, kind in kinds.items():
-        if not isinstance(found[name], kind):
-            raise HotswapError(f"{where}: {name} must not be a {type(found[name]).__name__}")
-    scales = {name: _scale(name, x, where) for name, x in found["learned_scales"].items()}
-    architecture = found["architecture"]
+        if not isinstance(content[name], kind):
+            raise HotswapError(f"{where}: {name} must not be a {type(content[name]).__name__}")
+    scales = {name: _scale(name, x, where) for name, x in content["learned_scales"].items()}
+    architecture = content["architecture"]
     if architecture is not None:
         parse(architecture, typed=False)
-    config = found.get("config")
+    config = content.get("config")
     if config is not None:
         transformers.checked(config, f"{where}: config")
-    plan = None if found["plan"] is None else parse_plan(found["plan"], where)
-    images = _images(found["images"], where) if "images" in found else Stated()
-    return Metadata(architecture, plan, scales, found["hotswap"], config, images)
+    plan = None if content["plan"] is None else parse_plan(content["plan"], where)
+    images = _images(content["images"], where) if "images" in content else ImageStats()
+    return Metadata(architecture, plan, scales, content["hotswap"], config, images)
 
 
 def _scale(name: str, data: Any, where: str) -> Tensor:
@@ -100,7 +105,7 @@ def _scale(name: str, data: Any, where: str) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def _images(data: Mapping[str, Any], where: str) -> Stated:
+def _images(data: Mapping[str, Any], where: str) -> ImageStats:
     if set(data) != {"mean", "std", "size"}:
         raise HotswapError(
             f"{where}: images must say mean, std and size, got {listed(map(repr, data)) if data else 'nothing'}"

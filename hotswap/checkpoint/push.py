@@ -1,4 +1,4 @@
-"""Putting a network on the Hugging Face hub, where `hotswap.load("hf-hub:owner/name")` finds it."""
+"""Uploads a network to the Hugging Face hub, for `hotswap.load("hf-hub:owner/name")`."""
 
 import json
 import tempfile
@@ -75,19 +75,19 @@ def push_to_hub(
         raise HotswapError(f"a repository to push to must be OWNER/NAME, got {repository!r}; name a branch by branch")
     with _temporary_folder() as folder:
         save(model, folder / _NAME, architecture, max_shard_size=max_shard_size)
-        if (found := transformers.recorded(model)) is not None:
-            name, config = found
+        if (recorded := transformers.recorded(model)) is not None:
+            name, config = recorded
             _write(folder / transformers.CONFIG, json.dumps({"architectures": [name], **config}, indent=1))
-        return str(_pushed(folder, address, message, private, _card(model, address, architecture or found)))
+        return str(_pushed(folder, address, message, private, _card(model, address, architecture or recorded)))
 
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
     try:
-        made = tempfile.TemporaryDirectory()
+        temporary = tempfile.TemporaryDirectory()
     except OSError as error:
         raise HotswapError(f"there is no place for temporary files ({one_line(error)}); set TMPDIR") from error
-    with made as place:
+    with temporary as place:
         yield Path(place)
 
 

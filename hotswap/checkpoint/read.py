@@ -1,4 +1,4 @@
-"""Checkpoints, read without running anything they contain."""
+"""Reads checkpoints without running code in them."""
 
 import pickle
 import re
@@ -41,7 +41,7 @@ _LARGEST_PLAN = 16 * 2**20  # bytes
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors, under the names they have in it."""
+    """The tensors of a file, under the file's names, and its metadata."""
 
     path: Path
     state_dict: dict[str, Tensor]
@@ -67,9 +67,9 @@ def read(path: PathLike) -> Checkpoint:
     """
     if isinstance(path, str) and hub.is_address(path):
         fetched = hub.weights(hub.parse(path))
-        found = read(fetched.path)
+        checkpoint = read(fetched.path)
         note = () if hub.parse(path).is_pinned else (f"{path} is at commit {fetched.address.revision}",)
-        return replace(found, notes=(*note, *found.notes))
+        return replace(checkpoint, notes=(*note, *checkpoint.notes))
     if (index := shards.index_at(path)) is not None:
         return _read_sharded(index)
     file = check_readable(path)
@@ -101,7 +101,7 @@ _OTHERS = (
 
 
 def _why_neither(start: bytes) -> str:
-    """Why a file that neither safetensors nor torch.save wrote is not read, and what to do."""
+    """Why a file of another format is not read, and what to do."""
     if start.lstrip()[:1] == b"<":
         return "it is a web page or XML, so the download probably failed; download it again"
     for begin, what in _OTHERS:
@@ -126,10 +126,10 @@ def _read_sharded(index: Path) -> Checkpoint:
     names, entry = shards.read_index(index)
     tensors: dict[str, Tensor] = {}
     for shard, wanted in names.items():
-        _, found = _tensors(index.with_name(shard))
-        if missing := [name for name in wanted if name not in found]:
+        _, held = _tensors(index.with_name(shard))
+        if missing := [name for name in wanted if name not in held]:
             raise HotswapError(f"{shard!r} must hold {missing[0]!r}, as {str(index)!r} says, and does not")
-        tensors |= {name: found[name] for name in wanted}
+        tensors |= {name: held[name] for name in wanted}
     return Checkpoint(index, tensors, from_entry(entry, index))
 
 
@@ -139,7 +139,7 @@ def _read_safetensors(file: Path) -> Checkpoint:
 
 
 def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata of a safetensors file, and its tensors, mapped."""
+    """The metadata and the memory-mapped tensors of a safetensors file."""
     try:
         with file.open("rb") as stream:
             header = int.from_bytes(stream.read(8), "little")
@@ -165,7 +165,7 @@ def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
 
 
 def load_torch(file: Path, *, mapped: bool) -> Any:
-    """What torch.save wrote, without running code.
+    """Load a file of torch.save without running code.
 
     Args:
         file: it must begin as a zip file or a pickle does, which `mapped` tells apart.
@@ -199,7 +199,7 @@ def _torch_reason(error: Exception) -> str:
 
 
 def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    """Dig for the dictionary of tensors in what a training script saved: weights, module versions, notes."""
+    """Find the weights in a training script's checkpoint: weights, module versions, notes."""
     notes: list[str] = []
     for _ in range(_MAX_NESTING + 1):
         if not isinstance(content, dict):
@@ -219,8 +219,8 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
         )
     state = {key: Tensor.detach(x) for key, x in content.items() if isinstance(key, str) and _is_tensor(x)}
     if not state:
-        found = listed(map(repr, content)) if content else "nothing"
-        raise HotswapError(f"{str(file)!r} must hold a state_dict, that is tensors by name, got only {found}")
+        keys = listed(map(repr, content)) if content else "nothing"
+        raise HotswapError(f"{str(file)!r} must hold a state_dict, that is tensors by name, got only {keys}")
     if all(name.startswith("module.") or name == "n_averaged" for name in state):
         state.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
     if left := [key for key in content if key not in state]:
@@ -233,15 +233,15 @@ def _unwrapped_state(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[
 
 
 def _versions(attribute: Any) -> dict[str, Any]:
-    """What `load_state_dict` wants of the attribute `from_entry`, where it is that and not made up."""
+    """The attribute `_metadata` of a state_dict, if it has the form that `load_state_dict` needs."""
     if type(attribute) not in (dict, OrderedDict):
         return {}
-    found: dict[str, Any] = dict(dict.items(attribute))
-    return found if all(type(x) is dict for x in found.values()) else {}
+    versions: dict[str, Any] = dict(dict.items(attribute))
+    return versions if all(type(x) is dict for x in versions.values()) else {}
 
 
 def _nesting(content: Mapping[Any, Any], file: Path) -> str | None:
-    """The entry that holds the weights; None where they are here."""
+    """The key of the entry that holds the weights; None if `content` itself holds them."""
     known = [key for key in (*_NESTINGS, *_AVERAGED) if isinstance(content.get(key), dict)]
     if known:
         return known[0]
@@ -262,7 +262,7 @@ def _is_tensor(x: Any) -> bool:
 
 
 def why_unusual(x: Any) -> str | None:
-    """None for a plain tensor, else what it is."""
+    """The kind of an unusual tensor; None for a plain one."""
     if type(x) not in (Tensor, nn.Parameter):
         return f"a {type(x).__name__}"
     if x.is_meta:

@@ -1,4 +1,4 @@
-"""Checkpoints, written in one step.
+"""Writes checkpoints, in one step.
 
 Written are `.safetensors`, with a JSON entry `hotswap` in the metadata (in parts, with an index, where that is asked
 for), and `.pt`/`.pth`, which hold `{"state_dict": tensors, "hotswap": the same JSON}`. The tensors are the plain
@@ -59,7 +59,7 @@ def save(
 def write(
     tensors: Mapping[str, Any], path: PathLike, metadata: Metadata, max_shard_size: int | str | None = None
 ) -> None:
-    """Write a state_dict, and what hotswap keeps beside it, in one step; see `save`.
+    """Write a state_dict and its metadata in one step; see `save`.
 
     Raises:
         HotswapError: as `save`.
@@ -87,18 +87,18 @@ def write(
 
 
 def _recorded(model: nn.Module, architecture: str | None) -> tuple[str | None, Mapping[str, Any] | None]:
-    """The name to write for a network, and what transformers needs to build it."""
+    """The name to record for a network, and the configuration that transformers needs to build it."""
     named = None if architecture is None else providers.architecture(architecture)
     if named is not None and not named.startswith(f"{TRANSFORMERS}:"):
         return named, None
-    found = transformers.recorded(model)
-    if found is None:
+    recorded = transformers.recorded(model)
+    if recorded is None:
         if named is not None:
             raise HotswapError(
                 f"architecture {architecture!r} is of transformers, and the network is none of its classes"
             )
         return None, None
-    name, config = found
+    name, config = recorded
     return f"{TRANSFORMERS}:{name}", config
 
 
@@ -113,7 +113,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _separate(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, each alone in its memory, as safetensors needs them."""
+    """Contiguous tensors on the CPU, each with a storage of its own, as safetensors needs them."""
     separate: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, x in tensors.items():

@@ -1,4 +1,4 @@
-"""The command line: one click command per verb, thin: parse, call the library, print.
+"""The command line: thin click commands that parse, call the library and print.
 
 Nothing here imports torch until a command runs, so that help and completion come at once.
 """
@@ -18,7 +18,7 @@ COMMANDS_OF_OTHERS = "hotswap.commands"  # the entry points by which packages ab
 
 
 class _Group(click.Group):
-    """Turns the library's one error for users into one line on stderr and exit code 1, and finds others' commands.
+    """Turns a HotswapError into one line on stderr and exit code 1, and loads commands of other packages.
 
     Every command takes --quiet, which is added here.
     """
@@ -27,18 +27,18 @@ class _Group(click.Group):
         return sorted({*super().list_commands(ctx), *_others()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = super().get_command(ctx, cmd_name)
-        if found is None and cmd_name in (others := _others()):
-            found = others[cmd_name].load()
-        if found is not None:
-            options.add_quiet(found)
-        return found
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in (others := _others()):
+            command = others[cmd_name].load()
+        if command is not None:
+            options.add_quiet(command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each with the whole first sentence of its help, which click would cut short."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        """List commands with the whole first sentence of their help, which click would cut short."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in found if command])
+            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in commands if command])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What the TAB key offers: files, folders and names of networks. Nothing is imported to find them."""
+"""Shell completion of files, folders and names of networks, without importing any package."""
 
 import importlib.util
 import re
@@ -12,17 +12,17 @@ _REGISTERED = re.compile(r"^@register_model\b.*\n(?:(?!def ).*\n){0,12}?def (\w+
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Whatever files there are, by the shell's own means."""
+    """Complete files, by the shell's own means."""
     return [CompletionItem(incomplete, type="file")]
 
 
 def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Folders, likewise."""
+    """Complete folders, by the shell's own means."""
     return [CompletionItem(incomplete, type="dir")]
 
 
 def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Providers and, after one, its networks."""
+    """Complete providers and, after the colon, the provider's networks."""
     provider, colon, start = incomplete.partition(":")
     if not colon:
         return [CompletionItem(f"{name}:") for name in PROVIDERS if name.startswith(incomplete)]
@@ -32,15 +32,15 @@ def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 def registered(provider: str) -> list[str]:
-    """The names of a package's networks, read from its source: importing it takes seconds."""
-    found = importlib.util.find_spec(provider)
-    places = [] if found is None else found.submodule_search_locations or []
+    """The names of a provider's networks, read from its source because importing it takes seconds."""
+    spec = importlib.util.find_spec(provider)
+    places = [] if spec is None else spec.submodule_search_locations or []
     sources = [file for place in places for file in sorted(Path(place, "models").rglob("*.py"))]
     return sorted({name for file in sources for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))})
 
 
 class _Bash(BashComplete):
-    """bash takes a colon for the end of a word, so that `timm:resnet` comes as three."""
+    """Joins words again that bash splits at colons, such as `timm:resnet`."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         arguments, incomplete = super().get_completion_args()
@@ -57,5 +57,5 @@ class _Bash(BashComplete):
 
 
 def install() -> None:
-    """Have click use this for bash."""
+    """Register the completion for bash."""
     add_completion_class(_Bash)

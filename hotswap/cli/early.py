@@ -1,4 +1,4 @@
-"""What a command can see to be wrong before it imports torch, which takes seconds. The library checks it again."""
+"""Checks that need no torch, whose import takes seconds. The library repeats them."""
 
 from hotswap.errors import HotswapError
 from hotswap.files import hub, image_files, shards
@@ -7,7 +7,7 @@ from hotswap.zoo import names
 
 
 def check_network(name: str | None) -> None:
-    """Refuse a network's name that has none of the forms.
+    """Refuse a malformed name of a network.
 
     Raises:
         HotswapError: where it has not.
@@ -17,7 +17,7 @@ def check_network(name: str | None) -> None:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that is not there.
+    """Refuse a checkpoint that is missing.
 
     Raises:
         HotswapError: where it cannot be read, or is no address on the hub.
@@ -41,7 +41,7 @@ def check_images(folder: str | None) -> None:
 
 
 def check_other_file(path: str, *inputs: str | None) -> None:
-    """Refuse to write over what is being read.
+    """Refuse to overwrite an input.
 
     Raises:
         HotswapError: where `path` is one of the inputs.

@@ -13,9 +13,9 @@ def doctor(as_json: bool) -> None:
     from hotswap.doctor import doctor as look_over
 
     with output.busy("testing the operators"):
-        found = look_over()
-    output.show(found, as_json=as_json)
-    if not found.healthy:
+        diagnosis = look_over()
+    output.show(diagnosis, as_json=as_json)
+    if not diagnosis.healthy:
         raise HotswapError("some operators fail here, or compute something else than they should")
 
 

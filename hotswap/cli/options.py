@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and the parsing of their values."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ Size = tuple[int | None, int, int]  # channels where stated, height, width
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are prepared for a network, as the user said; None leaves it to the network."""
+    """The user's choices for images; None means the network's own."""
 
     input_size: Size | None
     mean: tuple[float, ...] | None
@@ -30,12 +30,12 @@ class ImageOptions:
 
 
 def examples(*lines: str) -> str:
-    """What a command's help shows last, each line as it is."""
+    """The epilog of a command's help, with its lines as they are."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def conserved(choice: str) -> str | None:
-    """What `--conserve` means to the library."""
+    """The library's value for `--conserve`."""
     return None if choice == NOTHING else choice
 
 
@@ -52,7 +52,7 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> Size 
 
 
 def number_or_auto(ctx: click.Context, param: click.Parameter, text: str | None) -> float | str | None:
-    """A number, or the word auto."""
+    """Parse a number or the word auto."""
     if text in (None, "auto"):
         return text
     try:
@@ -65,12 +65,12 @@ def number_or_auto(ctx: click.Context, param: click.Parameter, text: str | None)
 
 
 def whole_number(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
-    """One of a choice of whole numbers, which click takes for text."""
+    """Convert the text of a click.Choice of whole numbers."""
     return None if text is None else int(text)
 
 
 def kernel(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
-    """A kernel's name, as far as it can be told from any other word without pac_ops."""
+    """Refuse what is no kernel's name, as far as this can be told without pac_ops."""
     if text is not None and text != "gaussian" and not text.startswith("inv_"):
         raise click.BadParameter(f"must be gaussian or inv_{{alpha}}_{{lambda}}[_asym]_fixed, got {text!r}")
     return text
@@ -95,7 +95,7 @@ def _positive(ctx: click.Context, param: click.Parameter, text: str | None) -> t
 
 
 def add_quiet(command: click.Command) -> None:
-    """Let a command, or those of a group, take --quiet."""
+    """Add --quiet to a command, or to the commands of a group."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             add_quiet(inner)
@@ -117,12 +117,12 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, chosen: bool) -> None
 
 
 def images(text: str, *, required: bool = True) -> Callable[[Command], Command]:
-    """`--images`, a folder of them, and what for."""
+    """The option `--images`, a folder."""
     return click.option("--images", metavar="DIR", required=required, shell_complete=completion.folders, help=text)
 
 
 def writes(text: str, *, required: bool = True) -> Callable[[Command], Command]:
-    """`--output`, a file, and which kinds."""
+    """The option `--output`, a file."""
     return click.option(
         "-o", "--output", "path", required=required, metavar="FILE", shell_complete=completion.files, help=text
     )
@@ -180,7 +180,7 @@ _std = click.option(
 
 
 def limit(default: int = 100, what: str = "Use") -> Callable[[Command], Command]:
-    """`--limit`, of images."""
+    """The option `--limit`, for images."""
     return click.option(
         "--limit",
         type=click.IntRange(min=1),
@@ -191,7 +191,7 @@ def limit(default: int = 100, what: str = "Use") -> Callable[[Command], Command]
 
 
 def image_options(limit: Decorator) -> Decorator:
-    """`--input-size`, `--mean`, `--std` and `--limit`, handed to a command as one `ImageOptions`."""
+    """The options `--input-size`, `--mean`, `--std` and `--limit`, passed to a command as one `ImageOptions`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)

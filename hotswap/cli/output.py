@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, everything else on stderr, and with --quiet errors and JSON alone."""
+"""Output of commands: results on stdout, the rest on stderr; with --quiet only errors and JSON."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ _QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
 
 
 class Result(Protocol):
-    """What the library's verbs return."""
+    """A result of the library."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -28,7 +28,7 @@ class Result(Protocol):
 
 
 def be_quiet(context: click.Context) -> None:
-    """From now on, while the command runs, print errors and JSON alone."""
+    """Print only errors and JSON until the command ends."""
     from hotswap.files.hub import NO_BARS
 
     context.meta[_QUIET] = True
@@ -38,13 +38,13 @@ def be_quiet(context: click.Context) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether the command that runs was told to be."""
+    """Whether the running command has --quiet."""
     context = click.get_current_context(silent=True)
     return context is not None and context.meta.get(_QUIET, False)
 
 
 def printable(text: str) -> str:
-    """Text that came from a file or a network, without characters that would steer a terminal."""
+    """Text without control characters, which could steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
@@ -62,18 +62,18 @@ def show_json(content: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Print what a person asked for."""
+    """Print text on stdout, unless --quiet is given."""
     if not is_quiet():
         _print(printable(text))
 
 
 def note(text: str) -> None:
-    """Tell something that is no result, in one line."""
+    """Print a note on stderr, in one line."""
     _tell(f"note: {text}")
 
 
 def wrote(path: str) -> None:
-    """Tell that a file is there now."""
+    """Print that a file was written."""
     _tell(f"wrote {path}")
 
 
@@ -94,7 +94,7 @@ def _print(text: str) -> None:
 
 
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The same items, with a progress bar on stderr where that is a terminal."""
+    """Iterate over items, with a progress bar if stderr is a terminal."""
     from rich.progress import track
 
     console = _watched()
@@ -106,7 +106,7 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Around work of unknown length: show on stderr that it goes on, where that is a terminal."""
+    """A spinner around work of unknown length, if stderr is a terminal."""
     console = _watched()
     if console is None:
         yield
@@ -116,7 +116,7 @@ def busy(what: str) -> Iterator[None]:
 
 
 def _watched() -> "Console | None":
-    """stderr, where it is a terminal and may be written to."""
+    """The console on stderr; None if stderr is no terminal or --quiet is given."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""Commands that show a network to others: report."""
+"""Commands that present a network: report."""
 
 import click
 

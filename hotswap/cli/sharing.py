@@ -1,4 +1,4 @@
-"""Commands that put a network where others find it: push."""
+"""Commands that share a network: push."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

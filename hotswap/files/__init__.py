@@ -1,1 +1,1 @@
-"""Files of weights and images: how they are written, read, named, split and fetched."""
+"""Files of weights and images: writing, reading, names, shards and the hub."""

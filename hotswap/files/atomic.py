@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a killed process, only ever meets the old file or the whole new one."""
+"""Atomic writes: at any moment, even after a kill, a file is the old one or the whole new one."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ PathLike = str | os.PathLike[str]
 
 @contextmanager
 def atomic_write(path: PathLike) -> Iterator[Path]:
-    """Give a temporary file to write to; when the block ends, put it in place of `path` in one step.
+    """Give a temporary file to write to; replace `path` by it in one step when the block ends.
 
     The temporary lies in the same folder, reaches the disk before it is renamed, and is removed if anything
     goes wrong. The new file has the permissions the umask asks for. Of a file with several hard links only the name
@@ -48,7 +48,7 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: PathLike) -> Path:
-    """Find out early, before long work, that `path` cannot be written. Nothing is created.
+    """Check that `path` can be written, before long work. Nothing is created.
 
     Returns:
         The file that would be written: `path`, with symbolic links to its folder followed.
@@ -85,7 +85,7 @@ def check_writable(path: PathLike) -> Path:
 
 
 def check_readable(path: PathLike) -> Path:
-    """Say why a file cannot be read, before a library says it in its own way.
+    """Check that a file can be read, for clearer errors than a library gives.
 
     Returns:
         `path`.
@@ -112,7 +112,7 @@ def check_readable(path: PathLike) -> Path:
 
 
 def read_text(path: PathLike, what: str, largest: int) -> str:
-    """A small file of text, in UTF-8.
+    """Read a small text file, in UTF-8.
 
     Args:
         path: the file.
@@ -134,17 +134,17 @@ def read_text(path: PathLike, what: str, largest: int) -> str:
 
 
 def is_there(path: PathLike) -> bool:
-    """Whether there is something at a path; no where that cannot be found out, as `Path.exists` raises then."""
+    """Whether a path exists. Unlike `Path.exists` it never raises."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def is_file(path: PathLike) -> bool:
-    """Whether there is a regular file, likewise."""
+    """Whether a path is a regular file; never raises."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: PathLike) -> bool:
-    """Whether there is a folder, likewise."""
+    """Whether a path is a folder; never raises."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -159,7 +159,7 @@ def is_same_file(one: PathLike, other: PathLike) -> bool:
 
 
 def _check_name(path: PathLike, what: str) -> None:
-    """Refuse names of bytes that are no text, which libraries for files of weights do not take."""
+    """Refuse names that are not valid UTF-8, which libraries for weights do not take."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Whether a result can be written where it is to go, found out before the work. Imports no torch."""
+"""Checks that a result can be written, before the work. Imports no torch."""
 
 import os
 from pathlib import Path
@@ -15,12 +15,12 @@ _PAGES = (".html", ".htm")
 
 
 def suffix(path: PathLike) -> str:
-    """What a file's name ends in, in lower case."""
+    """The suffix of a file's name, in lower case."""
     return Path(path).suffix.lower()
 
 
 def check_checkpoint(path: PathLike, max_shard_size: int | str | None = None) -> None:
-    """Find out that a checkpoint cannot be written to `path`.
+    """Check that a checkpoint can be written to `path`.
 
     Raises:
         HotswapError: where its name does not end in one of the suffixes written, or see `atomic.check_writable`; or
@@ -43,7 +43,7 @@ def check_checkpoint(path: PathLike, max_shard_size: int | str | None = None) ->
 
 
 def check_export(path: PathLike, format: str | None = None) -> str:
-    """Find out that a network cannot be exported to `path`.
+    """Check that a network can be exported to `path`.
 
     Returns:
         The format: as given, else what the file's name says.
@@ -61,7 +61,7 @@ def check_export(path: PathLike, format: str | None = None) -> str:
 
 
 def check_report(path: PathLike) -> None:
-    """Find out that a report cannot be written to `path`.
+    """Check that a report can be written to `path`.
 
     Raises:
         HotswapError: where its name is that of no page, or see `atomic.check_writable`.

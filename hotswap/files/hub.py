@@ -30,14 +30,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Address:
-    """A model's repository, and which of its versions."""
+    """A model's repository and revision."""
 
     repository: str  # owner/name
     revision: str | None = None  # a branch, a tag or a commit; None: main
 
     @property
     def is_pinned(self) -> bool:
-        """Whether it means the same files for ever."""
+        """Whether the revision is a commit, whose files never change."""
         return self.revision is not None and bool(_COMMIT.fullmatch(self.revision))
 
     def __str__(self) -> str:
@@ -46,19 +46,19 @@ class Address:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file of a model."""
+    """A file of a model, in the cache."""
 
     path: Path  # in the cache
     address: Address  # with the commit it is of
 
 
 def is_address(name: object) -> bool:
-    """Whether it names a model on the hub, and no file."""
+    """Whether a name is an address on the hub."""
     return isinstance(name, str) and name.startswith(PREFIX)
 
 
 def parse(address: str) -> Address:
-    """Take an address apart. Nothing is fetched.
+    """Parse an address. Nothing is fetched.
 
     Raises:
         HotswapError: where it is none.
@@ -72,7 +72,7 @@ def parse(address: str) -> Address:
 
 
 def fetch(address: Address, name: str) -> Fetched:
-    """Bring a file of a model into the cache, if it is not there.
+    """Fetch a file of a model into the cache.
 
     Raises:
         HotswapError: where there is no such file, repository or revision, it may not be read, or the hub cannot be
@@ -82,21 +82,21 @@ def fetch(address: Address, name: str) -> Fetched:
 
 
 def fetch_any(address: Address, names: tuple[str, ...]) -> Fetched:
-    """The first of some files that a model has.
+    """Fetch the first of some files that a model has.
 
     Raises:
         HotswapError: as `fetch`.
     """
     for name in names:
-        if (found := fetch_if_there(address, name)) is not None:
-            return found
+        if (fetched := fetch_if_there(address, name)) is not None:
+            return fetched
     raise HotswapError(
         f"{address} must hold {' or '.join(names)}, and does not; only safetensors are read from the hub"
     )
 
 
 def fetch_if_there(address: Address, name: str) -> Fetched | None:
-    """A file that a model may have, or None.
+    """Fetch an optional file of a model; None if there is no such file.
 
     Raises:
         HotswapError: as `fetch`, but where there is no such file.
@@ -116,20 +116,20 @@ def fetch_if_there(address: Address, name: str) -> Fetched | None:
 
 
 def weights(address: Address) -> Fetched:
-    """The weights of a model: a safetensors file, or the index of several, which are then there too.
+    """Fetch the weights of a model: a safetensors file, or an index with all its files.
 
     Raises:
         HotswapError: as `fetch`; and where it holds no safetensors, or its index names files that it may not name.
     """
-    found = fetch_any(address, WEIGHTS)
-    if found.path.name.endswith(shards.INDEX):
-        for name in shards.files_of(found.path):
-            fetch(found.address, name)
-    return found
+    fetched = fetch_any(address, WEIGHTS)
+    if fetched.path.name.endswith(shards.INDEX):
+        for name in shards.files_of(fetched.path):
+            fetch(fetched.address, name)
+    return fetched
 
 
 def files(address: Address, private: bool | None) -> list[str]:
-    """The names of the files on a repository's branch; what of the two is not there is created first.
+    """List the files on a repository's branch; repository and branch are created if they are missing.
 
     Raises:
         HotswapError: where the hub does not let it be written, or cannot be reached.
@@ -143,7 +143,7 @@ def files(address: Address, private: bool | None) -> list[str]:
 
 
 def commit(address: Address, added: Mapping[str, Path], deleted: Iterable[str], message: str) -> Address:
-    """Add files to a repository's branch and take others out, in one commit, whose address is the result.
+    """Add and delete files on a repository's branch in one commit; returns its address.
 
     Raises:
         HotswapError: as `files`; nothing is changed then.
@@ -152,12 +152,14 @@ def commit(address: Address, added: Mapping[str, Path], deleted: Iterable[str], 
     operations = [package.CommitOperationAdd(name, str(path)) for name, path in added.items()]
     operations += [package.CommitOperationDelete(name) for name in deleted]
     with _explained(address):
-        made = _api().create_commit(address.repository, operations, commit_message=message, revision=address.revision)
-    return replace(address, revision=made.oid)
+        created = _api().create_commit(
+            address.repository, operations, commit_message=message, revision=address.revision
+        )
+    return replace(address, revision=created.oid)
 
 
 def _commit(path: Path, address: Address) -> str:
-    """The cache keeps files under the commit they are of."""
+    """The commit of a file, from its path in the cache."""
     parts = path.parts
     commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
     if not _COMMIT.fullmatch(commit):
@@ -167,7 +169,7 @@ def _commit(path: Path, address: Address) -> str:
 
 @contextmanager
 def _explained(address: Address) -> Iterator[None]:
-    """Around a request: what goes wrong there in one line, and not in many of huggingface_hub's."""
+    """Turn errors of a request into one line, and silence huggingface_hub."""
     errors, utils = _package().errors, _package().utils
     level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
     utils.logging.set_verbosity(utils.logging.CRITICAL)

@@ -16,18 +16,18 @@ def find(folder: PathLike, limit: int) -> list[Path]:
         HotswapError: where there is no such folder, or no image in it.
     """
     try:
-        found = sorted(
+        images = sorted(
             file
             for file in Path(folder).iterdir()
             if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
         )
     except OSError as error:
         raise HotswapError(f"cannot read images from {str(folder)!r}: {error.strerror}") from error
-    if not found:
+    if not images:
         raise HotswapError(f"there is no image in {str(folder)!r}; its files must end in {', '.join(SUFFIXES)}")
-    return spread(found, limit)
+    return spread(images, limit)
 
 
 def spread(files: Sequence[Path], limit: int) -> list[Path]:
-    """At most `limit` of some files, evenly spread over all."""
+    """At most `limit` files, evenly spread over all."""
     return [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else list(files)

@@ -1,4 +1,4 @@
-"""What can be known of a file of torch.save's before anything in it is unpacked or unpickled.
+"""Checks of files of torch.save before anything in them is unpacked or unpickled.
 
 PyTorch's `weights_only` unpickler runs no code, but a few bytes can still ask it for more memory than there is. And
 the zip reader of PyTorch and that of Python can be made to read different directories in one file, so what one of
@@ -38,7 +38,7 @@ _NUMPY = f"it holds numbers or arrays of NumPy beside its tensors, which are not
 
 
 def why_no_archive(file: Path) -> str | None:
-    """None where a zip file may be given to `torch.load`, else why not.
+    """Why a zip file must not be given to `torch.load`; None if it may be.
 
     Raises:
         OSError, zipfile.BadZipFile, struct.error: where it is damaged.
@@ -66,7 +66,7 @@ def why_no_archive(file: Path) -> str | None:
 
 
 def why_no_pickle(file: Path) -> str | None:
-    """None where a file that begins as a pickle may be given to `torch.load`, else why not.
+    """Why a pickle must not be given to `torch.load`; None if it may be.
 
     Raises:
         OSError, ValueError: where it is damaged.
@@ -88,7 +88,7 @@ def why_no_pickle(file: Path) -> str | None:
 
 
 def why_too_large(tensors: Iterable[Tensor], file: Path) -> str | None:
-    """None where tensors take no more memory than their file lets expect, else what to do.
+    """Why tensors take more memory than their file explains; None if they do not.
 
     They may share memory, and repeat what is in it: written apart, they would take all they seem to have.
     """
@@ -103,27 +103,27 @@ def why_too_large(tensors: Iterable[Tensor], file: Path) -> str | None:
 
 
 def _why_bytes(pickled: bytes) -> str | None:
-    """Why a pickle that makes bytes is not read; None where it makes none. What NumPy pickles does."""
+    """Why a pickle that creates bytes is refused; None if it creates none."""
     if not any(name in pickled for name in _MAKES_BYTES):
         return None
     return _NUMPY if any(name in pickled for name in _NUMPY_MAKES) else _BYTES
 
 
 def _directories(stream: BinaryIO) -> set[int]:
-    """Where the records at the end of a zip file say that its directory begins: all of them, of either format."""
+    """All offsets of the directory that the end records of a zip file name, in either format."""
     stream.seek(-22, 2)
     end = stream.read(22)
     if not end.startswith(_END) or end[-2:] != b"\0\0":  # torch.save writes no comment, in which more could hide
         return set()
     (offset,) = struct.unpack("<I", end[16:20])
-    found = set() if offset == _MOST_32 else {offset}
+    offsets = set() if offset == _MOST_32 else {offset}
     at = stream.tell() - 22 - 20
     if at < 0:
-        return found
+        return offsets
     stream.seek(at)
     locator = stream.read(20)
     if locator.startswith(_LOCATOR):
         stream.seek(struct.unpack("<Q", locator[8:16])[0])
         record = stream.read(56)
-        found.add(struct.unpack("<Q", record[48:56])[0] if record.startswith(_END_64) else -1)
-    return found
+        offsets.add(struct.unpack("<Q", record[48:56])[0] if record.startswith(_END_64) else -1)
+    return offsets

@@ -1,4 +1,4 @@
-"""Weights over several safetensors files, with an index: the layout of transformers and others for large models.
+"""Weights in several safetensors files with an index: the layout of transformers and others for large models.
 
 `NAME.safetensors.index.json` says for each weight which file beside it holds it. What hotswap keeps beside the
 weights stands in the index.
@@ -27,12 +27,12 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def index_of(path: Path) -> Path:
-    """Where the index of `NAME.safetensors` lies."""
+    """The path of the index of `NAME.safetensors`."""
     return path.with_name(path.name + INDEX)
 
 
 def index_at(path: str | os.PathLike[str]) -> Path | None:
-    """The index that a name means: its own, or that of a file which is there in parts alone; else None."""
+    """The index that a path stands for: itself, or that of a file that exists only in parts; else None."""
     if str(path).endswith(INDEX):
         return Path(path)
     index = index_of(Path(path))
@@ -40,7 +40,7 @@ def index_at(path: str | os.PathLike[str]) -> Path | None:
 
 
 def read_index(file: Path) -> tuple[dict[str, list[str]], Any]:
-    """The names of the weights in each file, and the index's hotswap entry.
+    """Read the names of the weights in each file, and the index's hotswap entry.
 
     Raises:
         HotswapError: where it is no index, or names a file that lies elsewhere or is missing.
@@ -55,7 +55,7 @@ def read_index(file: Path) -> tuple[dict[str, list[str]], Any]:
 
 
 def files_of(index: Path) -> tuple[str, ...]:
-    """The names of the files that an index names, whether or not they are there.
+    """The names of an index's files, whether or not they exist.
 
     Raises:
         HotswapError: where it is no index, or names a file that lies elsewhere.
@@ -64,7 +64,7 @@ def files_of(index: Path) -> tuple[str, ...]:
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes, from a number or text such as 5GB or 500MiB.
+    """Parse a size in bytes, such as 5GB or 500MiB.
 
     Raises:
         HotswapError: where it is neither, or not above 0.
@@ -77,7 +77,7 @@ def parse_size(size: int | str) -> int:
 
 
 def split(tensors: "Mapping[str, Tensor]", most: int) -> "list[dict[str, Tensor]]":
-    """Weights in files of at most `most` bytes, in their order; one that is larger gets a file of its own."""
+    """Split weights, in their order, into files of at most `most` bytes; a larger tensor gets a file of its own."""
     shards: list[dict[str, Tensor]] = [{}]
     taken = 0
     for name, x in tensors.items():
@@ -90,7 +90,7 @@ def split(tensors: "Mapping[str, Tensor]", most: int) -> "list[dict[str, Tensor]
 
 
 def write(shards: "list[dict[str, Tensor]]", path: Path, entry: str) -> None:
-    """Write files beside `path`, and then their index, which makes them the checkpoint, in one step.
+    """Write files beside `path`, then their index in one step, which makes them the checkpoint.
 
     Files have names of their own each time, so that until then an index that was there before finds all of its.
 
@@ -123,12 +123,12 @@ def write(shards: "list[dict[str, Tensor]]", path: Path, entry: str) -> None:
 
 
 def is_ours(file: str, name: str) -> bool:
-    """Whether a file is, by its name, one of the parts in which hotswap wrote `name`."""
+    """Whether a file has the name of a part that hotswap wrote for `name`."""
     return re.fullmatch(re.escape(name.removesuffix(".safetensors")) + _OURS, file) is not None
 
 
 def _ours(index: Path) -> list[Path]:
-    """The files of an index that hotswap wrote; what others wrote is not ours to remove."""
+    """The files of an index that hotswap wrote. Files of others are not ours to remove."""
     if not is_there(index):
         return []
     try:

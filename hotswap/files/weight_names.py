@@ -1,4 +1,4 @@
-"""Brings the names of a checkpoint's weights to a network's: wrappers' prefixes off, tied weights filled in."""
+"""Matches the names of a checkpoint's weights to a network's: removes prefixes of wrappers, fills in tied weights."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -32,8 +32,8 @@ class Matched(NamedTuple):
     notes: tuple[str, ...]
 
 
-def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], own: Mapping[str, Tensor]) -> Matched:
-    """Take off what wrappers put on the names of a network's weights, and say so.
+def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], network: Mapping[str, Tensor]) -> Matched:
+    """Remove prefixes of wrappers from the names of weights, with notes that say so.
 
     A prefix on all names goes where the network has no such names; one on some of them, whatever it is, where what is
     under it is the whole network. Names that are then still missing are filled from those they are tied to. Counts of
@@ -42,78 +42,78 @@ def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], own: Map
     Args:
         weights: by their names in the file.
         versions: of modules, by their path in the file.
-        own: the network's state_dict, with parameters as they are, so that tied ones can be told.
+        network: the network's state_dict, with parameters as they are, so that tied ones can be told.
 
     Raises:
         HotswapError: where several parts of the file are the whole network, and nothing says which one is meant.
     """
-    found = _without_counts(Matched(dict(weights), dict(versions), ()), own)
-    while prefix := next(
-        (p for p in _WRAPPERS if found.weights and all(n.startswith(p) for n in found.weights)), None
-    ):
-        if any(name.startswith(prefix) for name in own):
+    file = _without_counts(Matched(dict(weights), dict(versions), ()), network)
+    while prefix := next((p for p in _WRAPPERS if file.weights and all(n.startswith(p) for n in file.weights)), None):
+        if any(name.startswith(prefix) for name in network):
             break
-        found = _under(prefix, found, f"took the prefix {prefix!r} off all names")
+        file = _under(prefix, file, f"took the prefix {prefix!r} off all names")
     for part in _INSIDE:
-        found = _freed(part, found, own)
-    found = _chosen(found, own)
-    return _tied(_without_auxiliary(found, own), own)
+        file = _freed(part, file, network)
+    file = _chosen(file, network)
+    return _tied(_without_auxiliary(file, network), network)
 
 
-def _without_counts(found: Matched, own: Mapping[str, Tensor]) -> Matched:
-    """Of a network that thop has counted: what is no weight, in the file or in the network alone."""
-    extra = [name for name in found.weights if name not in own and name.rpartition(".")[2] in _COUNTS]
-    missing = {name: x for name, x in own.items() if name not in found.weights and name.rpartition(".")[2] in _COUNTS}
+def _without_counts(file: Matched, network: Mapping[str, Tensor]) -> Matched:
+    """Leave out the counts of operations that thop adds to networks."""
+    extra = [name for name in file.weights if name not in network and name.rpartition(".")[2] in _COUNTS]
+    missing = {
+        name: x for name, x in network.items() if name not in file.weights and name.rpartition(".")[2] in _COUNTS
+    }
     if not extra:
-        return found._replace(weights=found.weights | missing)
+        return file._replace(weights=file.weights | missing)
     note = f"left aside {len(extra)} counts of operations: {listed(extra)}"
-    return _without(extra, found._replace(weights=found.weights | missing), note)
+    return _without(extra, file._replace(weights=file.weights | missing), note)
 
 
-def _without_auxiliary(found: Matched, own: Mapping[str, Tensor]) -> Matched:
-    heads = [match[0] for name in found.weights if (match := _AUXILIARY.match(name)) is not None]
-    absent = {head for head in heads if not any(name.startswith(head) for name in own)}
-    extra = [name for name in found.weights if name not in own and name.startswith((*absent,))]
+def _without_auxiliary(file: Matched, network: Mapping[str, Tensor]) -> Matched:
+    heads = [match[0] for name in file.weights if (match := _AUXILIARY.match(name)) is not None]
+    absent = {head for head in heads if not any(name.startswith(head) for name in network)}
+    extra = [name for name in file.weights if name not in network and name.startswith((*absent,))]
     if not extra:
-        return found
-    return _without(extra, found, f"left aside an auxiliary head, {len(extra)} weights: {listed(extra)}")
+        return file
+    return _without(extra, file, f"left aside an auxiliary head, {len(extra)} weights: {listed(extra)}")
 
 
-def _without(names: Iterable[str], found: Matched, note: str) -> Matched:
-    weights = {name: x for name, x in found.weights.items() if name not in {*names}}
-    return found._replace(weights=weights, notes=(*found.notes, note))
+def _without(names: Iterable[str], file: Matched, note: str) -> Matched:
+    weights = {name: x for name, x in file.weights.items() if name not in {*names}}
+    return file._replace(weights=weights, notes=(*file.notes, note))
 
 
-def _under(prefix: str, found: Matched, note: str) -> Matched:
-    weights = {name.removeprefix(prefix): x for name, x in found.weights.items() if name.startswith(prefix)}
-    inside = {path: version for path, version in found.versions.items() if f"{path}.".startswith(prefix)}
+def _under(prefix: str, file: Matched, note: str) -> Matched:
+    weights = {name.removeprefix(prefix): x for name, x in file.weights.items() if name.startswith(prefix)}
+    inside = {path: version for path, version in file.versions.items() if f"{path}.".startswith(prefix)}
     versions = {f"{path}.".removeprefix(prefix).removesuffix("."): x for path, x in inside.items()}
-    return Matched(weights, versions, (*found.notes, note))
+    return Matched(weights, versions, (*file.notes, note))
 
 
-def _freed(part: str, found: Matched, own: Iterable[str]) -> Matched:
-    names = [name for name in found.weights if part in name]
-    weights = {name.replace(part, ""): x for name, x in found.weights.items()}
-    if not names or any(part in name for name in own) or len(weights) < len(found.weights):
-        return found
-    versions = {f"{path}.".replace(part, "").removesuffix("."): x for path, x in found.versions.items()}
-    return Matched(weights, versions, (*found.notes, f"took {part!r} out of {len(names)} names"))
+def _freed(part: str, file: Matched, network: Iterable[str]) -> Matched:
+    names = [name for name in file.weights if part in name]
+    weights = {name.replace(part, ""): x for name, x in file.weights.items()}
+    if not names or any(part in name for name in network) or len(weights) < len(file.weights):
+        return file
+    versions = {f"{path}.".replace(part, "").removesuffix("."): x for path, x in file.versions.items()}
+    return Matched(weights, versions, (*file.notes, f"took {part!r} out of {len(names)} names"))
 
 
-def _chosen(found: Matched, own: Mapping[str, Tensor]) -> Matched:
-    """Where the network lies whole under one prefix, beside other things: what is under it."""
-    needed = {id(x) for name, x in own.items() if not name.endswith(_COUNTER)}
+def _chosen(file: Matched, network: Mapping[str, Tensor]) -> Matched:
+    """The weights under a prefix, if the whole network lies under it, beside other entries."""
+    needed = {id(x) for name, x in network.items() if not name.endswith(_COUNTER)}
     under: dict[str, set[int]] = {}
-    for name in found.weights:
+    for name in file.weights:
         start = 0
         while True:
-            if (rest := name[start:]) in own:
-                under.setdefault(name[:start], set()).add(id(own[rest]))
+            if (rest := name[start:]) in network:
+                under.setdefault(name[:start], set()).add(id(network[rest]))
             if not (start := name.find(".", start) + 1):
                 break
     whole = [prefix for prefix, tensors in under.items() if tensors >= needed]
     if not whole or "" in whole:
-        return found
+        return file
     trained = [prefix for prefix in whole if not any(word in prefix.lower() for word in _AVERAGES)] or whole
     if len(trained) > 1:
         raise HotswapError(
@@ -124,20 +124,22 @@ def _chosen(found: Matched, own: Mapping[str, Tensor]) -> Matched:
     notes = [f"took the weights under {prefix!r}"]
     if averaged := [repr(other) for other in whole if other not in trained]:
         notes.append(f"it also holds averaged weights, under {listed(averaged)}, which were not taken")
-    left = [name for name in found.weights if not name.startswith((*whole,))]
+    left = [name for name in file.weights if not name.startswith((*whole,))]
     if left:
         notes.append(f"left aside {len(left)} entries that are not under it: {listed(left)}")
-    return _under(prefix, found, "; ".join(notes))
+    return _under(prefix, file, "; ".join(notes))
 
 
-def _tied(found: Matched, own: Mapping[str, Tensor]) -> Matched:
-    """Save functions such as transformers' write a tensor that has several names once."""
-    by_tensor = {id(own[name]): x for name, x in found.weights.items() if name in own}
-    filled = {name: by_tensor[id(x)] for name, x in own.items() if name not in found.weights and id(x) in by_tensor}
+def _tied(file: Matched, network: Mapping[str, Tensor]) -> Matched:
+    """Fill in the other names of tied tensors, which save functions such as transformers' write once."""
+    by_tensor = {id(network[name]): x for name, x in file.weights.items() if name in network}
+    filled = {
+        name: by_tensor[id(x)] for name, x in network.items() if name not in file.weights and id(x) in by_tensor
+    }
     if not filled:
-        return found
+        return file
     note = f"{len(filled)} names are tied to others, and were filled from them: {listed(filled)}"
-    return Matched({**found.weights, **filled}, found.versions, (*found.notes, note))
+    return Matched({**file.weights, **filled}, file.versions, (*file.notes, note))
 
 
 def listed(names: Iterable[str]) -> str:
@@ -148,5 +150,5 @@ def listed(names: Iterable[str]) -> str:
 
 
 def clipped(text: str, length: int = 300) -> str:
-    """Text that came from a file, of which only the start is shown."""
+    """The start of a text that came from a file."""
     return text if len(text) <= length else f"{text[:length]}..."

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
+from hotswap.errors import HotswapError
+
 Model = TypeVar("Model", bound=nn.Module)
 _GENERATED = "GraphModuleImpl"  # what torch names the class that it makes for each GraphModule
 
@@ -26,6 +28,18 @@ def deep_copy(model: Model, replaced: dict[int, Any] | None = None) -> Model:
         Exception: whatever a module does when it is copied.
     """
     return copy.deepcopy(model, _Memo(model, replaced or {}))
+
+
+def checked_copy(model: Model, replaced: dict[int, Any] | None = None, *, hint: str = "") -> Model:
+    """As `deep_copy`.
+
+    Raises:
+        HotswapError: where the network cannot be copied, with the reason and `hint`.
+    """
+    try:
+        return deep_copy(model, replaced)
+    except Exception as error:  # whatever a user's module does when copied
+        raise HotswapError(f"the network cannot be deep-copied ({type(error).__name__}: {error}){hint}") from error
 
 
 class _Memo(dict[Any, Any]):

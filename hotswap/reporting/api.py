@@ -37,7 +37,7 @@ class Report:
         return {"path": self.path, "bytes": self.bytes} | self.content.to_dict()
 
     def __str__(self) -> str:
-        """A line a target, then the outputs and the file."""
+        """One line per target, then the outputs and the file."""
         rows = [
             (
                 *(t.check.path, t.entry.guide_name, t.check.guide_scale, f"{t.check.deviation:.3g}"),

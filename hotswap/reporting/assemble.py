@@ -1,4 +1,4 @@
-"""From what was measured to what a report says."""
+"""Assembles the content of a report from its measurements."""
 
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ def make(
     images_from: str,
     origin: Origin,
 ) -> Content:
-    """Put together what was found.
+    """Assemble the content of a report.
 
     Args:
         model: the swapped network.

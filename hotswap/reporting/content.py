@@ -59,14 +59,14 @@ class Content:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should look at, a line each."""
+        """Warnings, one line each."""
         unlike = [t.check.path for t in self.targets if t.histogram.not_finite]
         text = f"the guide of {', '.join(unlike)} has values that are not finite"
         return (*self.verification.warnings, *([text] if unlike else []))
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The outputs and the warnings in a few lines, for people."""
+        """Outputs, cost and warnings in a few lines."""
         check, cost = self.verification, self.costs.network
         told = summary([image.compared for image in self.images])
         return (

@@ -1,4 +1,4 @@
-"""What swaps cost: time and memory of each target, and of the whole network, against the plain ones."""
+"""The cost of swaps: time and memory of each target and of the whole network, beside the plain ones."""
 
 import platform
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ _STEADY = 0.3  # between the quartiles of a network's runs, of their median
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one target, or of the network."""
+    """The cost of one target, or of the network."""
 
     plain: Use
     swapped: Use
@@ -33,7 +33,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Milliseconds, swapped, with this target's share of the distances."""
+        """Milliseconds of the swapped layer, with its share of the distances."""
         saved = 0.0 if self.guide is None else self.guide.milliseconds * (1 - 1 / self.shared)
         return self.swapped.milliseconds - saved
 
@@ -45,7 +45,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """All of one network, on one image."""
+    """The costs of a network and its targets, on one image."""
 
     network: Cost
     targets: Mapping[str, Cost]  # those that the image reached
@@ -53,7 +53,7 @@ class Costs:
 
     @property
     def unsteady(self) -> bool:
-        """Whether times of the network vary so much that something else must have run."""
+        """Whether the network's times vary so much that the machine must have been busy."""
         return max(self.network.plain.spread, self.network.swapped.spread) > _STEADY
 
 
@@ -64,7 +64,7 @@ def measure(
     sample: Sample,
     progress: Progress,
 ) -> Costs:
-    """Time the network and each target on one image, beside their plain selves.
+    """Time the network and each target on one image, beside their plain twins.
 
     Args:
         model: the swapped network.
@@ -75,14 +75,14 @@ def measure(
     """
     device = device_of(model)
     steps = iter(progress(range(len(layers)), len(layers), "timing targets"))
-    found: dict[str, Cost] = {}
+    costs: dict[str, Cost] = {}
     keys: dict[str, object] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
-            if name not in found:
+            if name not in costs:
                 next(steps, None)
-                found[name] = _of_target(name, layer, arguments, plain, device)
+                costs[name] = _of_target(name, layer, arguments, plain, device)
                 keys[name] = _distances_of(name, layer, arguments)
 
         return hook
@@ -99,12 +99,12 @@ def measure(
             for handle in handles:
                 handle.remove()
     next(steps, None)  # the bar is full
-    found = {n: replace(c, shared=list(keys.values()).count(keys[n])) for n, c in found.items()}
-    return Costs(network, found, _conditions(device, sample))
+    costs = {n: replace(c, shared=list(keys.values()).count(keys[n])) for n, c in costs.items()}
+    return Costs(network, costs, _conditions(device, sample))
 
 
 def _distances_of(name: str, layer: Swapped, arguments: tuple[Any, ...]) -> object:
-    """Equal for two layers that are given the same distances."""
+    """A key that is equal for layers that share their distances."""
     if not isinstance(layer, SwappedLayer) or not isinstance(arguments[1], Shared):
         return name
     swap = layer.swap

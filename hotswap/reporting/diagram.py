@@ -1,4 +1,4 @@
-"""Where the rows of a network and the lines from guides to targets go on a drawing."""
+"""Layout of a drawing: the rows of a network, and the lines from guides to targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _LONG = 1400  # a drawing that is higher scrolls by itself
 
 @dataclass(frozen=True)
 class Box:
-    """One row."""
+    """A row and its place."""
 
     row: Row
     x: float
@@ -27,18 +27,18 @@ class Box:
 
     @property
     def middle(self) -> float:
-        """Where lines meet it."""
+        """The height at which lines meet the box."""
         return self.y + self.height / 2
 
     @property
     def right(self) -> float:
-        """Where they start."""
+        """The right edge, where lines start."""
         return self.x + self.width
 
 
 @dataclass(frozen=True)
 class Lane:
-    """The way from one guide to its targets: down beside the rows."""
+    """The line from one guide to its targets, beside the rows."""
 
     colour: int
     x: float
@@ -54,7 +54,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All of it."""
+    """The whole drawing."""
 
     height: float
     boxes: tuple[Box, ...]
@@ -63,12 +63,12 @@ class Drawing:
 
     @property
     def is_long(self) -> bool:
-        """Whether it should scroll by itself."""
+        """Whether the drawing should scroll in a frame of its own."""
         return self.height > _LONG
 
 
 def draw(rows: Sequence[Row]) -> Drawing:
-    """Lay rows out from top to bottom, and lines on their right."""
+    """Lay out rows from top to bottom, and lines to their right."""
     index = {row.key: place for place, row in reversed(list(enumerate(rows))) if row.kind != FOLDED}
     sources = {source: None for row in rows for source in row.guides}  # an ordered set
     spans = []
@@ -95,15 +95,15 @@ def draw(rows: Sequence[Row]) -> Drawing:
 def _columns(spans: Sequence[tuple[int, int]]) -> list[int]:
     """For each span the first column in which no other overlaps it."""
     taken: list[list[tuple[int, int]]] = []
-    found = []
+    chosen = []
     for low, high in spans:
         free = (i for i, column in enumerate(taken) if all(high < a or b < low for a, b in column))
         column = next(free, len(taken))
         if column == len(taken):
             taken.append([])
         taken[column].append((low, high))
-        found.append(column)
-    return found
+        chosen.append(column)
+    return chosen
 
 
 def _fitted(row: Row, width: float) -> tuple[str, str]:

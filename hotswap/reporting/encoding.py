@@ -30,7 +30,7 @@ def photograph(pixels: Pixels) -> Picture:
 
 
 def indexed(places: Pixels, palette: Pixels) -> Picture:
-    """Places in a palette of 256 as PNG; what is too large loses pixels, and no colour is mixed."""
+    """Palette indices as PNG. Large ones are reduced by dropping pixels, so that no colours are mixed."""
     image = Image.fromarray(places, mode="P")
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.NEAREST)
     image.putpalette(palette.tobytes())
@@ -38,7 +38,7 @@ def indexed(places: Pixels, palette: Pixels) -> Picture:
 
 
 def reduced(values: Numbers) -> Numbers:
-    """Numbers on no more pixels than a picture has: what is too large is averaged."""
+    """Average a large map down to the size of a picture."""
     height, width = values.shape
     scale = LARGEST / max(height, width)
     if scale >= 1:

@@ -1,4 +1,4 @@
-"""What a report tells of each target: how far its K is from 1, where, and at a few pixels which neighbours count."""
+"""Figures about each target: the distribution of K, a map of 1 - K, and K in full at a few pixels."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,14 +35,14 @@ class Windows:
 
 
 class Histogram:
-    """How often K has which value, over all neighbours that count."""
+    """A histogram of K over all neighbours inside the image."""
 
     def __init__(self) -> None:
         self._counts = torch.zeros(_FINE, dtype=torch.float64)
         self.below = self.above = self.not_finite = 0  # how often it is under 0, over 1, or no number
 
     def add(self, kernel: Tensor) -> None:
-        """Count some values in."""
+        """Add values to the histogram."""
         finite = kernel[kernel.isfinite()].cpu()
         self.not_finite += kernel.numel() - finite.numel()
         self.below += int((finite < 0).sum())
@@ -66,7 +66,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Shown:
-    """One image's share of a report."""
+    """The results for one image."""
 
     sample: Sample
     places: tuple[Place, ...]  # the pixels that are looked at: where neighbours count least, then where most
@@ -76,7 +76,7 @@ class Shown:
 
 @dataclass
 class Figures:
-    """What running the networks showed."""
+    """The results for all images."""
 
     comparison: Comparison
     histograms: dict[str, Histogram] = field(default_factory=dict)  # by target
@@ -85,7 +85,7 @@ class Figures:
 
     @property
     def verification(self) -> Verification:
-        """What `hotswap.verify` says of the same images."""
+        """The result of `hotswap.verify` on the same images."""
         return self.comparison.result()
 
 
@@ -112,7 +112,7 @@ def collect(model: nn.Module, samples: Iterable[Sample], outputs: str) -> Figure
 
 
 class _Look:
-    """Takes the pictures of one image while the network runs, so that no K has to be kept."""
+    """Collects the figures of one image while the network runs, so that no K is stored."""
 
     def __init__(self, histograms: Mapping[str, Histogram]) -> None:
         self.histograms = histograms
@@ -140,7 +140,7 @@ class _Look:
 
 
 def _centre(layer: Swapped, counts: Tensor) -> Tensor:
-    """Where a window's own pixel is, which has K = 1; an enlargement's has none, as all its neighbours are coarse."""
+    """The centre tap of a window, where K = 1. Windows of enlargements have none."""
     kh, kw = counts.shape[:2]
     centre = torch.zeros_like(counts)
     if hasattr(layer, "sliding"):
@@ -149,7 +149,7 @@ def _centre(layer: Swapped, counts: Tensor) -> Tensor:
 
 
 def _places(change: Tensor) -> Iterator[Place]:
-    """Some pixels worth a look: where neighbours count least, apart from each other, and one where they count most.
+    """Choose pixels to show: some where neighbours count least, apart from each other, and one where they count most.
 
     Args:
         change: [H, W], the mean of 1 - K over each pixel's neighbours; NaN where some lie outside the image.

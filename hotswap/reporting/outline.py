@@ -1,4 +1,4 @@
-"""A network as rows to be drawn: guides and targets by themselves, all else folded into the modules it belongs to."""
+"""The rows of a drawing of a network: one each for guides and targets; other modules are folded together."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,11 +62,11 @@ class _Called:
 
 
 def _first_calls(observation: Observation | None) -> dict[str, _Called]:
-    """The first call of each module, and of a module that was opened, the first inside of it."""
-    found: dict[str, _Called] = {}
+    """The first call of each module, with its place in the order of all calls."""
+    calls: dict[str, _Called] = {}
     for order, call in enumerate(() if observation is None else observation.calls):
-        found.setdefault(call.path, _Called(order, call.output_shape))
-    return found
+        calls.setdefault(call.path, _Called(order, call.output_shape))
+    return calls
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Tree:
         return "" if call is None or call.shape is None else _by(call.shape[1:])
 
     def _own(self, path: str, module: nn.Module, depth: int, parent: str) -> Row:
-        """The row of a module; its parent's path is not repeated."""
+        """The row of one module, labelled without its parent's path."""
         swap = self.targets.get(path)
         kind = TARGET if swap is not None else GUIDE if path in self.guides else GROUP
         if isinstance(swap, Resize) and swap.call is not None:  # a call, which is no module of the plain network
@@ -137,7 +137,7 @@ class _Tree:
 
 
 def plain_name(module: nn.Module) -> str:
-    """A module's class, or the one it had before it was swapped."""
+    """The name of a module's class, before it was swapped."""
     plain: type = type(module)
     while "hotswap." in plain.__module__ and plain.__bases__[-1] is not nn.Module:
         plain = plain.__bases__[-1]

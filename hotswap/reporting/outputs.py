@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Label:
-    """A label of a map, with its colour and how much of the map has it."""
+    """A label, its colour, and its share of the plain and of the swapped map."""
 
     number: int
     colour: str
@@ -174,7 +174,7 @@ def _range(values: Tensor) -> tuple[float, float]:
 
 
 def _round_up(value: float) -> float:
-    """To one digit; where nothing changed, 1."""
+    """Round up to one digit; 1 for values that are not positive."""
     if not (math.isfinite(value) and value > 0):
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -196,7 +196,7 @@ def _scores(output: Compared, x: Tensor, y: Tensor) -> Compared:
 
 
 def summary(compared: Sequence[Compared | None]) -> str:
-    """All images' changes in a line; empty where there is nothing to tell."""
+    """One line about the changes over all images; empty where labels and classes are unknown."""
     known = [one for one in compared if one is not None and one.changed is not None]
     if not known:
         return ""

@@ -1,4 +1,4 @@
-"""The file: everything that a report says, laid out as HTML that needs nothing else."""
+"""The content of a report as one HTML file."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ _OPEN = 4  # targets whose pictures are shown at once; the others open when they
 
 
 def render(content: Content) -> bytes:
-    """The page, in UTF-8. All text in it is escaped by the template engine, whatever it holds."""
+    """The page, in UTF-8. The template engine escapes all text."""
     environment = Environment(
         loader=PackageLoader("hotswap.reporting", "templates"),
         autoescape=True,
@@ -57,13 +57,13 @@ def _drift(value: float) -> str:
 
 
 def _weight(value: float) -> str:
-    """K in a small field: two digits, without the 0 before the point."""
+    """K with two digits and without the 0 before the point, for a small field."""
     text = f"{value:.2f}"
     return "1" if text == "1.00" else text.replace("0.", ".", 1)
 
 
 def _shade(value: float) -> int:
-    """How bright the field is: 0 to 10."""
+    """Brightness of a field, 0 to 10."""
     return round(10 * min(max(value, 0.0), 1.0)) if value == value else 0
 
 

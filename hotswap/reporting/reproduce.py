@@ -33,7 +33,7 @@ class Steps:
 
 
 def steps(plan: Plan, origin: Origin) -> Steps:
-    """How to make the report, and the network, again."""
+    """The steps that reproduce the report and the network."""
     return Steps(_report(origin), _convert(origin), _python(origin))
 
 
@@ -91,6 +91,6 @@ def _python(origin: Origin) -> str:
 
 
 def _call(function: str, arguments: list[str]) -> str:
-    """A call, on several lines where it is long."""
+    """A call as code, on several lines if it is long."""
     line = f"{function}({', '.join(arguments)})"
     return line if len(line) <= _LINE else "\n".join([f"{function}(", *(f"    {x}," for x in arguments), ")"])

@@ -1,4 +1,4 @@
-"""What a report shows a network on: images of a folder, or inputs at hand, one by one."""
+"""The samples of a report: images from a folder, or inputs from Python, one at a time."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | Iterable[Inputs] | Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, as the network gets it and as a person does."""
+    """One image, as the network's input and as a picture."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a report, in order."""
+    """All samples of a report, in order."""
 
     items: Iterator[Sample]  # read one by one
     count: int
@@ -83,7 +83,7 @@ def _images(count: int) -> str:
 
 
 def _one_by_one(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Each image of a batch alone: every tensor with the batch size of the first argument is taken apart."""
+    """Split a batch into single images: every tensor with the batch size of the first argument is split."""
     first = arguments[0] if arguments else None
     if not isinstance(first, Tensor) or first.dim() != 4:
         yield arguments

@@ -1,4 +1,4 @@
-"""Time and memory of things that are run."""
+"""Time and memory of calls."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Use:
-    """Of one thing that was run."""
+    """The time and memory of one call."""
 
     milliseconds: float  # the median
     bytes: int  # of the tensors that it made, at most at one time
@@ -28,7 +28,7 @@ class Use:
 
 
 def measured(runs: Sequence[Run], device: torch.device) -> list[Use]:
-    """Run each in turn, over and over, after each once to warm up."""
+    """Run all in turn, several times, after one warm-up each."""
     bytes_ = [peak(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
     for number in range(MOST_ROUNDS):
@@ -59,14 +59,14 @@ def _finish(device: torch.device) -> None:
 
 
 def peak(run: Run) -> int:
-    """Bytes of the tensors that are made, at most at one time; scratch space inside an operation is not counted."""
+    """Peak memory of the tensors that a call creates, in bytes, without scratch space inside operations."""
     with _Alive() as alive:
         run()
     return int(alive.most)
 
 
 class _Alive(TorchDispatchMode):
-    """Adds up the memory of tensors made under it for as long as they are alive."""
+    """Adds up the memory of tensors created under it, as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -96,5 +96,5 @@ class _Alive(TorchDispatchMode):
 
 
 def _dense(values: Any) -> list[Tensor]:
-    """The tensors among some values, but for sparse ones, which have no one memory."""
+    """The dense tensors in nested values."""
     return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.layout == torch.strided]

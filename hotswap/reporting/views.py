@@ -1,4 +1,4 @@
-"""One target on one image: the map of 1 - K, and K in full at a few pixels."""
+"""The pictures of one target on one image: the map of 1 - K, and K in full at a few pixels."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _LARGEST_TABLE = 7  # windows up to this size are told in numbers
 
 @dataclass(frozen=True)
 class Window:
-    """K at one pixel: rows of numbers, None outside the image; or a picture, where there are too many."""
+    """K at one pixel: rows of numbers, None outside the image; a picture where the window is large."""
 
     number: int  # of the place
     rows: tuple[tuple[float | None, ...], ...]
@@ -38,13 +38,13 @@ class View:
 
 
 def reach_of(views: Sequence[Windows]) -> float:
-    """What is drawn brightest: nearly the largest 1 - K of all images, so that they can be compared."""
+    """The 1 - K that is drawn brightest: nearly the largest of all images, so that pictures can be compared."""
     values = [np.quantile(np.nan_to_num(np.abs(seen.change)), 0.995) for seen in views]
     return max((float(value) for value in values), default=0.0) or 1.0
 
 
 def view(image: str, places: tuple[Place, ...], seen: Windows, reach: float) -> View:
-    """Draw what was seen of a target on an image; `reach` is the 1 - K that is brightest."""
+    """Draw one target on one image; `reach` is the 1 - K that is drawn brightest."""
     drawn = encoding.indexed(colours.places(seen.change, 0.0, reach), colours.ramp_palette())
     windows = tuple(_window(number, at) for number, at in enumerate(seen.at, start=1))
     return View(image, seen.size, seen.deviation, drawn, places, windows)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hotswap.choices import FX, HOOKS
 from hotswap.errors import HotswapError
-from hotswap.network.copying import deep_copy
+from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs, Observation, observe
 from hotswap.network.names import AUTO
 from hotswap.surgery import graph, hooks, install
@@ -186,9 +186,4 @@ def copied(model: Model, shared: dict[int, Any] | None = None) -> Model:
     Raises:
         HotswapError: where the network cannot be copied.
     """
-    try:
-        return deep_copy(model, shared)
-    except Exception as error:  # whatever a user's module does when copied
-        raise HotswapError(
-            f"the network cannot be deep-copied ({type(error).__name__}: {error}); pass inplace=True"
-        ) from error
+    return checked_copy(model, shared, hint="; pass inplace=True")

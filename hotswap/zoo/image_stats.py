@@ -1,4 +1,4 @@
-"""What a network states of the images it was trained on: their size, mean and standard deviation.
+"""Size, mean and standard deviation of the images that a network was trained on.
 
 timm's networks state it as the attribute `pretrained_cfg`, a mapping with `mean`, `std` and `input_size`. Others that
 come with it, those of a hub and of checkpoints, are given the same attribute, so that it stays with the network.
@@ -20,15 +20,15 @@ _LEAST = 1e-6  # of a standard deviation
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What is None is not stated."""
+class ImageStats:
+    """Declared size, mean and standard deviation of images; None where undeclared."""
 
     mean: tuple[float, ...] | None = None  # of images in 0..1, for each channel
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None  # height and width
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Refuse values that are out of range.
 
         Raises:
             HotswapError: naming it.
@@ -54,8 +54,8 @@ class Stated:
         return {name: None if x is None else list(x) for name, x in asdict(self).items()}
 
 
-def from_values(mean: Any, std: Any, size: Any) -> Stated:
-    """From what JSON or a network holds, lists of numbers or None.
+def from_values(mean: Any, std: Any, size: Any) -> ImageStats:
+    """Parse lists of numbers, or None, from JSON or a network's attribute.
 
     Raises:
         HotswapError: where one is something else, or cannot be.
@@ -63,32 +63,32 @@ def from_values(mean: Any, std: Any, size: Any) -> Stated:
     for name, x in (("mean", mean), ("std", std), ("size", size)):
         if x is not None and not isinstance(x, list | tuple):
             raise HotswapError(f"the {name} of images must be a list of numbers, got a {type(x).__name__}")
-    return Stated(*(None if x is None else tuple(x) for x in (mean, std, size)))
+    return ImageStats(*(None if x is None else tuple(x) for x in (mean, std, size)))
 
 
-def of(model: nn.Module) -> Stated:
-    """What a network states; an attribute of that name can be anything else, and is then no statement."""
-    found = getattr(model, _ATTRIBUTE, None)
-    if not isinstance(found, Mapping):
-        return Stated()
-    size = found.get("input_size")
+def of(model: nn.Module) -> ImageStats:
+    """The statistics that a network declares. An attribute of another form is ignored."""
+    config = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(config, Mapping):
+        return ImageStats()
+    size = config.get("input_size")
     try:
-        return from_values(found.get("mean") or None, found.get("std") or None, size[1:] if size else None)
+        return from_values(config.get("mean") or None, config.get("std") or None, size[1:] if size else None)
     except (HotswapError, TypeError):
-        return Stated()
+        return ImageStats()
 
 
-def put(model: nn.Module, stated: Stated) -> None:
-    """Have a network state this; what is None stays as it was."""
-    if stated == Stated():
+def put(model: nn.Module, stats: ImageStats) -> None:
+    """Declare statistics on a network; those that are None stay as they were."""
+    if stats == ImageStats():
         return
     before = getattr(model, _ATTRIBUTE, None)
-    found = dict(before) if isinstance(before, Mapping) else {}
-    if stated.mean is not None and stated.std is not None:
-        found |= {"mean": stated.mean, "std": stated.std}
-    if stated.size is not None:
-        found["input_size"] = ((found.get("input_size") or (3,))[0], *stated.size)
-    setattr(model, _ATTRIBUTE, found)
+    config = dict(before) if isinstance(before, Mapping) else {}
+    if stats.mean is not None and stats.std is not None:
+        config |= {"mean": stats.mean, "std": stats.std}
+    if stats.size is not None:
+        config["input_size"] = ((config.get("input_size") or (3,))[0], *stats.size)
+    setattr(model, _ATTRIBUTE, config)
 
 
 def _check_numbers(name: str, values: Sequence[Any], least: float) -> None:

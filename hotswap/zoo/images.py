@@ -1,4 +1,4 @@
-"""Photographs in a folder, as batches for a network."""
+"""Images in a folder as batches for a network."""
 
 import logging
 import warnings

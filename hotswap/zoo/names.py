@@ -34,7 +34,7 @@ IN_FILES = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A network's name, taken apart; `str` puts it together again."""
+    """The parts of a network's name; `str` joins them."""
 
     provider: str  # "torchvision", "timm", or the module of a factory
     name: str
@@ -57,7 +57,7 @@ class Spec:
 
     @property
     def on_hub(self) -> hub.Address | None:
-        """Where a saved model lies on the hub; None for what is not there."""
+        """The address of a saved model on the hub; None for other networks."""
         if self.provider == TIMM and self.name.startswith(hub.PREFIX):
             return hub.parse(self.name)
         if self.provider == HF and not is_folder(self.name):
@@ -70,7 +70,7 @@ class Spec:
 
 
 def parse(spec: str, *, typed: bool = True) -> Spec:
-    """Take a network's name apart. Nothing is imported.
+    """Split a network's name into its parts. Nothing is imported.
 
     Where the user `typed` it, a folder is taken for a saved model of transformers.
 
@@ -125,7 +125,7 @@ def is_plain(value: Any) -> bool:
 
 
 def _as_text(value: Any) -> str:
-    """What `_value` reads back: text without quotes wherever it would not be taken for something else."""
+    """The inverse of `_value`: text without quotes unless it would be read as something else."""
     if isinstance(value, str) and "&" not in value:
         try:
             json.loads(value, parse_constant=str)

@@ -36,7 +36,7 @@ _WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_back
 
 
 def architecture(spec: str) -> str:
-    """The name to record in a checkpoint: without options that only fetch weights; of a saved model, its network's.
+    """The name to record in a checkpoint, without options that only fetch weights.
 
     Raises:
         HotswapError: where the name is malformed, or names what a file may not ask for; as `build`, where it is of a
@@ -53,7 +53,7 @@ def architecture(spec: str) -> str:
 
 
 def recordable(name: str) -> str:
-    """The same of a name that was read from a file, for which nothing is read or fetched.
+    """As `architecture`, for a name that was read from a file; nothing is read or fetched for it.
 
     Raises:
         HotswapError: where a file may not hold it.
@@ -90,30 +90,30 @@ def build(
     if parsed.is_factory:
         return _called(parsed, _factory(parsed), nullcontext())
     skipping = nullcontext() if initialise or parsed.brings_weights else _SkipRandomInit()
-    images = image_stats.Stated()
-    made: Callable[..., Any]
+    images = image_stats.ImageStats()
+    constructor: Callable[..., Any]
     if parsed.provider == TRANSFORMERS:
-        made = functools.partial(
+        constructor = functools.partial(
             transformers.build,
             transformers.network_class(parsed.name),
             transformers.checked(config, f"config of {parsed}"),
         )
     elif parsed.provider == HF:
-        made = functools.partial(_from_configuration, _configuration(parsed))
+        constructor = functools.partial(_from_configuration, _configuration(parsed))
         if (file := _beside(parsed, transformers.PREPROCESSOR)) is not None:
             images = transformers.read_preprocessor(file)
     else:
         if parsed.on_hub is not None:
             parsed, images = _from_timms_hub(parsed)
-        made = _CONSTRUCTORS[parsed.provider](parsed)
+        constructor = _CONSTRUCTORS[parsed.provider](parsed)
     with nullcontext() if trusted else limited(parsed, limit):
-        built = _called(parsed, made, skipping)
+        built = _called(parsed, constructor, skipping)
     image_stats.put(built, images)
     return built
 
 
 def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
-    """A network's name, of a model on the hub with the commit that its revision is now; and notes that say so.
+    """A network's name, pinned to the present commit if it is on the hub, and notes that say so.
 
     Raises:
         HotswapError: where the hub does not give it.
@@ -122,13 +122,13 @@ def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
     address = parsed.on_hub
     if address is None or address.is_pinned:
         return spec, ()
-    found = hub.fetch(address, transformers.CONFIG).address
-    name = str(found) if parsed.provider == TIMM else str(found).removeprefix(hub.PREFIX)
-    return str(replace(parsed, name=name)), (f"{address} is at commit {found.revision}",)
+    pinned_address = hub.fetch(address, transformers.CONFIG).address
+    name = str(pinned_address) if parsed.provider == TIMM else str(pinned_address).removeprefix(hub.PREFIX)
+    return str(replace(parsed, name=name)), (f"{address} is at commit {pinned_address.revision}",)
 
 
 def weights(spec: str) -> str | None:
-    """Where the weights of a saved model lie, for `checkpoint.read`; None for other networks.
+    """The file or address of a saved model's weights, for `checkpoint.read`; None for other networks.
 
     Raises:
         HotswapError: where a folder holds none that are safe to read.
@@ -145,14 +145,14 @@ def weights(spec: str) -> str | None:
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, per channel, of the images (in 0..1) a network was trained on.
+    """Mean and standard deviation, per channel, of a network's training images in 0..1.
 
     Where the network states none (see `hotswap.zoo.image_stats`) they are ImageNet's, which most use.
     """
-    found = image_stats.of(model)
-    if found.mean is None or found.std is None:
+    images = image_stats.of(model)
+    if images.mean is None or images.std is None:
         return IMAGENET_MEAN, IMAGENET_STD
-    return found.mean, found.std
+    return images.mean, images.std
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ _CONSTRUCTORS = {TORCHVISION: _from_torchvision, TIMM: _from_timm, SMP: _from_sm
 
 
 def _configuration(spec: Spec) -> dict[str, Any]:
-    """Of a saved model of transformers."""
+    """The configuration of a saved model of transformers."""
     _check_no_weight_options(spec)
     address = spec.on_hub
     return transformers.read_config(
@@ -208,12 +208,12 @@ def _configuration(spec: Spec) -> dict[str, Any]:
 
 
 def _beside(spec: Spec, name: str) -> Path | None:
-    """A file of a saved model of transformers that need not be there."""
+    """An optional file of a saved model of transformers."""
     address = spec.on_hub
     if address is None:
         return file if is_there(file := Path(spec.name) / name) else None
-    found = hub.fetch_if_there(hub.fetch(address, transformers.CONFIG).address, name)
-    return None if found is None else found.path
+    fetched = hub.fetch_if_there(hub.fetch(address, transformers.CONFIG).address, name)
+    return None if fetched is None else fetched.path
 
 
 def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
@@ -225,14 +225,14 @@ def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
     return transformers.build(transformers.network_class(config["architectures"][0]), plain)
 
 
-def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.Stated]:
-    """A model of timm's on the hub: by its own name, with the options it was built with; and what it states."""
+def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.ImageStats]:
+    """The name and options of a timm model on the hub, and the statistics it declares."""
     _check_no_weight_options(spec)
     assert spec.on_hub is not None  # noqa: S101 (asked before)
-    found = transformers.json_object(hub.fetch(spec.on_hub, transformers.CONFIG).path, "JSON")
-    trained = found.get("pretrained_cfg", found)
-    arguments = found.get("model_args") or {}
-    if not isinstance(found.get("architecture"), str) or not all(
+    config = transformers.json_object(hub.fetch(spec.on_hub, transformers.CONFIG).path, "JSON")
+    trained = config.get("pretrained_cfg", config)
+    arguments = config.get("model_args") or {}
+    if not isinstance(config.get("architecture"), str) or not all(
         isinstance(x, Mapping) for x in (trained, arguments)
     ):
         raise HotswapError(f"{spec.on_hub} is no model of timm's: its {transformers.CONFIG} names no architecture")
@@ -242,7 +242,7 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.Stated]:
             f"{spec.on_hub}: {transformers.CONFIG}: input_size must be a list, got a {type(size).__name__}"
         )
     options = {
-        "num_classes": found.get("num_classes", trained.get("num_classes")),
+        "num_classes": config.get("num_classes", trained.get("num_classes")),
         "global_pool": trained.get("global_pool"),
         "in_chans": size[0],
         "img_size": size[1:] if trained.get("fixed_input_size") else None,
@@ -250,14 +250,14 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.Stated]:
     options = {key: value for key, value in options.items() if value is not None} | dict(arguments)
     if unusual := [key for key, value in options.items() if not key.isidentifier() or not is_plain(value)]:
         raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
-    made = Spec(TIMM, found["architecture"], options | dict(spec.options))
-    check_untrusted(made)  # what comes from the hub is a file's word too
+    named = Spec(TIMM, config["architecture"], options | dict(spec.options))
+    check_untrusted(named)  # what comes from the hub is a file's word too
     try:
         chosen = size[1:] if "img_size" not in spec.options else None
         images = image_stats.from_values(trained.get("mean") or None, trained.get("std") or None, chosen or None)
     except HotswapError as error:
         raise HotswapError(f"{spec.on_hub}: {transformers.CONFIG}: {error}") from error
-    return made, images
+    return named, images
 
 
 def _check_no_weight_options(spec: Spec) -> None:
@@ -289,20 +289,20 @@ def _factory(spec: Spec) -> Callable[..., Any]:
         raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({one_line(error)})") from error
     except (Exception, SystemExit) as error:  # whatever a user's module does when imported
         raise HotswapError(f"network {str(spec)!r}: importing {spec.provider} failed ({one_line(error)})") from error
-    found: Any = module
+    value: Any = module
     for part in spec.name.split("."):
-        if not hasattr(found, part):
-            known = [name for name, value in vars(found).items() if callable(value)]
-            where = "module" if isinstance(found, ModuleType) else "class"
+        if not hasattr(value, part):
+            known = [name for name, value in vars(value).items() if callable(value)]
+            where = "module" if isinstance(value, ModuleType) else "class"
             raise HotswapError(
-                f"network {str(spec)!r}: {where} {found.__name__} has no {part!r}{closest(part, known)}"
+                f"network {str(spec)!r}: {where} {value.__name__} has no {part!r}{closest(part, known)}"
             )
-        found = getattr(found, part)
-    if not callable(found):
+        value = getattr(value, part)
+    if not callable(value):
         raise HotswapError(
-            f"network {str(spec)!r}: it must name a function that returns a network, got {type(found).__name__}"
+            f"network {str(spec)!r}: it must name a function that returns a network, got {type(value).__name__}"
         )
-    result: Callable[..., Any] = found
+    result: Callable[..., Any] = value
     return result
 
 
@@ -320,7 +320,7 @@ def _called(spec: Spec, constructor: Callable[..., Any], around: AbstractContext
 
 
 class _SkipRandomInit(TorchFunctionMode):
-    """Leaves tensors as they are where `torch.nn.init` would fill them with random numbers.
+    """Skips random initialisation by `torch.nn.init`.
 
     Only whole functions of `torch.nn.init` are passed over: some, like `trunc_normal_`, draw again and again until
     every number lies in a range, and would never end if what they call did nothing.

@@ -1,4 +1,4 @@
-"""Networks of transformers, built from their configuration: plain JSON, which never makes anything be fetched or run.
+"""Networks of transformers, built from their configuration: plain JSON, for which nothing is fetched or run.
 
 A saved model is a folder (or a repository of the hub) with config.json and model.safetensors. Only classes of the
 installed transformers are built, by the model_type and the class that the configuration names; code that lies beside
@@ -51,7 +51,7 @@ _BACKBONE = "timm_backbone"  # the model_type of timm's networks inside others
 
 
 def read_config(path: PathLike) -> dict[str, Any]:
-    """The configuration of a saved model, without what is no part of the network but with its `architectures`.
+    """The configuration of a saved model, reduced to the network and its `architectures`.
 
     Raises:
         HotswapError: where it cannot be read, is no configuration, or asks for what it may not (see `checked`).
@@ -72,8 +72,8 @@ def read_config(path: PathLike) -> dict[str, Any]:
     return plain
 
 
-def read_preprocessor(path: PathLike) -> image_stats.Stated:
-    """What a saved model's preprocessor makes of images: their size, and mean and standard deviation in 0..1.
+def read_preprocessor(path: PathLike) -> image_stats.ImageStats:
+    """Size, mean and standard deviation (in 0..1) of images, from a saved model's preprocessor.
 
     A size that keeps the proportions is a square of its shortest edge here.
 
@@ -105,21 +105,21 @@ def _height_and_width(size: Any) -> list[Any] | None:
 
 
 def network_class(name: str) -> type[Any]:
-    """A class of networks of the installed transformers.
+    """Look up a network's class in the installed transformers.
 
     Raises:
         HotswapError: where it has none of that name.
     """
     transformers = _transformers()
-    found: Any = getattr(transformers, name, None) if name.isidentifier() else None
-    if not _is_network(found) or found.config_class is None:
+    kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not _is_network(kind) or kind.config_class is None:
         raise HotswapError(f"transformers {transformers.__version__} has no network {name!r}")
-    network: type[Any] = found
+    network: type[Any] = kind
     return network
 
 
 def build(network: type[Any], config: Mapping[str, Any]) -> nn.Module:
-    """A network of a class of transformers, in training mode, with weights of no meaning.
+    """Build a network of transformers, untrained and in training mode.
 
     Args:
         network: see `network_class`.
@@ -134,20 +134,20 @@ def build(network: type[Any], config: Mapping[str, Any]) -> nn.Module:
         raise HotswapError(f"this transformers has no model_type {kind!r}{closest(str(kind), known)}")
     if not issubclass(known[kind], network.config_class):
         raise HotswapError(f"{network.__name__} of transformers is no network of model_type {kind!r}")
-    made: nn.Module = network(known[kind].from_dict(_without(config, ())))
-    return made.train()
+    built: nn.Module = network(known[kind].from_dict(_without(config, ())))
+    return built.train()
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A saved model's weights under the names that this version of transformers has for them."""
+    """A saved model's weights under the names of the installed version of transformers."""
 
     weights: dict[str, Tensor]
     unexpected: tuple[str, ...]  # names that the network has nothing for
 
 
 def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
-    """Weights as `save_pretrained` wrote them, in the names and the layout that the network has now.
+    """Convert weights from `save_pretrained` to the network's present names and layout.
 
     Transformers renames modules from version to version, and keeps the files' names. Nothing is copied where only
     names change. None for a network that is none of transformers'.
@@ -167,14 +167,14 @@ def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
         )
-    found = {name: x for name, x in loaded.state_dict().items() if name not in info["missing_keys"]}
+    state = {name: x for name, x in loaded.state_dict().items() if name not in info["missing_keys"]}
     for name, shape, _ in info["mismatched_keys"]:
-        found[name] = torch.empty(shape, device="meta")  # for the account of what does not fit
-    return Renamed(found, tuple(sorted(info["unexpected_keys"])))
+        state[name] = torch.empty(shape, device="meta")  # for the account of what does not fit
+    return Renamed(state, tuple(sorted(info["unexpected_keys"])))
 
 
 def recorded(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """The class and the configuration to write into a checkpoint; None for a network that is none of transformers'.
+    """The class and the configuration to write into a checkpoint; None for networks that are not of transformers.
 
     Raises:
         HotswapError: where a file may not hold its configuration.
@@ -188,7 +188,7 @@ def recorded(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
 
 
 def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any]:
-    """Refuse a configuration that could make transformers read, fetch or run something, or take for ever.
+    """Refuse a configuration that could make transformers read, fetch or run something, or never finish.
 
     Args:
         config: what JSON gave, which is not trusted.
@@ -221,7 +221,7 @@ def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any
 
 
 def json_object(path: PathLike, what: str = "a configuration as JSON") -> dict[str, Any]:
-    """What a saved model's JSON file holds.
+    """The content of a saved model's JSON file.
 
     Raises:
         HotswapError: where it cannot be read, is too large, or holds something else than `what`.
@@ -230,16 +230,16 @@ def json_object(path: PathLike, what: str = "a configuration as JSON") -> dict[s
     if file.stat().st_size > MAX_BYTES:
         raise HotswapError(f"{str(path)!r} is no configuration of a network: it is above {MAX_BYTES >> 20} MiB")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise HotswapError(f"{str(path)!r} must hold {what} ({one_line(error)})") from error
-    if not isinstance(found, dict):
-        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise HotswapError(f"{str(path)!r} must hold a JSON object, got a {type(content).__name__}")
+    return content
 
 
 def largest(key: str) -> int:
-    """The largest number that may stand under a key, in a file's configuration or name of a network."""
+    """The largest number that a file may give for a key."""
     return _DEEPEST if _COUNTED.search(key) else _LARGEST
 
 
@@ -252,14 +252,14 @@ def _check_depth(value: Any, where: str, depth: int = 0) -> None:
 
 
 def _size(value: Any) -> float:
-    """How large a number is, or those of a list together; NaN for NaN."""
+    """The size of a number, or the sum over a list; NaN for NaN."""
     if isinstance(value, list):
         return sum(map(_size, value))
     return abs(value) if isinstance(value, int | float) else 0
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
-    """Every value with its key and the mapping it stands in; of lists and mappings also what is inside."""
+    """All values, nested ones too, each with its key and the mapping it is in."""
     for key, value in config.items():
         if key in _LABELS and isinstance(value, Mapping) and all(isinstance(x, str | int) for x in value.values()):
             continue
@@ -274,7 +274,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str
 
 
 def _without(value: Any, more: tuple[str, ...]) -> Any:
-    """A configuration without what is no part of the network, its parts' too."""
+    """A configuration reduced to the network, nested configurations too."""
     if isinstance(value, list | tuple):
         return [_without(item, more) for item in value]
     if not isinstance(value, Mapping):
@@ -288,7 +288,7 @@ def _without(value: Any, more: tuple[str, ...]) -> Any:
 
 
 def _class_of(model: nn.Module) -> type[Any] | None:
-    """Of a network of transformers, swapped or plain, its class there."""
+    """The class in transformers of a network, swapped or plain."""
     for base in type(model).__mro__:
         if base.__module__.startswith("transformers.models."):
             return base if getattr(_transformers(), base.__name__, None) == base else None
@@ -297,7 +297,7 @@ def _class_of(model: nn.Module) -> type[Any] | None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Around a loading of transformers: what it would tell of it, hotswap tells."""
+    """Silences transformers while it loads; hotswap reports instead."""
     logging = _transformers().utils.logging
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
@@ -310,8 +310,8 @@ def _silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _is_network(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, _transformers().PreTrainedModel)
+def _is_network(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, _transformers().PreTrainedModel)
 
 
 def _transformers() -> Any:

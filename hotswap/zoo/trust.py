@@ -65,7 +65,7 @@ def _flat(value: Any) -> list[Any]:
 
 @contextmanager
 def limited(spec: Spec, limit: SizeLimit | None) -> Iterator[None]:
-    """Around the building of what a file named: nothing comes from the hub, and no more is made than `limit`.
+    """While a network that a file named is built: no access to the hub, and no more tensors than `limit`.
 
     A tensor is counted when a module takes it, which is before anything is written to its memory.
     """

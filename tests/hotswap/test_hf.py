@@ -287,7 +287,7 @@ def test_what_a_saved_model_says_of_images_stays_with_its_checkpoint(saved, tmp_
     assert (found.mean, found.std, found.shape) == ((0.5,) * 3, (0.25,) * 3, (3, 64, 64))
     plain = copy.deepcopy(saved[1])
     assert images.form_for(hotswap.load(out, plain)) == found  # the network handed over states nothing
-    image_stats.put(plain, image_stats.Stated((0.1,), (0.2,)))
+    image_stats.put(plain, image_stats.ImageStats((0.1,), (0.2,)))
     assert images.form_for(hotswap.load(out, plain)).mean[0] == 0.1  # it does, and is the user's word
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from devices import needs_fake_cuda
 from networks import conv
-from test_hazards import close
+from swap_by_hand import close
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import StdConv2d
 from torch import nn

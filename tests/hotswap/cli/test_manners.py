@@ -22,7 +22,7 @@ from hotswap.checkpoint.read import read_plan
 from hotswap.cli import completion
 from recipes.__main__ import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NET = "networks:Plain"
 SIZE = ("--input-size", "16")
 

@@ -6,7 +6,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from networks import conv
-from test_hazards import SCALE, close, swap
+from swap_by_hand import SCALE, close, swap
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn

@@ -1,6 +1,6 @@
 """Enlargements guided by hooks: what a graph could not do, and nothing left of a pass when it is over.
 
-test_resizing.py has what they and graphs have in common.
+test_enlargements.py has what they and graphs have in common.
 """
 
 import copy

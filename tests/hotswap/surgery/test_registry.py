@@ -4,7 +4,7 @@ import networks
 import pytest
 import timm
 import torch
-from test_hazards import close, plain_expected, swap
+from swap_by_hand import close, plain_expected, swap
 from torch import nn
 
 import hotswap

@@ -140,7 +140,7 @@ def test_kill_9_leaves_a_whole_file(tmp_path):
         # Not through hotswap's own package, which would import torch for seconds.
         code = "import sys, types; p = types.ModuleType('hotswap'); p.__path__ = [sys.argv[2]]; "
         code += f"sys.modules['hotswap'] = p\n{WRITER}"
-        package = str(Path(__file__).parents[2] / "hotswap")
+        package = str(Path(__file__).parents[3] / "hotswap")
         with subprocess.Popen([sys.executable, "-c", code, target, package], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
             time.sleep(delay)

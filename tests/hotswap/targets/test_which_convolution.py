@@ -10,7 +10,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from resizing_helper import convolved
+from code_elsewhere import convolved
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 

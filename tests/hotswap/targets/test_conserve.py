@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import conv
-from test_hazards import close
+from swap_by_hand import close
 from torch import nn
 
 import hotswap

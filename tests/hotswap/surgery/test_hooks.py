@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from networks import conv
-from test_hazards import close, pac, swap
+from swap_by_hand import close, pac, swap
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 

@@ -14,8 +14,8 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
+from code_elsewhere import doubled, through, to_size
 from networks import enlarge_by_hooks
-from resizing_helper import doubled, through, to_size
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -25,7 +25,7 @@ from hotswap.measure import verify
 from hotswap.measure.calibrate import CONVOLUTION_DEVIATION, RESIZE_DEVIATION
 from hotswap.zoo import images, providers
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NET = "networks:Plain"
 SWAP = ("--target", "target", "--guide", "guide")
 

@@ -176,7 +176,7 @@ def test_a_plan_made_in_another_process_gives_the_same_network(here):
     """Another process, which hashes text in another order."""
     start = "from hotswap.cli import main; main(prog_name='hotswap')"
     choice = ("--target", "t*", "--guide", "guide", "--guide", "input", "--guide-scale", "0.3", "--learn-scale")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "hotswap")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     made = subprocess.run(
         [sys.executable, "-c", start, "plan", NET, *choice, *SIZE, "--json"],
         env=os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7"},

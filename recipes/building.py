@@ -22,11 +22,7 @@ from recipes.parameter_groups import freeze
 
 
 def dataset(named: DataSet) -> Dataset[Item]:
-    """A data set of a recipe; images are as in the files, in 0..1.
-
-    Raises:
-        HotswapError: where it cannot be made.
-    """
+    """A data set of a recipe; images are as in the files, in 0..1."""
     _here_too()
     return datasets.build(named.name, named.options)
 
@@ -51,11 +47,7 @@ def example(data: Dataset[Item], seed: int) -> Inputs:
 
 
 def plain(recipe: Recipe) -> nn.Module:
-    """The recipe's network as its constructor leaves it; random weights are those of the seed.
-
-    Raises:
-        HotswapError: where it cannot be built.
-    """
+    """The recipe's network as its constructor leaves it; random weights are those of the seed."""
     _here_too()
     with datasets.seeded(recipe.seed):
         return providers.build(_spec(recipe), trusted=True)
@@ -69,9 +61,6 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
         data: what it is trained on, as it sees it, to calibrate on.
         device: where it is calibrated, and left.
         earlier: the checkpoints that arms run before this one ended with.
-
-    Raises:
-        HotswapError: where any of it cannot be done.
     """
     model, first = plain(recipe), example(data, recipe.seed)
     if recipe.model.checkpoint is not None:
@@ -91,11 +80,7 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
 
 
 def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, plan: Plan | None) -> nn.Module:
-    """The network of a run that goes on: the same swaps, weights of no meaning.
-
-    Raises:
-        HotswapError: where it cannot be built.
-    """
+    """The network of a run that goes on: the same swaps, weights of no meaning."""
     model, first = plain(recipe), example(data, recipe.seed)
     if plan is not None:
         model = hotswap.apply(model, plan, example_inputs=first, inplace=True, check=False)

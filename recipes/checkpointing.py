@@ -60,11 +60,7 @@ def write(path: Path, state: State) -> None:
 
 
 def read(path: Path) -> State:
-    """Read a state; no code in it is run.
-
-    Raises:
-        HotswapError: where it cannot be read.
-    """
+    """Read a state; no code in it is run."""
     content = load_torch(check_readable(path), mapped=True)
     try:
         return _state(content)
@@ -88,11 +84,7 @@ def _state(content: Any) -> State:
 
 
 def check_same(before: Recipe, now: Recipe, where: Path) -> None:
-    """Refuse to go on with another recipe.
-
-    Raises:
-        HotswapError: naming the first key that differs.
-    """
+    """Refuse to go on with another recipe."""
     if before != now:
         old, new = (_flat(recipe.model_dump(mode="json")) for recipe in (before, now))
         key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))

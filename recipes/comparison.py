@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -34,7 +35,7 @@ def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
     networks = {
         name or "prediction": engine.load(recipe, folder / name / LAST, torch.device("cpu"))
         for name, recipe in arms.items()
-        if _shown_alike(recipe, last)
+        if _shown_by(recipe) == _shown_by(last)
     }
     data = building.dataset(last.data.validation)
     rows = []
@@ -62,9 +63,6 @@ def draw_predictions(
     Yields:
         The files written: NAME.png, the page, and NAME_prediction.png, the map of the checkpoint's network. Names are
         those of images, with their suffix where several differ only in that.
-
-    Raises:
-        HotswapError: where the network, an image or the folder is not to be had.
     """
     if images is not None and is_same_file(images, folder):
         raise HotswapError(f"pages would replace images in {str(folder)!r}; name another folder to write to")
@@ -120,13 +118,6 @@ def _item(data: Dataset[Item], index: int) -> Item:
         return data[index]
 
 
-def _shown_alike(one: Recipe, other: Recipe) -> bool:
-    return all(
-        a == b
-        for a, b in (
-            (one.task, other.task),
-            (one.data.validation, other.data.validation),
-            (one.model.mean, other.model.mean),
-            (one.model.std, other.model.std),
-        )
-    )
+def _shown_by(recipe: Recipe) -> tuple[Any, ...]:
+    """What decides how predictions are shown; arms that agree in it stand side by side."""
+    return recipe.task, recipe.data.validation, recipe.model.mean, recipe.model.std

@@ -118,11 +118,7 @@ def chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """One batch of items.
-
-    Raises:
-        HotswapError: where they differ in size.
-    """
+    """One batch of items."""
     inputs, truth = zip(*items, strict=True)
     return _stacked(inputs), _stacked(truth)
 

@@ -107,11 +107,7 @@ def run(
 
 
 def evaluate(recipe: Recipe, checkpoint: PathLike | None = None) -> dict[str, float]:
-    """Metrics of a recipe's network on its validation data: of a checkpoint, or as a run would start with it.
-
-    Raises:
-        HotswapError: where it cannot be built or loaded.
-    """
+    """Metrics of a recipe's network on its validation data: of a checkpoint, or as a run would start with it."""
     accelerator = start(recipe.mixed_precision)
     network = load(recipe, checkpoint, accelerator.device)
     validation = building.as_seen(recipe, building.dataset(recipe.data.validation))
@@ -119,11 +115,7 @@ def evaluate(recipe: Recipe, checkpoint: PathLike | None = None) -> dict[str, fl
 
 
 def load(recipe: Recipe, checkpoint: PathLike | None, device: torch.device) -> nn.Module:
-    """A recipe's network with the weights and swaps of a checkpoint, or without one as a run would start with it.
-
-    Raises:
-        HotswapError: where it cannot be built or loaded.
-    """
+    """A recipe's network with the weights and swaps of a checkpoint, or without one as a run would start with it."""
     if checkpoint is not None:
         return hotswap.load(checkpoint, model=building.plain(recipe)).to(device)
     seen = building.as_seen(recipe, building.dataset(recipe.data.train))

@@ -36,11 +36,7 @@ _MUST_BE = {
 
 
 def find(path: PathLike) -> Path:
-    """The file of a recipe: `path`, or for a bare name such as `quickstart`, the package's recipe of that name.
-
-    Raises:
-        HotswapError: where there is none.
-    """
+    """The file of a recipe: `path`, or for a bare name such as `quickstart`, the package's recipe of that name."""
     given = Path(path)
     if given.suffix or is_there(given) or len(given.parts) != 1:
         return check_readable(given)
@@ -83,11 +79,7 @@ def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
 
 
 def contents(path: PathLike) -> dict[str, Any]:
-    """The content of a YAML file of keys and values. No code can be named in it.
-
-    Raises:
-        HotswapError: where it cannot be read, or holds something else.
-    """
+    """The content of a YAML file of keys and values. No code can be named in it."""
     text = read_text(path, "a recipe as YAML", _LARGEST)
     content = _from_yaml(text, f"{str(path)!r} must hold a recipe as YAML")
     if not isinstance(content, dict):
@@ -96,11 +88,7 @@ def contents(path: PathLike) -> dict[str, Any]:
 
 
 def arm(recipes: Mapping[str, Recipe], name: str | None) -> Recipe:
-    """One arm by its name, or the last.
-
-    Raises:
-        HotswapError: where there is none of that name.
-    """
+    """One arm by its name, or the last."""
     if name is None:
         return list(recipes.values())[-1]
     if name not in recipes:

@@ -36,11 +36,7 @@ def machine(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, in one step.
-
-    Raises:
-        HotswapError: where it cannot be written.
-    """
+    """Write a result as JSON, in one step."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -68,9 +68,6 @@ def predict(model: nn.Module, inputs: Tensors, size: torch.Size | None = None) -
     """A network's map [B, C, H, W], whatever it wraps it in, enlarged bilinearly to `size` where it is smaller.
 
     Networks of torchvision give a mapping with `out`, those of transformers an object with `logits`.
-
-    Raises:
-        HotswapError: where it gives no map.
     """
     output: Any = model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
     if isinstance(output, Mapping):
@@ -99,11 +96,7 @@ class Segmentation:
         self.ignore = ignore
 
     def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
-        """Summed over pixels that count.
-
-        Raises:
-            HotswapError: where a label is no class of the network.
-        """
+        """Summed over pixels that count."""
         truth = target(truth)
         prediction = _classes(prediction)
         _check_labels(truth, prediction.shape[1], self.ignore)

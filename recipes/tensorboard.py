@@ -19,11 +19,7 @@ class Curves:
         self.folder, self.board = folder, board
 
     def add(self, name: str, value: float, step: int) -> None:
-        """A point of a curve.
-
-        Raises:
-            HotswapError: where it cannot be written, on a full disk for one; or one before could not.
-        """
+        """A point of a curve."""
         if self.board is not None:
             with _explained(self.folder):
                 self.board.add_scalar(name, value, step)
@@ -31,11 +27,7 @@ class Curves:
 
 @contextmanager
 def curves(folder: Path, step: int, *, drawn: bool) -> Iterator[Curves]:
-    """The curves of a run's folder, from a step on; `drawn`: whether this process is the one to draw them.
-
-    Raises:
-        HotswapError: where they cannot be written.
-    """
+    """The curves of a run's folder, from a step on; `drawn`: whether this process is the one to draw them."""
     folder = folder / FOLDER
     if not drawn or importlib.util.find_spec("tensorboard") is None:
         yield Curves(folder)

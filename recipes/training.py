@@ -220,9 +220,6 @@ def measure(
     """Metrics of a network over a data set, each process taking its share of the images.
 
     Runs on the device and leaves the modes the network has; random crops are the same each time.
-
-    Raises:
-        HotswapError: where there are fewer images than processes.
     """
     processes, index = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     if length(dataset) < processes:

@@ -117,11 +117,7 @@ def _images(data: Mapping[str, Any], where: str) -> ImageStats:
 
 
 def parse_plan(data: Any, where: str) -> Plan:
-    """Read a plan from JSON values; errors begin with `where`.
-
-    Raises:
-        HotswapError: where it is no plan.
-    """
+    """Read a plan from JSON values; errors begin with `where`."""
     try:
         return Plan.from_dict(data)
     except HotswapError as error:

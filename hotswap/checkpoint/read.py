@@ -113,11 +113,7 @@ def _why_neither(start: bytes) -> str:
 
 
 def read_plan(path: PathLike) -> Plan:
-    """Read a plan that was written as JSON.
-
-    Raises:
-        HotswapError: where the file cannot be read, or holds anything but a plan.
-    """
+    """Read a plan that was written as JSON."""
     text = read_text(path, "a plan as JSON", _LARGEST_PLAN)
     return parse_plan(parse_json(text, str(path)), str(path))
 

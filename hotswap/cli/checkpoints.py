@@ -1,6 +1,6 @@
 """Commands about a checkpoint of a swapped network: verify, calibrate, revert, export, diff."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -117,19 +117,11 @@ def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool
         raise HotswapError(f"nothing in {checkpoint!r} is swapped, so there is nothing to revert")
     write(saved.state_dict, path, replace(saved.metadata, plan=None, learned_scales={}), max_shard_size)
     targets = tuple(entry.name for entry in saved.metadata.plan.entries)
-    output.show(_Reverted(targets), as_json=as_json, output=path)
+    if as_json:
+        output.show_json({"targets": targets, "output": path})
+    else:
+        output.say(f"reverted {len(targets)} swaps: {', '.join(targets)}")
     output.wrote(path)
-
-
-@dataclass(frozen=True)
-class _Reverted:
-    targets: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"reverted {len(self.targets)} swaps: {', '.join(self.targets)}"
 
 
 @click.command(

@@ -7,21 +7,13 @@ from hotswap.zoo import names
 
 
 def check_network(name: str | None) -> None:
-    """Refuse a malformed name of a network.
-
-    Raises:
-        HotswapError: where it has not.
-    """
+    """Refuse a malformed name of a network."""
     if name is not None:
         _ = names.parse(name).on_hub  # whose address is of a form, too
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that is missing.
-
-    Raises:
-        HotswapError: where it cannot be read, or is no address on the hub.
-    """
+    """Refuse a checkpoint that is missing."""
     if path is None:
         return
     if hub.is_address(path):
@@ -31,20 +23,12 @@ def check_checkpoint(path: str | None) -> None:
 
 
 def check_images(folder: str | None) -> None:
-    """Refuse a folder without images.
-
-    Raises:
-        HotswapError: where there is no folder, or no image in it.
-    """
+    """Refuse a folder without images."""
     if folder is not None:
         image_files.find(folder, 1)
 
 
 def check_other_file(path: str, *inputs: str | None) -> None:
-    """Refuse to overwrite an input.
-
-    Raises:
-        HotswapError: where `path` is one of the inputs.
-    """
+    """Refuse to overwrite an input."""
     if any(name is not None and is_same_file(path, name) for name in inputs):
         raise HotswapError(f"the output {path!r} is also an input; name another file")

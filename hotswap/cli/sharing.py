@@ -1,6 +1,5 @@
 """Commands that share a network: push."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
@@ -53,18 +52,10 @@ def push(
     address = push_to_hub(
         loaded.network, repository, architecture=loaded.architecture, private=private, branch=branch, **given
     )
-    output.show(_Pushed(address), as_json=as_json)
-
-
-@dataclass(frozen=True)
-class _Pushed:
-    address: str  # with the commit
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return self.address
+    if as_json:
+        output.show_json({"address": address})  # with the commit
+    else:
+        output.say(address)
 
 
 COMMANDS: tuple[click.Command, ...] = (push,)

@@ -58,11 +58,7 @@ def is_address(name: object) -> bool:
 
 
 def parse(address: str) -> Address:
-    """Parse an address. Nothing is fetched.
-
-    Raises:
-        HotswapError: where it is none.
-    """
+    """Parse an address. Nothing is fetched."""
     repository, at, revision = address.removeprefix(PREFIX).partition("@")
     if not is_address(address) or not _REPOSITORY.fullmatch(repository) or (at and not _REVISION.fullmatch(revision)):
         raise HotswapError(
@@ -71,21 +67,12 @@ def parse(address: str) -> Address:
     return Address(repository, revision or None)
 
 
-def fetch(address: Address, name: str) -> Fetched:
-    """Fetch a file of a model into the cache.
+def fetch(address: Address, *names: str) -> Fetched:
+    """Fetch the first of some files that a model has into the cache.
 
     Raises:
         HotswapError: where there is no such file, repository or revision, it may not be read, or the hub cannot be
-            reached; see `fetch_any`.
-    """
-    return fetch_any(address, (name,))
-
-
-def fetch_any(address: Address, names: tuple[str, ...]) -> Fetched:
-    """Fetch the first of some files that a model has.
-
-    Raises:
-        HotswapError: as `fetch`.
+            reached.
     """
     for name in names:
         if (fetched := fetch_if_there(address, name)) is not None:
@@ -121,7 +108,7 @@ def weights(address: Address) -> Fetched:
     Raises:
         HotswapError: as `fetch`; and where it holds no safetensors, or its index names files that it may not name.
     """
-    fetched = fetch_any(address, WEIGHTS)
+    fetched = fetch(address, *WEIGHTS)
     if fetched.path.name.endswith(shards.INDEX):
         for name in shards.files_of(fetched.path):
             fetch(fetched.address, name)

@@ -10,11 +10,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find(folder: PathLike, limit: int) -> list[Path]:
-    """The images in a folder, sorted by name; at most `limit`, evenly spread over all. Subfolders are left out.
-
-    Raises:
-        HotswapError: where there is no such folder, or no image in it.
-    """
+    """The images in a folder, sorted by name; at most `limit`, evenly spread over all. Subfolders are left out."""
     try:
         images = sorted(
             file

@@ -55,11 +55,7 @@ def read_index(file: Path) -> tuple[dict[str, list[str]], Any]:
 
 
 def files_of(index: Path) -> tuple[str, ...]:
-    """The names of an index's files, whether or not they exist.
-
-    Raises:
-        HotswapError: where it is no index, or names a file that lies elsewhere.
-    """
+    """The names of an index's files, whether or not they exist."""
     return tuple(_parsed(index)[0])
 
 

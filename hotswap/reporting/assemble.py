@@ -32,17 +32,7 @@ def make(
     images_from: str,
     origin: Origin,
 ) -> Content:
-    """Assemble the content of a report.
-
-    Args:
-        model: the swapped network.
-        plan: of its swaps.
-        figures: from its runs.
-        costs: of them.
-        observation: one run of it on fake tensors, if there is one.
-        images_from: where the images are from.
-        origin: where the network is from, and what was asked for.
-    """
+    """Assemble the content of a report; `observation` is a dry run of the network, for sizes, if there is one."""
     shown = figures.shown
     verification = figures.verification
     images = tuple(

@@ -64,15 +64,7 @@ def measure(
     sample: Sample,
     progress: Progress,
 ) -> Costs:
-    """Time the network and each target on one image, beside their plain twins.
-
-    Args:
-        model: the swapped network.
-        plain: the same, with nothing swapped.
-        layers: the swapped layers, by target.
-        sample: the image.
-        progress: told of each target.
-    """
+    """Time the network and each target on one image, beside their plain twins."""
     device = device_of(model)
     steps = iter(progress(range(len(layers)), len(layers), "timing targets"))
     costs: dict[str, Cost] = {}

@@ -90,16 +90,7 @@ class Figures:
 
 
 def collect(model: nn.Module, samples: Iterable[Sample], outputs: str) -> Figures:
-    """Run a swapped network and its plain self on each image; outputs are drawn at once, and not kept.
-
-    Args:
-        model: the swapped network.
-        samples: the images.
-        outputs: how maps are drawn; see `hotswap.reporting.outputs`.
-
-    Raises:
-        HotswapError: where nothing is swapped, or an image cannot be read.
-    """
+    """Run a swapped network and its plain self on each image; outputs are drawn at once, and not kept."""
     figures = Figures(Comparison(model))
     figures.histograms = {path: Histogram() for path in figures.comparison.layers}
     for sample in samples:

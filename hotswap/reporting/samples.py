@@ -40,11 +40,7 @@ class Samples:
 
 
 def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images.Form, limit: int) -> Samples:
-    """At most `limit` images of a folder, evenly spread over it.
-
-    Raises:
-        HotswapError: where there is none; later, where one cannot be read.
-    """
+    """At most `limit` images of a folder, evenly spread over it."""
     files = image_files.find(folder, sys.maxsize)
     chosen = image_files.spread(files, limit)
     device = device_of(network)
@@ -61,11 +57,7 @@ def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images
 
 
 def from_batches(network: nn.Module, batches: Batches, limit: int, inputs: Pick | None = None) -> Samples:
-    """The first `limit` images of some batches. A picture shows its smallest value black and its largest white.
-
-    Raises:
-        HotswapError: where there is none.
-    """
+    """The first `limit` images of some batches. A picture shows its smallest value black and its largest white."""
     single = chain.from_iterable(map(_one_by_one, as_batches(network, batches, inputs)))
     first = [next(single)]  # as_batches refuses to give none
     for arguments in single:

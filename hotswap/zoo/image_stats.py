@@ -28,11 +28,7 @@ class ImageStats:
     size: tuple[int, int] | None = None  # height and width
 
     def __post_init__(self) -> None:
-        """Refuse values that are out of range.
-
-        Raises:
-            HotswapError: naming it.
-        """
+        """Refuse values that are out of range."""
         if (self.mean is None) != (self.std is None):
             raise HotswapError("mean and std of images must be stated both or neither")
         if self.mean is not None and self.std is not None:
@@ -55,11 +51,7 @@ class ImageStats:
 
 
 def from_values(mean: Any, std: Any, size: Any) -> ImageStats:
-    """Parse lists of numbers, or None, from JSON or a network's attribute.
-
-    Raises:
-        HotswapError: where one is something else, or cannot be.
-    """
+    """Parse lists of numbers, or None, from JSON or a network's attribute."""
     for name, x in (("mean", mean), ("std", std), ("size", size)):
         if x is not None and not isinstance(x, list | tuple):
             raise HotswapError(f"the {name} of images must be a list of numbers, got a {type(x).__name__}")

@@ -32,11 +32,7 @@ class SizeLimit:
 
 
 def check_untrusted(spec: Spec) -> None:
-    """Refuse what a file may not ask for.
-
-    Raises:
-        HotswapError: where it is no network of a provider, or an option could read, fetch or run something.
-    """
+    """Refuse what a file may not ask for."""
     if spec.is_factory:
         raise HotswapError(
             f"the architecture {str(spec)!r} is code of somebody's own, and a file may not choose what code runs; "

@@ -4,11 +4,7 @@ from torch import Tensor
 
 
 def check_pair(low: Tensor, guide: Tensor) -> None:
-    """Refuse a coarse map and a guide that do not belong together.
-
-    Raises:
-        ValueError: where one is no [B, channels, height, width], the batches differ, or the guide is the smaller one.
-    """
+    """Refuse a coarse map and a guide that do not belong together."""
     for name, x in (("low", low), ("guide", guide)):
         if x.dim() != 4:
             raise ValueError(f"{name} must be [B, channels, height, width], got {list(x.shape)}")
@@ -21,11 +17,7 @@ def check_pair(low: Tensor, guide: Tensor) -> None:
 
 
 def check_factor(low: Tensor, guide: Tensor, factor: int) -> None:
-    """`check_pair`, and the guide must be exactly `factor` times as large.
-
-    Raises:
-        ValueError: where it is not.
-    """
+    """`check_pair`, and the guide must be exactly `factor` times as large."""
     check_pair(low, guide)
     expected = [factor * size for size in low.shape[2:]]
     if list(guide.shape[2:]) != expected:

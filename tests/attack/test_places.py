@@ -75,5 +75,5 @@ def test_what_must_not_happen_is_noticed(ground, monkeypatch):
         monkeypatch.setattr(f"{module}.check_writable", lambda path: Path(path).resolve())
     assert "it must be refused, and was not" in ground.attack("revert", "link to a file")
     assert any("theirs-out.safetensors" in text for text in ground.attack("revert", "link to a file"))
-    monkeypatch.setattr("hotswap.cli.checkpoints._Reverted", lambda targets: 1 / 0)
+    monkeypatch.setattr("hotswap.cli.output.say", lambda text: 1 / 0)
     assert ground.attack("revert", "new") == ["ZeroDivisionError: division by zero"]

@@ -26,7 +26,7 @@ from torch import nn
 
 import hotswap
 from hotswap.checkpoint.load import load_weights
-from hotswap.checkpoint.metadata import SCALE_SUFFIX, Metadata
+from hotswap.checkpoint.metadata import FORMAT_VERSION, SCALE_SUFFIX, Metadata
 from hotswap.checkpoint.read import Checkpoint, read, read_plan
 from hotswap.checkpoint.write import write
 from hotswap.errors import HotswapError
@@ -545,16 +545,19 @@ def test_flipped_bits_are_read_or_refused(tmp_path, suffix):
     assert not any("\n" in message for message in refused)
 
 
-def entry(**changes):
-    made = {"format_version": 3, "hotswap": "0.1.0", "architecture": None, "plan": None, "learned_scales": {}}
-    return json.dumps(made | changes)
-
-
 IMAGES = {"mean": None, "std": None, "size": None}
 
 
-def with_images(images):
-    return entry(format_version=5, config=None, images=images)
+def entry(**changes):
+    """An entry of the format that is written, with changes."""
+    content = {"hotswap": "0.1.0", "architecture": None, "plan": None, "learned_scales": {}}
+    content |= {"format_version": FORMAT_VERSION, "config": None, "images": IMAGES}
+    return json.dumps(content | changes)
+
+
+def without(*keys, **changes):
+    content = json.loads(entry(**changes))
+    return json.dumps({key: value for key, value in content.items() if key not in keys})
 
 
 PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
@@ -571,21 +574,25 @@ PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
         ("{}", "is malformed"),
         (entry(format_version=6), "newer hotswap (format 6, and this one reads up to 5); pip install --upgrade"),
         (entry(format_version=4), "is malformed"),
-        (entry(format_version=5, config=None), "is malformed"),
-        (with_images(None), "images must not be a NoneType"),
-        (with_images({}), "images must say mean, std and size, got nothing"),
-        (with_images({"x": 1}), "images must say mean, std and size, got 'x'"),
-        (with_images(IMAGES | {"mean": [0.5]}), "images must be stated both or neither"),
-        (with_images(IMAGES | {"mean": [0.5], "std": [1, 1, 1]}), "must be as many, got 1 and 3"),
-        (with_images(IMAGES | {"mean": [], "std": []}), "the mean of images must be a number from"),
-        (with_images(IMAGES | {"mean": ["x"], "std": [1]}), "the mean of images must be a number from"),
-        (with_images(IMAGES | {"mean": [0], "std": [0]}), "the std of images must be a number from 1e-06"),
-        (with_images(IMAGES | {"mean": [0], "std": [1]}).replace("[1]", "[NaN]"), "the std of images must be"),
-        (with_images(IMAGES | {"mean": [0], "std": [1]}).replace("[1]", "[1e400]"), "the std of images must be"),
-        (with_images(IMAGES | {"size": 8}), "the size of images must be a list of numbers, got a int"),
-        (with_images(IMAGES | {"size": [8]}), "must be a height and a width of 1 to 2048 pixels, got [8]"),
-        (with_images(IMAGES | {"size": [8, 5000]}), "must be a height and a width of 1 to 2048 pixels"),
-        (with_images(IMAGES | {"size": [True, 8]}), "must be a height and a width of 1 to 2048 pixels"),
+        (without("images"), "is malformed"),
+        (without("config"), "is malformed"),
+        (without("images", "config", format_version=4), "is malformed"),
+        (without("images", format_version=3), "is malformed"),
+        (entry(config=[]), "config must not be a list"),
+        (entry(images=None), "images must not be a NoneType"),
+        (entry(images={}), "images must say mean, std and size, got nothing"),
+        (entry(images={"x": 1}), "images must say mean, std and size, got 'x'"),
+        (entry(images=IMAGES | {"mean": [0.5]}), "images must be stated both or neither"),
+        (entry(images=IMAGES | {"mean": [0.5], "std": [1, 1, 1]}), "must be as many, got 1 and 3"),
+        (entry(images=IMAGES | {"mean": [], "std": []}), "the mean of images must be a number from"),
+        (entry(images=IMAGES | {"mean": ["x"], "std": [1]}), "the mean of images must be a number from"),
+        (entry(images=IMAGES | {"mean": [0], "std": [0]}), "the std of images must be a number from 1e-06"),
+        (entry(images=IMAGES | {"mean": [0], "std": [1]}).replace("[1]", "[NaN]"), "the std of images must be"),
+        (entry(images=IMAGES | {"mean": [0], "std": [1]}).replace("[1]", "[1e400]"), "the std of images must be"),
+        (entry(images=IMAGES | {"size": 8}), "the size of images must be a list of numbers, got a int"),
+        (entry(images=IMAGES | {"size": [8]}), "must be a height and a width of 1 to 2048 pixels, got [8]"),
+        (entry(images=IMAGES | {"size": [8, 5000]}), "must be a height and a width of 1 to 2048 pixels"),
+        (entry(images=IMAGES | {"size": [True, 8]}), "must be a height and a width of 1 to 2048 pixels"),
         (entry(format_version=0), "is malformed"),
         (entry(format_version="1"), "is malformed"),
         (entry(more=1), "is malformed"),

@@ -1,6 +1,8 @@
-"""The house rules of DESIGN.md section 2: who may import whom, and what an import may cost."""
+"""The rules of the house: who may import whom, what a file may hold, and what an import may cost."""
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,103 @@ def test_no_fast_path_imports_the_oracle():
                 continue
             assert oracle not in imported, path
 
+
+# --- rooms ------------------------------------------------------------------------------------------------------
+
+MOST_LINES = 400
+LONG = {"hotswap.surgery.tracing"}  # to be split
+
+
+def modules(package):
+    """Every module of a package by its dotted name, but for `__init__` at its top, which is the face of all rooms."""
+    named = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if len(parts) > 2 or parts[-1] != "__init__":
+            named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return named
+
+
+def names_imported(path):
+    """Module and name of every `from module import name` in a file, and of every `import module.name`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.rpartition(".")[::2] for alias in node.names if "." in alias.name)
+
+
+def arrows(package):
+    """Which modules of its package each module imports."""
+    known = modules(package)
+    return {
+        importer: {
+            target
+            for module, name in names_imported(path)
+            for target in [f"{module}.{name}" if f"{module}.{name}" in known else module]
+            if target in known and target != importer
+        }
+        for importer, path in known.items()
+    }
+
+
+def room(module):
+    """The folder or file at the top of a package that a module is in, or is."""
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("package", ["hotswap", "recipes"])
+def test_no_circle_of_imports(package):
+    graphlib.TopologicalSorter(arrows(package)).prepare()
+
+
+def test_no_circle_between_rooms():
+    between = {}
+    for importer, imported in arrows("hotswap").items():
+        rooms = {room(module) for module in imported} - {room(importer)}
+        between.setdefault(room(importer), set()).update(rooms)
+    assert {"network", "targets", "surgery", "measure", "files", "zoo", "checkpoint", "cli"} <= between.keys()
+    graphlib.TopologicalSorter(between).prepare()
+
+
+@pytest.mark.parametrize("package", ["hotswap", "recipes"])
+def test_files_are_short(package):
+    lines = {name: len(path.read_text().splitlines()) for name, path in modules(package).items()}
+    assert {name for name, count in lines.items() if count > MOST_LINES} <= LONG
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_what_is_private_to_a_module_stays_there(package):
+    wrong = []
+    for importer, path in modules(package).items():
+        own = [(module, name) for module, name in names_imported(path) if module.split(".")[0] in LAYERS]
+        wrong += [(importer, name) for _, name in own if name.startswith("_") and not name.startswith("__")]
+        imported = {name for _, name in own}
+        wrong += [
+            (importer, f"{node.value.id}.{node.attr}")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported
+            if node.attr.startswith("_") and not node.attr.startswith("__")
+        ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_module_is_shadowed_by_a_public_name(package):
+    public = set(getattr(importlib.import_module(package), "__all__", ()))
+    rooms = {room(module) for module in modules(package)}
+    assert len(rooms) > 10
+    assert not rooms & public
+
+
+def test_folders_of_hotswap_hold_nothing_but_rooms():
+    """What a folder's `__init__` imported, help would import too: see tests/hotswap/test_startup.py."""
+    for path in sorted((ROOT / "hotswap").glob("*/__init__.py")):
+        body = ast.parse(path.read_text()).body
+        assert path.parent.name == "cli" or [type(node) for node in body] == [ast.Expr], path
+
+
+# --- what imports cost ------------------------------------------------------------------------------------------
 
 HEAVY = [
     "torchvision",

@@ -1,4 +1,4 @@
-"""Swaps convolutions of one network, and holds it to every promise of DESIGN.md section 4."""
+"""Swaps convolutions of one network, and holds it to every promise that `hotswap.convert` makes."""
 
 import math
 from dataclasses import dataclass, field, replace

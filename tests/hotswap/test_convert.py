@@ -1,4 +1,4 @@
-"""The promises of DESIGN.md section 4, over real architectures."""
+"""The promises of `hotswap.convert`, over real architectures."""
 
 import copy
 

@@ -137,7 +137,7 @@ def test_kernels_by_position_and_as_dataclass():
 
 
 def spelt_out_step(crf, unary, log_q, features):
-    """DESIGN.md's formula with unfold, without symmetric normalisation."""
+    """One step of mean field, spelt out with unfold, without symmetric normalisation."""
     result = unary * crf.unary_weight
     q = log_q.softmax(1)
     b, c, height, width = q.shape

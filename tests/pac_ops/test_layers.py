@@ -116,7 +116,7 @@ def test_output_sizes_are_the_counterparts(op, kernel_size, stride, padding, dil
     assert layer(x, guide).shape == expected
 
 
-# DESIGN.md section 3: the published names; shapes and starting values.
+# The published names, shapes and starting values.
 NUMBER, FILTER = torch.Size([]), torch.Size([1, 1, 3, 3])
 STATE = [
     (lambda: PacConv2d(4, 6, 3), {"weight": (6, 4, 3, 3), "bias": (6,)}, set()),

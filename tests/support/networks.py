@@ -1,4 +1,4 @@
-"""Small networks, one for each thing that bites (DESIGN.md section 4)."""
+"""Small networks, one for each thing that bites."""
 
 from collections import OrderedDict
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,51 +13,12 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from PIL import Image
+from reported import IMAGES, Page, converted
 from torch import nn
 
 import hotswap
-from hotswap import HotswapError, colours
+from hotswap import HotswapError
 from hotswap.cli import main
-from hotswap.network.dry_run import observe
-from hotswap.reporting import cost, diagram, figures, outline, outputs, samples, timing
-
-ANYTHING = nn.Module()  # may be given
-IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
-VOID = {"meta", "img", "rect", "path", "circle", "br", "input", "link"}
-
-
-class Page(HTMLParser):
-    """A page as a browser sees it; fails where elements are not closed in turn."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.elements, self.texts, self.stack = [], [], []
-        self.source = Path(path).read_text("utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.stack:
-            self.texts.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self):
-        return " ".join("".join(self.texts).split())
 
 
 class Kinds(nn.Module):
@@ -78,10 +38,6 @@ class Kinds(nn.Module):
         x = self.nine(F.relu(self.seven(F.relu(self.stem(x)))))
         x = F.avg_pool2d(self.larger(F.avg_pool2d(self.up(self.pool(x)), 2)), 2)
         return self.head(F.interpolate(x, scale_factor=2, mode="bilinear"))
-
-
-def converted(scale=1.0):
-    return hotswap.convert(networks.Plain(), "target", "guide", guide_scale=scale, example_inputs=IMAGES[:1])
 
 
 @pytest.fixture(scope="module")
@@ -187,214 +143,6 @@ def test_text_is_escaped(tmp_path):
     assert f"{hostile}.png" in page.text
     assert "{{ 7*7 }}'\"&.png" in page.text
     assert "?.png" in page.text  # a byte that is no text
-
-
-# --- outputs --------------------------------------------------------------------------------------------------
-
-
-def test_labels_that_changed_are_counted():
-    plain = torch.zeros(1, 4, 5, 6)
-    plain[0, 2] = 1
-    swapped = plain.clone()
-    swapped[0, 3, 0, :3] = 2
-    made = outputs.compare({"out": plain}, {"out": swapped})
-    assert (made.kind, made.where, made.changed) == ("labels", "output['out']", pytest.approx(0.1))
-    assert [(label.number, label.plain, label.swapped) for label in made.labels] == [
-        (2, 1.0, pytest.approx(0.9)),
-        (3, 0.0, pytest.approx(0.1)),
-    ]
-    assert [panel.caption for panel in made.panels] == ["plain", "swapped", "changed: 10.00% of pixels"]
-    assert "10.00% of pixels" in outputs.summary([made, None])
-
-
-@pytest.mark.parametrize(
-    ("shape", "wanted", "kind"),
-    [
-        ((1, 1, 4, 4), "auto", "maps"),
-        ((1, 3, 4, 4), "auto", "picture"),
-        ((1, 2, 4, 4), "auto", "labels"),
-        ((1, 3, 4, 4), "labels", "labels"),
-        ((1, 1, 4, 4), "labels", "labels"),
-        ((1, 8, 4, 4), "maps", "maps"),
-        ((1, 10), "auto", "scores"),
-        ((1, 10, 1, 1), "auto", None),
-        ((1, 7, 16), "auto", None),
-        ((0, 4), "auto", None),
-        ((), "auto", None),
-    ],
-)
-def test_outputs_are_drawn_by_their_shape(shape, wanted, kind):
-    made = outputs.compare([torch.rand(shape)], [torch.rand(shape)], wanted)
-    assert (None if made is None else made.kind) == kind
-
-
-def test_labels_of_one_channel_are_those_of_a_binary_logit():
-    plain, swapped = torch.full((1, 1, 4, 5), -1.0), torch.full((1, 1, 4, 5), -1.0)
-    plain[0, 0, 0], swapped[0, 0, :2] = 2, 2
-    made = outputs.compare(plain, swapped, "labels")
-    assert made.changed == pytest.approx(0.25)
-    assert {label.number: (label.plain, label.swapped) for label in made.labels} == {0: (0.75, 0.5), 1: (0.25, 0.5)}
-
-
-def test_scores_are_told_of_the_largest_of_either():
-    plain, swapped = torch.zeros(1, 9), torch.zeros(1, 9)
-    plain[0, 4], swapped[0, 7] = 5, 5
-    made = outputs.compare(plain, swapped)
-    assert {score.number for score in made.scores[:5]} >= {4, 7}
-    assert made.scores[0].number == 4
-    assert (made.changed, made.probabilities) == (1.0, True)
-    assert "1 of 1 images" in outputs.summary([made])
-    already = torch.full((1, 4), 0.25)
-    assert outputs.compare(already, already).scores[0].plain == 0.25
-
-
-def test_maps_and_their_difference_are_seen():
-    plain, swapped = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    plain[..., 0, 0], swapped[..., 3, 3] = 1, 0.4
-    made = outputs.compare(plain, swapped)
-    assert made.panels[2].caption.startswith("swapped - plain: blue -")
-    palette = colours.difference_palette()
-    assert palette[128].tolist() == [255, 255, 255]
-    assert palette[0][2] > palette[0][0]
-    assert palette[255][0] > palette[255][2]
-    assert outputs.compare(plain, plain * torch.nan) is not None
-
-
-def test_what_detectors_give_is_left_undrawn():
-    boxes = [{"boxes": torch.rand(1, 4), "scores": torch.rand(1)}]
-    assert outputs.compare(boxes, boxes) is None
-    assert outputs.compare(boxes, [{"boxes": torch.rand(2, 4)}]) is None
-
-
-# --- figures --------------------------------------------------------------------------------------------------
-
-
-def test_a_histogram_counts_what_lies_outside_too():
-    seen = figures.Histogram()
-    seen.add(torch.tensor([0.0, 0.5, 1.0, 1.0, 1.5, -0.5, torch.nan, torch.inf]))
-    assert (seen.below, seen.above, seen.not_finite) == (1, 1, 2)
-    assert sum(seen.bars) == pytest.approx(4 / 6)
-    assert seen.bars[-1] == pytest.approx(2 / 6)
-    assert seen.quantile(0.5) == pytest.approx(0.5, abs=2e-3)
-    assert figures.Histogram().quantile(0.5) is None
-
-
-def test_pixels_are_chosen_where_neighbours_count_least_and_most():
-    change = torch.full((40, 60), 0.2)
-    change[10, 20], change[30, 50], change[25:30, 5:10] = 0.9, 0.8, 0.0
-    first, second, _, last = figures._places(change)
-    assert [int(first[0] * 40), int(first[1] * 60)] == [10, 20]
-    assert [int(second[0] * 40), int(second[1] * 60)] == [30, 50]
-    assert 25 <= last[0] * 40 < 30
-    assert 5 <= last[1] * 60 < 10
-    assert len(list(figures._places(torch.zeros(4, 4)))) == 1
-
-
-def test_a_guide_that_is_not_finite_is_told(tmp_path):
-    result = hotswap.report(converted(), IMAGES * torch.nan, tmp_path / "r.html", limit=1)
-    assert any("not finite" in text for text in result.content.warnings)
-    json.dumps(result.to_dict(), allow_nan=False)
-
-
-def test_memory_is_of_tensors_alive_together():
-    x = torch.rand(1000)
-
-    def chain():
-        y = x + 1  # 4 kB
-        z = y * 2  # 8 kB together
-        del y
-        return z.add_(1).view(10, 100).exp()  # 8 kB again
-
-    assert timing.peak(chain) == 8000
-    assert timing.peak(lambda: x.view(10, 100)) == 0
-
-
-def test_times_that_vary_are_told():
-    calm, busy = timing.Use(1.0, 0, 0.1), timing.Use(1.0, 0, 0.9)
-    told = [cost.Costs(cost.Cost(calm, use), {}, "").unsteady for use in (calm, busy)]
-    assert told == [False, True]
-    (use,) = timing.measured([lambda: torch.ones(4)], torch.device("cpu"))
-    assert use.bytes == 16
-    assert use.milliseconds > 0
-
-
-@pytest.mark.parametrize(("method", "shared"), [("fx", 2), ("hooks", 1)])
-def test_distances_are_shared_as_the_method_shares_them(tmp_path, method, shared):
-    net = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)])
-    model = hotswap.convert(net, ["1", "2"], "0", guide_scale=1.0, method=method)
-    costs = hotswap.report(model, IMAGES, tmp_path / "r.html", limit=1).content.costs
-    assert [c.shared for c in costs.targets.values()] == [shared, shared]
-    assert all(0 < c.guide.milliseconds <= c.swapped.milliseconds for c in costs.targets.values())
-
-
-# --- the drawing ----------------------------------------------------------------------------------------------
-
-
-class Deep(nn.Module):
-    """Blocks in stages, as in a residual network."""
-
-    def __init__(self, blocks):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.stage = nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(blocks)))
-        self.head = nn.Conv2d(4, 2, 1)
-
-    def forward(self, x):
-        return self.head(self.stage(self.stem(x)))
-
-
-def rows_of(model):
-    sample = next(samples.from_batches(ANYTHING, IMAGES, 1).items)
-    return outline.outline(model, hotswap.status(model).plan, observe(model, IMAGES[:1]), sample)
-
-
-def test_all_but_guides_and_targets_is_folded():
-    model = hotswap.convert(Deep(30), "stage.25.0", "stage.3.0", guide_scale=1.0, method="fx")
-    rows = rows_of(model)
-    assert len(rows) < 15
-    assert [row.key for row in rows if row.kind in (outline.TARGET, outline.GUIDE)] == ["stage.3.0", "stage.25.0"]
-    assert rows[-2].label == "head"
-    assert "4 to 24" in [row.label for row in rows]
-    assert rows[0].size == "3 × 24 × 32"
-
-
-def test_many_targets_are_drawn_densely():
-    model = hotswap.convert(Deep(25), "stage.*.0", {"stage.[0-2]*": "stem", "*": "input"}, guide_scale=1.0)
-    rows = rows_of(model)
-    assert len(rows) < 35
-    drawing = diagram.draw(rows)
-    assert not drawing.is_long
-    assert len(drawing.lanes) == 2
-    assert drawing.lanes[0].x != drawing.lanes[1].x  # which overlap
-    assert sum(len(lane.targets) for lane in drawing.lanes) == 25
-    assert all(box.right < lane.x < drawing.width for lane in drawing.lanes for box in drawing.boxes)
-
-
-# --- samples --------------------------------------------------------------------------------------------------
-
-
-def test_batches_are_taken_apart_up_to_the_limit():
-    pairs = [(IMAGES, torch.arange(2.0), "mode"), (IMAGES, torch.arange(2.0), "mode")]
-    found = samples.from_batches(ANYTHING, pairs, 3)
-    items = list(found.items)
-    assert (found.count, found.description) == (3, "3 images, the first of those given")
-    assert [tuple(x.shape) for x in items[1].arguments[:2]] == [(1, 3, 24, 32), (1,)]
-    assert items[1].arguments[1].item() == 1
-    assert items[1].arguments[2] == "mode"
-    assert items[0].picture.min() == 0
-    assert items[0].picture.max() == 255
-    (whole,) = samples.from_batches(ANYTHING, [([IMAGES[0]],)], 3).items
-    assert whole.picture is None
-
-
-def test_a_folder_is_sampled_evenly_and_says_so(tmp_path):
-    for index in range(10):
-        Image.fromarray(np.full((6, 8, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
-    result = hotswap.report(converted(), tmp_path, tmp_path / "r.html", limit=2, input_size=(3, 16, 24), mean=(0.5,))
-    assert [image.name for image in result.content.images] == ["0.png", "5.png"]
-    assert result.content.images_from == f"2 images of 10, evenly spread, from {tmp_path}"
-    assert result.content.images_from in Page(tmp_path / "r.html").text
-    assert "mean=(0.5,)" in result.content.steps.python
 
 
 @pytest.mark.parametrize(

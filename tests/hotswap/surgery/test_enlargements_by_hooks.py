@@ -1,6 +1,6 @@
 """Enlargements guided by hooks: what a graph could not do, and nothing left of a pass when it is over.
 
-test_enlargements.py has what they and graphs have in common.
+tests/hotswap/targets/enlargements has what they and graphs have in common.
 """
 
 import copy

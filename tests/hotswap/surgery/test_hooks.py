@@ -3,7 +3,6 @@
 import copy
 import gc
 import pickle
-import threading
 import weakref
 
 import networks
@@ -11,63 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import conv
+from by_hooks import GUIDE, TARGETS, Stages, by_hooks, nothing_is_kept, relay, staged, staged_expected
 from swap_by_hand import close, pac, swap
 from torch import nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import hotswap
 from hotswap.surgery import passes
 from hotswap.surgery.install import records
-
-
-@pytest.fixture
-def image():
-    return torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
-
-
-def by_hooks(net, targets="target", guide="guide", **kwargs):
-    return swap(net, targets, guide, method="hooks", **kwargs)
-
-
-def relay(converted):
-    return next(record.steering.relay for _, _, record in records(converted))
-
-
-def nothing_is_kept(converted):
-    return not relay(converted)._frames
-
-
-class Stages(nn.Module):
-    """guide, activation and targets in parts that a user may call, or checkpoint, apart."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(conv(3), nn.ReLU())
-        self.first = nn.Sequential(conv(), nn.ReLU(inplace=True), conv())
-        self.second = nn.Sequential(conv(), nn.ReLU(), conv())
-        self.third = nn.Sequential(nn.ReLU(), conv())
-
-    def forward(self, x):
-        return self.third(self.second(self.first(self.stem(x))))
-
-    def forward_features(self, x):
-        return self.second(self.first(self.stem(x)))
-
-
-GUIDE, TARGETS = "first.0", ("first.2", "second.2")
-
-
-def staged(**kwargs):
-    torch.manual_seed(3)
-    return by_hooks(Stages(), TARGETS, GUIDE, **kwargs)
-
-
-def staged_expected(net, x):
-    g = F.relu(net.first[0](net.stem(x)))
-    y = pac(net.first[2], g, g)
-    return net.third(pac(net.second[2], F.relu(net.second[0](y)), g))
-
 
 # --- the same plan --------------------------------------------------------------------------------------
 
@@ -216,78 +165,6 @@ def test_an_exception_half_way_leaves_no_guide(image):
         converted.second(converted.stem(image))
 
 
-def test_a_network_called_inside_itself(image):
-    class Pyramid(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.guide, self.target = conv(3), conv()
-
-        def forward(self, x):
-            g = self.guide(x)
-            coarse = F.interpolate(self(x[..., ::2, ::2]), x.shape[2:]) if x.shape[2] > 8 else 0
-            return self.target(g) + coarse
-
-    net = Pyramid()
-    converted = swap(net)
-    small = image[..., ::2, ::2]
-    a, b = net.guide(image), net.guide(small)
-    expected = pac(net.target, a, a) + F.interpolate(pac(net.target, b, b), image.shape[2:])
-    assert hotswap.status(converted).plan.method == "hooks"
-    close(converted(image), expected)
-    assert nothing_is_kept(converted)
-
-
-def together(calls):
-    """Results of functions run in threads that wait for each other at every guide."""
-    results, errors = [None] * len(calls), []
-
-    def run(index):
-        try:
-            results[index] = calls[index]()
-        except Exception as error:  # noqa: BLE001 (shown by the caller)
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    return results
-
-
-def test_threads_do_not_see_each_others_guides():
-    converted = staged()
-    images = [torch.randn(2, 3, 12, 10) for _ in range(4)]
-    expected = [converted(x) for x in images]
-    barrier = threading.Barrier(4)
-    handle = converted.second[0].register_forward_pre_hook(lambda *a: (barrier.wait(20), None)[1])
-    results = together([lambda x=x: converted(x) for x in images])
-    features = together([lambda x=x: converted.third(converted.forward_features(x)) for x in images])
-    handle.remove()
-    for ours, also, alone in zip(results, features, expected, strict=True):
-        close(ours, alone)
-        close(also, alone)
-    assert nothing_is_kept(converted)
-
-
-def test_replicas_of_data_parallel_share_hooks_but_no_guides():
-    """What nn.DataParallel does, without the GPUs it asks for."""
-    converted = staged()
-
-    def replicate(module):
-        replica = module._replicate_for_data_parallel()
-        replica._parameters = dict(module._parameters)
-        replica._modules = {name: replicate(child) for name, child in module._modules.items()}
-        return replica
-
-    images = [torch.randn(2, 3, 12, 10) for _ in range(3)]
-    replicas = [replicate(converted) for _ in images]
-    results = together([lambda x=x, m=m: m(x) for x, m in zip(images, replicas, strict=True)])
-    for ours, x in zip(results, images, strict=True):
-        close(ours, converted(x))
-
-
 def test_a_guide_of_another_batch_is_refused(image):
     with pytest.raises(hotswap.HotswapError, match="batch size 2, got 1"):
         by_hooks(networks.Folded())
@@ -329,107 +206,6 @@ def test_export(image):
     program = torch.export.export(converted, (image,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     larger = torch.randn(3, 3, 20, 18)
     close(program.module()(larger), converted(larger))
-
-
-# --- activation checkpointing -----------------------------------------------------------------------------
-
-
-class Checkpointed(Stages):
-    """Runs parts of itself again in the backward."""
-
-    def __init__(self, parts, reentrant, frozen=False):
-        super().__init__()
-        self.parts, self.reentrant = parts, reentrant
-        if frozen:
-            for module in (self.stem, self.first[0]):
-                module.requires_grad_(False)
-
-    def forward(self, x):
-        for name, part in self.named_children():
-            x = checkpoint(part, x, use_reentrant=self.reentrant) if name in self.parts else part(x)
-        return x
-
-
-def gradients(net, x):
-    for parameter in net.parameters():
-        parameter.grad = None
-    net(x).square().sum().backward()
-    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("parts", [("second",), ("first",), ("first", "second", "third")])
-def test_checkpointed_parts_read_the_guide_of_their_pass(parts, image):
-    torch.manual_seed(3)
-    converted = by_hooks(Checkpointed(parts, reentrant=False), TARGETS, GUIDE)
-    expected = gradients(staged(), image)
-    for _ in range(2):
-        found = gradients(converted, image)
-        assert found.keys() == expected.keys()
-        for name, gradient in found.items():
-            close(gradient, expected[name])
-        assert nothing_is_kept(converted)
-
-
-def test_two_passes_before_one_backward_of_checkpointed_parts_are_refused_where_guides_could_be_confused(image):
-    converted = by_hooks(Checkpointed(("second",), reentrant=False), TARGETS, GUIDE)
-    with pytest.raises(hotswap.HotswapError, match="2 passes wait for their backward.*call backward after each pass"):
-        (converted(image) + converted(-image)).sum().backward()
-    whole = by_hooks(Checkpointed(("first", "second"), reentrant=False), ("first.2",), GUIDE)
-    (whole(image) + whole(-image)).sum().backward()  # the guide is run again too
-    assert nothing_is_kept(whole)
-
-
-def test_reentrant_checkpoints(image):
-    torch.manual_seed(3)
-    whole = by_hooks(Checkpointed(("first",), reentrant=True), ("first.2",), GUIDE)
-    torch.manual_seed(3)
-    plain = by_hooks(Stages(), ("first.2",), GUIDE)
-    expected = gradients(plain, image)
-    for name, gradient in gradients(whole, image).items():
-        close(gradient, expected[name])
-    assert nothing_is_kept(whole)
-    apart = by_hooks(Checkpointed(("second",), reentrant=True), TARGETS, GUIDE)
-    with pytest.raises(hotswap.HotswapError, match="reentrant activation checkpointing.*use_reentrant=False"):
-        gradients(apart, image)
-
-
-def test_checkpoint_around_the_network(image):
-    converted = staged()
-    expected = gradients(converted, image)
-    for reentrant in (False, True):
-        found = gradients(lambda_module(converted, reentrant), image)
-        for name, gradient in found.items():
-            close(gradient, expected[name.removeprefix("net.")])
-        assert nothing_is_kept(converted)
-
-
-def lambda_module(net, reentrant):
-    class Around(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            return checkpoint(self.net, x.requires_grad_(), use_reentrant=reentrant)
-
-    return Around()
-
-
-def test_checkpoint_sequential(image):
-    net = nn.Sequential(conv(3), nn.ReLU(), conv(), nn.ReLU(), conv(), nn.ReLU(), conv())
-    converted = by_hooks(net, ("4", "6"), "2")
-    expected = gradients(converted, image)
-
-    class Around(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = converted
-
-        def forward(self, x):
-            return checkpoint_sequential(self.net, 3, x, use_reentrant=False)
-
-    for name, gradient in gradients(Around(), image).items():
-        close(gradient, expected[name.removeprefix("net.")])
 
 
 # --- afterwards -------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from kinds_of_targets import METHODS, Block, Scaled, resized
 from networks import conv
-from swap_by_hand import SCALE, close, swap
+from swap_by_hand import close, swap
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
@@ -14,34 +15,6 @@ from torch.nn.utils import parametrizations
 
 import hotswap
 import pac_ops
-
-METHODS = ("fx", "hooks")
-
-
-@pytest.fixture
-def image():
-    return torch.randn(2, 3, 13, 10, generator=torch.Generator().manual_seed(0))
-
-
-class Block(nn.Module):
-    """guide -> activation -> pool -> target."""
-
-    def __init__(self, target):
-        super().__init__()
-        self.guide, self.act, self.pool = conv(3), nn.ReLU(), nn.MaxPool2d(2)
-        self.target = target
-
-    def forward(self, x):
-        return self.target(self.pool(self.act(self.guide(x))))
-
-    def parts(self, x):
-        """The target's input, and the guide at full size."""
-        g = self.act(self.guide(x))
-        return self.pool(g), g
-
-
-def resized(guide, size):
-    return SCALE * F.interpolate(guide, size, mode="bilinear", align_corners=False)
 
 
 class Elsewhere(nn.Conv2d):
@@ -250,121 +223,6 @@ def test_average_pools(options, method, image):
     torch.testing.assert_close(
         exact(wide), net(wide), rtol=1e-12, atol=1e-12
     )  # its divisor is not rounded to float32
-
-
-class Functional(nn.Module):
-    """A convolution, spelt out."""
-
-    def __init__(self, padding=1, groups=2):
-        super().__init__()
-        self.kernel, self.shift = nn.Parameter(torch.randn(6, 8 // groups, 3, 3)), nn.Parameter(torch.randn(6))
-        self.padding, self.groups = padding, groups
-
-    def forward(self, x):
-        return F.relu(F.conv2d(F.pad(x, (0, 2, 0, 0)), self.kernel, self.shift, 2, self.padding, groups=self.groups))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_module_that_calls_the_function_with_its_own_weight(method, image):
-    torch.manual_seed(0)
-    net = Block(Functional()).eval()
-    converted = swap(net, method=method)
-    x, guide = net.parts(image)
-    x, guide = F.pad(x, (0, 2, 0, 0)), F.pad(resized(guide, x.shape[2:]), (0, 2, 0, 0))
-    kernel = pac_ops.packernel2d(guide, None, 3, stride=2, padding=1)[0]
-    found = pac_ops.pacconv2d(x, kernel, net.target.kernel, net.target.shift, 2, 1, 1, 2)
-    close(converted(image), F.relu(found))
-    assert isinstance(converted.target, Functional)
-    assert list(converted.state_dict()) == list(net.state_dict())
-    converted(image).sum().backward()
-    assert converted.target.kernel.grad.abs().max() > 0
-    assert converted.guide.weight.grad.abs().max() > 0
-    reverted = hotswap.revert(converted)
-    assert type(reverted.target) is Functional
-    assert torch.equal(reverted(image), net(image))
-    for network in (net, converted):
-        listed = {conv.path: conv for conv in hotswap.inspect(network, image).convolutions}
-        assert listed["target"].kind.endswith("Functional")
-        assert (listed["target"].stride, listed["target"].groups) == ((2, 2), 2)
-        assert listed["target"].parameters == 6 * 4 * 9 + 6
-
-
-class Around(Functional):
-    """The same with modules inside, one of them a convolution of the same window."""
-
-    def __init__(self):
-        super().__init__()
-        self.before, self.after = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(6)
-
-    def forward(self, x):
-        x = F.pad(self.before(x), (0, 2, 0, 0))
-        return self.after(F.conv2d(x, self.kernel, self.shift, 2, self.padding, groups=self.groups))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_module_with_modules_inside_that_calls_the_function_with_its_own_weight(method, image):
-    torch.manual_seed(0)
-    net = Block(Around()).eval()
-    converted = swap(net, method=method)
-    x, guide = net.parts(image)
-    x, guide = F.pad(net.target.before(x), (0, 2, 0, 0)), F.pad(resized(guide, x.shape[2:]), (0, 2, 0, 0))
-    kernel = pac_ops.packernel2d(guide, None, 3, stride=2, padding=1)[0]
-    close(
-        converted(image),
-        net.target.after(pac_ops.pacconv2d(x, kernel, net.target.kernel, net.target.shift, 2, 1, 1, 2)),
-    )
-    assert list(converted.state_dict()) == list(net.state_dict())
-    compiled = torch.compile(converted, backend="eager", fullgraph=True)
-    close(compiled(image), converted(image))
-    assert type(hotswap.revert(converted).target) is Around
-
-
-def test_a_target_inside_a_target_is_refused(image):
-    with pytest.raises(hotswap.HotswapError, match="target 'target.before' lies inside target 'target'"):
-        hotswap.convert(Block(Around()).eval(), ["target", "target.before"], "guide", example_inputs=image)
-
-
-@pytest.mark.parametrize("method", ["auto", "hooks"])
-def test_an_enlargement_guided_from_inside_a_target_leaves_the_target_steered(method, image):
-    """A graph that reads that guide has taken in the target's code, which nothing steers then."""
-
-    class Enlarged(Block):
-        def forward(self, x):
-            return F.interpolate(super().forward(x), size=self.pool(x).shape[2:], mode="bilinear")
-
-    net = Enlarged(Around()).eval()
-    guides = {"target": "guide", "resize_1": "target.before"}
-    scales = {"target": 1.0, "resize_1": 0.0}
-    arguments = (["target", "resize_1"], guides)
-    both = hotswap.convert(net, *arguments, guide_scale=scales, method=method, example_inputs=image)
-    alone = hotswap.convert(net, "target", "guide", guide_scale=1.0, method="hooks", example_inputs=image)
-    assert (alone(image) - net(image)).abs().max() > 1e-3
-    close(both(image), alone(image))
-
-
-class Scaled(nn.Module):
-    """No convolution, but a parameter of four dimensions."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1, 8, 3, 3))
-
-    def forward(self, x):
-        return x * self.scale.mean()
-
-
-class Twofold(Functional):
-    def forward(self, x):
-        return super().forward(x) + super().forward(x)
-
-
-def test_a_module_that_calls_no_such_function_or_two_is_refused(image):
-    with pytest.raises(
-        hotswap.HotswapError, match="Scaled computes no convolution of its weight with torch.nn.functional.conv2d"
-    ):
-        swap(Block(Scaled()))
-    with pytest.raises(hotswap.HotswapError, match="calls its convolution 2 times"):
-        swap(Block(Twofold()))
 
 
 def test_inspect_lists_what_can_be_swapped_like_a_convolution(image):

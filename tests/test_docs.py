@@ -22,7 +22,6 @@ import pytest
 import tiny_datasets
 import torch
 import yaml
-from test_data_voc import LISTS
 
 import hotswap
 from hotswap.cli import main
@@ -216,7 +215,7 @@ def prepare(page, words, work):
         elif word.startswith("mynets:"):
             (work / "mynets.py").write_text(NETS)
         elif word.startswith("data/"):
-            tiny_datasets.voc(path, LISTS)
+            tiny_datasets.voc(path, tiny_datasets.LISTS)
         elif before == "--weights":
             forks.run(save_weights, words[words.index("convert") + 1], path, folder=work)
         elif before in ("export", "verify", "calibrate", "report") and path.suffix:

@@ -11,21 +11,22 @@ from benchmarks.coverage.sweep import COUNTED, OK, PLAIN
 Rows = Mapping[str, Mapping[str, str]]
 LIBRARIES = ("timm", "torchvision", "smp", "transformers")
 WHAT = """\
-Every network below was built without pretrained weights and converted with the automatic choice of targets and guide
-(where a network has too few stages for that: its last spatial convolution, guided by its first convolution). It
-counts as converted when its outputs agree with the plain ones at `guide_scale=0` to rounding and at 1e-4 within 1e-3,
-gradients reach every target's weight and the guide, `state_dict` keys and class are the same, and `revert` gives back
-bit-identical outputs. Networks that call fewer than two spatial convolutions of odd window are left out, and those
-whose plain version does not run are counted apart. Images are small: some networks made for one large size were built
-for a smaller one, and some of transformers with fewer layers behind their convolutions."""
+Every network below was built without pretrained weights and converted with the automatic choice of targets and
+guide (where a network has too few stages for that: its last spatial convolution, guided by its first convolution).
+It counts as converted if its outputs agree with the plain ones to rounding at `guide_scale=0`, and within 1e-3 at
+1e-4; if gradients reach every target's weight and the guide; if `state_dict` keys and class are the same; and if
+`revert` gives back bit-identical outputs. Networks that call fewer than two spatial convolutions of odd window are
+left out. Networks whose plain version does not run are counted apart. Images are small: some networks for one
+large size were built for a smaller one, and some networks of transformers were built with fewer layers behind
+their convolutions."""
 ENLARGEMENTS = """\
-The same for every network that enlarges a map by 2 or more at the size it was run at: all those enlargements,
-guided by the image; or, where a network is given none as a tensor, as detection networks are, by what the refusal
-proposes. It counts as converted when at `guide_scale=0` outputs and all gradients of parameters are the plain
-network's to rounding, both are finite at the default deviation of 0.5, `state_dict` keys and class are the same,
-and `revert` gives back bit-identical outputs. A nearest enlargement reads one coarse pixel, where there is nothing
-to steer, so networks that have some are converted with a footprint of 4 x 4 too, which even at `guide_scale=0` is
-another enlargement; there all but the first of these holds."""
+The same for every network that enlarges a map by 2 or more at the size it ran at. All those enlargements are
+guided by the image or, if a network gets no image as a tensor, as detection networks do, by what the refusal
+proposes. It counts as converted if outputs and all gradients of parameters are the plain network's to rounding at
+`guide_scale=0`; if both are finite at the default deviation of 0.5; if `state_dict` keys and class are the same;
+and if `revert` gives back bit-identical outputs. A nearest enlargement reads one coarse pixel, so there is nothing
+to steer. Networks that have some are converted with a footprint of 4 x 4 too. Even at `guide_scale=0` that is
+another enlargement, so there all but the first of these conditions hold."""
 _COLUMNS = ("library", "networks", "converted", "share", "families", "fx", "hooks", "not converted", "plain fails")
 
 

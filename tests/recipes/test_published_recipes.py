@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data_voc import LISTS
-from tiny_datasets import nyu, sintel, voc
+from tiny_datasets import LISTS, nyu, sintel, voc
 
 import recipes
 from recipes import engine, reading

@@ -28,6 +28,15 @@ def text(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
+# Of a tiny VOC with SBD, in which images are in one list, in several, or in none.
+LISTS = {
+    "train11": ["2007_a", "2008_b", "2008_c"],
+    "val11": ["2009_d", "2009_e", "2010_f"],
+    "trainval12": ["2007_a", "2008_b", "2008_c", "2009_d", "2009_e", "2010_f", "2011_new"],
+    "sbd": ["2008_c", "2009_e", "2010_g", "2011_h"],
+}
+
+
 def voc(root: Path, listed: dict[str, list[str]], size: tuple[int, int] = SIZE) -> Path:
     """`listed`: the lists by name: train11, val11, trainval12 and sbd."""
     devkit = root / "VOCdevkit" / "VOC2012"

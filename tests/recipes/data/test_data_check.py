@@ -4,8 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from test_data_voc import LISTS
-from tiny_datasets import nyu, sintel, voc
+from tiny_datasets import LISTS, nyu, sintel, voc
 
 from hotswap.cli import main
 from hotswap.errors import HotswapError

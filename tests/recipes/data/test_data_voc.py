@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_datasets import labels, sbd_labels, voc
+from tiny_datasets import LISTS, labels, sbd_labels, voc
 
 from hotswap.errors import HotswapError
 from recipes.data.cropping import Cropping
 from recipes.data.voc import VocSbd
 
 # c and e are in both; e is in VOC's validation set, so SBD takes it from there.
-LISTS = {
-    "train11": ["2007_a", "2008_b", "2008_c"],
-    "val11": ["2009_d", "2009_e", "2010_f"],
-    "trainval12": ["2007_a", "2008_b", "2008_c", "2009_d", "2009_e", "2010_f", "2011_new"],
-    "sbd": ["2008_c", "2009_e", "2010_g", "2011_h"],
-}
 TRAIN11 = ["2007_a", "2008_b", "2008_c", "2009_e", "2010_g", "2011_h"]
 VAL11_SBD = ["2009_d", "2010_f"]
 

@@ -1,4 +1,4 @@
-"""`python -m recipes`, which `accelerate launch -m recipes` starts: the `hotswap` command."""
+"""`python -m recipes`, for `accelerate launch -m recipes`: the `hotswap` command."""
 
 from hotswap.cli import main
 from recipes.cli import COMMANDS

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class SmallSegmenter(nn.Module):
-    """Class logits of every pixel, [B, 3, H, W] -> [B, classes, H, W], by way of a map of a quarter of the size.
+    """Class logits of every pixel, [B, 3, H, W] -> [B, classes, H, W], computed at a quarter of the size.
 
     Like most segmentation networks it decides on a coarse map and enlarges that, so edges are where it errs.
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes, as one process would compute it.
+"""Batch normalisation over all processes' batches, as one process would compute it.
 
 Otherwise each process normalises by the few images of its own share, and two processes train another network than
 one. torch's SyncBatchNorm has to take a layer's place and runs on GPUs alone; this is for whatever layer calls
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class OverProcesses(TorchFunctionMode):
-    """Under it, batch normalisations that train take mean and variance over the batches of all processes.
+    """A mode in which batch norms in training take mean and variance over all processes' batches.
 
     Every process must make the same calls in the same order. Gradients are those of the sum of the processes' losses.
     """
@@ -28,13 +28,13 @@ class OverProcesses(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by torch for every one of its functions."""
+        """Torch calls this for each of its functions."""
         computed = _batch_norm if func is F.batch_norm else func
         return computed(*args, **(kwargs or {}))
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; each one's gradient reaches all of them."""
+    """The sum over processes, with gradients to all of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004 (torch gives it)

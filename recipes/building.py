@@ -1,4 +1,4 @@
-"""From a recipe to its data and its network: built, loaded, swapped, calibrated, frozen."""
+"""Builds a recipe's data and network: built, loaded, swapped, calibrated, frozen."""
 
 import os
 import sys
@@ -22,39 +22,39 @@ from recipes.parameter_groups import freeze
 
 
 def dataset(named: DataSet) -> Dataset[Item]:
-    """A data set of a recipe; images are as in the files, in 0..1."""
+    """Build a data set of a recipe, with images in 0..1."""
     _here_too()
     return datasets.build(named.name, named.options)
 
 
 def as_seen(recipe: Recipe, data: Dataset[Item]) -> Dataset[Item]:
-    """A data set's images as the recipe's network sees them."""
+    """A data set with images normalised for the recipe's network."""
     if recipe.model.mean is None or recipe.model.std is None:
         return data
     return datasets.Normalised(data, recipe.model.mean, recipe.model.std)
 
 
 def normalised(recipe: Recipe, image: Tensor) -> Tensor:
-    """An image in 0..1, as the recipe's network sees it."""
+    """Normalise an image in 0..1 for the recipe's network."""
     mean, std = recipe.model.mean, recipe.model.std
     return image if mean is None or std is None else datasets.normalised(image, mean, std)
 
 
 def example(data: Dataset[Item], seed: int) -> Inputs:
-    """What a network takes for the first item of a data set, as a batch of one."""
+    """The network's input for the first item of a data set, as a batch of one."""
     with datasets.seeded(seed):
         return datasets.collate([data[0]])[0]
 
 
 def plain(recipe: Recipe) -> nn.Module:
-    """The recipe's network as its constructor leaves it; random weights are those of the seed."""
+    """Build the recipe's plain network; the seed decides random weights."""
     _here_too()
     with datasets.seeded(recipe.seed):
         return providers.build(_spec(recipe), trusted=True)
 
 
 def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: Mapping[str, Path]) -> nn.Module:
-    """The network a run starts with: with its checkpoint, its swaps, and what is frozen.
+    """The network that a run starts with: checkpoint loaded, swapped, calibrated and frozen.
 
     Args:
         recipe: what it is like.
@@ -80,7 +80,7 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
 
 
 def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, plan: Plan | None) -> nn.Module:
-    """The network of a run that goes on: the same swaps, weights of no meaning."""
+    """The network of a resumed run: the same swaps, but meaningless weights."""
     model, first = plain(recipe), example(data, recipe.seed)
     if plan is not None:
         model = hotswap.apply(model, plan, example_inputs=first, inplace=True, check=False)
@@ -89,7 +89,7 @@ def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, pla
 
 
 def recordable(recipe: Recipe) -> str | None:
-    """The network's name to write into its checkpoints; None where a file may not ask for it."""
+    """The network's name for its checkpoints; None if a file may not name it."""
     try:
         return providers.architecture(_spec(recipe))
     except HotswapError:
@@ -118,6 +118,6 @@ def _spec(recipe: Recipe) -> str:
 
 
 def _here_too() -> None:
-    """Let modules of the current folder be named, as with `python -m`."""
+    """Make modules of the current folder importable, as with `python -m`."""
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
         sys.path.insert(0, here)

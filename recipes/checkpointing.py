@@ -1,4 +1,4 @@
-"""The state of a run on disk: one file, whole at every moment, from which the run goes on exactly."""
+"""The state of a run on disk: one file, written atomically, from which the run resumes exactly."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -20,7 +20,7 @@ _FORMAT = 1
 
 @dataclass
 class Record:
-    """What is known of a run so far."""
+    """The results of a run so far."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     history: list[dict[str, Any]] = field(default_factory=list)  # an entry a measurement: step, loss, metrics
@@ -31,7 +31,7 @@ class Record:
 
 @dataclass(frozen=True)
 class State:
-    """A run that can go on."""
+    """Everything a run needs to resume."""
 
     recipe: Recipe
     plan: Plan | None
@@ -40,7 +40,7 @@ class State:
 
 
 def write(path: Path, state: State) -> None:
-    """Put a state in place of the one before, in one step.
+    """Replace the state file in one step.
 
     Raises:
         HotswapError: where it cannot be written, on a full disk for one; the one before is then still there.
@@ -60,7 +60,7 @@ def write(path: Path, state: State) -> None:
 
 
 def read(path: Path) -> State:
-    """Read a state; no code in it is run."""
+    """Read a state file, without running code in it."""
     content = load_torch(check_readable(path), mapped=True)
     try:
         return _state(content)
@@ -84,7 +84,7 @@ def _state(content: Any) -> State:
 
 
 def check_same(before: Recipe, now: Recipe, where: Path) -> None:
-    """Refuse to go on with another recipe."""
+    """Refuse to resume with another recipe; the message names the first key that differs."""
     if before != now:
         old, new = (_flat(recipe.model_dump(mode="json")) for recipe in (before, now))
         key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))

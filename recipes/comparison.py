@@ -1,4 +1,4 @@
-"""Pages of predictions: of the arms of a recipe beside each other, and of one network over images."""
+"""Pages of predictions: the arms of a recipe side by side, or one network on many images."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -113,11 +113,11 @@ def _photographs(recipe: Recipe, folder: PathLike, limit: int) -> Iterator[Named
 
 
 def _item(data: Dataset[Item], index: int) -> Item:
-    """An item, whose random crop is the same each time."""
+    """An item with the same random crop each time."""
     with seeded(0, index):
         return data[index]
 
 
 def _shown_by(recipe: Recipe) -> tuple[Any, ...]:
-    """What decides how predictions are shown; arms that agree in it stand side by side."""
+    """The settings that decide how predictions are shown. Arms that agree in them stand side by side."""
     return recipe.task, recipe.data.validation, recipe.model.mean, recipe.model.std

@@ -1,4 +1,4 @@
-"""What a recipe may say: frozen models, so that a file is checked to the end before anything is loaded."""
+"""The schema of recipes: frozen models, so that a file is checked completely before anything is loaded."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -14,13 +14,13 @@ EARLIER = "arm:"  # what a checkpoint's name starts with where it is that of an 
 
 
 class Part(BaseModel):
-    """A part of a recipe: keys that are not known are refused."""
+    """A part of a recipe; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Part):
-    """Which network, and its weights."""
+    """The network and its weights."""
 
     name: str  # for hotswap.zoo.providers: torchvision:NAME, timm:NAME, ... or package.module:factory
     options: Options = {}  # the constructor's
@@ -36,7 +36,7 @@ class Model(Part):
 
 
 class Swap(Part):
-    """What one call of `hotswap.convert` takes."""
+    """Arguments of one call of `hotswap.convert`."""
 
     targets: str | tuple[str, ...] = "auto"
     guide: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "auto"
@@ -51,7 +51,7 @@ class Swap(Part):
 
 
 class Calibration(Part):
-    """What `hotswap.calibrate` takes; it sees all swaps of the network together."""
+    """Arguments of `hotswap.calibrate`, for all swaps of the network together."""
 
     deviation: Fraction | Literal["auto"] | None = "auto"  # None: scales stay as they are
     conserve: Literal["mean", "window"] | None = "mean"
@@ -66,21 +66,21 @@ class DataSet(Part):
 
 
 class Data(Part):
-    """What to train on and what to measure on."""
+    """Training and validation data."""
 
     train: DataSet
     validation: DataSet
 
 
 class Segmentation(Part):
-    """A class a pixel: cross-entropy; mIoU, and mIoU near edges."""
+    """One class per pixel: cross-entropy; mIoU, and mIoU near edges."""
 
     name: Literal["segmentation"]
     ignore: int = 255  # the label of pixels that count nowhere
 
 
 class Depth(Part):
-    """A number a pixel: root mean square error of each image, their mean."""
+    """One number per pixel: the mean over images of the root mean square error."""
 
     name: Literal["depth"]
     loss: Literal["l1", "l2"] = "l2"
@@ -88,7 +88,7 @@ class Depth(Part):
 
 
 class Flow(Part):
-    """A vector a pixel: its end-point error."""
+    """One vector per pixel: the end-point error."""
 
     name: Literal["flow"]
     loss: Literal["epe", "l1", "l2"] = "epe"
@@ -98,7 +98,7 @@ Task = Annotated[Segmentation | Depth | Flow, Field(discriminator="name")]
 
 
 class Optimiser(Part):
-    """How weights are changed."""
+    """The optimiser and its settings."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: NotNegative = 1e-4
@@ -115,7 +115,7 @@ class Optimiser(Part):
 
 
 class Schedule(Part):
-    """How the learning rate goes over time. Times are in the recipe's unit: steps, or epochs where it has those."""
+    """The learning rate over time. Times are in the recipe's unit: steps, or epochs if it has those."""
 
     name: Literal["constant", "step", "cosine", "poly"] = "constant"
     at: tuple[Positive, ...] | None = None  # of step: when the rate is multiplied by `factor`
@@ -134,7 +134,7 @@ class Schedule(Part):
 
 
 class Evaluation(Part):
-    """When and how the network is measured, and saved."""
+    """When and how the network is evaluated."""
 
     every: Count | None = None  # steps; None: at the end alone
     at_start: bool = True
@@ -142,7 +142,7 @@ class Evaluation(Part):
 
 
 class Training(Part):
-    """How weights are changed, whatever the network and the data."""
+    """Training settings that are independent of network and data."""
 
     steps: Count | None = None  # changes of the weights; or
     epochs: Count | None = None  # passes over the training data
@@ -162,7 +162,7 @@ class Training(Part):
 
 
 class Recipe(Training):
-    """One run."""
+    """A complete recipe: one run."""
 
     model: Model
     swaps: tuple[Swap, ...] = ()  # none: the plain network, which is every recipe's control

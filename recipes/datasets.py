@@ -55,7 +55,7 @@ def build(name: str, options: dict[str, object]) -> Dataset[Item]:
 
 
 def length(dataset: Dataset[Item]) -> int:
-    """How many items it holds."""
+    """The number of items."""
     return len(dataset)  # type: ignore[arg-type]  # torch's map-style data sets have one, but do not say so
 
 
@@ -118,13 +118,13 @@ def chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """One batch of items."""
+    """Stack items to one batch."""
     inputs, truth = zip(*items, strict=True)
     return _stacked(inputs), _stacked(truth)
 
 
 def moved(tensors: Tensors, device: torch.device) -> Tensors:
-    """The same on a device."""
+    """Move tensors to a device."""
     return tensors.to(device) if isinstance(tensors, Tensor) else tuple(x.to(device) for x in tensors)
 
 
@@ -145,13 +145,13 @@ def _of_one_size(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def normalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(image - mean) / std, each channel by itself: [..., 3, H, W]."""
+    """(image - mean) / std, channel by channel: [..., 3, H, W]."""
     first, spread = (torch.tensor(values, device=image.device)[:, None, None] for values in (mean, std))
     return (image - first) / spread
 
 
 class Normalised(Dataset[Item]):
-    """Another data set's items, their images as a network wants them."""
+    """The items of another data set, with normalised images."""
 
     def __init__(self, dataset: Dataset[Item], mean: Sequence[float], std: Sequence[float]) -> None:
         self.dataset, self.mean, self.std = dataset, mean, std

@@ -1,4 +1,4 @@
-"""Predictions as pictures, in the colours that each kind of map is usually shown in."""
+"""Predictions as pictures, in the usual colours of each kind of map."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 def ramp(depth: Tensor, low: float, high: float) -> Pixels:
-    """[1, H, W] from `low` to `high`, as colours from dark blue to yellow."""
+    """Map [1, H, W] from `low` to `high` to colours from dark blue to yellow."""
     return colours.ramp(((depth[0].double().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1))
 
 

@@ -107,7 +107,7 @@ def run(
 
 
 def evaluate(recipe: Recipe, checkpoint: PathLike | None = None) -> dict[str, float]:
-    """Metrics of a recipe's network on its validation data: of a checkpoint, or as a run would start with it."""
+    """Metrics of a recipe's network on its validation data, with a checkpoint or as a run would start."""
     accelerator = start(recipe.mixed_precision)
     network = load(recipe, checkpoint, accelerator.device)
     validation = building.as_seen(recipe, building.dataset(recipe.data.validation))
@@ -115,7 +115,7 @@ def evaluate(recipe: Recipe, checkpoint: PathLike | None = None) -> dict[str, fl
 
 
 def load(recipe: Recipe, checkpoint: PathLike | None, device: torch.device) -> nn.Module:
-    """A recipe's network with the weights and swaps of a checkpoint, or without one as a run would start with it."""
+    """A recipe's network, with the weights and swaps of a checkpoint or as a run would start."""
     if checkpoint is not None:
         return hotswap.load(checkpoint, model=building.plain(recipe)).to(device)
     seen = building.as_seen(recipe, building.dataset(recipe.data.train))
@@ -123,7 +123,7 @@ def load(recipe: Recipe, checkpoint: PathLike | None, device: torch.device) -> n
 
 
 def is_main_process() -> bool:
-    """Whether this process, of those that `accelerate launch` started, is the one that writes and prints."""
+    """Whether this process is the one that writes and prints, of those that `accelerate launch` started."""
     return bool(PartialState().is_main_process)
 
 
@@ -211,7 +211,7 @@ class _Run:
         return f"the last good checkpoint is {str(self.folder / LAST)!r}"
 
     def _measure(self) -> None:
-        """Measure, and save the network if it is the best so far."""
+        """Evaluate the network, and save it if it is the best so far."""
         with self._timed("measuring_seconds"):
             metrics = _measured(self.trainer.averaged, self.validation, self.recipe, self.accelerator)
         loss = sum(self.losses) / len(self.losses) if self.losses else None
@@ -232,7 +232,7 @@ class _Run:
         return -math.inf if math.isnan(value) else value
 
     def _save(self) -> None:
-        """The network, then the state: a run killed in between goes on from the state before, to the same end."""
+        """Save the network, then the state; a run killed in between resumes from the earlier state."""
         self._save_network(LAST)
         if self.main:
             plan = hotswap.status(self.trainer.model).plan

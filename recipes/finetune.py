@@ -1,4 +1,4 @@
-"""A short fine-tuning and its score, in a call each, by the loop that carries out recipes."""
+"""Short fine-tuning and evaluation in one call each, with the training loop of recipes."""
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def finetune(
 
 
 def evaluate(model: nn.Module, dataset: Pairs, *, batch_size: int = 8) -> float:
-    """The mean over classes of intersection over union, 0..1, of all pixels of a data set taken together.
+    """The mean IoU over classes, 0..1, over all pixels of a data set.
 
     Runs on the device and leaves the modes the network has.
 

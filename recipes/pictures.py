@@ -23,7 +23,7 @@ def pixels(image: Tensor) -> Pixels:
 
 
 def sheet(title: str, rows: Sequence[Sequence[Panel]], width: int = 420) -> Image.Image:
-    """Panels in rows under a title, each under its caption and `width` pixels wide, in its own proportions."""
+    """Panels in rows under a title, each with its caption, scaled to `width` pixels."""
     scaled = [[(caption, resize(Image.fromarray(p), width)) for caption, p in row] for row in rows]
     heights = [max(image.height for _, image in row) + CAPTION + 10 for row in scaled]
     columns = max(len(row) for row in scaled)
@@ -39,7 +39,7 @@ def sheet(title: str, rows: Sequence[Sequence[Panel]], width: int = 420) -> Imag
 
 
 def page(title: str, width: int, height: int) -> tuple[Image.Image, int]:
-    """A white page with a title, for content of the given size, and the row where the content starts."""
+    """A white page with a title and space for content of a size, and the row where the content starts."""
     top = MARGIN + TITLE + MARGIN
     canvas = Image.new("RGB", (width, top + height + MARGIN), WHITE)
     ImageDraw.Draw(canvas).text((MARGIN, MARGIN - 2), title, fill=INK, font=font(TITLE))
@@ -47,10 +47,10 @@ def page(title: str, width: int, height: int) -> tuple[Image.Image, int]:
 
 
 def resize(image: Image.Image, width: int) -> Image.Image:
-    """The same picture, `width` pixels wide."""
+    """Scale a picture to `width` pixels."""
     return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Letters of this height."""
+    """The font at a height in pixels."""
     return ImageFont.load_default(size)

@@ -1,4 +1,4 @@
-"""From a recipe's file to checked recipes, or one line that says which key is wrong."""
+"""Reads and checks recipe files; errors are one line that names the wrong key."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def find(path: PathLike) -> Path:
 
 
 def read(path: PathLike, overrides: Iterable[str] = ()) -> dict[str, Recipe]:
-    """The arms of a recipe, checked to the end; a recipe without arms is the one arm `ALONE`.
+    """The arms of a recipe, checked completely; a recipe without arms has the one arm `ALONE`.
 
     Args:
         path: see `find`.
@@ -88,7 +88,7 @@ def contents(path: PathLike) -> dict[str, Any]:
 
 
 def arm(recipes: Mapping[str, Recipe], name: str | None) -> Recipe:
-    """One arm by its name, or the last."""
+    """Choose an arm by its name; by default the last."""
     if name is None:
         return list(recipes.values())[-1]
     if name not in recipes:
@@ -99,7 +99,7 @@ def arm(recipes: Mapping[str, Recipe], name: str | None) -> Recipe:
 
 
 def check(content: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe from plain values.
+    """Validate plain values as a recipe.
 
     Raises:
         HotswapError: naming `where`, the first key that is wrong, and what it must be.
@@ -162,7 +162,7 @@ _Loader.add_implicit_resolver(
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a document holds with every alias (`*name`) written out; infinite where one holds itself."""
+    """The number of values in a document with all aliases (`*name`) expanded; infinite if one contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -244,7 +244,7 @@ def _explained(error: ValidationError, content: Any) -> str:
 
 
 def _path(loc: Sequence[str | int], content: Any, kind: str) -> tuple[str | int, ...]:
-    """The keys on the way to a value, without the names pydantic adds for the branches of a union."""
+    """The path of keys to a value, without the names that pydantic adds for branches of a union."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
         known = isinstance(content, Mapping) and part in content
@@ -257,7 +257,7 @@ def _path(loc: Sequence[str | int], content: Any, kind: str) -> tuple[str | int,
 
 
 def _model_of(loc: Sequence[str | int]) -> type[BaseModel]:
-    """The part of a recipe that a location lies in."""
+    """The model of the part of a recipe at a location."""
     choices: list[type[BaseModel]] = [Recipe]
     for part in loc[:-1]:
         named = [

@@ -18,19 +18,19 @@ _PACKAGES = ("accelerate", "numpy", "pydantic", "torchmetrics", "torchvision")
 
 
 def versions() -> dict[str, str | None]:
-    """Of everything that could change a figure."""
+    """Versions of everything that could change a result."""
     # torch's says what it was built for, too
     return {"hotswap": hotswap.__version__, "torch": torch.__version__, **installed(_PACKAGES)}
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of this package's sources, and whether they differ from it; None where they are in no repository."""
+    """The commit of this package's sources and whether they differ from it; None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit, "changed": bool(_git("status", "--porcelain"))}
 
 
 def machine(device: torch.device, processes: int) -> dict[str, Any]:
-    """What it ran on."""
+    """The machine of a run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": device.type, "name": name, "processes": processes, "threads": torch.get_num_threads()}
 
@@ -42,7 +42,7 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line an arm: each metric at the start and at the end, and how long a step took."""
+    """A table with one line per arm: each metric at start and end, and the time of a step."""
     names = list(next(iter(results.values()))["metrics"])
     columns = ["arm", "steps", *names, "ms a step"]
     rows: list[list[object]] = []

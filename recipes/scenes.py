@@ -25,7 +25,7 @@ NEAR, FAR = 1.0, 10.0  # of depths; the background lies beyond all shapes
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and the truth about it. All of the same height and width."""
+    """One picture and its ground truth, all of the same height and width."""
 
     image: Tensor  # [3, H, W], RGB in 0..1
     labels: Tensor  # [H, W], int64: index into CLASSES
@@ -60,7 +60,7 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         return self.count
 
     def scene(self, index: int) -> Scene:
-        """Everything about one scene."""
+        """One scene with all its truth."""
         if not 0 <= index < self.count:
             raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
         if self.kept is not None and index in self.kept:
@@ -76,7 +76,7 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
 
 
 def draw(size: int, random: np.random.Generator) -> Scene:
-    """Paint one scene, from far to near."""
+    """Draw one scene, from far to near."""
     fine = size * OVERSAMPLING
     y, x = (np.mgrid[:fine, :fine] + 0.5) / fine  # 0..1
     image = _coloured(_texture(0, x, y, random), random)
@@ -183,7 +183,7 @@ def _grain(size: int, random: np.random.Generator) -> Floats:
 
 
 def _coloured(pattern: Floats, random: np.random.Generator) -> Floats:
-    """From one colour to another, [3, H, W], not too much alike."""
+    """Colour a pattern with two random colours that differ enough: [3, H, W]."""
     dark = random.uniform(0, 1, 3)
     step = random.normal(0, 1, 3)
     light = np.clip(dark + 0.5 * step / np.linalg.norm(step), 0, 1)

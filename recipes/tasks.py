@@ -40,7 +40,7 @@ class Measure(Protocol):
     """Metrics over a data set, of all processes together."""
 
     def update(self, prediction: Tensor, truth: Tensors) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         ...
 
     def compute(self) -> dict[str, float]:
@@ -60,12 +60,12 @@ def task(settings: config.Task) -> Task:
 
 
 def target(truth: Tensors) -> Tensor:
-    """The map in a truth, without its unit."""
+    """The map of a truth, without its unit."""
     return truth if isinstance(truth, Tensor) else truth[0]
 
 
 def predict(model: nn.Module, inputs: Tensors, size: torch.Size | None = None) -> Tensor:
-    """A network's map [B, C, H, W], whatever it wraps it in, enlarged bilinearly to `size` where it is smaller.
+    """Run a network and unwrap its map [B, C, H, W], resized bilinearly to `size`.
 
     Networks of torchvision give a mapping with `out`, those of transformers an object with `logits`.
     """
@@ -112,7 +112,7 @@ class Segmentation:
 
 
 class SegmentationMeasure:
-    """Mean IoU of all pixels of a data set taken together, of all and of those near an edge of the truth."""
+    """Mean IoU over all pixels of a data set, and over those near an edge of the truth."""
 
     def __init__(self, ignore: int) -> None:
         self.ignore = ignore
@@ -169,7 +169,7 @@ def _check_labels(truth: Tensor, classes: int, ignore: int) -> None:
 
 
 class _Regression:
-    """Maps against maps of the same shape."""
+    """The loss between maps of the same shape."""
 
     higher_is_better = False
     _LOSSES: ClassVar = {"l1": F.l1_loss, "l2": F.mse_loss}
@@ -189,7 +189,7 @@ class _Regression:
 
 
 class Depth(_Regression):
-    """A number a pixel, [B, 1, H, W]; where the truth is nan or infinite, nothing is known and nothing counts."""
+    """One number per pixel, [B, 1, H, W]. Pixels whose truth is nan or infinite do not count."""
 
     best = "rmse"
 
@@ -221,14 +221,14 @@ class _Mean:
         self.metric = MeanMetric()
 
     def update(self, prediction: Tensor, truth: Tensors) -> None:
-        """[B, C, H, W] twice."""
+        """Add a batch of maps [B, C, H, W]."""
         expected = target(truth)
         _check_same_shape(prediction, expected)
         unit = torch.ones((), device=expected.device) if isinstance(truth, Tensor) else truth[1]  # [B], or []
         self.metric.to(expected.device).update(self.errors(prediction, expected, unit))
 
     def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
-        """What the mean is taken of."""
+        """The errors to average."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
@@ -257,7 +257,7 @@ class DepthMeasure(_Mean):
 
 
 class Flow(_Regression):
-    """A vector a pixel, [B, 2, H, W]."""
+    """One vector per pixel, [B, 2, H, W]."""
 
     best = "epe"
 

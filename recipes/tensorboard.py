@@ -13,13 +13,13 @@ FOLDER = "tensorboard"
 
 
 class Curves:
-    """What a run draws, a point at a time; nothing without TensorBoard, which is an extra, not a need."""
+    """The curves of a run. Without TensorBoard, which is optional, nothing is written."""
 
     def __init__(self, folder: Path, board: Any = None) -> None:
         self.folder, self.board = folder, board
 
     def add(self, name: str, value: float, step: int) -> None:
-        """A point of a curve."""
+        """Add a point to a curve."""
         if self.board is not None:
             with _explained(self.folder):
                 self.board.add_scalar(name, value, step)
@@ -27,7 +27,7 @@ class Curves:
 
 @contextmanager
 def curves(folder: Path, step: int, *, drawn: bool) -> Iterator[Curves]:
-    """The curves of a run's folder, from a step on; `drawn`: whether this process is the one to draw them."""
+    """The curves of a run's folder, from a step on; `drawn` says whether this process writes them."""
     folder = folder / FOLDER
     if not drawn or importlib.util.find_spec("tensorboard") is None:
         yield Curves(folder)
@@ -57,7 +57,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_the_threads_traceback() -> Iterator[None]:
-    """TensorBoard writes in a thread. What that raises is raised again here when something is written next."""
+    """Hide tracebacks of TensorBoard's writer thread. Its errors are raised here at the next write."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

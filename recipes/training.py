@@ -1,4 +1,4 @@
-"""The training loop: every step is a function of the weights, the seed and the step's number.
+"""The training loop. Every step depends only on the weights, the seed and the step's number.
 
 So a run that is stopped and goes on is the run that was not, and several processes make the step that one would.
 """
@@ -28,11 +28,11 @@ from recipes.tasks import Measure, Task, predict, target
 
 
 class NotFiniteError(HotswapError):
-    """The loss is no number: the run cannot go on, and the weights are those before the step."""
+    """The loss is not finite. The run cannot go on; the weights are those before the step."""
 
 
 def start(mixed_precision: str | None = None) -> Accelerator:
-    """Accelerate, on the devices and processes that `accelerate launch` or the environment names.
+    """Start Accelerate on the devices and processes that `accelerate launch` or the environment names.
 
     Args:
         mixed_precision: "no", "fp16", "bf16"; None takes what `accelerate launch` says.
@@ -102,11 +102,11 @@ class Trainer:
 
     @property
     def averaged(self) -> nn.Module:
-        """The network to measure and to save: the moving average of the weights where there is one."""
+        """The network to evaluate and to save: with the moving average of the weights if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def run(self, until: int) -> Iterator[float]:
-        """Train until so many steps are done, and give the loss of each.
+        """Train until step `until`; yields the loss of each step.
 
         Raises:
             NotFiniteError: where a loss is no number.
@@ -148,7 +148,7 @@ class Trainer:
         return loss
 
     def _backward(self, item: Item, counted: float) -> float:
-        """Add a batch's gradient, and give its share of the loss: the mean over all that counts in the step."""
+        """Add the gradient of a batch; returns its share of the step's loss, a mean over everything that counts."""
         inputs, truth = (moved(part, self.accelerator.device) for part in item)
         prediction = predict(self.network, inputs, target(truth).shape[-2:])
         loss = self.task.total(prediction, truth) / max(counted, 1)
@@ -170,7 +170,7 @@ class Trainer:
         self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on."""
+        """Everything needed to resume."""
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
@@ -181,7 +181,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from `state`."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimiser"])
@@ -193,7 +193,7 @@ class Trainer:
 
 @contextmanager
 def progress(label: str, done: int, steps: int, console: Console | None) -> Iterator[Any]:
-    """A progress bar; gives a function that takes the loss of a step."""
+    """A progress bar; yields a function to call with the loss of each step."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -217,7 +217,7 @@ def measure(
     accelerator: Accelerator | None = None,
     workers: int = 0,
 ) -> dict[str, float]:
-    """Metrics of a network over a data set, each process taking its share of the images.
+    """Metrics of a network over a data set; each process takes its share of the images.
 
     Runs on the device and leaves the modes the network has; random crops are the same each time.
     """

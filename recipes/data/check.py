@@ -16,7 +16,7 @@ _SHOWN = 20  # problems; the JSON has all
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a data set: how many items there are, and how many there must be."""
+    """A split, with its expected and actual number of items."""
 
     name: str
     expected: int
@@ -25,7 +25,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Report:
-    """What there is, and what is wrong with it."""
+    """The splits and the problems of a data set."""
 
     dataset: str
     root: str

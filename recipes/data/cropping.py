@@ -1,4 +1,4 @@
-"""Random crops and flips, and padding, that move an image and its target together."""
+"""Random crops, flips and padding of an image together with its target."""
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Cropping:
 
 
 def padded(image: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """[3, H, W] and [H, W], their right and lower edge filled up to multiples, with the mean colour and `IGNORED`."""
+    """Pad [3, H, W] and [H, W] at the right and below to multiples, with the mean colour and `IGNORED`."""
     rows, columns = (-size % multiple for size in labels.shape)
     canvas = torch.tensor(IMAGENET_MEAN)[:, None, None].repeat(1, image.shape[1] + rows, image.shape[2] + columns)
     canvas[:, : image.shape[1], : image.shape[2]] = image

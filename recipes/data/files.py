@@ -1,4 +1,4 @@
-"""Reading files of a data set, with errors that say which file and where it comes from."""
+"""Readers of data files, with errors that name the file and its source."""
 
 import os
 import struct
@@ -22,18 +22,18 @@ _FLO_LARGEST = 100_000  # pixels along an axis; more is a damaged header
 
 @dataclass(frozen=True)
 class Source:
-    """A data set and where people get it."""
+    """A data set, and where to get it."""
 
     name: str
     where: str
 
     def error(self, path: PathLike, reason: str) -> HotswapError:
-        """What to raise for a file."""
+        """The error to raise for a file."""
         return HotswapError(f"{self.name}: {str(path)!r} {reason}; {self.where}")
 
     @contextmanager
     def reading(self, path: PathLike) -> Iterator[None]:
-        """Around code that reads a file: whatever it raises becomes one line.
+        """Turn any error of code that reads a file into one line.
 
         Raises:
             HotswapError: where the file is missing, no file or folder, or the block raises.

@@ -46,7 +46,7 @@ class NyuDepth(Dataset[tuple[Tensor, Tensor]]):
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width of all images, once the file was found to be what it should be."""
+        """Height and width of all images; checks the file first."""
         with NYU.reading(self.path), h5py.File(self.path) as file:
             for name in ("images", "depths"):
                 if not isinstance(file.get(name), h5py.Dataset):

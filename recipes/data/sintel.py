@@ -75,7 +75,7 @@ class SintelFlow(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _frames(scene: Path) -> list[str]:
-    """Names of a scene's pictures; one that is missing would move the split."""
+    """Names of a scene's frames. A missing frame is refused, because it would shift the split."""
     frames = sorted(file.stem for file in scene.glob("frame_*.png"))
     for number, frame in enumerate(frames, start=1):
         if frame != f"frame_{number:04d}":

@@ -55,7 +55,7 @@ SBD = Source(
 
 @dataclass(frozen=True)
 class _Item:
-    """A picture and its labels, and who reads them."""
+    """A picture, its labels, and the reader of the labels."""
 
     image: str
     labels: str
@@ -95,7 +95,7 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
 
     @cached_property
     def names(self) -> list[str]:
-        """What the images of this split are called, such as 2007_000032, in order."""
+        """The names of the images of this split, such as 2007_000032, in order."""
         sbd = set(map(_stem, self._sbd.images))
         validation = set(self._voc_2011("val")) - sbd
         if self.split == "val11_sbd":

@@ -35,7 +35,7 @@ class DJF(nn.Module):
 
 
 def _branch(channels: int) -> nn.Sequential:
-    """The 9 x 9 layer's padding takes 4 pixels away, which the 1 x 1 layer's gives back."""
+    """A branch. The 9 x 9 layer crops 4 pixels, and the padding of the 1 x 1 layer adds them again."""
     return nn.Sequential(
         nn.Conv2d(channels, 96, 9, padding=2),
         nn.ReLU(),

@@ -64,14 +64,14 @@ class FCN8s(nn.Module):
         return x[:, :, first : first + image.shape[2], first : first + image.shape[3]].contiguous()
 
     def _fused(self, enlarged: Tensor, skip: Tensor, crop: int) -> Tensor:
-        """Their sum, where they lie over each other: with odd sizes, or the large padding, one is larger."""
+        """The sum of two maps where they overlap: with odd sizes, or the large padding, one is larger."""
         if self.padding == 1:
             return enlarged[:, :, : skip.shape[2], : skip.shape[3]] + skip
         height, width = enlarged.shape[2:]
         return enlarged + skip[:, :, crop : crop + height, crop : crop + width]
 
     def load_vgg16(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the layers of torchvision's VGG16 (`vgg16().state_dict()`), the first two linear ones reshaped.
+        """Load the weights of torchvision's VGG16 (`vgg16().state_dict()`), its first two linear layers reshaped.
 
         Raises:
             KeyError: where one is missing.
@@ -91,7 +91,7 @@ class FCN8s(nn.Module):
 
 
 def _enlargement(channels: int, factor: int, padding: int) -> nn.ConvTranspose2d:
-    """Bilinear, each channel by itself, and learned from there on."""
+    """A transposed convolution, initialised as bilinear enlargement of each channel."""
     kept = factor // 2 if padding == 1 else 0
     layer = nn.ConvTranspose2d(channels, channels, 2 * factor, factor, kept, bias=False)
     ramp = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor

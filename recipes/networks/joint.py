@@ -1,4 +1,4 @@
-"""What all joint upsampling has in common: a coarse map and a guide in, a fine map out, channel by channel."""
+"""Checks for joint upsampling, which takes a coarse map and a guide and returns a fine map."""
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ def check_pair(low: Tensor, guide: Tensor) -> None:
 
 
 def check_factor(low: Tensor, guide: Tensor, factor: int) -> None:
-    """`check_pair`, and the guide must be exactly `factor` times as large."""
+    """As `check_pair`, and refuse a guide that is not exactly `factor` times as large."""
     check_pair(low, guide)
     expected = [factor * size for size in low.shape[2:]]
     if list(guide.shape[2:]) != expected:

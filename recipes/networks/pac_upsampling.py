@@ -70,7 +70,7 @@ class PacUpsampling(nn.Module):
         return torch.cat([self._channel(channel, kernels) for channel in low.split(1, dim=1)], dim=1)
 
     def _kernels(self, guide: Tensor) -> list[Tensor]:
-        """K of every step; all channels of the map share them."""
+        """K of every step, shared by all channels of the map."""
         height, width = guide.shape[2:]
         kernels = []
         for step, features in enumerate(self.branch_g(guide).split(self.guide_step, dim=1), start=1):

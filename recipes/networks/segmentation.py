@@ -1,4 +1,4 @@
-"""Segmentation networks for recipes, by functions whose options a recipe can state.
+"""Segmentation networks for recipes: functions whose options a recipe can set.
 
 They take images in RGB, (image - mean) / std of an image in 0..1. Which mean and std depends on where the weights of
 a FCN-8s came from: ImageNet's, or for those of Caffe (122.679, 116.669, 104.007) / 255 and 1 / 255.

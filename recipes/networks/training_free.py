@@ -1,4 +1,4 @@
-"""Joint upsampling without anything to train, called as the networks are: low [B, C, h, w], guide -> [B, C, H, W]."""
+"""Joint upsampling without training, called as the networks are: low [B, C, h, w], guide -> [B, C, H, W]."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ MODES = ("nearest", "bilinear", "bicubic")
 
 
 class Interpolation(nn.Module):
-    """Enlarge without looking at the guide, of which only the size counts.
+    """Enlarge to the guide's size, whose values are ignored.
 
     Args:
         mode: "nearest", "bilinear" or "bicubic", as in `torch.nn.functional.interpolate`.

@@ -13,7 +13,7 @@ WINDOW = 5
 
 
 class WithCRF(nn.Module):
-    """Scores of a backbone, refined along the image: [B, 3, H, W] -> [B, num_classes, H, W].
+    """A backbone whose scores are refined along the image: [B, 3, H, W] -> [B, num_classes, H, W].
 
     One pairwise kernel of 5 x 5 a dilation, full class-to-class weights, 5 mean-field steps. The guide of each kernel
     is the image, in the unit of 0..255, over a learned scale of its own.

@@ -239,6 +239,18 @@ def test_nothing_is_imported_for_a_file_that_names_too_much(monkeypatch):
             providers.build(spec, trusted=False)
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_hub_is_out_of_reach_while_a_network_of_a_file_is_built(monkeypatch, trusted):
+    timm, constants = pytest.importorskip("timm"), pytest.importorskip("huggingface_hub.constants")
+    seen = []
+    build = timm.create_model
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(timm, "create_model", lambda name: seen.append(constants.HF_HUB_OFFLINE) or build(name))
+    providers.build("timm:test_resnet", trusted=trusted)
+    assert seen == [not trusted]
+    assert constants.HF_HUB_OFFLINE is False
+
+
 @pytest.mark.parametrize(
     ("spec", "recorded"),
     [

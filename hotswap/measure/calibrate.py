@@ -48,11 +48,9 @@ class Calibration:
 
     wanted: float | str | None  # the deviation, as it was asked for; None where scales were left as they are
     conserve: str | None
-    drift: (
-        float | None
-    )  # ||swapped - plain|| / ||plain|| over all outputs, afterwards; None where it is not known ...
+    drift: float | None  # afterwards: ||swapped - plain|| / ||plain|| over all outputs; None if not known
     targets: tuple[TargetCalibration, ...]
-    why_no_drift: str | None = None  # ... for this reason: outputs vary in size, as those of detectors, or hold none
+    why_no_drift: str | None = None  # outputs that vary in size, as those of detectors, or hold none
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -167,8 +165,8 @@ class _Seen:
 
     def __init__(self) -> None:
         self.samples: list[_Sample] = []
-        self.distance = 0.0  # sums over all taps ...
-        self.deviations: Tensor | float = 0.0  # ... and over all pixels, by tap: [kh, kw]
+        self.distance = 0.0  # the sum over all taps
+        self.deviations: Tensor | float = 0.0  # sums over all pixels, by tap: [kh, kw]
         self.counts: Tensor | float = 0
 
     def add(self, layer: Swapped, distance: Tensor, counts: Tensor, generator: torch.Generator) -> None:

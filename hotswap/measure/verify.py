@@ -27,12 +27,10 @@ class Verification:
     """Plain against swapped, in evaluation mode, over all batches."""
 
     output_max_abs: float | None  # largest |swapped - plain| of any output value
-    output_relative: (
-        float | None
-    )  # ||swapped - plain|| / ||plain|| over all outputs: the drift; None if not known ...
+    output_relative: float | None  # the drift: ||swapped - plain|| / ||plain|| over all outputs; None if not known
     same_state: bool  # the state_dict keys and shapes are the plain network's, but for learned scales
     targets: tuple[TargetCheck, ...]
-    why_no_drift: str | None = None  # ... for this reason: outputs vary in size, as those of detectors, or hold none
+    why_no_drift: str | None = None  # outputs that vary in size, as those of detectors, or hold none
 
     @property
     def warnings(self) -> tuple[str, ...]:

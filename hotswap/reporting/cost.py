@@ -28,8 +28,8 @@ class Cost:
 
     plain: Use
     swapped: Use
-    guide: Use | None = None  # the part of `swapped` that distances of the guide take ...
-    shared: int = 1  # ... and how many targets they serve
+    guide: Use | None = None  # the part of `swapped` that the guide's distances take
+    shared: int = 1  # how many targets use the same distances
 
     @property
     def total(self) -> float:
@@ -113,12 +113,12 @@ def _of_target(
     input, guides, *further = arguments
     if isinstance(guides, Shared):
         guides = guides.guides
-    own_forward: Callable[..., Any] = layer.forward  # without hooks, which would be timed too
+    forward: Callable[..., Any] = layer.forward  # without hooks, which would be timed too
     if isinstance(layer, GuidedInterpolate):
         stock: Callable[..., Any] = layer._plain
     else:
         stock = plain.get_submodule(name).forward
-    cost = _side_by_side(lambda: stock(input, *further), lambda: own_forward(input, guides, *further), device)
+    cost = _side_by_side(lambda: stock(input, *further), lambda: forward(input, guides, *further), device)
     if not isinstance(layer, SwappedLayer):
         return cost
     return replace(cost, guide=measured([lambda: layer.distance(input, guides)], device)[0])
@@ -136,13 +136,11 @@ def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _conditions(device: torch.device, sample: Sample) -> str:
     shapes = " and ".join(" x ".join(map(str, x.shape)) for x in sample.arguments if isinstance(x, Tensor))
-    where = (
-        f"{_processor()}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else device.type
-    )
+    where = device.type
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        where = f"{_processor()}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     return (
         f"Median of {ROUNDS} alternating runs or, where they are short, up to {MOST_ROUNDS}, of plain and swapped, "
         "after one to warm up, forward only, on the first "

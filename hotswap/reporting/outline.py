@@ -89,9 +89,9 @@ class _Tree:
                 yield self._folded(folded, depth)
                 folded = []
             if self.dense and len(inside) == 1 and name not in self.targets and name not in self.guides:
-                yield self._own(inside[0], child.get_submodule(inside[0].removeprefix(f"{name}.")), depth, path)
+                yield self._row(inside[0], child.get_submodule(inside[0].removeprefix(f"{name}.")), depth, path)
                 continue
-            yield self._own(name, child, depth, path)
+            yield self._row(name, child, depth, path)
             if inside:
                 yield from self.rows(child, name, depth + 1)
         if folded:
@@ -109,7 +109,7 @@ class _Tree:
         call = self.called.get(path)
         return "" if call is None or call.shape is None else _by(call.shape[1:])
 
-    def _own(self, path: str, module: nn.Module, depth: int, parent: str) -> Row:
+    def _row(self, path: str, module: nn.Module, depth: int, parent: str) -> Row:
         """The row of one module, labelled without its parent's path."""
         swap = self.targets.get(path)
         kind = TARGET if swap is not None else GUIDE if path in self.guides else GROUP

@@ -20,8 +20,8 @@ from pac_ops.binary import labels_of
 
 PICTURE, SCORES = "picture", "scores"
 _TOP = 5  # classes told of a classifier
-_LEGEND = 8  # labels told of a map, those ...
-_LEAST_TOLD = 5e-4  # ... that have more than this share of it
+_LEGEND = 8  # labels listed for a map, at most
+_LEAST_TOLD = 5e-4  # share of a map, below which a label is not listed
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROUNDS, MOST_ROUNDS = 5, 25  # of runs; more than the former where they are short ...
-_ENOUGH = 0.1  # ... until they took so many seconds
+ROUNDS, MOST_ROUNDS = 5, 25  # of runs: at least, and at most where they are short
+_ENOUGH = 0.1  # seconds in all, after which short runs end
 
 Run = Callable[[], object]
 

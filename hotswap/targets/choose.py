@@ -19,8 +19,8 @@ Guides = Guide | Mapping[Name, Guide]  # one for all targets, or by target
 
 Target = TypeVar("Target", bound=Hashable)
 Value = TypeVar("Value")
-_AUTO_GUIDE_STAGE = 2  # the paper guides from the end of the second stage ...
-_AUTO_TARGET_STAGES = 3  # ... the last convolution of each of the last three
+_AUTO_GUIDE_STAGE = 2  # the paper's guide is the last convolution of the second stage
+_AUTO_TARGET_STAGES = 3  # its targets are the last convolutions of the last three stages
 
 
 @dataclass(frozen=True)

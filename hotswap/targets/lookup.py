@@ -13,8 +13,8 @@ from hotswap.targets.convolution import why_not_swappable
 
 Name = str | nn.Module  # a module itself stands for its path
 
-_PEFT = "base_model.model."  # where PEFT keeps a network ...
-_INNER = "base_layer"  # ... and a layer that it adapts
+_PEFT = "base_model.model."  # where PEFT keeps a network
+_INNER = "base_layer"  # where PEFT keeps a layer that it adapts
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Names:
     """A network's convolutions by path and alias, as far as they are known."""
 
     model: nn.Module
-    observation: Observation | None  # None where the network could not be run ...
-    why_unobserved: str | None  # ... for this reason; then there are no aliases
+    observation: Observation | None  # None where the network could not be run
+    why_unobserved: str | None  # the reason; there are no aliases then
 
     @property
     def stages(self) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 from hotswap.network.names import AUTO
 
-FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery` and `hooks`
+FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery.graph` and `surgery.hooks`
 METHODS = (AUTO, FX, HOOKS)
 RESIZE_MODES = ("bilinear", "area", "nearest")  # how a guide gets its target's size
 CONSERVE_MODES = ("mean", "window")  # what makes up for kernels below 1: see `kernels`

@@ -42,7 +42,7 @@ class Chosen:
 def choose(
     names: Names, targets: Sequence[Name], guide: Guides, guide_scale: Any
 ) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
-    """Resolve convolutions, their guides and scales; also returns notes. See `resizing.choose` for enlargements.
+    """Resolve convolutions, their guides and scales; also returns notes. See `choose_enlargements` for enlargements.
 
     Each target is a module, an exact path or alias, a glob over both (`*`, `?`, `[`), a regular expression after
     `re:`, or "auto". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and

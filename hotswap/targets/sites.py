@@ -31,7 +31,7 @@ _SIGNATURE = inspect.signature(F.interpolate)
 class Identity(NamedTuple):
     """What a call of F.interpolate is known by among those of one module's forward, at any size."""
 
-    key: str  # of its chain: see `places`
+    key: str  # of its chain: see `call_sites`
     origins: frozenset[str] | None = None  # of its input, where several calls may have the chain
     turn: int = 0  # of calls that have both in common, which nothing tells apart while the network runs
 

@@ -90,9 +90,9 @@ def plan(
     }
     _check_values(swapping | {"footprint": footprint})
     known = _Inputs(example_inputs)
-    made = _planned(model, targets, guide, guide_scale, method, known, swapping, footprint, check).plan
-    _require_kernel_used(model, made, kernel)
-    return made
+    resolved = _planned(model, targets, guide, guide_scale, method, known, swapping, footprint, check).plan
+    _require_kernel_used(model, resolved, kernel)
+    return resolved
 
 
 def apply(
@@ -267,11 +267,11 @@ def _check_values(given: Mapping[str, Any]) -> None:
             raise HotswapError(f"{name} must be one of {choices}{or_none}, got {value!r}")
 
 
-def _require_kernel_used(model: nn.Module, made: Plan, kernel: str) -> None:
+def _require_kernel_used(model: nn.Module, resolved: Plan, kernel: str) -> None:
     """Enlargements have one kernel; another that was asked for must be for a convolution."""
     before = install.current_plan(model)
     swapped = () if before is None else before.swaps
-    if kernel != DEFAULT_KERNEL and {swap.target for swap in made.swaps} == {swap.target for swap in swapped}:
+    if kernel != DEFAULT_KERNEL and {swap.target for swap in resolved.swaps} == {swap.target for swap in swapped}:
         raise HotswapError(
             f"kernel must be {DEFAULT_KERNEL!r} where only enlargements are targets, which have no other, "
             f"got {kernel!r}"
@@ -339,10 +339,10 @@ def _planned(
         notes += ("Module.compile was called on it, which copies do not keep: call it on the converted network",)
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
-    made = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
+    resolved = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
-    prepared = prepare(names, made, method, example_inputs, selfcheck, by_fx)
+    prepared = prepare(names, resolved, method, example_inputs, selfcheck, by_fx)
     return prepared.noted(*(graft.note for graft in prepared.grafts))
 
 

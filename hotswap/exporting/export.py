@@ -119,13 +119,15 @@ def export(
                 why = why or "the network itself runs at too few other sizes"
                 continue
             try:
-                made = _exported(model, path, kind, [example, *others], axes)
+                exported = _exported(model, path, kind, [example, *others], axes)
             except _TooOpenError as error:  # the exporter took one size for granted where the network does not
                 why = why or f"with more left open, {error}"
                 continue
-            closed = [name for name in _AXES.values() if dynamic and not any(name in size for size in made.inputs)]
+            closed = [
+                name for name in _AXES.values() if dynamic and not any(name in size for size in exported.inputs)
+            ]
             reason = why or "the network's code takes the example's for granted"
-            return replace(made, fixed=f"fixed at the example's {', '.join(closed)}: {reason}" if closed else "")
+            return replace(exported, fixed=f"fixed at the example's {', '.join(closed)}: {reason}" if closed else "")
     raise AssertionError("without open axes there is nothing to be too open")
 
 
@@ -303,14 +305,14 @@ def _numbers(arguments: Sequence[Any], *, two: bool) -> tuple[Any, ...]:
     """Random values where none are given; two images, if the batch is to stay open: 1 would be taken for granted."""
     generator = torch.Generator().manual_seed(0)
 
-    def made(x: Any) -> Any:
+    def numbered(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
         if x.is_meta:
             x = torch.rand(x.shape, generator=generator).to(x.dtype)
         return torch.cat([x, x.flip(-1)]) if two and is_image(x) and x.shape[0] == 1 else x
 
-    return tuple(made(x) for x in arguments)
+    return tuple(numbered(x) for x in arguments)
 
 
 def _plain(error: Exception) -> str:

@@ -34,17 +34,17 @@ def sizes_outside(program: ExportedProgram) -> list[sizes.Size]:
         return []
     axes = tuple(shape[axis] for axis in (sizes.BATCH, sizes.HEIGHT, sizes.WIDTH))
     example = (_hint(axes[0]), _hint(axes[1]), _hint(axes[2]))
-    found = list(_past_ranges(program, axes, example))
+    chosen = list(_past_ranges(program, axes, example))
     for guard in _guards(axes):
-        if any(_fails(guard, axes, size) for size in found):
+        if any(_fails(guard, axes, size) for size in chosen):
             continue
         outside = sorted(
             (size for size in _sizes(guard, axes, example) if _fails(guard, axes, size)),
             key=lambda size: _distance(size, example),
         )
-        found += outside[:1]
-        found += [size for size in outside[1:] if not any(n % _COMMON for n in size[1:])][:1]
-    return found
+        chosen += outside[:1]
+        chosen += [size for size in outside[1:] if not any(n % _COMMON for n in size[1:])][:1]
+    return chosen
 
 
 def _past_ranges(program: ExportedProgram, axes: tuple[Any, ...], example: sizes.Size) -> Iterator[sizes.Size]:
@@ -71,8 +71,8 @@ def _sizes(guard: Any, axes: tuple[Any, ...], example: sizes.Size) -> Iterator[s
     """Of the axes that a guard is about; the others are the example's."""
     all_sides = (_BATCHES, _SIDES, _SIDES)
     sides = (
-        candidates if _symbol(side) in guard.free_symbols else (own,)
-        for side, candidates, own in zip(axes, all_sides, example, strict=True)
+        candidates if _symbol(side) in guard.free_symbols else (kept,)
+        for side, candidates, kept in zip(axes, all_sides, example, strict=True)
     )
     for batch, height, width in itertools.product(*sides):
         if height * width <= _MOST:
@@ -92,7 +92,7 @@ def _symbol(side: Any) -> Any:
 
 
 def _distance(size: sizes.Size, example: sizes.Size) -> float:
-    return sum(abs(math.log(n / own)) for n, own in zip(size, example, strict=True))
+    return sum(abs(math.log(n / side)) for n, side in zip(size, example, strict=True))
 
 
 def _hint(size: int | torch.SymInt) -> int:

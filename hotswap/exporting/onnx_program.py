@@ -58,12 +58,12 @@ def model(program: ExportedProgram, arguments: tuple[Any, ...]) -> Any:
         if node.target in _OTHERS:
             _OTHERS[node.target](node)
     program.graph_module.recompile()
-    made = torch.onnx.export(
+    exported = torch.onnx.export(
         _Written(program), arguments, dynamo=True, dynamic_shapes=None, verbose=False, optimize=False
     )
-    assert made is not None  # noqa: S101 (as dynamo=True)
-    _simplify(made.model)
-    return made.model_proto
+    assert exported is not None  # noqa: S101 (as dynamo=True)
+    _simplify(exported.model)
+    return exported.model_proto
 
 
 class _Written(ExportedProgram):
@@ -79,8 +79,8 @@ class _Written(ExportedProgram):
         """The program itself, where it has no operation of the table and none that writes to its arguments."""
         if decomp_table is not None and all(_stands(node, decomp_table) for node in nodes(self)):
             return self
-        made: ExportedProgram = super().run_decompositions(decomp_table, *further, **options)
-        return made
+        decomposed: ExportedProgram = super().run_decompositions(decomp_table, *further, **options)
+        return decomposed
 
 
 def _stands(node: Node, table: Container[Any]) -> bool:
@@ -119,8 +119,8 @@ def _batch_norm(node: Node) -> None:
     y = node.meta["val"]
     results = (y, y.new_empty(0), y.new_empty(0))
     given = (image, weight, bias, mean, variance, momentum, epsilon)
-    made = _before(node, _aten._native_batch_norm_legit_no_training.default, given, results)
-    node.target, node.args = operator.getitem, (made, 0)
+    normalised = _before(node, _aten._native_batch_norm_legit_no_training.default, given, results)
+    node.target, node.args = operator.getitem, (normalised, 0)
 
 
 def _conv_transpose2d(node: Node) -> None:
@@ -178,21 +178,21 @@ _OTHERS: dict[Any, Callable[[Node], None]] = {
 
 def _before(node: Node, function: Callable[..., Any], args: tuple[Any, ...], given: Any) -> Node:
     with node.graph.inserting_before(node):
-        made = node.graph.call_function(function, args)
-    made.meta["val"] = given
-    return made
+        inserted = node.graph.call_function(function, args)
+    inserted.meta["val"] = given
+    return inserted
 
 
 # --- the ONNX graph -----------------------------------------------------------------------------------------
 
 
-def _simplify(made: Any) -> None:
+def _simplify(model: Any) -> None:
     """Compute what is constant, and once what is written twice; runtimes look for patterns themselves."""
     import onnxscript.optimizer
     from onnx_ir.passes import common
 
-    onnxscript.optimizer.inline(made)
-    onnxscript.optimizer.fold_constants(made)
+    onnxscript.optimizer.inline(model)
+    onnxscript.optimizer.fold_constants(model)
     passes: tuple[Any, ...] = (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
@@ -204,4 +204,4 @@ def _simplify(made: Any) -> None:
         common.NameFixPass(),
     )
     for tidy in passes:
-        tidy(made)
+        tidy(model)

@@ -32,8 +32,8 @@ class OpenSizes(TorchFunctionMode):
         if other is None:
             return func(*args, **kwargs)
         with self:  # casts in what it does
-            made = other(*args, **kwargs)
-        return func(*args, **kwargs) if made is None or made is NotImplemented else made
+            result = other(*args, **kwargs)
+        return func(*args, **kwargs) if result is None or result is NotImplemented else result
 
 
 def _max_pool2d(
@@ -75,7 +75,7 @@ def _avg_pool2d(
     counted = torch.ones_like(input[..., :1, :, :])
     if count_include_pad:
         counted = F.pad(counted, around, value=1.0)
-        outside = [n - own for n, own in zip(pads, around, strict=True)]
+        outside = [n - inside for n, inside in zip(pads, around, strict=True)]
     else:
         outside = list(pads)
     share, mean = (
@@ -88,8 +88,8 @@ def _avg_pool2d(
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     sizes = [n if m is None else m for n, m in zip(input.shape[-2:], wanted, strict=True)]
-    made: Tensor = _STANDARD[torch.ops.aten.adaptive_avg_pool2d.default](input, sizes)
-    return made
+    pooled: Tensor = _STANDARD[torch.ops.aten.adaptive_avg_pool2d.default](input, sizes)
+    return pooled
 
 
 def _interpolate(
@@ -120,8 +120,8 @@ def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         return None
     if x.dtype == given[0]:
         return x
-    made: Tensor = torch.ops.aten._to_copy.default(x, dtype=given[0])
-    return made
+    converted: Tensor = torch.ops.aten._to_copy.default(x, dtype=given[0])
+    return converted
 
 
 _STANDARD = standard.decompositions()

@@ -28,10 +28,10 @@ def exported_program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shape
     """
     table = standard.decompositions()
     with _called(model), OpenSizes():
-        made = _exported(model, arguments, dynamic_shapes)
-        if any(node.target in table and not _by_factor(node) for node in nodes(made)):  # where no mode saw it
-            made = made.run_decompositions(table)
-        return made
+        exported = _exported(model, arguments, dynamic_shapes)
+        if any(node.target in table and not _by_factor(node) for node in nodes(exported)):  # where no mode saw it
+            exported = exported.run_decompositions(table)
+        return exported
 
 
 def nodes(program: ExportedProgram) -> Iterator[Node]:
@@ -61,8 +61,8 @@ def _exported(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any)
     try:
         return torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
     except Exception:
-        with _numbers_as_constants(model) as found:
-            if not found:
+        with _numbers_as_constants(model) as has_numbers:
+            if not has_numbers:
                 raise
             return torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
 

@@ -61,31 +61,31 @@ def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int
     if first is None or not axes:
         return []
     height, width = first.shape[HEIGHT], first.shape[WIDTH]
-    found: dict[Size, Trial] = {}
+    trials: dict[Size, Trial] = {}
 
     def run(*sizes: Size) -> bool:
         new = {
-            size: trial for size in sizes if size not in found and (trial := _run_at(model, arguments, axes, size))
+            size: trial for size in sizes if size not in trials and (trial := _run_at(model, arguments, axes, size))
         }
-        found.update(new)
+        trials.update(new)
         return bool(new)
 
     if HEIGHT not in axes and WIDTH not in axes:
         run(*((batch, height, width) for batch in (1, 3, 4, 5)))
-        return list(found.values())
+        return list(trials.values())
     for smaller, larger, wider in _sizes(height, width):
         if run((1, *larger)):  # the others only where this runs: a forward takes time
             run((3, *smaller), (2, *wider))
-        if len(found) >= LEAST:
+        if len(trials) >= LEAST:
             break
     run((2, _multiple(height), _multiple(width)))
-    return list(found.values())
+    return list(trials.values())
 
 
 def at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], sizes: Iterable[Size]) -> list[Trial]:
     """What the network gives at sizes of the first image, as far as these axes go and it runs there."""
-    found = (_run_at(model, arguments, axes, size) for size in sizes)
-    return [trial for trial in found if trial is not None]
+    trials = (_run_at(model, arguments, axes, size) for size in sizes)
+    return [trial for trial in trials if trial is not None]
 
 
 def _sizes(height: int, width: int) -> Iterator[list[tuple[int, int]]]:
@@ -139,7 +139,7 @@ def _resized(arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> tup
     first = next(x for x in arguments if is_image(x))
     wanted = {axis: (n, first.shape[axis]) for axis, n in zip((BATCH, HEIGHT, WIDTH), size, strict=True)}
 
-    def made(x: Any) -> Any:
+    def resized(x: Any) -> Any:
         if not is_image(x):
             return x
         shape = list(x.shape)
@@ -148,7 +148,7 @@ def _resized(arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> tup
             shape[axis] = max(1, round(x.shape[axis] * new / old))
         return x.flatten()[torch.randint(x.numel(), shape, generator=generator)]
 
-    return tuple(made(x) for x in arguments)
+    return tuple(resized(x) for x in arguments)
 
 
 def tolerance(model: nn.Module, arguments: tuple[Any, ...]) -> float:
@@ -157,14 +157,14 @@ def tolerance(model: nn.Module, arguments: tuple[Any, ...]) -> float:
     return max((_TOLERANCES.get(x.dtype, TOLERANCE) for x in held), default=TOLERANCE)
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference relative to an output's largest value; of whole numbers, the share that differs.
 
     Infinite where shapes differ.
     """
-    if [x.shape for x in expected] != [x.shape for x in found]:
+    if [x.shape for x in expected] != [x.shape for x in outputs]:
         return math.inf
-    return largest(_gap(x, y) for x, y in zip(found, expected, strict=True) if y.numel())
+    return largest(_gap(x, y) for x, y in zip(outputs, expected, strict=True) if y.numel())
 
 
 def _gap(x: Tensor, y: Tensor) -> Tensor:

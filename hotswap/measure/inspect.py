@@ -137,14 +137,14 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     last = max((order[path] for path in order if _why_no_target(names, path) is None), default=-1)
     swap_of = {} if state.plan is None else {swap.target: swap for swap in state.plan.swaps}
     alias_of = names.alias_of
-    found = []
+    convolutions = []
     for path, module in model.named_modules():
         call = None if names.observation is None else names.observation.first(path)
         shape = _shape(module, None if call is None else call.input_shape)
         if shape is None:
             continue
         size = None if call is None or call.output_shape is None else call.output_shape[-2:]
-        found.append(
+        convolutions.append(
             ConvInfo(
                 path=path,
                 alias=alias_of.get(path),
@@ -160,13 +160,13 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
                 swap=swap_of.get(path),
             )
         )
-    found.sort(key=lambda conv: order.get(conv.path, len(order) + len(calls)))
+    convolutions.sort(key=lambda conv: order.get(conv.path, len(order) + len(calls)))
     if state.plan is not None:
         notes.append(f"{len(state.plan.entries)} are swapped; hotswap.status tells more")
         if state.plan.drift is not None:
             notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
     notes += [f"warning: {text}" for text in state.warnings]
-    return Inspection(tuple(found), _resizes(names, state.plan, example_inputs), tuple(notes))
+    return Inspection(tuple(convolutions), _resizes(names, state.plan, example_inputs), tuple(notes))
 
 
 class _Shape(NamedTuple):

@@ -33,11 +33,11 @@ def distance(before: Mapping[str, Any], after: Mapping[str, Any]) -> Distance:
     if different := sorted(before.keys() ^ after.keys()):
         return Distance(inf, f"only one of the two gives {_named(different[0])}")
     largest = max((_largest(x) for x in before.values()), default=0.0)
-    found = Distance(0.0, "no difference")
+    worst = Distance(0.0, "no difference")
     for where, old in before.items():
         gap = _between(_named(where), old, after[where], largest * _SMALL)
-        found = gap if gap.size > found.size else found
-    return found
+        worst = gap if gap.size > worst.size else worst
+    return worst
 
 
 def why_nothing(before: Mapping[str, Any]) -> str | None:

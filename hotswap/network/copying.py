@@ -68,12 +68,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def copied(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
     """A deep copy of a GraphModule with all that it has; a `__deepcopy__`."""
-    made: GraphModule = object.__new__(_class_of_its_own(type(module)))
-    memo[id(module)] = made
-    made.__dict__.update(copy.deepcopy(module.__dict__, memo))
-    for graph in graphs(made).values():
-        graph.owning_module = made
-    return made
+    new: GraphModule = object.__new__(_class_of_its_own(type(module)))
+    memo[id(module)] = new
+    new.__dict__.update(copy.deepcopy(module.__dict__, memo))
+    for graph in graphs(new).values():
+        graph.owning_module = new
+    return new
 
 
 def graphs(module: GraphModule) -> dict[str, Graph]:
@@ -87,9 +87,9 @@ def _class_of_its_own(kind: Any) -> Any:
         return kind
     namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
     namespace["__qualname__"] = kind.__qualname__  # not among its vars
-    made: Any = type(kind)(kind.__name__, tuple(_class_of_its_own(base) for base in kind.__bases__), namespace)
+    derived: Any = type(kind)(kind.__name__, tuple(_class_of_its_own(base) for base in kind.__bases__), namespace)
     if "_wrapped_call" in namespace:  # which calls the __call__ of the class above one of these
         plain = kind._wrapped_call
-        above = next(new for new, old in zip(made.__mro__, kind.__mro__, strict=True) if old is plain.cls)
-        made._wrapped_call = type(plain)(above, plain.cls_call)
-    return made
+        above = next(new for new, old in zip(derived.__mro__, kind.__mro__, strict=True) if old is plain.cls)
+        derived._wrapped_call = type(plain)(above, plain.cls_call)
+    return derived

@@ -128,8 +128,8 @@ def _not_compiled(model: nn.Module) -> Iterator[None]:
 
 def compiled_in_place(model: nn.Module) -> dict[nn.Module, Any]:
     """The modules that `Module.compile` was called for, and what it made."""
-    made = {module: vars(module).get(_COMPILED) for module in model.modules()}
-    return {module: call for module, call in made.items() if call is not None}
+    calls = {module: vars(module).get(_COMPILED) for module in model.modules()}
+    return {module: call for module, call in calls.items() if call is not None}
 
 
 def as_arguments(inputs: Inputs) -> tuple[Any, ...]:

@@ -26,20 +26,20 @@ def by_mode(module: nn.Module) -> bool:
 
 def graph_of(module: GraphModule) -> Graph:
     """The graph of the mode that a GraphModule is in."""
-    own = graphs(module)
-    return own[TRAINING if module.training else EVALUATION] if by_mode(module) else own[GRAPH]
+    held = graphs(module)
+    return held[TRAINING if module.training else EVALUATION] if by_mode(module) else held[GRAPH]
 
 
 @contextmanager
 def graphs_of_modes(model: nn.Module) -> Iterator[None]:
     """Have GraphModules with one graph for each mode run that of the mode they are in now; as before in the end."""
-    own = {module: module.graph for module in model.modules() if isinstance(module, GraphModule) and by_mode(module)}
+    held = {module: module.graph for module in model.modules() if isinstance(module, GraphModule) and by_mode(module)}
     try:
-        for module in own:
+        for module in held:
             _run(module, graph_of(module))
         yield
     finally:
-        for module, graph in own.items():
+        for module, graph in held.items():
             _run(module, graph)
 
 
@@ -71,18 +71,18 @@ def stepped(module: GraphModule, tracer: Tracer) -> Callable[..., Any]:
 
     def forward(*given: Any) -> Any:
         inputs = iter(given)
-        made: dict[Node, Any] = {}
+        values: dict[Node, Any] = {}
         for node in graph.nodes:
-            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "output":
                 break
             if node.op == "placeholder":
-                made[node] = next(inputs)
+                values[node] = next(inputs)
             elif node.op == "call_module":
-                made[node] = module.get_submodule(node.target)(*args, **kwargs)
+                values[node] = module.get_submodule(node.target)(*args, **kwargs)
             else:
                 target = f"{path}.{node.target}" if node.op == "get_attr" and path else node.target
-                made[node] = proxy = tracer.create_proxy(node.op, target, args, kwargs, node.name, node.type)
+                values[node] = proxy = tracer.create_proxy(node.op, target, args, kwargs, node.name, node.type)
                 proxy.node.meta = {k: v for k, v in node.meta.items() if k != "nn_module_stack"} | proxy.node.meta
         return args[0]
 

@@ -108,9 +108,9 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _containers(modules: Iterable[nn.Module]) -> list[Any]:
-    found: list[Any] = []
+    containers: list[Any] = []
     for module in modules:
-        found += [value for value in _attributes(module).values() if isinstance(value, dict | list | set)]
+        containers += [value for value in _attributes(module).values() if isinstance(value, dict | list | set)]
         if isinstance(module._buffers, dict):  # that of a ScriptModule is a view of what it keeps elsewhere
-            found += [module._buffers, *(module.__dict__[name] for name in _HOOKS)]
-    return found
+            containers += [module._buffers, *(module.__dict__[name] for name in _HOOKS)]
+    return containers

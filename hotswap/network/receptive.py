@@ -68,8 +68,8 @@ class ReceptiveFields(TorchDispatchMode):
 def _after(operation: str, field: _Field, args: tuple[Any, ...], result: Tensor) -> _Field:
     if not args or not isinstance(args[0], Tensor) or args[0].dim() != 4 or result.dim() != 4:
         return field
-    given, made = args[0].shape[2:], result.shape[2:]
-    factor = (given[0] / made[0], given[1] / made[1])
+    before, after = args[0].shape[2:], result.shape[2:]
+    factor = (before[0] / after[0], before[1] / after[1])
     if operation in ("convolution", "pacconv2d"):
         if operation == "convolution":
             _, weight, _, stride, _, dilation, transposed = args[:7]
@@ -86,7 +86,7 @@ def _after(operation: str, field: _Field, args: tuple[Any, ...], result: Tensor)
         reach = (dilation[0] * (size[0] - 1), dilation[1] * (size[1] - 1))
         return field.seen_through(reach, _pair(args[2]) if len(args) > 2 and args[2] else size)
     if "adaptive" in operation:
-        if tuple(made) == (1, 1):
+        if tuple(after) == (1, 1):
             return field
         return field.seen_through((math.ceil(factor[0]) - 1, math.ceil(factor[1]) - 1), factor)
     if "upsample" in operation:

@@ -41,8 +41,10 @@ class Calls:
             UntraceableError: where other calls are made along its chain than when the network was run.
         """
         turns = self.turns.items()
-        chains = {k: made for (path, k), made in turns if path in paths and any(resize.call in m for m in made)}
-        found = []
+        chains = {
+            k: numbers for (path, k), numbers in turns if path in paths and any(resize.call in m for m in numbers)
+        }
+        meant = []
         for path, nodes in _forwards(graph, self.prefix):
             for key, runs in chains.items():
                 along = [node for node in nodes if path in paths and node.meta[_CHAIN].key == key]
@@ -61,8 +63,8 @@ class Calls:
                         f"{' > '.join(at)}; give example_inputs, or convert the network anew if its code has changed"
                     )
                 check_mode(resize, bound(node.args, node.kwargs)["mode"])
-                found.append(node)
-        return found
+                meant.append(node)
+        return meant
 
     def in_training(self, traced: Traced, modules: Mapping[str, nn.Module], resize: Resize) -> bool:
         """Whether a call that evaluation makes is made in training too; some networks enlarge scores in one alone.
@@ -77,9 +79,9 @@ class Calls:
         paths = all_paths(modules, resize.target)
         if self.nodes(graphs[0], paths, resize):
             return True
-        own = [[nodes for path, nodes in _forwards(graph, self.prefix) if path in paths] for graph in graphs]
-        made, known = ({node.meta[_CHAIN].key for nodes in each for node in nodes} for each in own)
-        if made <= known:
+        of_modes = [[nodes for path, nodes in _forwards(graph, self.prefix) if path in paths] for graph in graphs]
+        keys, known = ({node.meta[_CHAIN].key for nodes in each for node in nodes} for each in of_modes)
+        if keys <= known:
             return False
         raise HotswapError(
             f"target {resize.name!r} is a call of F.interpolate that {type(root).__name__} makes in evaluation, and "
@@ -153,26 +155,26 @@ def _mark_calls_of_graphs(root: nn.Module, graph: torch.fx.Graph) -> None:
 
 def _forwards(graph: torch.fx.Graph, prefix: str) -> Iterator[tuple[str, list[Node]]]:
     """For each call of each module: its path, and the nodes of F.interpolate that its own code made."""
-    found: dict[str, tuple[str, list[Node]]] = {}
+    forwards: dict[str, tuple[str, list[Node]]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target is F.interpolate:
             stack = node.meta.get("nn_module_stack") or {"": ("", None)}
             which_call, (path, _) = list(stack.items())[-1]
             path = f"{prefix}{path}" if path else prefix.removesuffix(".")
-            found.setdefault(which_call, (path, []))[1].append(node)
-    yield from found.values()
+            forwards.setdefault(which_call, (path, []))[1].append(node)
+    yield from forwards.values()
 
 
 def _turns(graph: torch.fx.Graph, prefix: str) -> _Turns:
     """What a run would tell, where there was none."""
     numbers: dict[str, dict[tuple[str, int], int]] = {}
-    found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    numbers_by_turn: dict[tuple[str, str], set[tuple[int, ...]]] = {}
     for path, nodes in _forwards(graph, prefix):
-        own, turns = numbers.setdefault(path, {}), dict[str, list[int]]()
+        number_of, turns = numbers.setdefault(path, {}), dict[str, list[int]]()
         for node in nodes:
             key = node.meta[_CHAIN].key
-            made = turns.setdefault(key, [])
-            made.append(own.setdefault((key, len(made)), len(own)))
-        for key, made in turns.items():
-            found.setdefault((path, key), set()).add(tuple(made))
-    return found
+            numbered = turns.setdefault(key, [])
+            numbered.append(number_of.setdefault((key, len(numbered)), len(number_of)))
+        for key, numbered in turns.items():
+            numbers_by_turn.setdefault((path, key), set()).add(tuple(numbered))
+    return numbers_by_turn

@@ -19,12 +19,12 @@ def chains(module: GraphModule) -> list[Chain]:
     with mode(module, training=False):
         lines, code = module.code.splitlines(), type(module).forward.__code__
         calls = _calls(module.graph)
-    found = []
+    all_chains = []
     for node in calls:
         starts = (f"{node.name} =", f"{node.name} :")
         line = next(n for n, text in enumerate(lines, start=1) if text.strip().startswith(starts))
-        found.append(chain_of(code, line))
-    return found
+        all_chains.append(chain_of(code, line))
+    return all_chains
 
 
 def which(module: GraphModule, key: str) -> int:
@@ -61,8 +61,8 @@ def guide(module: GraphModule, layers: Mapping[int, str]) -> None:
 
 def _graphs(module: GraphModule) -> list[Graph]:
     """That of training and that of evaluation, or the only one."""
-    own = graphs(module)
-    return [own[TRAINING], own[EVALUATION]] if by_mode(module) else [own[GRAPH]]
+    held = graphs(module)
+    return [held[TRAINING], held[EVALUATION]] if by_mode(module) else [held[GRAPH]]
 
 
 def _calls(graph: Graph) -> list[Node]:

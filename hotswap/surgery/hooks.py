@@ -98,10 +98,10 @@ def prepare(
         if isinstance(modules[path], torch.jit.ScriptModule):
             raise HotswapError(f"module {path or 'the network'!r} is a ScriptModule, which takes no hooks")
     entries: Sequence[Any]
-    entries, found = with_taps(model, plan.entries, example_inputs)
+    entries, following = with_taps(model, plan.entries, example_inputs)
     swaps, resizes = tuple(entries[: len(plan.swaps)]), tuple(entries[len(plan.swaps) :])
-    _check_as_by_fx(swaps, found, by_fx)
-    plan = replace(plan, swaps=swaps, resizes=resizes).noted(*notes_of(found))
+    _check_as_by_fx(swaps, following, by_fx)
+    plan = replace(plan, swaps=swaps, resizes=resizes).noted(*notes_of(following))
     targets = [Reading(entry.name, slots_of(entry)) for entry in entries]
     readers = slots.readers(targets, events)
     slots.check_slots(modules, readers)
@@ -109,10 +109,15 @@ def prepare(
     return Graft(plan, root_path, readers, slots.activations(targets, events), calls)
 
 
-def _check_as_by_fx(swaps: Sequence[Swap], found: Mapping[str, Following], by_fx: Collection[str]) -> None:
+def _check_as_by_fx(swaps: Sequence[Swap], following: Mapping[str, Following], by_fx: Collection[str]) -> None:
     for swap in swaps:
         for source in swap.guide:
-            if swap.target in by_fx and swap.after_activation and source in found and found[source].by_function:
+            if (
+                swap.target in by_fx
+                and swap.after_activation
+                and source in following
+                and following[source].by_function
+            ):
                 raise HotswapError(
                     f"target {swap.target!r} was swapped by fx, with guide {source!r} after a function that hooks "
                     'cannot catch; name further targets with method="fx", or hotswap.revert the network first'

@@ -27,13 +27,13 @@ def check_inputs(check: Callable[..., None], *inputs: Any) -> None:
 
 def own_methods(kind: type[nn.Module]) -> dict[str, Callable[..., Any]]:
     """The methods that a module's class and its bases define, but for `forward`: the nearest of each name."""
-    found: dict[str, Callable[..., Any]] = {}
+    methods: dict[str, Callable[..., Any]] = {}
     for cls in kind.__mro__:
         if cls not in nn.Module.__mro__:
             for name, value in vars(cls).items():
                 if inspect.isfunction(value) and name != "forward" and not name.startswith("__"):
-                    found.setdefault(name, value)
-    return found
+                    methods.setdefault(name, value)
+    return methods
 
 
 @contextmanager

@@ -265,15 +265,15 @@ def _in_backward() -> bool:
 
 def _entered(root: nn.Module) -> FrameType | None:
     """The outermost call going on of a method of `root`, or of a module around it; None where there is none."""
-    found: FrameType | None = None
+    outermost: FrameType | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         if isinstance(first, nn.Module) and not code.co_filename.startswith(_TORCH):
-            found = frame if any(module is root for module in first.modules()) else found
+            outermost = frame if any(module is root for module in first.modules()) else outermost
         frame = frame.f_back
-    return found
+    return outermost
 
 
 def _on_stack(wanted: FrameType) -> bool:

@@ -73,7 +73,7 @@ def register_concrete_args(kind: type[nn.Module], **values: Constant) -> None:
 
 def fixed_arguments(module: nn.Module) -> dict[str, Constant]:
     """The values registered for a module's forward; those of its own class win over those of a base."""
-    found: dict[str, Constant] = {}
+    fixed: dict[str, Constant] = {}
     for kind in reversed(type(module).__mro__):
-        found |= _ARGUMENTS.get(kind, {})
-    return found
+        fixed |= _ARGUMENTS.get(kind, {})
+    return fixed

@@ -46,15 +46,15 @@ def readers(targets: Iterable[Reading], events: Sequence[str]) -> dict[Slot, dic
         targets: what reads.
         events: of one run of the network, in order: paths of modules whose calls ended, and names of such calls.
     """
-    found: dict[Slot, dict[str, int]] = {}
+    reads: dict[Slot, dict[str, int]] = {}
     for target in targets:
         for slot in target.slots:
             count, most = 0, 1
             for event in events:
                 count = 0 if event == slot.source else count + (event == target.name)
                 most = max(most, count)
-            found.setdefault(slot, {})[target.name] = most
-    return found
+            reads.setdefault(slot, {})[target.name] = most
+    return reads
 
 
 def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple[Slot, str], frozenset[int]]:
@@ -64,7 +64,7 @@ def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple
         targets: what reads.
         events: see `readers`.
     """
-    found: dict[tuple[Slot, str], frozenset[int]] = {}
+    calls: dict[tuple[Slot, str], frozenset[int]] = {}
     for target in targets:
         for slot in target.slots:
             if slot.tap is None:
@@ -75,5 +75,5 @@ def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple
                 if event == target.name:
                     seen.add(count)
             if seen:
-                found[slot, target.name] = frozenset(seen)
-    return found
+                calls[slot, target.name] = frozenset(seen)
+    return calls

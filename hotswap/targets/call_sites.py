@@ -43,10 +43,10 @@ def chain_here(*, traced: bool = False) -> Chain:
         traced: by torch.fx, where chains begin at a module's call and nothing calls `begun`.
     """
     links = list(_links(sys._getframe(1), _TRACING if traced else (_BEGUN,)))
-    own = [link for link in links if not _is_foreign(link[0])]
-    called = [*(code.co_name for code, _ in own[1:]), F.interpolate.__name__]
-    at = tuple(_at(*link, name) for link, name in zip(own, called, strict=True))
-    return Chain(_key(own), at, any(_repeats(*link) for link in links))
+    ours = [link for link in links if not _is_foreign(link[0])]
+    called = [*(code.co_name for code, _ in ours[1:]), F.interpolate.__name__]
+    at = tuple(_at(*link, name) for link, name in zip(ours, called, strict=True))
+    return Chain(_key(ours), at, any(_repeats(*link) for link in links))
 
 
 def chain_of(code: CodeType, line: int) -> Chain:
@@ -212,14 +212,14 @@ def _at(code: CodeType, instruction: int, name: str) -> str:
     positions = [(line or 0, column or 0, to or 0, end or 0) for line, to, column, end in _positions(code)]
     line, column, to, end = positions[instruction // 2]
     instructions = list(dis.get_instructions(code))
-    found = sorted({positions[i.offset // 2][:2] for i in instructions if i.argval == name})
-    inside = [place for place in found if (line, column) <= place <= (to, end)]
+    places = sorted({positions[i.offset // 2][:2] for i in instructions if i.argval == name})
+    inside = [place for place in places if (line, column) <= place <= (to, end)]
     if not inside:  # called by another name
         name = "call"
         calls = [i for i in instructions if i.opname.startswith("CALL") and "INTRINSIC" not in i.opname]
-        found = sorted({positions[i.offset // 2][:2] for i in calls})
+        places = sorted({positions[i.offset // 2][:2] for i in calls})
         inside = [(line, column)]
-    return f"{code.co_qualname}: {name} {found.index(inside[0]) + 1}/{len(found)}"
+    return f"{code.co_qualname}: {name} {places.index(inside[0]) + 1}/{len(places)}"
 
 
 @cache

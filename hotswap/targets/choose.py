@@ -61,8 +61,8 @@ def choose(
     _check_order(names, guides)
     scales = _per_target(names, "guide_scale", guide_scale, paths)
     alias_of = names.alias_of
-    found = (Chosen(path, None, alias_of.get(path), guides[path], scale(scales[path])) for path in paths)
-    return tuple(found), tuple(notes)
+    resolved = (Chosen(path, None, alias_of.get(path), guides[path], scale(scales[path])) for path in paths)
+    return tuple(resolved), tuple(notes)
 
 
 def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
@@ -71,13 +71,13 @@ def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
     paths: dict[str, None] = {}  # an ordered set
     for name in wanted:
         if name == AUTO:
-            found: Sequence[str] = automatic(names)[0]
+            named: Sequence[str] = automatic(names)[0]
         elif isinstance(name, str) and is_pattern(name):
-            found = _matching(names, name, notes)
+            named = _matching(names, name, notes)
         else:
-            found = (names.path(name, "target"),)
-            _check_target(names, name, found[0])
-        paths |= dict.fromkeys(found)
+            named = (names.path(name, "target"),)
+            _check_target(names, name, named[0])
+        paths |= dict.fromkeys(named)
     return list(paths)
 
 
@@ -227,11 +227,11 @@ def by_target(
     if others and not others_too:
         known = ", ".join(labels.values())
         raise HotswapError(f"{what} has {shown(next(iter(others)))}, which is none of the targets ({known})")
-    found = general | exact
+    values_of = general | exact
     for target, label in labels.items():
-        if target not in found:
+        if target not in values_of:
             raise HotswapError(f"{what} must have a key for target {label}, and has none")
-    return {target: found[target] for target in labels}, others
+    return {target: values_of[target] for target in labels}, others
 
 
 def usable(
@@ -249,14 +249,14 @@ def usable(
     Raises:
         HotswapError: where nothing can be.
     """
-    found = [target for target in matched if why_not(target) is None]
-    if not found:
+    kept = [target for target in matched if why_not(target) is None]
+    if not kept:
         reason = f"only {label(matched[0])}, where {why_not(matched[0])}" if matched else nothing
         raise HotswapError(f"target {pattern!r} matched {reason} (hotswap.inspect lists what can be swapped)")
-    if passed_over := [target for target in matched if target not in found]:
+    if passed_over := [target for target in matched if target not in kept]:
         example = f"{label(passed_over[0])}: {why_not(passed_over[0])}"
         notes.append(f"{pattern!r} also matched {len(passed_over)} that cannot be swapped ({example})")
-    return found
+    return kept
 
 
 def scale(given: Any) -> float:

@@ -55,18 +55,18 @@ def split(
         )
     sites = find(names.model, example_inputs, known)
     convolutions: list[Name] = []
-    found: dict[Site, None] = {}  # an ordered set
+    taken: dict[Site, None] = {}  # an ordered set
     notes: list[str] = []
     for name in wanted:
         if _may_enlarge(names, name):
-            found |= dict.fromkeys(_named(names, sites, name, footprint, notes))
+            taken |= dict.fromkeys(_named(names, sites, name, footprint, notes))
         else:
             convolutions.append(name)
     alone = not convolutions
-    guides, other_guides = _per_site(names, sites, "guide", guide, found, alone=alone)
-    scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, found, alone=alone)
+    guides, other_guides = _per_site(names, sites, "guide", guide, taken, alone=alone)
+    scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, taken, alone=alone)
     chosen = tuple(
-        Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in found
+        Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in taken
     )
     return Split(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
 
@@ -142,19 +142,19 @@ def _matches(sites: Sites, site: Site, name: Any) -> bool:
 
 
 def _per_site(
-    names: Names, sites: Sites, what: str, value: Any, found: Iterable[Site], *, alone: bool
+    names: Names, sites: Sites, what: str, value: Any, chosen: Iterable[Site], *, alone: bool
 ) -> tuple[dict[Site, Any], Any]:
     """The value of each enlargement; and what is left of a mapping for the convolutions, if there are any."""
     if not isinstance(value, Mapping):
-        return dict.fromkeys(found, value), value
+        return dict.fromkeys(chosen, value), value
 
     def matched(key: Any) -> list[Site]:
-        return [site for site in found if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
+        return [site for site in chosen if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
 
     def is_general(key: Any) -> bool:
         return isinstance(key, str) and (key == RESIZE or is_pattern(key))
 
-    labels = {site: f"{sites.alias_of[site]} ({site.name})" for site in found}
+    labels = {site: f"{sites.alias_of[site]} ({site.name})" for site in chosen}
     return by_target(what, value, labels, matched, is_general, others_too=not alone)
 
 

@@ -55,7 +55,7 @@ def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[
     Raises:
         HotswapError: where the network does not call one of them, or in another mode.
     """
-    found = []
+    located_resizes = []
     for resize in resizes:
         site = next((x for x in sites.found if (x.path, x.call) == (resize.target, resize.call)), None)
         if site is None:
@@ -67,8 +67,8 @@ def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[
                 "tell apart; have the code make the call in a module of its own"
             )
         check_mode(resize, site.mode)
-        found.append(replace(resize, at=site.at))
-    return tuple(found)
+        located_resizes.append(replace(resize, at=site.at))
+    return tuple(located_resizes)
 
 
 def _missing(model: nn.Module, resize: Resize) -> str:

@@ -50,7 +50,7 @@ class OwnWeight:
         self._made = _stored(module)
 
     def __contains__(self, x: Tensor) -> bool:
-        return any(x is made for made in self._made)
+        return any(x is known for known in self._made)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A function was called.
@@ -63,9 +63,9 @@ class OwnWeight:
         name = _name(func)
         if "_like" in name or "new_" in name or (name in _FIRST_ALONE and args[0] not in self):
             return
-        made = args[0] if name == "__setitem__" else result
-        for x in _tensors([made]):
-            whole = any(x.numel() >= own.numel() or x.shape[-2:] == own.shape[-2:] for own in given)
+        written = args[0] if name == "__setitem__" else result
+        for x in _tensors([written]):
+            whole = any(x.numel() >= source.numel() or x.shape[-2:] == source.shape[-2:] for source in given)
             if whole and x.dtype != torch.bool and x not in self:
                 self._made.append(x)
 

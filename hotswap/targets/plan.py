@@ -101,8 +101,8 @@ class Resize(NamedGuide):
         """Where in the converted network the layer is that does it."""
         if self.call is None:
             return self.target
-        own = f"_hotswap_resize_{self.call}"
-        return f"{self.target}.{own}" if self.target else own
+        child = f"_hotswap_resize_{self.call}"
+        return f"{self.target}.{child}" if self.target else child
 
 
 def named(path: str, call: int | None) -> str:

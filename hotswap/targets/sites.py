@@ -298,7 +298,7 @@ def _writes(func: Any) -> bool:
 
 def fine_enough(size: Pair | None, output_size: Pair) -> bool:
     """Whether a guide is as fine as an output, give or take the pixels that odd sizes add: less than a third."""
-    return size is not None and all(4 * own > 3 * fine for own, fine in zip(size, output_size, strict=True))
+    return size is not None and all(4 * side > 3 * fine for side, fine in zip(size, output_size, strict=True))
 
 
 def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

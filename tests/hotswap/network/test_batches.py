@@ -43,7 +43,7 @@ def test_pairs_and_mappings_are_taken_as_images_alone(method, tmp_path):
         hotswap.report(converted, data, tmp_path / "r.html", limit=1, **o)
         for data, o in ((pairs, {}), (mappings, pick))
     ]
-    assert reports[0].content.targets[0].deviation == reports[1].content.targets[0].deviation
+    assert reports[0].content.targets[0].check.deviation == reports[1].content.targets[0].check.deviation
 
 
 class Takes(torch.nn.Module):

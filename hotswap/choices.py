@@ -5,7 +5,7 @@ from hotswap.network.names import AUTO
 FX, HOOKS = "fx", "hooks"  # how a plan is carried out: see `surgery.graph` and `surgery.hooks`
 METHODS = (AUTO, FX, HOOKS)
 RESIZE_MODES = ("bilinear", "area", "nearest")  # how a guide gets its target's size
-CONSERVE_MODES = ("mean", "window")  # what makes up for kernels below 1: see `kernels`
+CONSERVE_MODES = ("mean", "window")  # how responses are conserved where kernels are below 1
 FOOTPRINTS = (2, 4)  # coarse pixels along an axis that a guided enlargement weighs: those of pac_ops
 LABELS, MAPS = "labels", "maps"  # how a report draws outputs
 OUTPUTS = (AUTO, LABELS, MAPS)

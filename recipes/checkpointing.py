@@ -23,7 +23,7 @@ class Record:
     """The results of a run so far."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
-    history: list[dict[str, Any]] = field(default_factory=list)  # an entry a measurement: step, loss, metrics
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry per measurement: step, loss, metrics
     best: dict[str, Any] | None = None  # the entry of the best
     training_seconds: float = 0.0
     measuring_seconds: float = 0.0

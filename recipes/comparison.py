@@ -89,7 +89,7 @@ def _saved(page: Image, path: Path) -> Path:
     return path
 
 
-Named = tuple[str, Tensors, Tensors, Tensors | None]  # name, what the network sees, what is shown, truth
+Named = tuple[str, Tensors, Tensors, Tensors | None]  # name, the network's input, the input as shown, truth
 
 
 def _validation(recipe: Recipe, limit: int) -> Iterator[Named]:

@@ -10,7 +10,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Options = dict[str, Any]
 Three = tuple[float, float, float]
-EARLIER = "arm:"  # what a checkpoint's name starts with where it is that of an earlier arm
+EARLIER = "arm:"  # prefix of a checkpoint that an earlier arm writes
 
 
 class Part(BaseModel):
@@ -25,7 +25,7 @@ class Model(Part):
     name: str  # for hotswap.zoo.providers: torchvision:NAME, timm:NAME, ... or package.module:factory
     options: Options = {}  # the constructor's
     checkpoint: str | None = None  # its weights, and its swaps if it has any; arm:NAME: where that arm ended
-    mean: Three | None = None  # (image - mean) / std is what the network is given
+    mean: Three | None = None  # the network gets (image - mean) / std
     std: tuple[Positive, Positive, Positive] | None = None
 
     @model_validator(mode="after")
@@ -76,7 +76,7 @@ class Segmentation(Part):
     """One class per pixel: cross-entropy; mIoU, and mIoU near edges."""
 
     name: Literal["segmentation"]
-    ignore: int = 255  # the label of pixels that count nowhere
+    ignore: int = 255  # the label of pixels that do not count
 
 
 class Depth(Part):
@@ -104,7 +104,7 @@ class Optimiser(Part):
     lr: NotNegative = 1e-4
     weight_decay: NotNegative | None = None  # None: the optimiser's own, 0.01 of adamw and 0 of the others
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of sgd alone, 0.9 there
-    factors: dict[str, NotNegative] = {}  # part of the network: what its rate is multiplied by; the first counts
+    factors: dict[str, NotNegative] = {}  # factor on the rate, by part of the network; the first match counts
     clip: Positive | None = None  # the gradient's largest norm
 
     @model_validator(mode="after")
@@ -121,7 +121,7 @@ class Schedule(Part):
     at: tuple[Positive, ...] | None = None  # of step: when the rate is multiplied by `factor`
     factor: Fraction | None = None  # of step: 0.1 there
     power: Positive | None = None  # of poly: 0.9 there
-    warmup: NotNegative = 0  # time over which the rate rises from 0 in a line
+    warmup: NotNegative = 0  # time over which the rate rises linearly from 0
 
     @model_validator(mode="after")
     def _keys_of_the_name(self) -> Self:
@@ -144,7 +144,7 @@ class Evaluation(Part):
 class Training(Part):
     """Training settings that are independent of network and data."""
 
-    steps: Count | None = None  # changes of the weights; or
+    steps: Count | None = None  # updates of the weights; either this or epochs
     epochs: Count | None = None  # passes over the training data
     batch_size: Count = 4  # images at a time, over all processes together
     accumulation: Count = 1  # batches that make one step
@@ -177,4 +177,4 @@ class Recipe(Training):
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _as_written(cls, value: Any) -> Any:
-        return "no" if value is False else value  # which is what YAML makes of a bare no
+        return "no" if value is False else value  # YAML reads a bare no as false

@@ -87,7 +87,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's generators with some numbers; restore their states afterwards."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 (data sets may use it)
-    with torch.random.fork_rng(devices=[]):  # a GPU's generator is seeded, and not put back
+    with torch.random.fork_rng(devices=[]):  # a GPU's generator is seeded, but not restored
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.default_generator.manual_seed(seed)
@@ -107,7 +107,7 @@ def batches(dataset: Dataset[Item], numbers: Sequence[list[int]], workers: int =
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=collate,
-        generator=torch.Generator(),  # of its own, or it draws from the caller's
+        generator=torch.Generator(),  # else it would draw from the caller's generator
     )
     yield from loader
 

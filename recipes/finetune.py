@@ -12,7 +12,7 @@ from recipes.tasks import Segmentation
 from recipes.training import Trainer, measure, progress, start
 
 Pairs = Dataset[tuple[Tensor, Tensor]]
-_IGNORE = 255  # the label of pixels that count nowhere
+_IGNORE = 255  # the label of pixels that do not count
 
 
 def finetune(

@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 180 * PIXELS_PER_DEGREE, 360 * PIXELS_PER_DEGREE
 # The globe is cut along meridians into twelve sectors of 30 degrees; those not named here are for training.
 SECTOR = 30 * PIXELS_PER_DEGREE
 TEST_SECTORS = (2, 6, 10)  # 120-90 W (western North America), 0-30 E (Europe, Africa), 120-150 E (Japan, Australia)
-VALIDATION_SECTORS = (9,)  # 90-120 E (Indochina, Sumatra), to choose learning rates and the like on
+VALIDATION_SECTORS = (9,)  # 90-120 E (Indochina, Sumatra), for choosing learning rates and the like
 # Beyond these, sea ice and ice shelves make the truth a matter of opinion.
 NORTH, SOUTH = 75.0, -60.0
 # A crop counts as coast where its share of land lies in this range.

@@ -36,7 +36,7 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
         GUIDE: lambda: _under(names, _until_guide(model, example)) - _scales(names),
     }
     if part in kinds:
-        chosen = kinds[part]()  # which may be nothing: a plain control has the recipe of its swapped twin
+        chosen = kinds[part]()  # may be empty: a plain control has the recipe of its swapped twin
     else:
         modules = [path for path, _ in model.named_modules() if path]
         places = [*modules, *names]

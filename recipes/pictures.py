@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
-Panel = tuple[str, Pixels]  # a caption and what stands under it
+Panel = tuple[str, Pixels]  # a caption and its picture
 
 MARGIN = 16
 CAPTION = 15  # height of the letters in pixels; titles are larger

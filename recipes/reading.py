@@ -21,7 +21,7 @@ ALONE = ""  # the name of the one arm of a recipe without arms
 _ARMS = "arms"
 _LARGEST = 2**20  # bytes of a recipe
 _LARGEST_INTEGER = 2**63
-_MOST_VALUES = 100_000  # in a recipe, its aliases written out
+_MOST_VALUES = 100_000  # in a recipe, with aliases expanded
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # an arm's name is that of a folder
 _MUST_BE = {
     "string_type": "text",
@@ -176,7 +176,7 @@ def _from_yaml(text: str, wanted: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
     except RecursionError as error:
         raise HotswapError(f"{wanted}: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of dates and numbers that are none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: invalid dates and numbers
         raise HotswapError(f"{wanted}: {' '.join(str(error).split())[:300]}") from error
 
 

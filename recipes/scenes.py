@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 Inside = npt.NDArray[np.bool_]
 
 CLASSES = ("background", "stripes", "checks", "dots", "grain", "rings")
-SHAPES = (4, 9)  # in a scene: at least, and fewer than
+SHAPES = (4, 9)  # per scene: at least, and fewer than
 OVERSAMPLING = 2  # the picture is drawn so many times larger, then averaged
 NOISE = 0.02  # standard deviation of what a camera would add
 NEAR, FAR = 1.0, 10.0  # of depths; the background lies beyond all shapes
@@ -95,7 +95,7 @@ def draw(size: int, random: np.random.Generator) -> Scene:
     light = 1 + random.uniform(-0.25, 0.25) * (x - 0.5) + random.uniform(-0.25, 0.25) * (y - 0.5)
     picture = (image * light).reshape(3, size, OVERSAMPLING, size, OVERSAMPLING).mean((2, 4))
     picture += random.normal(0, NOISE, picture.shape)
-    # The truth of a pixel is that of one point in it, not a mixture.
+    # The truth of a pixel is that of one point in it, not an average.
     at = slice(OVERSAMPLING // 2, None, OVERSAMPLING)
     return Scene(
         torch.from_numpy(picture.clip(0, 1)).float(),

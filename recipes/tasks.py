@@ -266,7 +266,7 @@ class Flow(_Regression):
         if self.loss != "epe":
             return super().total(prediction, truth)
         _check_same_shape(prediction, target(truth))
-        # The square root has no slope at 0, where a tiny one keeps it finite.
+        # The slope of the square root is infinite at 0; a tiny summand keeps it finite.
         return ((prediction - target(truth)).square().sum(dim=1) + 1e-12).sqrt().sum()
 
     def count(self, truth: Tensors) -> int:

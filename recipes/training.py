@@ -40,7 +40,7 @@ def start(mixed_precision: str | None = None) -> Accelerator:
     Raises:
         HotswapError: where the device cannot do it, or networks are to be split over processes.
     """
-    # It keeps the precision of the first one made in a process, and refuses another.
+    # Accelerate keeps the precision of a process's first accelerator, and refuses another.
     AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision)
@@ -112,7 +112,7 @@ class Trainer:
             NotFiniteError: where a loss is no number.
         """
         settings, accelerator = self.settings, self.accelerator
-        share = settings.batch_size // accelerator.num_processes  # of each batch, this process's
+        share = settings.batch_size // accelerator.num_processes  # of each batch, for this process
         first = accelerator.process_index * share
         numbers = chunks(
             range(self.step * settings.batch_size * settings.accumulation, len(self.draws)), settings.batch_size

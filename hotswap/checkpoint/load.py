@@ -84,7 +84,7 @@ def load_checkpoint(
     if metadata is not None and metadata.plan is not None:
         apply(loaded, metadata.plan, example_inputs=example_inputs, inplace=True, check=False)
     notes = load_weights(loaded, checkpoint, mapped=inplace)
-    if check and metadata is not None and metadata.plan is not None:  # only now, with the weights
+    if check and metadata is not None and metadata.plan is not None:  # not before the weights are loaded
         notes += check_swapped(loaded, example_inputs)
     return loaded, notes
 
@@ -124,7 +124,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = Fal
             notes += (f"left aside {len(renamed.unexpected)} that the network has not: {listed(renamed.unexpected)}",)
     state = OrderedDict({**weights, **scales})
     if metadata is not None:
-        versions = getattr(model.state_dict(), "_metadata", {})  # it was saved from the modules of today
+        versions = getattr(model.state_dict(), "_metadata", {})  # hotswap's files have the present names
     if versions:
         state._metadata = versions  # type: ignore[attr-defined]  # where load_state_dict looks for them
     _check_fits(model, state, checkpoint.path)
@@ -173,7 +173,7 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     skeleton = checked_copy(model, {id(x): _without_memory(x) for x in (*model.parameters(), *model.buffers())})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of copying to where nothing is kept
+            warnings.simplefilter("ignore")  # about copying to the meta device
             missing, unexpected = skeleton.load_state_dict(state, strict=False)
     except Exception as error:  # wrong shapes, or whatever a module's own loading makes of wrong names
         if not shapes:

@@ -31,7 +31,7 @@ _KEYS = {
     "images": (5, Mapping),
 }
 ENTRY = "hotswap"
-SCALE_SUFFIX = ".guide_log_scale"  # how the names of learned scales end
+SCALE_SUFFIX = ".guide_log_scale"  # ends the names of learned scales
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -42,9 +42,9 @@ class Metadata:
     architecture: str | None = None  # a name for `providers.build`
     plan: Plan | None = None  # None where nothing is swapped
     learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
-    version: str = ""  # of hotswap, that wrote it
+    version: str = ""  # of the hotswap that wrote it
     config: Mapping[str, Any] | None = None  # of a network of transformers
-    images: ImageStats = field(default_factory=ImageStats)  # that the network was trained on
+    images: ImageStats = field(default_factory=ImageStats)  # statistics of the training images
 
 
 def to_json(metadata: Metadata) -> str:

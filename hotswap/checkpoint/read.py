@@ -35,8 +35,8 @@ _NESTINGS = (
 )
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
 _MAX_NESTING = 4
-_LARGEST_HEADER = 16 * 2**20  # bytes of a safetensors file's: a hundred thousand tensors
-_LARGEST_PLAN = 16 * 2**20  # bytes
+_LARGEST_HEADER = 16 * 2**20  # bytes of a safetensors header: a hundred thousand tensors
+_LARGEST_PLAN = 16 * 2**20  # bytes of a plan's file
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
     path: Path
     state_dict: dict[str, Tensor]
     metadata: Metadata | None  # None in files that hotswap did not write
-    notes: tuple[str, ...] = ()  # what was unwrapped or left aside
+    notes: tuple[str, ...] = ()  # which entries were unwrapped or left out
     versions: Mapping[str, Any] = field(default_factory=dict)  # of modules, as torch keeps them beside a state_dict
 
 
@@ -87,7 +87,7 @@ def read(path: PathLike) -> Checkpoint:
     raise HotswapError(f"cannot read {str(path)!r}: {_why_neither(start)}")
 
 
-# Files of weights in another form: what they begin with, what they are, what to do.
+# Files in another format: their first bytes, what they are, and what to do.
 _OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"),
     (b"\x1f\x8b", "compressed by gzip; unpack it first: `gunzip FILE`, or `tar -xzf FILE` where it is an archive"),
@@ -174,7 +174,7 @@ def load_torch(file: Path, *, mapped: bool) -> Any:
         why = pickles.why_no_archive(file) if mapped else pickles.why_no_pickle(file)
         if why is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the pickle's age and the like
+                warnings.simplefilter("ignore")  # about the pickle's age and the like
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise HotswapError(f"cannot read {str(file)!r}: {_torch_reason(error)}") from error

@@ -9,7 +9,7 @@ from hotswap.zoo import names
 def check_network(name: str | None) -> None:
     """Refuse a malformed name of a network."""
     if name is not None:
-        _ = names.parse(name).on_hub  # whose address is of a form, too
+        _ = names.parse(name).on_hub  # the property checks the form of an address
 
 
 def check_checkpoint(path: str | None) -> None:

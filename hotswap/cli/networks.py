@@ -228,7 +228,7 @@ def _carry_out(
     example = inputs.example(network, input_size)
     if plan_file is None:
         plan = api.plan(network, **given, example_inputs=example, check=check)
-        check = False  # it was compared when it was planned
+        check = False  # `plan` has compared it already
     else:
         plan = read_plan(plan_file)
     return plan, api.apply(network, plan, example_inputs=example, inplace=True, check=check)

@@ -13,8 +13,8 @@ from hotswap.choices import CONSERVE_MODES
 from hotswap.cli import completion
 from hotswap.cli import output as output_module
 
-NOTHING = "none"  # on the command line, where the library takes None
-Command = TypeVar("Command", bound=Callable[..., Any])  # a function, or what click has made of it
+NOTHING = "none"  # the command line's word for None
+Command = TypeVar("Command", bound=Callable[..., Any])  # a function, or a click command
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 Size = tuple[int | None, int, int]  # channels where stated, height, width
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
-_QUIET = "hotswap.quiet"  # where a context keeps that it was asked for
+_QUIET = "hotswap.quiet"  # key of a context's meta
 
 
 class Result(Protocol):
@@ -86,9 +86,9 @@ def _print(text: str) -> None:
     try:
         click.echo(text)
     except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever reads has read enough: click ends the command
+        if error.errno == errno.EPIPE:  # the reader has closed the pipe; click ends the command
             raise
-        # What could not be written is tried again when Python ends, and would end in a traceback.
+        # Python would try to write the rest again at exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise HotswapError(f"cannot write to stdout: {error.strerror}") from error
 

@@ -33,7 +33,7 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         os.close(descriptor)
         yield temporary
-        temporary.chmod(mode)  # some writers replace the file they are given by one of their own
+        temporary.chmod(mode)  # some writers replace the file
         _sync(temporary)
         temporary.replace(final)
     except BaseException as error:  # Ctrl-C too must leave nothing behind
@@ -42,7 +42,7 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise HotswapError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
         raise
-    # The file is whole and in place; a file system that cannot sync a folder is no reason to say otherwise.
+    # The file is in place. Some file systems cannot sync a folder, which is no failure.
     with suppress(OSError):
         _sync(final.parent)
 
@@ -79,7 +79,7 @@ def check_writable(path: PathLike) -> Path:
         raise HotswapError(f"cannot write {str(path)!r}: it is a device or a pipe, not a file")
     if not os.access(final.parent, os.W_OK | os.X_OK):
         raise HotswapError(f"cannot write {str(path)!r}: no permission to write in {str(final.parent)!r}")
-    if kind is not None and not os.access(final, os.W_OK):  # renaming would not ask
+    if kind is not None and not os.access(final, os.W_OK):  # renaming would replace it all the same
         raise HotswapError(f"cannot write {str(path)!r}: the file that is there is read-only; name another")
     return final
 

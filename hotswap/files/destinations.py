@@ -32,7 +32,7 @@ def check_checkpoint(path: PathLike, max_shard_size: int | str | None = None) ->
             raise HotswapError(
                 f"only a .safetensors file can be written in parts (max_shard_size), got {str(path)!r}"
             )
-        if is_there(path):  # it would be read, and not the parts
+        if is_there(path):  # `load` would read it instead of the parts
             raise HotswapError(
                 f"{str(path)!r} is there already, in one file; remove it, or name another for the parts"
             )

@@ -21,7 +21,7 @@ from hotswap.files import shards
 PREFIX = "hf-hub:"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # names of saved weights, the likeliest first
 
-NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # huggingface_hub's own, which it reads once, when it is imported
+NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # an environment variable that huggingface_hub reads when it is imported
 
 _REPOSITORY = re.compile(r"\w[\w.\-]{0,95}/\w[\w.\-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"\w[\w.\-/]{0,200}", re.ASCII)
@@ -49,7 +49,7 @@ class Fetched:
     """A file of a model, in the cache."""
 
     path: Path  # in the cache
-    address: Address  # with the commit it is of
+    address: Address  # with its commit
 
 
 def is_address(name: object) -> bool:
@@ -94,7 +94,7 @@ def fetch_if_there(address: Address, name: str) -> Fetched | None:
             path = _api().hf_hub_download(address.repository, name, revision=address.revision)
         except package.errors.LocalEntryNotFoundError:  # not in the cache, and no network
             kept = package.try_to_load_from_cache(address.repository, name, revision=address.revision)
-            if kept is None or isinstance(kept, str):  # else the cache keeps that the model has no such file
+            if kept is None or isinstance(kept, str):  # else the cache knows that the model has no such file
                 raise
             return None
         except package.errors.EntryNotFoundError:

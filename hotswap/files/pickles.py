@@ -15,9 +15,9 @@ from typing import BinaryIO
 from torch import Tensor
 
 _LARGEST_PICKLE = 8 * 2**20  # bytes beside the numbers of the tensors: enough for thirty thousand of those
-_LARGEST_SHARE = 2  # how often tensors may share a file's bytes, all together: tied weights do
+_LARGEST_SHARE = 2  # tensors may add up to so many times the file's size: tied weights share bytes
 _ROOM = 2**28  # bytes that may be shared however small the file is
-_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that files begin with that torch.save wrote before 1.6
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first number in files of torch.save before 1.6
 _LEGACY_PICKLES = 5  # of which the fourth has the tensors
 _MAKES_BYTES = (b"\nbytearray\n", b"_codecs\nencode\n")
 _NUMPY_MAKES = (b"multiarray\nscalar\n", b"multiarray\n_reconstruct\n")

@@ -129,7 +129,7 @@ def _ours(index: Path) -> list[Path]:
         return []
     try:
         names = files_of(index)
-    except HotswapError:  # it is replaced, whatever it was
+    except HotswapError:  # it is not ours, and is replaced
         return []
     return [index.with_name(name) for name in names if is_ours(name, index.name.removesuffix(INDEX))]
 

@@ -10,13 +10,14 @@ from hotswap.errors import HotswapError
 
 # DataParallel and accelerate, torch.compile, Lightning and its Fabric, FSDP; and what people call the attribute.
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "model.", "net.", "network.")
-_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # wrappers of parts, between names
+# Wrappers of submodules, inside names.
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # Parts of the names of copies that are not trained themselves.
 _AVERAGES = ("ema", "averag", "swa", "teacher", "momentum")
-_COUNTER = ".num_batches_tracked"  # that batch norms of old files do not have
+_COUNTER = ".num_batches_tracked"  # missing for batch norms in old files
 _COUNTS = ("total_ops", "total_params")  # buffers that thop leaves in every module it has counted
 _AUXILIARY = re.compile(r"(.*\.)?aux[^.]*\.", re.IGNORECASE)  # a head that only helps to train the others
-_SHOWN = 3  # names listed of many
+_SHOWN = 3  # names that a message lists
 
 
 class Matched(NamedTuple):

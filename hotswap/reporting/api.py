@@ -118,7 +118,7 @@ def report(
     comparison, first = figures.comparison, figures.shown[0].sample
     try:
         observation = observe(model, first.arguments)
-    except HotswapError:  # then the drawing has no sizes, and distances no cost; the network did run
+    except HotswapError:  # then the drawing has no sizes; the network did run
         observation = None
     costs = cost.measure(model, comparison.plain, comparison.layers, first, track)
     options = {

@@ -22,7 +22,7 @@ class Target:
 
     entry: Swap | Resize  # of the plan
     check: TargetCheck  # of the verification
-    kind: str  # of layer, in words
+    kind: str  # the kind of layer, in words
     calls: int  # for one image
     histogram: Histogram
     reach: float  # the 1 - K that is drawn brightest
@@ -55,7 +55,7 @@ class Content:
     plan: Plan
     steps: Steps
     versions: dict[str, str]
-    written: str  # when
+    written: str  # the date and time
 
     @property
     def warnings(self) -> tuple[str, ...]:

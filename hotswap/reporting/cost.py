@@ -19,7 +19,7 @@ from hotswap.targets.convolution import SwappedLayer
 from hotswap.targets.enlargement import GuidedInterpolate
 from hotswap.targets.forward_ops import Shared
 
-_STEADY = 0.3  # between the quartiles of a network's runs, of their median
+_STEADY = 0.3  # quartile range of a network's times, relative to their median
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def measure(
         network = _side_by_side(
             lambda: plain(*_copied(sample.arguments)), lambda: model(*_copied(sample.arguments)), device
         )
-        # Each target is timed when the network has come to it, so that nothing has to be kept.
+        # Each target is timed while the network runs, so that no input has to be stored.
         handles = [layer.register_forward_pre_hook(hook_for(name)) for name, layer in layers.items()]
         try:
             model(*_copied(sample.arguments))

@@ -9,7 +9,7 @@ WIDTH = 330  # of the drawing, in units that are a pixel on a phone
 _TALL, _LOW, _GAP = 36, 22, 4  # heights of rows, and between them
 _INDENT, _DEEPEST = 10, 6
 _LANE, _COLOURS = 12, 4
-_LETTER, _SMALL = 8.0, 6.0  # widths of letters, roughly, of labels and of notes; of broad fonts
+_LETTER, _SMALL = 8.0, 6.0  # approximate widths of letters of labels and of notes, in broad fonts
 _LONG = 1400  # a drawing that is higher scrolls by itself
 
 

@@ -16,12 +16,12 @@ from hotswap.reporting.encoding import reduced
 from hotswap.reporting.outputs import Compared, compare
 from hotswap.reporting.samples import Sample
 
-Place = tuple[float, float]  # of a pixel: from the top and from the left, as shares of height and width
+Place = tuple[float, float]  # of a pixel: distances from the top and the left, as shares of height and width
 
-BARS = 40  # of a histogram as it is drawn and told
+BARS = 40  # of a histogram as drawn
 _FINE = 25 * BARS  # bins in which K is counted
-_GRID = 32  # cells along each side, at most, among which pixels to look at are chosen
-_STEERED, _APART = 3, 6  # how many of those where neighbours count least, and how many cells they keep apart
+_GRID = 32  # cells along each side, at most, from which the shown pixels are chosen
+_STEERED, _APART = 3, 6  # number of pixels where neighbours count least, and cells between them
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self._counts = torch.zeros(_FINE, dtype=torch.float64)
-        self.below = self.above = self.not_finite = 0  # how often it is under 0, over 1, or no number
+        self.below = self.above = self.not_finite = 0  # counts of values under 0, over 1, or not finite
 
     def add(self, kernel: Tensor) -> None:
         """Add values to the histogram."""
@@ -69,7 +69,7 @@ class Shown:
     """The results for one image."""
 
     sample: Sample
-    places: tuple[Place, ...]  # the pixels that are looked at: where neighbours count least, then where most
+    places: tuple[Place, ...]  # the shown pixels: those where neighbours count least, then one where they count most
     windows: Mapping[str, Windows]  # by target; of its first call
     compared: Compared | None  # its outputs
 

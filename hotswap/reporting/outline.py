@@ -13,17 +13,17 @@ from hotswap.targets.plan import Plan, Resize, Swap
 
 OUTPUT = "output"
 GROUP, FOLDED, GUIDE, TARGET, END = "group", "folded", "guide", "target", "end"
-_KINDS = 3  # classes named of what is folded
-_MANY = 45  # rows, above which the network is drawn densely
+_KINDS = 3  # names of classes in a folded row, at most
+_MANY = 45  # rows; longer drawings are made dense
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the drawing."""
 
-    key: str  # what is named by it: a module's path, INPUT or OUTPUT
+    key: str  # a module's path, INPUT or OUTPUT
     label: str
-    note: str  # its class, or what is folded
+    note: str  # the module's class, or the folded classes
     size: str  # of its output, for one image
     depth: int
     kind: str  # GROUP, FOLDED, GUIDE, TARGET or END, the network's input and output
@@ -113,7 +113,7 @@ class _Tree:
         """The row of one module, labelled without its parent's path."""
         swap = self.targets.get(path)
         kind = TARGET if swap is not None else GUIDE if path in self.guides else GROUP
-        if isinstance(swap, Resize) and swap.call is not None:  # a call, which is no module of the plain network
+        if isinstance(swap, Resize) and swap.call is not None:  # a call, not a module, of the plain network
             label, note = f"F.interpolate {swap.call}", f"enlargement, {swap.mode}"
         else:
             label, note = path.removeprefix(f"{parent}."), plain_name(module)

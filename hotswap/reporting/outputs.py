@@ -19,7 +19,7 @@ from hotswap.reporting.encoding import Picture
 from pac_ops.binary import labels_of
 
 PICTURE, SCORES = "picture", "scores"
-_TOP = 5  # classes told of a classifier
+_TOP = 5  # classes listed for a classifier
 _LEGEND = 8  # labels listed for a map, at most
 _LEAST_TOLD = 5e-4  # share of a map, below which a label is not listed
 
@@ -56,14 +56,14 @@ class Score:
 class Compared:
     """One image's outputs, side by side."""
 
-    where: str  # which of the outputs, in Python
+    where: str  # where the output is in the network's result, as Python code
     shape: tuple[int, ...]
     kind: str  # LABELS, MAPS, PICTURE or SCORES; empty where it cannot be drawn
     panels: tuple[Panel, ...] = ()
     labels: tuple[Label, ...] = ()
     scores: tuple[Score, ...] = ()
     changed: float | None = None  # share of pixels whose label changed; of a classifier, whether its answer did
-    probabilities: bool = False  # whether scores are
+    probabilities: bool = False  # whether `scores` are probabilities
     others: tuple[str, ...] = field(default=())  # outputs that are not drawn
 
 
@@ -93,7 +93,7 @@ def _same_shape(x: Tensor, y: Tensor | None) -> bool:
 
 
 def _kind(name: str, x: Tensor, wanted: str) -> str:
-    if x.dim() == 1:  # deeper inside, as in the dictionaries that detectors list, it is no image's scores
+    if x.dim() == 1:  # nested deeper, as in the results of detectors, it is not the scores of an image
         return SCORES if re.fullmatch(r"(\[[^\[\]]*\]|\.\w+)?", name) else ""
     if x.dim() != 3 or min(x.shape[1:]) < 2:
         return ""

@@ -32,7 +32,7 @@ def render(content: Content) -> bytes:
         plan_uri="data:application/json;base64," + base64.b64encode(plan.encode("utf-8", "replace")).decode("ascii"),
         ramp=[f"#{bytes(colour).hex()}" for colour in colours.ramp_palette()[::51]],
     )
-    # Names of files can hold bytes that are no text, which UTF-8 cannot hold.
+    # Names of files can hold bytes that UTF-8 cannot encode.
     return text.encode("utf-8", "replace")
 
 

@@ -20,7 +20,7 @@ class Origin:
     typed: bool  # whether the user gave it, because the checkpoint does not
     folder: str | None  # of images
     output: str
-    options: Mapping[str, Any]  # those that are not as they are by default, by their names in Python
+    options: Mapping[str, Any]  # options other than the defaults, by their names in Python
 
 
 @dataclass(frozen=True)

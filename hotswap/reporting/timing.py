@@ -23,8 +23,8 @@ class Use:
     """The time and memory of one call."""
 
     milliseconds: float  # the median
-    bytes: int  # of the tensors that it made, at most at one time
-    spread: float  # between the quartiles of the runs, of the median
+    bytes: int  # peak memory of the tensors it created
+    spread: float  # quartile range, relative to the median
 
 
 def measured(runs: Sequence[Run], device: torch.device) -> list[Use]:
@@ -34,7 +34,7 @@ def measured(runs: Sequence[Run], device: torch.device) -> list[Use]:
     for number in range(MOST_ROUNDS):
         if number >= ROUNDS and sum(map(sum, times)) > _ENOUGH:
             break
-        first = number % len(runs)  # none always finds the same caches
+        first = number % len(runs)  # so that none always runs with the same caches
         for which in (*range(first, len(runs)), *range(first)):
             times[which].append(_seconds(runs[which], device))
     return [Use(statistics.median(t) * 1e3, b, _spread(t)) for t, b in zip(times, bytes_, strict=True)]

@@ -12,7 +12,7 @@ from hotswap.reporting import encoding
 from hotswap.reporting.encoding import Picture
 from hotswap.reporting.figures import Place, Windows
 
-_LARGEST_TABLE = 7  # windows up to this size are told in numbers
+_LARGEST_TABLE = 7  # windows up to this size are shown as numbers
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from hotswap.files.atomic import PathLike
 from hotswap.network.dry_run import default_inputs
 from hotswap.zoo import providers
 
-# Whatever a file is called. For EPS, Pillow would run a program.
+# The only formats opened, whatever a file's name is. For EPS, Pillow would run a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_MODES = {1: "L", 3: "RGB"}  # how an image is read for so many input channels
-_MOST_PIXELS = 50_000_000  # read whole, in float32
+_MODES = {1: "L", 3: "RGB"}  # Pillow's mode, by number of input channels
+_MOST_PIXELS = 50_000_000  # of an image that is read at its own size, in float32
 
 
 @dataclass(frozen=True)

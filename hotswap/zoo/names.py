@@ -20,9 +20,9 @@ FORMS = (
     "package.module:factory, with ?key=value&key=value after it"
 )
 
-_MAX_LENGTH = 1000  # of a spec; far above any real one
+_MAX_LENGTH = 1000  # of a name; far above any real one
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-# What a file may name of each provider; of timm, with a tag of its weights.
+# The names that a file may give of each provider; timm's with a tag of weights.
 IN_FILES = {
     TORCHVISION: re.compile(r"\w+"),
     TIMM: re.compile(r"\w+(\.\w+)?"),
@@ -103,7 +103,7 @@ def parse(spec: str, *, typed: bool = True) -> Spec:
 
 
 def _value(spec: str, key: str, text: str) -> Any:
-    if text in ("True", "False", "None"):  # as text they would all be true
+    if text in ("True", "False", "None"):  # as text each would count as true
         json_word = {"True": "true", "False": "false", "None": "null"}[text]
         raise HotswapError(f"network {spec!r}: option {key} must be JSON, got {text!r}; write {key}={json_word}")
     try:

@@ -30,7 +30,8 @@ from hotswap.zoo.trust import SizeLimit, check_untrusted, limited
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_EXTRA = {"torchvision": "zoo", "timm": "zoo", "segmentation_models_pytorch": "smp"}  # that installs a package
+# The extra of hotswap that installs a package.
+_EXTRA = {"torchvision": "zoo", "timm": "zoo", "segmentation_models_pytorch": "smp"}
 # Options that ask for weights: they are no part of an architecture.
 _WEIGHT_OPTIONS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "encoder_weights")
 
@@ -209,7 +210,7 @@ def _beside(spec: Spec, name: str) -> Path | None:
 
 
 def _from_configuration(config: Mapping[str, Any], **options: Any) -> nn.Module:
-    if "num_labels" in options:  # which the labels would win over
+    if "num_labels" in options:  # which labels would override
         config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
     changed = {**config, **options}
     plain = {key: value for key, value in changed.items() if key != "architectures"}
@@ -243,7 +244,7 @@ def _from_timms_hub(spec: Spec) -> tuple[Spec, image_stats.ImageStats]:
     if unusual := [key for key, value in options.items() if not key.isidentifier() or not is_plain(value)]:
         raise HotswapError(f"{spec.on_hub} was built with an option {unusual[0]!r} that a network's name cannot hold")
     named = Spec(TIMM, config["architecture"], options | dict(spec.options))
-    check_untrusted(named)  # what comes from the hub is a file's word too
+    check_untrusted(named)  # the hub's configuration is a file too
     try:
         chosen = size[1:] if "img_size" not in spec.options else None
         images = image_stats.from_values(trained.get("mean") or None, trained.get("std") or None, chosen or None)

@@ -27,11 +27,11 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 MAX_BYTES = 4 << 20  # of a configuration; the largest real ones list 21,843 labels
 _MAX_DEPTH = 10
-_LARGEST = 10**7  # of a number in one: no width or vocabulary is above it
+_LARGEST = 10**7  # number in a configuration; no width or vocabulary is above it
 _COUNTED = re.compile(r"depth|layer|block|stage")
-_DEEPEST = 10**5  # of a number under such a key: lists as long as a network is deep are made before its layers
+_DEEPEST = 10**5  # number under such a key: lists of this length are created before any layer
 
-# What says where a model came from or how it was run, and is no part of the network.
+# Keys about a model's origin or use, not about the network.
 _DROPPED = frozenset(
     (
         *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "torchscript"),
@@ -40,11 +40,11 @@ _DROPPED = frozenset(
         *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
     )
 )
-# Text that people wrote, which is never looked up; each maps names to numbers or the other way.
+# Free text that is never looked up: mappings between names and numbers.
 _LABELS = ("id2label", "label2id")
-# What may not be there at all: it names code, or libraries that rewrite the network.
+# Keys that are refused: they name code, or libraries that rewrite the network.
 _REFUSED = re.compile(r"auto_map|implementation|quantization|compression|trust|custom_pipelines|__")
-# Under these no text may stand, and no yes: options of transformers and timm that read files or fetch something.
+# Keys that may hold no text and not true: options of transformers and timm that read files or fetch something.
 _LOOKED_UP = re.compile(r"pretrained|checkpoint|cache_dir|file|url|hub|path|script|jit")
 _TEXT = re.compile(r"[\w.\-+ ]{0,64}")  # no path and no address
 _BACKBONE = "timm_backbone"  # the model_type of timm's networks inside others
@@ -83,7 +83,7 @@ def read_preprocessor(path: PathLike) -> image_stats.ImageStats:
     config = json_object(path)
     crop = config.get("crop_size") if config.get("do_center_crop", True) else None
     size = crop or (config.get("size") if config.get("do_resize", True) else None)
-    # A pixel, in 0..1 here, is times 255 there, then times the factor, and then normalised.
+    # The preprocessor multiplies a pixel, which is in 0..1 here, by 255 and by the factor, and then normalises it.
     factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
     mean, std = config.get("image_mean"), config.get("image_std")
     if config.get("do_normalize") is False:
@@ -139,7 +139,7 @@ class Renamed:
     """A saved model's weights under the names of the installed version of transformers."""
 
     weights: dict[str, Tensor]
-    unexpected: tuple[str, ...]  # names that the network has nothing for
+    unexpected: tuple[str, ...]  # names that the network does not have
 
 
 def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
@@ -159,13 +159,13 @@ def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
             state_dict=dict(weights),
             dtype=functools.reduce(torch.promote_types, floats)
             if floats
-            else torch.float32,  # the widest: none loses
-            ignore_mismatched_sizes=True,  # they are told below
+            else torch.float32,  # the widest, so that no weight loses digits
+            ignore_mismatched_sizes=True,  # they are reported below
             output_loading_info=True,
         )
     state = {name: x for name, x in loaded.state_dict().items() if name not in info["missing_keys"]}
     for name, shape, _ in info["mismatched_keys"]:
-        state[name] = torch.empty(shape, device="meta")  # for the account of what does not fit
+        state[name] = torch.empty(shape, device="meta")  # so that the caller reports the shape
     return Renamed(state, tuple(sorted(info["unexpected_keys"])))
 
 

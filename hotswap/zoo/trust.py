@@ -17,10 +17,10 @@ from hotswap.errors import HotswapError
 from hotswap.zoo import transformers
 from hotswap.zoo.names import IN_FILES, TRANSFORMERS, Spec
 
-# What a file may not ask for: options that read files, fetch something, or compile. Rather too many than too few.
+# Options that a file may not use: they read files, fetch something, or compile. Rather too many than too few.
 _REFUSED_IN_FILES = re.compile(r"weights|pretrained|checkpoint|cache|file|url|hub|script|jit")
 _STRING_IN_FILES = re.compile(r"[\w.\-]{0,64}")  # no path and no address
-_TENSORS = 1000  # that a network may make and not keep
+_TENSORS = 1000  # temporary tensors that a network may create
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SizeLimit:
     """Byte and tensor limit for an untrusted architecture."""
 
     bytes: int  # of parameters and buffers
-    tensors: int  # how many of them it has; some more may be made on the way
+    tensors: int  # number of parameters and buffers; some more may be created on the way
 
 
 def check_untrusted(spec: Spec) -> None:

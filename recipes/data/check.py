@@ -67,7 +67,7 @@ def check(
     if name not in KINDS:
         raise HotswapError(f"data set must be one of {', '.join(KINDS)}, got {name!r}")
     splits: list[Split] = []
-    problems: dict[str, None] = {}  # in order, each once: a file that all items need is one problem
+    problems: dict[str, None] = {}  # in order, without repetition: a file that all items need is one problem
     for split, expected in KINDS[name].sizes.items():
         dataset = KINDS[name].make(root, split)
         try:

@@ -20,8 +20,8 @@ from recipes.data.files import PathLike, Source, read_flo, read_image
 Split = Literal["train", "validation"]
 
 SIZES = {"train": 908, "validation": 133}  # pairs of frames of the whole data set
-WHOLE_SCENES = ("ambush_6", "market_6")  # validation takes all of these,
-LAST_OF_SCENES = ("bamboo_2", "cave_4", "temple_2")  # and of each of these the last
+WHOLE_SCENES = ("ambush_6", "market_6")  # validation takes all pairs of these
+LAST_OF_SCENES = ("bamboo_2", "cave_4", "temple_2")  # and the last pairs of each of these
 LAST = 25
 SINTEL = Source("Sintel", "get MPI-Sintel-complete.zip from the page of the MPI Sintel Flow Dataset")
 

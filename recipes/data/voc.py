@@ -124,7 +124,7 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
         listed = _list(self.root / "VOCdevkit" / "VOC2012", "trainval")
         raise VOC.error(listed, f"does not list {name}, which VOC 2011 does")
 
-    # torchvision's data sets know the layouts. They read their lists when they are made, so they are made when they
+    # torchvision's data sets know the layouts. Their constructors read the lists, so they are constructed when they
     # are needed. They are not asked for items: their errors do not say which of two files was damaged.
 
     @cached_property

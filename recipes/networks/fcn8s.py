@@ -42,7 +42,7 @@ class FCN8s(nn.Module):
         self.upscore2 = _enlargement(num_classes, 2, padding)
         self.upscore_pool4 = _enlargement(num_classes, 2, padding)
         self.upscore8 = _enlargement(num_classes, 8, padding)
-        for score in (self.score_fr, self.score_pool3, self.score_pool4):  # as published: no opinion at first
+        for score in (self.score_fr, self.score_pool3, self.score_pool4):  # as published: the scores start at 0
             nn.init.zeros_(score.weight)
             nn.init.zeros_(score.bias)  # type: ignore[arg-type]
 

@@ -134,10 +134,11 @@ def report(
         architecture=architecture or recorded,
         typed=architecture is not None,
         folder=None if folder is None else os.fspath(folder),
+        images=chosen.description,
         output=os.fspath(path),
         options={name: value for name, value in options.items() if value is not None},
     )
-    content = assemble.make(model, plan, figures, costs, observation, chosen.description, origin)
+    content = assemble.make(model, plan, figures, costs, observation, origin)
     text = page.render(content)
     with atomic_write(path) as temporary:
         size = temporary.write_bytes(text)

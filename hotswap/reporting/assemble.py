@@ -29,7 +29,6 @@ def make(
     figures: Figures,
     costs: Costs,
     observation: Observation | None,
-    images_from: str,
     origin: Origin,
 ) -> Content:
     """Assemble the content of a report; `observation` is a dry run of the network, for sizes, if there is one."""
@@ -51,7 +50,6 @@ def make(
         verification=verification,
         targets=tuple(_targets(plan, figures, verification, costs)),
         images=images,
-        images_from=images_from,
         costs=costs,
         plan=plan,
         steps=steps(plan, origin),

@@ -50,7 +50,6 @@ class Content:
     verification: Verification
     targets: tuple[Target, ...]
     images: tuple[Image, ...]
-    images_from: str
     costs: Costs
     plan: Plan
     steps: Steps
@@ -84,7 +83,7 @@ class Content:
             "checkpoint": self.origin.checkpoint,
             "architecture": self.origin.architecture,
             "images": [image.name for image in self.images],
-            "images_from": self.images_from,
+            "images_from": self.origin.images,
             "outputs": [image.compared and _outputs(image.compared) for image in self.images],
             "output_relative": _finite(self.verification.output_relative),
             "output_max_abs": _finite(self.verification.output_max_abs),

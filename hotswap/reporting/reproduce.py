@@ -19,6 +19,7 @@ class Origin:
     architecture: str | None  # of the plain network
     typed: bool  # whether the user gave it, because the checkpoint does not
     folder: str | None  # of images
+    images: str  # where they are from, and how many were left out, in words
     output: str
     options: Mapping[str, Any]  # options other than the defaults, by their names in Python
 

@@ -90,6 +90,6 @@ def test_a_folder_is_sampled_evenly_and_says_so(tmp_path):
         Image.fromarray(np.full((6, 8, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
     result = hotswap.report(converted(), tmp_path, tmp_path / "r.html", limit=2, input_size=(3, 16, 24), mean=(0.5,))
     assert [image.name for image in result.content.images] == ["0.png", "5.png"]
-    assert result.content.images_from == f"2 images of 10, evenly spread, from {tmp_path}"
-    assert result.content.images_from in Page(tmp_path / "r.html").text
+    assert result.content.origin.images == f"2 images of 10, evenly spread, from {tmp_path}"
+    assert result.content.origin.images in Page(tmp_path / "r.html").text
     assert "mean=(0.5,)" in result.content.steps.python

@@ -257,7 +257,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _check_values(given: Mapping[str, Any]) -> None:
-    """Refuse what no target can have, whether or not there is a target that it is for."""
+    """Refuse option values that no target can have."""
     for name, value in given.items():
         if name == "kernel":
             parse(value)
@@ -347,7 +347,7 @@ def _planned(
 
 
 def _by_path(model: nn.Module, named: Any) -> Any:
-    """What a person named, with paths in place of the modules of this network."""
+    """The same names, with paths in place of modules of this network."""
     if isinstance(named, nn.Module):
         return next((path for path, module in model.named_modules() if module is named), named)
     if isinstance(named, Mapping):
@@ -356,22 +356,22 @@ def _by_path(model: nn.Module, named: Any) -> Any:
 
 
 class _Inputs:
-    """What there is to run a network on: what was given for that, and real data, read when it is needed."""
+    """Inputs to run a network on: the given example, and real data, read when it is needed."""
 
     def __init__(self, given: Inputs | None, data: Iterable[tuple[Any, ...]] = ()) -> None:
         self.given, self._data = given, data
 
     @cached_property
     def batches(self) -> tuple[tuple[Any, ...], ...]:
-        """Of the data: all of them, as an iterator gives them once."""
+        """All batches of the data; an iterator gives them only once."""
         return tuple(self._data)
 
     @property
     def example(self) -> Inputs | None:
-        """To look at the network with."""
+        """Inputs for the dry run."""
         return self.batches[0] if self.given is None and self.batches else self.given
 
     @property
     def numbers(self) -> Inputs | None:
-        """To compare outputs on: real data first."""
+        """Inputs to compare outputs on: real data first."""
         return self.batches[0] if self.batches else self.given

@@ -1,4 +1,4 @@
-"""Files that run a network where hotswap is not: ONNX, and PyTorch's own exported programs."""
+"""Files that run without hotswap: ONNX, and PyTorch's own exported programs."""
 
 import importlib.util
 import io
@@ -51,7 +51,7 @@ Run = Callable[..., Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The file that was written, and how it was checked."""
 
     path: str
     format: str  # "onnx" or "exported-program"
@@ -132,7 +132,7 @@ def export(
 
 
 class _TooOpenError(Exception):
-    """A file that is wrong, or does not run, at a size that it should be open to; the message says what was seen."""
+    """A file is wrong, or does not run, at a size that it should accept; the message says how."""
 
 
 def _exported(model: nn.Module, path: PathLike, kind: str, trials: list[Trial], axes: tuple[int, ...]) -> Exported:
@@ -168,7 +168,7 @@ def _exported(model: nn.Module, path: PathLike, kind: str, trials: list[Trial], 
 
 
 def _refuse(seen: str, error: Exception | None, opened: Sequence[int]) -> NoReturn:
-    """Raise for what was seen of a file: to open fewer axes, or, where none is open, for good."""
+    """Raise for a bad file: to open fewer axes, or, where none is open, for good."""
     if opened:
         raise _TooOpenError(f"the file {seen}") from error
     raise HotswapError(
@@ -193,7 +193,7 @@ def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) 
 
 
 def _rounded(program: ExportedProgram) -> str | None:
-    """Where ONNX enlarges by a factor otherwise than PyTorch, at sizes that few images have.
+    """How ONNX enlarges by a factor otherwise than PyTorch at some size, for messages; None where it does not.
 
     It multiplies sizes in float32, not in float64, and samples anew an axis of unchanged size, which PyTorch copies.
     """
@@ -208,7 +208,7 @@ def _rounded(program: ExportedProgram) -> str | None:
 
 
 def _factors(program: ExportedProgram) -> Iterator[tuple[float, bool]]:
-    """What sizes are multiplied by, and whether that is by PyTorch's own enlargements, which copy."""
+    """Factors that sizes are multiplied by, and whether PyTorch's own enlargements do so, which copy."""
     for node in program.graph.nodes:
         if node.target in (math.floor, math.trunc) and getattr(node.args[0], "target", None) is operator.mul:
             yield from ((x, False) for x in node.args[0].args if isinstance(x, float))
@@ -316,12 +316,12 @@ def _numbers(arguments: Sequence[Any], *, two: bool) -> tuple[Any, ...]:
 
 
 def _plain(error: Exception) -> str:
-    """What an exporter or a runtime raised, in one line, without colours."""
+    """The error of an exporter or a runtime in one line, without colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", one_line(error, 300))
 
 
 def _last_line(error: Exception) -> str:
-    """Of an error whose message holds a traceback, what was wrong."""
+    """The last line of an error whose message holds a traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
@@ -332,7 +332,7 @@ def _times(size: Sequence[int]) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without what the exporters print and warn of on their way."""
+    """Suppress the output and warnings of the exporters."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

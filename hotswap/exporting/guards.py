@@ -1,4 +1,4 @@
-"""Sizes at which something that torch.export took for granted does not hold.
+"""Sizes at which an assumption of torch.export does not hold.
 
 `if image.numel() > 600` is a branch, and a program has the one that the example took. An exported program keeps the
 condition, a guard, and refuses other sizes; an ONNX file runs there too, and computes something else.
@@ -24,7 +24,7 @@ _COMMON = 32  # what many networks want sides to be a multiple of
 
 
 def sizes_outside(program: ExportedProgram) -> list[sizes.Size]:
-    """Of the first image, near the example's: for each guard one or two sizes at which it does not hold.
+    """For each guard one or two sizes of the first image, near the example's, at which it does not hold.
 
     Guards on sizes of further inputs that have nothing to do with the first's are left out. What a branch leads to is
     tried at those sizes alone: of two branches in a row, the second where both go the other way is not.
@@ -48,7 +48,7 @@ def sizes_outside(program: ExportedProgram) -> list[sizes.Size]:
 
 
 def _past_ranges(program: ExportedProgram, axes: tuple[Any, ...], example: sizes.Size) -> Iterator[sizes.Size]:
-    """Just outside the range of a side: `if width > 3000`."""
+    """Sizes just outside the range of a side, as `if width > 3000` sets it."""
     for place in (1, 2):
         side = axes[place]
         allowed = program.range_constraints.get(side.node.expr) if isinstance(side, torch.SymInt) else None
@@ -60,7 +60,7 @@ def _past_ranges(program: ExportedProgram, axes: tuple[Any, ...], example: sizes
 
 
 def _guards(axes: tuple[Any, ...]) -> list[Any]:
-    """Conditions in the symbols of these axes alone."""
+    """The guards in the symbols of these axes alone."""
     known = {_symbol(side) for side in axes} - {None}
     environment = next((side.node.shape_env for side in axes if isinstance(side, torch.SymInt)), None)
     guards = dict.fromkeys(guard.expr for guard in ([] if environment is None else environment.guards))
@@ -68,7 +68,7 @@ def _guards(axes: tuple[Any, ...]) -> list[Any]:
 
 
 def _sizes(guard: Any, axes: tuple[Any, ...], example: sizes.Size) -> Iterator[sizes.Size]:
-    """Of the axes that a guard is about; the others are the example's."""
+    """Candidate sizes along the axes of a guard; the others are the example's."""
     all_sides = (_BATCHES, _SIDES, _SIDES)
     sides = (
         candidates if _symbol(side) in guard.free_symbols else (kept,)

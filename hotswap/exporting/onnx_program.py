@@ -67,7 +67,7 @@ def model(program: ExportedProgram, arguments: tuple[Any, ...]) -> Any:
 
 
 class _Written(ExportedProgram):
-    """A program that is decomposed only as far as it must be: that takes as long as exporting it, twice.
+    """A program that is decomposed only as far as it must be: each of two decompositions takes as long as an export.
 
     It shares all it has with the program that it is made of.
     """
@@ -76,7 +76,7 @@ class _Written(ExportedProgram):
         self.__dict__.update(program.__dict__)
 
     def run_decompositions(self, decomp_table: Any = None, *further: Any, **options: Any) -> ExportedProgram:
-        """The program itself, where it has no operation of the table and none that writes to its arguments."""
+        """Decompose, unless no operation is of the table or writes to its arguments."""
         if decomp_table is not None and all(_stands(node, decomp_table) for node in nodes(self)):
             return self
         decomposed: ExportedProgram = super().run_decompositions(decomp_table, *further, **options)
@@ -112,7 +112,7 @@ def _round_down(node: Node) -> None:
 
 
 def _batch_norm(node: Node) -> None:
-    """Of statistics that are kept; its other results are those of training."""
+    """Write a batch norm with kept statistics as the operation for inference."""
     image, weight, bias, mean, variance, training, momentum, epsilon, _ = node.args
     if training or mean is None:
         return
@@ -136,7 +136,7 @@ def _conv_transpose2d(node: Node) -> None:
 
 
 def _out_of_place(node: Node) -> None:
-    """Write `relu_(x)` as `relu(x)`, which later readers of x read, where no other tensor shares the memory of x."""
+    """Write `relu_(x)` as `relu(x)` for the later readers of x, where no other tensor shares the memory of x."""
     operation, x = node.target, next(iter(node.args), None)
     if not isinstance(operation, OpOverload) or not operation._schema.is_mutable or not isinstance(x, Node):
         return
@@ -155,7 +155,7 @@ def _out_of_place(node: Node) -> None:
 
 
 def _is_new(node: Node) -> bool:
-    """Whether what an operation gives shares memory with none of its arguments."""
+    """Whether the result of an operation shares no memory with its arguments."""
     operation = node.target
     if not isinstance(operation, OpOverload) or operation._schema.is_mutable:
         return False
@@ -187,7 +187,7 @@ def _before(node: Node, function: Callable[..., Any], args: tuple[Any, ...], giv
 
 
 def _simplify(model: Any) -> None:
-    """Compute what is constant, and once what is written twice; runtimes look for patterns themselves."""
+    """Fold constants, and merge repeated operations; runtimes look for patterns themselves."""
     import onnxscript.optimizer
     from onnx_ir.passes import common
 

@@ -1,4 +1,4 @@
-"""Calls in which torch.export takes the example's size for granted, made so that sizes stay open."""
+"""Calls for which torch.export would assume the example's size, rewritten so that sizes stay open."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from pac_ops.geometry import Pair, Window
 
 
 class OpenSizes(TorchFunctionMode):
-    """Makes calls others of the same results, while it is on.
+    """While active, replaces calls by others with the same results.
 
     The operators of pac_ops become what `pac_ops.standard` writes, so that nothing is left to decompose; and pools in
     ceil mode and `torch.linspace`, of open sizes, others that leave them open: how many windows a pool in ceil mode
@@ -26,7 +26,7 @@ class OpenSizes(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call the function, or what takes its place."""
+        """Call the function or its replacement."""
         kwargs = kwargs or {}
         other = _OTHERS.get(func)
         if other is None:
@@ -111,7 +111,7 @@ def _linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = N
 
 
 def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    """One operation or none, where exporters write what was asserted of the dtype and decompose what is left.
+    """`Tensor.to` as one operation or none: exporters assert the dtype, and decompose the rest.
 
     None where it is asked for more than a dtype.
     """
@@ -140,7 +140,7 @@ _OTHERS: dict[Any, Callable[..., Any]] = {
 
 
 def _is_counted_alike(image: Tensor, window: Window) -> bool:
-    """Whether ONNX infers as many windows in ceil mode as PyTorch has, which leaves out one in the padding alone.
+    """Whether ONNX has as many windows in ceil mode as PyTorch, which leaves out one in the padding alone.
 
     Not known of open sizes.
     """

@@ -35,7 +35,7 @@ def exported_program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shape
 
 
 def nodes(program: ExportedProgram) -> Iterator[Node]:
-    """All of a program's, also those of the branches of its conditions."""
+    """All nodes of a program, also in the branches of its conditions."""
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             yield from module.graph.nodes
@@ -48,12 +48,12 @@ def inputs(program: ExportedProgram) -> list[Node]:
 
 
 def value(x: Any) -> Any:
-    """What a node of a program gives, of fake tensors and symbolic sizes; other arguments are themselves."""
+    """The value of a node, in fake tensors and symbolic sizes; other arguments are returned as they are."""
     return x.meta["val"] if isinstance(x, Node) else x
 
 
 def _by_factor(node: Node) -> bool:
-    """Whether it is an enlargement by a factor, which is written as it is."""
+    """Whether a node is an enlargement by a factor, which is exported as it is."""
     return node.target is torch.ops.aten.upsample_nearest2d.vec and node.args[1] is None
 
 
@@ -69,7 +69,7 @@ def _exported(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any)
 
 @contextmanager
 def _called(model: nn.Module) -> Iterator[None]:
-    """Have a GraphModule called as other modules are, for a while."""
+    """Have a GraphModule called like other modules, for the time of the export."""
     kind: Any = type(model)
     if issubclass(kind, GraphModule):
         model.__class__ = type(kind.__name__, (nn.Module,), {"forward": kind.forward})
@@ -81,7 +81,7 @@ def _called(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _numbers_as_constants(model: nn.Module) -> Iterator[bool]:
-    """Hold a network's few integers as plain attributes instead of buffers, for a while; whether it has any."""
+    """Hold small integer buffers as plain attributes for a while; yields whether there are any."""
     before = {module: dict(module._buffers) for module in model.modules()}
     moved = [
         (module, name, x)

@@ -1,4 +1,4 @@
-"""The sizes that an exported file is tried at, and how far it is from PyTorch there."""
+"""The sizes at which an exported file is tried, and its difference from PyTorch."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,14 +24,14 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Trial:
-    """Arguments of the network, and the tensors that it gave for them."""
+    """Arguments of the network, and its outputs for them."""
 
     arguments: tuple[Any, ...]
     expected: list[Tensor]
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of the first input."""
+        """The size of the first input."""
         return tuple(next(x for x in self.arguments if isinstance(x, Tensor)).shape)
 
 
@@ -46,12 +46,12 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def outputs(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:
-    """What a network, or a file, gives for arguments that stay as they are: it may write to its input."""
+    """The outputs of a network or a file; it gets copies of the arguments, as it may write to them."""
     return tensors(function(*pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)))
 
 
 def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) -> list[Trial]:
-    """What the network gives at other sizes along these axes; fewer than `LEAST` where it runs at no more.
+    """Trials at other sizes along these axes; fewer than `LEAST` where the network runs at no more.
 
     Odd, prime and even sizes, smaller, larger and of another shape than the example's, one of a multiple of 32, and
     other batches, one image among them. Where the network does not run at such sizes they are replaced by sizes that
@@ -83,13 +83,13 @@ def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int
 
 
 def at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], sizes: Iterable[Size]) -> list[Trial]:
-    """What the network gives at sizes of the first image, as far as these axes go and it runs there."""
+    """Trials at given sizes of the first image, along these axes, where the network runs."""
     trials = (_run_at(model, arguments, axes, size) for size in sizes)
     return [trial for trial in trials if trial is not None]
 
 
 def _sizes(height: int, width: int) -> Iterator[list[tuple[int, int]]]:
-    """Smaller, larger and of another shape than the example, first of prime sizes, then at steps of its own."""
+    """Sizes smaller, larger and of another shape than the example: primes first, then by steps."""
     down, up = ([prime(n) for n in (height, width)] for prime in (_prime_below, _prime_above))
     lying = (min(down), max(up) // 4 * 4 + 2)
     yield [(down[0], down[1]), (up[0], up[1]), lying if width <= height else lying[::-1]]
@@ -121,7 +121,7 @@ def _multiple(n: int) -> int:
 
 
 def _run_at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> Trial | None:
-    """What the network gives at a size; None where it does not run there, or what it gives is not finite."""
+    """A trial at a size; None where the network does not run, or its outputs are not finite."""
     others = _resized(arguments, axes, size)
     try:
         expected = outputs(model, others)
@@ -131,7 +131,7 @@ def _run_at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], s
 
 
 def _resized(arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> tuple[Any, ...]:
-    """Images of another size along these axes, of the example's values in random places.
+    """Images of another size along these axes, with the example's values in random places.
 
     All in the proportions of the example's: `size` is the first image's.
     """
@@ -152,7 +152,7 @@ def _resized(arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> tup
 
 
 def tolerance(model: nn.Module, arguments: tuple[Any, ...]) -> float:
-    """The largest difference allowed, relative to the largest output: what the narrowest type in it explains."""
+    """The largest difference allowed, relative to the largest output, for the narrowest dtype."""
     held = [*model.parameters(), *model.buffers(), *(x for x in arguments if isinstance(x, Tensor))]
     return max((_TOLERANCES.get(x.dtype, TOLERANCE) for x in held), default=TOLERANCE)
 
@@ -176,5 +176,5 @@ def _gap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def largest(gaps: Iterable[float | Tensor]) -> float:
-    """Not `max`, which passes over NaN."""
+    """The largest gap; unlike `max`, NaN wins."""
     return float(torch.tensor([0.0, *gaps], dtype=torch.float64).max())

@@ -1,1 +1,1 @@
-"""What a person wants to know of a network and its swaps, each a verb with a module of its own."""
+"""Verbs that measure a network and its swaps, each in a module of its own."""

@@ -1,4 +1,4 @@
-"""Chooses guide scales from data, and measures what it takes to conserve responses."""
+"""Chooses guide scales from data, and measures means of K, to conserve responses."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,7 +161,7 @@ class _Sample(NamedTuple):
 
 
 class _Seen:
-    """What one pass over the data saw of one layer, at off-centre taps inside the image."""
+    """Sums over one pass over the data, for one layer, at off-centre taps inside the image."""
 
     def __init__(self) -> None:
         self.samples: list[_Sample] = []
@@ -206,7 +206,7 @@ class _Seen:
 def _measured(
     model: nn.Module, data: Sequence[tuple[Any, ...]], plain: nn.Module | None = None, gap: Gap | None = None
 ) -> dict[str, _Seen]:
-    """One pass over the data; with `plain`, the network not swapped, another of that, and `gap` filled."""
+    """Run the data through the network; with `plain`, also through that plain network, and fill `gap`."""
     seen = {path: _Seen() for path in swapped_layers(model)}
     generator = torch.Generator().manual_seed(0)  # the same taps in every pass
 

@@ -1,4 +1,4 @@
-"""Running a swapped network beside its plain self, and taking the distances of swapped layers out of it."""
+"""Runs a swapped network beside its plain self, and reads the distances of swapped layers."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ Visitor = Callable[[str, Any, Tensor, Tensor], None]
 
 
 def swapped_layers(model: nn.Module) -> dict[str, Swapped]:
-    """Name -> layer, in the order of the plan: a module's path, and what a plan calls a call of F.interpolate.
+    """Swapped layers by their names in the plan, in its order.
 
     Raises:
         HotswapError: where nothing is swapped.
@@ -79,7 +79,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def _uncopied(model: nn.Module, shared: dict[int, Any]) -> str:
-    """What keeps a network from being copied: the first attribute that cannot be, or else the network."""
+    """The first attribute that cannot be copied, or else the network, for messages."""
     others = shared | {id(module): module for module in model.modules()}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -110,7 +110,7 @@ class Gap:
         self._largest, self._difference, self._norm, self._compared = 0.0, 0.0, 0.0, False
 
     def add(self, before: Any, after: Any) -> None:
-        """Count in two outputs; where they do not match in structure, shape or finiteness, the gap is not known."""
+        """Add two outputs; where they differ in structure, shape or finiteness, the gap becomes unknown."""
         self._unlike = self._unlike or self._added(tensors(before), tensors(after))
 
     @property
@@ -133,7 +133,7 @@ class Gap:
         return float((self._difference / self._norm if self._norm else self._difference) ** 0.5)
 
     def _added(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
-        """Count in two outputs' tensors; why that cannot be done, if it cannot."""
+        """Add two outputs' tensors; returns why they do not compare, or None."""
         if different := sorted(before.keys() ^ after.keys()):
             return f"only one of the plain and the swapped network gives output{different[0]}"
         for where, old in before.items():
@@ -155,7 +155,7 @@ class Gap:
 
 
 def tensors(output: Any) -> dict[str, Tensor]:
-    """All floating tensors in a network's output, each by where it is in the sequences, mappings and dataclasses."""
+    """The floating tensors in a network's output, by their places in sequences, mappings and dataclasses."""
     if isinstance(output, Tensor):
         return {"": output} if output.is_floating_point() else {}
     items: Iterable[tuple[str, Any]] = ()

@@ -179,7 +179,7 @@ class _Shape(NamedTuple):
 
 
 def _shape(module: nn.Module, input_shape: tuple[int, ...] | None) -> _Shape | None:
-    """None for what is no convolution and cannot be swapped like one."""
+    """The shape of a convolution, or of a layer that can be swapped like one; None for others."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         size, stride, dilation = (_pair(x) for x in (module.kernel_size, module.stride, module.dilation))
         return _Shape(size, stride, dilation, module.groups, module.in_channels, module.out_channels)
@@ -197,7 +197,7 @@ def _pair(x: tuple[int, ...]) -> Pair:
 
 
 def _multiply_adds(module: nn.Module, shape: _Shape, call: Call) -> int | None:
-    """Of one image: a transposed convolution multiplies at each pixel of its input, everything else of its output."""
+    """Multiply-adds for one image: one window per input pixel of a transposed convolution, else per output pixel."""
     seen = call.input_shape if isinstance(module, nn.ConvTranspose2d) else call.output_shape
     if seen is None or len(seen) < 3:
         return None

@@ -1,1 +1,1 @@
-"""A network as it is: one run of it, the names of its modules, and what a look must leave as it was."""
+"""A network as it is: one run of it, the names of its modules, and what a dry run must not change."""

@@ -14,14 +14,14 @@ _DEEPEST = 20  # levels of containers in containers
 
 
 class Distance(NamedTuple):
-    """Between two outputs."""
+    """The distance between two outputs."""
 
     size: float  # the largest difference, relative to the largest value; infinite where they do not match at all
     text: str  # where it is, for people
 
 
 def values(output: Any) -> dict[str, Any]:
-    """What is in an output, by where it is: copies of its tensors, numbers and text, and the type of each container.
+    """Copies of the tensors, numbers and text in an output, and the type of each container, by their places.
 
     Containers are sequences, mappings, dataclasses and other objects with attributes.
     """
@@ -29,7 +29,7 @@ def values(output: Any) -> dict[str, Any]:
 
 
 def distance(before: Mapping[str, Any], after: Mapping[str, Any]) -> Distance:
-    """Between what `values` gives for two outputs; how far integers are is the share of them that differ."""
+    """The distance between two outputs, given as `values`; for integers, the share that differs."""
     if different := sorted(before.keys() ^ after.keys()):
         return Distance(inf, f"only one of the two gives {_named(different[0])}")
     largest = max((_largest(x) for x in before.values()), default=0.0)

@@ -1,4 +1,4 @@
-"""What a network gets of the batches that a data loader gives."""
+"""The arguments that a network gets from the batches of a data loader."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,7 +64,7 @@ def _arguments(batch: Any, takes: list[inspect.Parameter] | None) -> tuple[Any, 
 
 
 def _by_name(batch: Mapping[str, Any], takes: list[inspect.Parameter]) -> tuple[Any, ...]:
-    """Those that forward names, up to the last that is there; others before it have their defaults."""
+    """The entries that forward names, up to the last one present; missing ones before it take their defaults."""
     count = max((index for index, parameter in enumerate(takes, start=1) if parameter.name in batch), default=0)
     given = [batch.get(parameter.name, parameter.default) for parameter in takes[:count]]
     needed = [p.name for p in takes if p.default is p.empty and p.name not in batch]

@@ -22,7 +22,7 @@ _GENERATED = "GraphModuleImpl"  # what torch names the class that it makes for e
 
 
 def deep_copy(model: Model, replaced: dict[int, Any] | None = None) -> Model:
-    """A deep copy; `replaced` maps ids of what is not to be copied to what stands for it, as a memo of deepcopy does.
+    """A deep copy; `replaced` maps the ids of objects to their stand-ins, like the memo of `copy.deepcopy`.
 
     Raises:
         Exception: whatever a module does when it is copied.
@@ -43,7 +43,7 @@ def checked_copy(model: Model, replaced: dict[int, Any] | None = None, *, hint: 
 
 
 class _Memo(dict[Any, Any]):
-    """What `copy.deepcopy` asks for a copy before it makes one."""
+    """The memo of `copy.deepcopy`, which it asks for a copy before it makes one."""
 
     def __init__(self, model: nn.Module, replaced: dict[int, Any]) -> None:
         computed = [x for module in model.modules() for x in _tensors(vars(module)) if not x.is_leaf]
@@ -67,7 +67,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def copied(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
-    """A deep copy of a GraphModule with all that it has; a `__deepcopy__`."""
+    """The `__deepcopy__` of a GraphModule: a copy with hooks, attributes and mode."""
     new: GraphModule = object.__new__(_class_of_its_own(type(module)))
     memo[id(module)] = new
     new.__dict__.update(copy.deepcopy(module.__dict__, memo))
@@ -82,7 +82,7 @@ def graphs(module: GraphModule) -> dict[str, Graph]:
 
 
 def _class_of_its_own(kind: Any) -> Any:
-    """Like a class, with what torch makes for each GraphModule made anew: `recompile` writes into that."""
+    """A copy of the class that torch generated for a GraphModule: `recompile` writes into it."""
     if not issubclass(kind, GraphModule) or kind.__qualname__.rpartition(".")[2] != _GENERATED:
         return kind
     namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}

@@ -30,7 +30,7 @@ Inputs = Tensor | tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Like:
-    """A tensor without its numbers."""
+    """The shape, dtype and device of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -46,7 +46,7 @@ class Given:
 
 
 def like(arguments: Any) -> Any:
-    """The same with a Like in place of each tensor."""
+    """The same values with a `Like` in place of each tensor."""
 
     def taken(x: Any) -> Any:
         return Like(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x
@@ -55,7 +55,7 @@ def like(arguments: Any) -> Any:
 
 
 def made(arguments: Any) -> Any:
-    """The same with an empty tensor in place of each Like."""
+    """The same values with an empty tensor in place of each `Like`."""
 
     def empty(x: Any) -> Any:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Like) else x
@@ -107,7 +107,7 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def only_looking(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, without gradients; afterwards the network is what it was, random numbers too."""
+    """Run in evaluation mode, without gradients; then restore the network and the random generators."""
     kept = (random_numbers_kept(), written_back(model.buffers()), untouched(model.modules()))
     with kept[0], kept[1], kept[2], _not_compiled(model), mode(model, training=False), torch.no_grad():
         yield
@@ -115,7 +115,7 @@ def only_looking(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _not_compiled(model: nn.Module) -> Iterator[None]:
-    """Call modules as they are, also those that `Module.compile` was called for: compiled code hides its calls."""
+    """Call modules uncompiled, also after `Module.compile`: compiled code hides its calls."""
     compiled = compiled_in_place(model)
     for module in compiled:
         del vars(module)[_COMPILED]
@@ -127,7 +127,7 @@ def _not_compiled(model: nn.Module) -> Iterator[None]:
 
 
 def compiled_in_place(model: nn.Module) -> dict[nn.Module, Any]:
-    """The modules that `Module.compile` was called for, and what it made."""
+    """The modules compiled by `Module.compile`, each with its compiled call."""
     calls = {module: vars(module).get(_COMPILED) for module in model.modules()}
     return {module: call for module, call in calls.items() if call is not None}
 
@@ -230,7 +230,7 @@ def run_once(
     begin: Callable[[Sequence[Any]], None],
     within: AbstractContextManager[Any],
 ) -> None:
-    """Run `model` as `observe` does, for the hooks that it has.
+    """Run `model` as `observe` does, for the sake of the hooks on it.
 
     Args:
         model: the network.
@@ -285,12 +285,12 @@ def _runs_on_numbers(
 @contextmanager
 def on_fake_tensors(fake: FakeTensorMode) -> Iterator[None]:
     """Run code on fake tensors, without gradients."""
-    with fake, torch.no_grad(), _quiet(), _Short():
+    with fake, torch.no_grad(), _quiet(), _SkipBatchNormMath():
         yield
 
 
-class _Short(TorchFunctionMode):
-    """Batch norm of fake tensors without its decomposition, which takes most of the time that a network takes."""
+class _SkipBatchNormMath(TorchFunctionMode):
+    """Skip the decomposition of batch norm on fake tensors, which takes most of the time of a dry run."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

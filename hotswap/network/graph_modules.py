@@ -20,19 +20,19 @@ TRAINING, EVALUATION = "train_graph", "eval_graph"  # those of torchvision's, wh
 
 
 def by_mode(module: nn.Module) -> bool:
-    """Whether it is a GraphModule with one graph for each mode."""
+    """Whether a module is a GraphModule with one graph for each mode."""
     return isinstance(module, GraphModule) and {TRAINING, EVALUATION} <= graphs(module).keys()
 
 
 def graph_of(module: GraphModule) -> Graph:
-    """The graph of the mode that a GraphModule is in."""
+    """The graph of a GraphModule, in its current mode."""
     held = graphs(module)
     return held[TRAINING if module.training else EVALUATION] if by_mode(module) else held[GRAPH]
 
 
 @contextmanager
 def graphs_of_modes(model: nn.Module) -> Iterator[None]:
-    """Have GraphModules with one graph for each mode run that of the mode they are in now; as before in the end."""
+    """Have GraphModules with one graph for each mode run the graph of their current mode; undo that in the end."""
     held = {module: module.graph for module in model.modules() if isinstance(module, GraphModule) and by_mode(module)}
     try:
         for module in held:
@@ -49,7 +49,7 @@ def _run(module: GraphModule, graph: Graph) -> None:
 
 
 def is_stale(module: GraphModule) -> bool:
-    """Whether the graph was edited and the code not generated anew, so that it runs something else."""
+    """Whether the graph was edited without `recompile`, so that the code runs something else."""
     return bool(module.graph.python_code("self").src != module.code)
 
 
@@ -57,13 +57,13 @@ def is_stale(module: GraphModule) -> bool:
 
 
 def placeholders(module: GraphModule, tracer: Tracer) -> list[Proxy]:
-    """The inputs of a GraphModule, made anew in the graph that a tracer makes."""
+    """The inputs of a GraphModule as new placeholders in a tracer's graph."""
     nodes = [node for node in graph_of(module).nodes if node.op == "placeholder"]
     return [tracer.create_proxy(node.op, node.target, node.args, {}, node.name, node.type) for node in nodes]
 
 
 def stepped(module: GraphModule, tracer: Tracer) -> Callable[..., Any]:
-    """A function of a GraphModule's placeholders that goes through its graph, node by node, for a tracer.
+    """A function of a GraphModule's placeholders that runs its graph node by node, for a tracer.
 
     Modules are called, and so opened or not by the tracer; all else stays one step.
     """

@@ -1,4 +1,4 @@
-"""Keeps what a network stores on itself as it is, through a run that is only for looking.
+"""Keeps the state of a network, and of random generators, through a dry run.
 
 Networks cache what they compute: attention biases by device, positions by size. A run on fake tensors or proxies
 would leave those in the cache, for the next real run to trip over.
@@ -22,7 +22,7 @@ _HOOKS = sorted(name for name in _OF_EVERY_MODULE if name.endswith(("_hooks", "_
 
 @contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put modules' own attributes, buffers and hooks back, and what is in their dicts, lists and sets.
+    """Restore the attributes, buffers and hooks of modules, and the contents of their dicts, lists and sets.
 
     Hooks too: a network that gives itself hooks when it is first called notes that in an attribute, and would give
     itself the same again.
@@ -40,7 +40,7 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back what is in modules' dicts (those of buffers and hooks are some), lists and sets."""
+    """Restore the contents of modules' dicts (buffers and hooks among them), lists and sets."""
     contents = [(held, copy.copy(held)) for held in _containers(modules)]
     try:
         yield
@@ -51,7 +51,7 @@ def contents_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def random_state() -> bytes:
-    """Where the generators of Python, numpy and torch are: it changes when one is drawn from."""
+    """The state of the random generators of Python, numpy and torch."""
     with unset_fake_temporarily():  # where networks are swapped under it, or the state would be a tensor without data
         state = torch.get_rng_state().numpy()
     return pickle.dumps([random.getstate(), np.random.get_state(), state])  # noqa: NPY002 (what users' code draws from)
@@ -59,7 +59,7 @@ def random_state() -> bytes:
 
 @contextmanager
 def random_numbers_kept(seed: int = 0) -> Iterator[None]:
-    """Draw from this seed, and leave the generators of Python, numpy and torch as they were."""
+    """Draw from this seed, then restore the generators of Python, numpy and torch."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' code draws from)
     try:
         # Not of GPUs that nothing has run on: to seed these would be to set them up.
@@ -78,7 +78,7 @@ def random_numbers_kept(seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def written_back(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Put back what is written to tensors; the list gets, in the end, those that were written to."""
+    """Restore tensors that are written to; in the end the list holds them."""
     lazy = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
     # Torch does not count writes to tensors made in inference mode.
     counted = [x for x in tensors if not x.is_inference() and not isinstance(x, lazy)]
@@ -95,7 +95,7 @@ def written_back(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def cached_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Tensors in dicts and lists that modules hold beside their parameters, buffers and hooks."""
+    """The tensors in dicts and lists of modules, beside parameters, buffers and hooks."""
     modules = list(modules)
     other = {id(module.__dict__[name]) for module in modules for name in ("_buffers", *_HOOKS)}
     held = [container for container in _containers(modules) if id(container) not in other]

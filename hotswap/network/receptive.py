@@ -1,4 +1,4 @@
-"""How much of the image a map's pixels see through windows: convolutions, poolings and resizing."""
+"""Receptive fields, through the windows of convolutions, poolings and resizing."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ _INTERPOLATION_REACH = {
 
 
 class _Field(NamedTuple):
-    """Of one map, in pixels of the image, as (vertical, horizontal) pairs."""
+    """The receptive field of one map, in pixels of the image, as (vertical, horizontal) pairs."""
 
     extent: tuple[float, float] = (1.0, 1.0)  # what one pixel of the map sees
     step: tuple[float, float] = (1.0, 1.0)  # from one pixel of the map to the next
@@ -28,7 +28,7 @@ class _Field(NamedTuple):
 
 
 class ReceptiveFields(TorchDispatchMode):
-    """While active, notes what every tensor computed from the images has seen of them.
+    """While active, notes the receptive field of every tensor computed from the images.
 
     What sees a whole map at once (attention, global pooling, a mean over all pixels) is not counted: behind the first
     squeeze-excitation everything would see everything.
@@ -45,7 +45,7 @@ class ReceptiveFields(TorchDispatchMode):
         self._fields[image] = _Field()
 
     def of(self, x: Any) -> Size | None:
-        """Height and width of what a pixel of `x` sees; None where it was not computed from an image."""
+        """Height and width of the receptive field of a pixel of `x`; None where no image led to it."""
         field = self._fields.get(x) if isinstance(x, Tensor) else None
         return None if field is None else (math.ceil(field.extent[0]), math.ceil(field.extent[1]))
 

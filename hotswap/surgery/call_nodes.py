@@ -1,4 +1,4 @@
-"""The nodes of a traced graph that are the calls of `F.interpolate` a plan means."""
+"""The calls of `F.interpolate` that a plan names, as nodes of a traced graph."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,7 +166,7 @@ def _forwards(graph: torch.fx.Graph, prefix: str) -> Iterator[tuple[str, list[No
 
 
 def _turns(graph: torch.fx.Graph, prefix: str) -> _Turns:
-    """What a run would tell, where there was none."""
+    """The turns of calls as the graph has them, where there was no run."""
     numbers: dict[str, dict[tuple[str, int], int]] = {}
     numbers_by_turn: dict[tuple[str, str], set[tuple[int, ...]]] = {}
     for path, nodes in _forwards(graph, prefix):

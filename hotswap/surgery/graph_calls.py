@@ -15,7 +15,7 @@ from hotswap.targets.sites import bound
 
 
 def chains(module: GraphModule) -> list[Chain]:
-    """Those of the calls of a graph, in order, in the code of evaluation mode."""
+    """The chains of the calls of a graph, in order, in the code of evaluation mode."""
     with mode(module, training=False):
         lines, code = module.code.splitlines(), type(module).forward.__code__
         calls = _calls(module.graph)
@@ -28,7 +28,7 @@ def chains(module: GraphModule) -> list[Chain]:
 
 
 def which(module: GraphModule, key: str) -> int:
-    """Which of a graph's calls has a chain, by its key.
+    """The number of the call in a graph that has a chain, by its key.
 
     Raises:
         HotswapError: where the graph does not make it itself, or does not in both modes.
@@ -44,7 +44,7 @@ def which(module: GraphModule, key: str) -> int:
 
 
 def guide(module: GraphModule, layers: Mapping[int, str]) -> None:
-    """Have calls, by which they are, made by layers, by their attributes, in place. Undone by `regraphing.undo`."""
+    """Replace calls, by number, with layers, by attribute, in place. Undone by `regraphing.undo`."""
     new = [Graph() for _ in _graphs(module)]
     for graph, plain in zip(new, _graphs(module), strict=True):
         graph.output(graph.graph_copy(plain, {}))
@@ -60,7 +60,7 @@ def guide(module: GraphModule, layers: Mapping[int, str]) -> None:
 
 
 def _graphs(module: GraphModule) -> list[Graph]:
-    """That of training and that of evaluation, or the only one."""
+    """The graphs of training and of evaluation, or the only one."""
     held = graphs(module)
     return [held[TRAINING], held[EVALUATION]] if by_mode(module) else [held[GRAPH]]
 

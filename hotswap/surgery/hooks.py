@@ -1,4 +1,4 @@
-"""Carries a plan out with module hooks: for networks that cannot be traced, or are entered past their `forward`.
+"""Carries out a plan with module hooks: for networks that cannot be traced, or are entered past `forward`.
 
 A guide is caught where its module returns, and each target gets it just before it runs; see `passes`. Calls of
 `F.interpolate` are handed over to guided layers; see `hand_over`.
@@ -25,13 +25,13 @@ from hotswap.targets.sites import find
 
 @dataclass(frozen=True)
 class Steering:
-    """What `Graft.attach` leaves."""
+    """The hooks of one conversion, to be found and undone."""
 
     relay: Relay
     rewritten: tuple[str, ...]  # paths of GraphModules, in the root
 
     def lost(self, root: nn.Module) -> list[str]:
-        """What has lost its hooks, as a module was replaced."""
+        """Targets and guides whose hooks are gone, as their modules were replaced."""
         return guide_hooks.lost(self.relay, root)
 
     def undo(self, root: nn.Module) -> None:

@@ -53,7 +53,7 @@ class _Frame:
 
 
 class Relay:
-    """What the hooks of one conversion share: the guides of the passes that are under way.
+    """State shared by the hooks of one conversion: the guides of the running passes.
 
     A copy of it, and so of the network, starts without any.
     """
@@ -107,7 +107,7 @@ class Relay:
         frame.caught[slot] = _Caught(guide_copy(slot.source, output), dict(self.readers[slot]))
 
     def enter(self, root: nn.Module) -> None:
-        """A guide of `root` was called: if no call of that is going on, find the method that entered past it."""
+        """Note a call of a guide; where `root` itself is not running, find the method that entered past it."""
         if torch.compiler.is_compiling() or _in_backward():
             return
         stack = self._frames.setdefault(_scope(), [])
@@ -124,7 +124,7 @@ class Relay:
         frame.due[slot], frame.passed[slot] = calls, 0
 
     def pass_activation(self, slot: Slot, output: Any) -> None:
-        """The activation of a slot was called: catch its output if it is the one expected."""
+        """Note a call of the activation of a slot, and catch its output if it is the expected one."""
         frame = self._frame()
         frame.passed[slot] = frame.passed.get(slot, 0) + 1
         due = frame.due
@@ -161,7 +161,7 @@ class Relay:
         )
 
     def _check_activation(self, slot: Slot, target: str, frame: _Frame) -> None:
-        """The activation is known by its number: others that only some sizes call would be taken for it."""
+        """Check the number of calls of the activation: at another size the network may call it more often."""
         expected = self.activations.get((slot, target))
         if slot.tap is not None and expected is not None and frame.passed[slot] not in expected:
             raise HotswapError(
@@ -172,7 +172,7 @@ class Relay:
             )
 
     def done(self, slots: Collection[Slot], target: str, output: Any) -> None:
-        """A target has run: let go of guides that nobody waits for, and keep them for a run in the backward."""
+        """Note that a target has run: release guides without further readers, and keep them for the backward."""
         if not torch.compiler.is_compiling() and _in_backward():
             return
         stack = self._frames[_scope()]
@@ -253,7 +253,7 @@ class Relay:
 
 
 def _scope() -> tuple[int, int]:
-    """Whose pass this is: a thread's forward or, where it runs parts of one again, a backward's."""
+    """The scope of a pass: a thread's forward, or a backward that runs parts of one again."""
     if torch.compiler.is_compiling():  # one pass at a time, which leaves nothing
         return _COMPILED
     return threading.get_ident(), torch._C._current_graph_task_id()
@@ -264,7 +264,7 @@ def _in_backward() -> bool:
 
 
 def _entered(root: nn.Module) -> FrameType | None:
-    """The outermost call going on of a method of `root`, or of a module around it; None where there is none."""
+    """The outermost running call of a method of `root`, or of a module around it."""
     outermost: FrameType | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -1,4 +1,4 @@
-"""A plan made ready for a network, by the method that works, and tried on a copy before anything is changed."""
+"""Prepares a plan for a network by fx or hooks, and tries it on a copy before anything changes."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -22,13 +22,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Prepared(NamedTuple):
-    """A plan made ready for one network: its enlargements, then its convolutions."""
+    """A plan prepared for one network: its enlargements, then its convolutions."""
 
     grafts: tuple[Graft, ...]
 
     @property
     def plan(self) -> Plan:
-        """What it carries out."""
+        """The whole plan."""
         return Plan.joined([graft.plan for graft in self.grafts])
 
     def noted(self, *notes: str) -> "Prepared":
@@ -68,7 +68,7 @@ def _in_turn(
     check: SelfCheck | None,
     by_fx: Collection[str],
 ) -> Prepared:
-    """The enlargements of a plan made ready by one method, and then its convolutions by theirs."""
+    """Prepare the enlargements of a plan by one method, then its convolutions by another."""
     grafts: list[Graft] = []
     if plan.resizes:
         part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
@@ -91,7 +91,7 @@ def _by_method(
     check: SelfCheck | None,
     by_fx: Collection[str],
 ) -> tuple[Graft, Names]:
-    """The enlargements or the convolutions of a plan made ready and tried; `called` is what the copy must call."""
+    """Prepare and try the enlargements or the convolutions of a plan; the copy must call the targets of `called`."""
     what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
     if method != HOOKS:
         try:
@@ -112,7 +112,7 @@ def _by_method(
 def _tried(
     names: Names, graft: Graft, called: Plan, example_inputs: Inputs | None, check: SelfCheck | None
 ) -> tuple[Graft, Names]:
-    """Carry a plan out on a copy that shares all weights, and run it; also returns that copy to go on with."""
+    """Carry out a plan on a copy that shares all weights, and run it; returns that copy too."""
     if names.observation is None and graft.plan.swaps:
         return graft, names
     try:
@@ -154,7 +154,7 @@ def carry_out(model: Model, prepared: Prepared, inplace: bool) -> Model:
 
 
 def _check_runs(converted: nn.Module, before: Observation, example_inputs: Inputs | None, plan: Plan) -> Observation:
-    """One run of the swapped network, before anybody gets to see it."""
+    """Run the swapped network once, and compare its calls and outputs with the plain run."""
     after = observe(converted, example_inputs)
     for swap in plan.swaps:  # a rewritten forward may have taken in the code of one that holds another's guide
         now, once = after.count(swap.target), before.count(swap.target)

@@ -41,13 +41,13 @@ class DiffersError(HotswapError):
 
 
 class _Seen(NamedTuple):
-    """Of one run, by where it is."""
+    """The values seen in one run, by their places."""
 
     outputs: dict[str, Any]
     inside: dict[str, Tensor]  # some values of what modules get
 
     def gap(self, other: "_Seen") -> Distance:
-        """To another run; modules that only one of them calls, as the code of others is taken in, do not count."""
+        """The distance to another run; modules that only one of them calls do not count."""
         outputs, common = distance(self.outputs, other.outputs), self.inside.keys() & other.inside.keys()
         inside = distance(
             *({where: x for where, x in seen.inside.items() if where in common} for seen in (self, other))
@@ -61,7 +61,7 @@ class _Run(NamedTuple):
 
 
 class SelfCheck:
-    """The plain network's outputs on what inputs there are, computed once, to hold swapped copies of it to.
+    """The outputs of the plain network, computed once, with which swapped copies are compared.
 
     Nothing of the network changes: no buffer, cache or mode, nor the generators of random numbers.
 
@@ -96,7 +96,7 @@ class SelfCheck:
 
 
 def _runs(plain: nn.Module, inputs: Inputs | None) -> tuple[list[_Run], str | None]:
-    """The plain network on its inputs, and at another size if it runs there; or why there is nothing to compare."""
+    """Run the plain network on its inputs, and at another size; or say why there is nothing to compare."""
     if why_not := _why_not_run(plain):
         return [], why_not
     try:
@@ -134,7 +134,7 @@ def _seen(model: nn.Module, arguments: Sequence[Any]) -> _Seen:
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What modules get while it runs; those around others do so inside."""
+    """The inputs of modules while a network runs; those of containers are seen inside them."""
     inside: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
 
@@ -159,7 +159,7 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
-    """Arguments on the network's device; an image without contents, as examples may be, gets random ones."""
+    """Arguments on the network's device; a blank image gets random values."""
     device = device_of(plain)
     generator = torch.Generator().manual_seed(0)
 
@@ -176,12 +176,12 @@ def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
 
 
 def _is_blank(image: Tensor) -> bool:
-    """Whether an image is one value, or memory that nothing was written to, as examples of a shape alone are."""
+    """Whether an image is of one value, or uninitialised memory."""
     return not bool((image.abs() < _HUGE).all()) or bool((image == image.flatten()[:1]).all())
 
 
 def _at_another_size(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The same with images of an odd size, smaller ones where they are not small."""
+    """The same arguments with images of an odd size, smaller where they are large."""
     images = [x for x in arguments if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()]
     if not images or min(images[0].shape[2:]) < 2:
         return None
@@ -201,7 +201,7 @@ def _at_another_size(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _check(plain: nn.Module, swapped: nn.Module, run: _Run) -> str | None:
-    """Compare one run; why that says nothing, if so.
+    """Compare one run; returns why it says nothing, or None.
 
     Raises:
         DiffersError: where the outputs differ by more than rounding.
@@ -254,7 +254,7 @@ class _Wide(NamedTuple):
 
 
 def _widened(plain: nn.Module, swapped: nn.Module, arguments: Sequence[Any], dtype: torch.dtype) -> _Wide:
-    """Copies of both networks in a wider dtype, which share their weights, and how far they are from each other."""
+    """The distance between copies of both networks in a wider dtype."""
 
     def wide(x: Any) -> Any:
         return x.detach().to(dtype) if isinstance(x, Tensor) and x.dtype in _WIDER else x
@@ -275,7 +275,7 @@ def _widened(plain: nn.Module, swapped: nn.Module, arguments: Sequence[Any], dty
 
 
 def _explained(plain: nn.Module, run: _Run, gap: Distance) -> bool:
-    """Whether the plain network's outputs change as much where its inputs do so little that it is like rounding."""
+    """Whether a change of the inputs as small as rounding changes the plain outputs as much."""
     units = [_unit(x) for x in run.arguments if isinstance(x, Tensor) and x.is_floating_point()]
     for noise in (4, 32, 256):
         if noise > 4 and noise * max(units, default=0.0) > _MOST_NOISE:
@@ -305,6 +305,6 @@ def _changed(arguments: Sequence[Any], noise: float, seed: int) -> list[Any]:
 
 
 def _unit(x: Tensor) -> float:
-    """Of the last place that counts: GPUs may multiply float32 in TF32."""
+    """The unit in the last place; for float32 on GPUs, that of TF32."""
     tf32 = x.is_cuda and x.dtype is torch.float32
     return 2.0**-11 if tf32 else torch.finfo(x.dtype).eps

@@ -10,14 +10,14 @@ from hotswap.targets.guided_layer import Tap
 
 
 class Slot(NamedTuple):
-    """What is caught: the output of a module, or of an activation that follows it; or the image."""
+    """A place where a guide is caught: the output of a module or of the activation after it, or the image."""
 
     source: str  # module path, or INPUT
     tap: Tap | None
 
 
 def slots_of(entry: Any) -> tuple[Slot, ...]:
-    """Where the guides of an entry of a plan, a Swap or a Resize, are caught."""
+    """The slots of the guides of a Swap or a Resize."""
     return tuple(Slot(source, tap) for source, tap in zip(entry.guide, entry.taps, strict=True))
 
 
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
 
 def readers(targets: Iterable[Reading], events: Sequence[str]) -> dict[Slot, dict[str, int]]:
-    """For each slot the targets that read it, and how often each does before it is caught anew.
+    """For each slot its targets, and how often each reads it before it is caught anew.
 
     Args:
         targets: what reads.
@@ -58,7 +58,7 @@ def readers(targets: Iterable[Reading], events: Sequence[str]) -> dict[Slot, dic
 
 
 def activations(targets: Iterable[Reading], events: Sequence[str]) -> dict[tuple[Slot, str], frozenset[int]]:
-    """For each guide that is caught at an activation, and each of its targets: how often that is called in between.
+    """For each slot at an activation and each of its targets: the calls of the activation between guide and target.
 
     Args:
         targets: what reads.

@@ -24,7 +24,7 @@ from torch import nn
 
 
 class Chain(NamedTuple):
-    """Of one call."""
+    """The chain of one call."""
 
     key: str  # what tells it from others in this process
     at: tuple[str, ...]  # the same wherever the code lies: "function: name called, which of its calls/of how many"
@@ -37,7 +37,7 @@ def begun(forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 
 def chain_here(*, traced: bool = False) -> Chain:
-    """Of the call of `F.interpolate` that is going on.
+    """The chain of the running call of `F.interpolate`.
 
     Args:
         traced: by torch.fx, where chains begin at a module's call and nothing calls `begun`.
@@ -50,7 +50,7 @@ def chain_here(*, traced: bool = False) -> Chain:
 
 
 def chain_of(code: CodeType, line: int) -> Chain:
-    """Of the call of `F.interpolate` that the code of a forward itself makes on a line, as its only statement."""
+    """The chain of the call of `F.interpolate` that is the only statement on a line of a forward."""
     calls = [i for i in dis.get_instructions(code) if i.opname.startswith("CALL") and i.positions is not None]
     instruction = next(i.offset for i in reversed(calls) if i.positions and i.positions.lineno == line)
     at = _at(code, instruction, F.interpolate.__name__)
@@ -58,7 +58,7 @@ def chain_of(code: CodeType, line: int) -> Chain:
 
 
 def key_here() -> str:
-    """`Chain.key` of the call of `F.interpolate` that is going on, at little cost."""
+    """`Chain.key` of the running call of `F.interpolate`, at little cost."""
     return _key(_links(sys._getframe(1), (_BEGUN,)))
 
 
@@ -80,7 +80,7 @@ def key_traced() -> str:
 
 
 def last_of(key: str) -> str:
-    """The call itself, without what leads to it."""
+    """The last link of a chain: the call itself."""
     return key.rpartition(_ARROW)[2]
 
 
@@ -123,7 +123,7 @@ def checkpointed_traced() -> bool:
 
 
 def _translator() -> Any:
-    """What Dynamo reads the code with that the call is in."""
+    """The translator with which Dynamo reads the code around the call."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and "tx" not in frame.f_locals:
         frame = frame.f_back
@@ -162,7 +162,7 @@ def _links(frame: FrameType | None, beginnings: tuple[CodeType, ...]) -> Iterato
 
 
 def _is(code: CodeType, original: CodeType) -> bool:
-    """Whether this is that code, or what `torch.compile` made of it."""
+    """Whether this is that code, or its version by `torch.compile`."""
     return code is original or (code.co_name == original.co_name and code.co_filename == original.co_filename)
 
 
@@ -183,7 +183,7 @@ def _key(links: Iterable[tuple[CodeType, int]]) -> str:
 
 
 def _place(code: CodeType, instruction: int) -> str:
-    """Empty for code of torch and of this package."""
+    """A link as text; empty for code of torch and of this package."""
     known = _places.get((id(code), instruction))
     if known is None:
         line, _, column, _ = _positions(code)[instruction // 2]

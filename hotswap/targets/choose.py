@@ -1,4 +1,4 @@
-"""Turns what a person asked for (names, patterns, "auto") into what to swap, or says why it cannot."""
+"""Resolves names, patterns and "auto" to convolutions and guides, or says why they cannot be swapped."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Chosen:
 
     @property
     def name(self) -> str:
-        """As plans have it."""
+        """The name of the target in a plan."""
         return self.target if self.site is None else self.site.name
 
 
@@ -82,7 +82,7 @@ def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
 
 
 def listed(targets: Targets) -> list[Name]:
-    """Targets one by one, also where there is a single one."""
+    """A list of targets, also of a single one."""
     if isinstance(targets, Name):
         return [targets]
     if not isinstance(targets, Iterable):
@@ -242,7 +242,7 @@ def usable(
     nothing: str,
     notes: list[str],
 ) -> list[Target]:
-    """Of what a pattern matched, what can be swapped; a note says what it passes over.
+    """The matches of a pattern that can be swapped; a note names those passed over.
 
     `nothing` is what a message says where the pattern matched none.
 
@@ -260,7 +260,7 @@ def usable(
 
 
 def scale(given: Any) -> float:
-    """A guide scale.
+    """Check a guide scale.
 
     Raises:
         HotswapError: where it is no number.

@@ -1,4 +1,4 @@
-"""Tells the enlargements among the targets from the convolutions, and finds each one's guide."""
+"""Picks the enlargements among the targets, and finds their guides."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ RESIZE = "resize"  # as a target: every enlargement by 2 or more
 
 @dataclass(frozen=True)
 class Split:
-    """What a person asked for, taken apart: the enlargements, and what is left for the convolutions."""
+    """A request taken apart: the enlargements, and the rest, for the convolutions."""
 
     found: tuple[Chosen, ...]
     others: tuple[Name, ...]
@@ -117,7 +117,7 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
 
 
 def _none(sites: Sites, name: Name, why_not: Callable[[Site], str | None]) -> str:
-    """What a target that matched nothing says of what there is: "resize" leaves out what enlarges by less than 2."""
+    """A message for a target that matched nothing; "resize" leaves out enlargements by less than 2."""
     smaller = [site for site in sites.found if name == RESIZE and not why_not(site)]
     if not smaller:
         return "no convolution or enlargement"
@@ -144,7 +144,7 @@ def _matches(sites: Sites, site: Site, name: Any) -> bool:
 def _per_site(
     names: Names, sites: Sites, what: str, value: Any, chosen: Iterable[Site], *, alone: bool
 ) -> tuple[dict[Site, Any], Any]:
-    """The value of each enlargement; and what is left of a mapping for the convolutions, if there are any."""
+    """The value of each enlargement, and the rest of a mapping, for the convolutions."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(chosen, value), value
 
@@ -169,7 +169,7 @@ def _general_key(sites: Sites, site: Site, key: str) -> bool:
 
 
 def _sources(names: Names, sites: Sites, site: Site, guide: Any) -> tuple[str, ...]:
-    """Paths of modules, and INPUT; each at least as fine as the site's output."""
+    """The sources of a guide: module paths and INPUT, each at least as fine as the output of the site."""
     paths = names.sources(guide, lambda: INPUT, INPUT)
     for path, name in paths.items():
         size = sites.image_size if path == INPUT else sites.sizes.get(path)

@@ -45,7 +45,7 @@ def check_mode(resize: Resize, mode: Any) -> None:
 
 
 def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[Resize, ...]:
-    """The same enlargements, each saying where the code makes its call.
+    """The same enlargements, each with the place of its call in the code.
 
     Args:
         model: the network.

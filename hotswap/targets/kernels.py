@@ -1,4 +1,4 @@
-"""The adapting kernel of a swap, of scaled squared distances; and what keeps it from shrinking responses."""
+"""The adapting kernel K of a swap, and how it conserves responses."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ INERT_DEVIATION = 1e-5  # below it a swap computes a convolution, and so does it
 
 
 def parse(name: str) -> KernelType:
-    """The kernel function of this name.
+    """Parse the name of a kernel function.
 
     Raises:
         HotswapError: where pac_ops has none of this name, or it has numbers of its own to learn, or no scale.

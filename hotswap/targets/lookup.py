@@ -1,4 +1,4 @@
-"""What names a person may use for the modules of a network: paths, aliases, modules themselves."""
+"""The names of the modules of a network: paths, aliases, and the modules themselves."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _INNER = "base_layer"  # where PEFT keeps a layer that it adapts
 
 @dataclass(frozen=True)
 class Names:
-    """A network's convolutions by path and alias, as far as they are known."""
+    """The convolutions of a network by path and alias."""
 
     model: nn.Module
     observation: Observation | None  # None where the network could not be run
@@ -46,7 +46,7 @@ class Names:
         return f"{alias} ({path})" if alias and alias != path else repr(path)
 
     def require_observation(self, what: str) -> None:
-        """Refuse what takes a run of the network.
+        """Check that the network could be run, for a name that needs it.
 
         Raises:
             HotswapError: where it could not be run.
@@ -128,7 +128,7 @@ def look_up(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields
 
 
 def _adapted(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The convolution that an adapter is around, where a path is that of one: it is still what the path names."""
+    """The convolution inside an adapter, where a path names the adapter: people mean the convolution."""
     inner = modules.get(f"{path}.{_INNER}")
     if why_not_swappable(modules[path]) is None or inner is None:
         return path
@@ -136,5 +136,5 @@ def _adapted(path: str, modules: Mapping[str, nn.Module]) -> str:
 
 
 def shown(name: Name) -> str:
-    """What a person named, for messages."""
+    """A name as it is shown in messages."""
     return f"of class {type(name).__name__}" if isinstance(name, nn.Module) else repr(name)

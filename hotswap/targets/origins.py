@@ -1,4 +1,4 @@
-"""What tensors are made of, as seen by one forward: its arguments, and what the modules that it calls return.
+"""The origins of tensors within one forward: its arguments, and the outputs of modules that it calls.
 
 It tells the turns of a loop apart, `for f in features: f = F.interpolate(f, size)`, however many there are at a size.
 Functions that only change a tensor's size leave its origins as they are: many are called at odd sizes only.
@@ -24,7 +24,7 @@ _RESIZING = {
 
 
 class Origins:
-    """Of the tensors of one call of a forward."""
+    """The origins of the tensors in one call of a forward."""
 
     def __init__(self, args: Any, kwargs: Any) -> None:
         self._of: dict[int, tuple[weakref.ref[Tensor], frozenset[str]]] = {}
@@ -33,16 +33,16 @@ class Origins:
             self._set(x, {f"argument {index}"})
 
     def of(self, x: Any) -> frozenset[str]:
-        """What a tensor is made of; nothing where that is not known."""
+        """The origins of a tensor; none where they are not known."""
         reference, origins = self._of.get(id(x), (None, frozenset[str]()))
         return origins if reference is not None and reference() is x else frozenset()
 
     def enter(self) -> None:
-        """A module is called."""
+        """Note that a module is called."""
         self._depth += 1
 
     def leave(self, name: str, args: Any, output: Any) -> None:
-        """It returns, or raises. `name` is its path from the module whose forward this is."""
+        """Note that it returns, or raises. `name` is its path from the module whose forward this is."""
         self._depth -= 1
         if self._depth == 0:
             given = {origin.partition(" of ")[0] for x in _tensors(args) for origin in self.of(x)}
@@ -51,7 +51,7 @@ class Origins:
                 self._set(x, {f"{name}[{index}]{behind}"})
 
     def follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """A function is called, by the forward itself or by a module."""
+        """Note a call of a function, by the forward itself or by a module."""
         if self._depth or not isinstance(result, Tensor | tuple | list):
             return
         name = str(getattr(func, "__name__", "")).strip("_")

@@ -1,4 +1,4 @@
-"""Which convolution inside a module is its own: the one whose weight is the module's, or is made of that.
+"""The convolution of a module: the one whose weight is the module's own, or computed from it.
 
 A forward, and the helpers it calls, may compute others of the same window: with a filter kept in a buffer, say, at
 some sizes only. So it is followed what the functions that it calls make of the module's weight. Compiled, it is not
@@ -44,7 +44,7 @@ def _names_conv2d(kind: type[nn.Module]) -> bool:
 
 
 class OwnWeight:
-    """The weight of a module that is about to run its forward, and all that is made of it there."""
+    """The weight of a module, and all tensors computed from it in the forward."""
 
     def __init__(self, module: nn.Module) -> None:
         self._made = _stored(module)
@@ -53,7 +53,7 @@ class OwnWeight:
         return any(x is known for known in self._made)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A function was called.
+        """Note a call of a function.
 
         What it makes of the weight is the weight still, whole or channels of it; no mean of it is, and no mask.
         """
@@ -78,7 +78,7 @@ _name._dynamo_marked_constant = True  # type: ignore[attr-defined] # Dynamo know
 
 
 def _stored(module: nn.Module) -> list[Tensor]:
-    """What a module keeps its weight in."""
+    """The tensors in which a module keeps its weight."""
     if not isinstance(module, nn.Conv2d):
         weight = _only_weight(module)
         return [] if weight is None else [weight]

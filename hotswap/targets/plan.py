@@ -1,4 +1,4 @@
-"""What will be swapped: resolved, printable, serialisable. No side effects, no model needed."""
+"""Plans: what is swapped, resolved, printable and serialisable. No side effects, no model needed."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +98,7 @@ class Resize(NamedGuide):
 
     @property
     def layer_path(self) -> str:
-        """Where in the converted network the layer is that does it."""
+        """The path of its layer in the converted network."""
         if self.call is None:
             return self.target
         child = f"_hotswap_resize_{self.call}"
@@ -142,7 +142,7 @@ class Plan:
 
     @classmethod
     def joined(cls, plans: Sequence["Plan"]) -> "Plan":
-        """Of several parts of one network, in this order."""
+        """One plan of several parts of one network, in this order."""
         drifts = [plan.drift for plan in plans if plan.drift is not None]
         return cls(
             tuple(swap for plan in plans for swap in plan.swaps),

@@ -1,4 +1,4 @@
-"""Where a network enlarges its maps: found in one run on fake tensors."""
+"""The enlargements of a network, found in one run on fake tensors."""
 
 import functools
 import inspect
@@ -29,7 +29,7 @@ _SIGNATURE = inspect.signature(F.interpolate)
 
 
 class Identity(NamedTuple):
-    """What a call of F.interpolate is known by among those of one module's forward, at any size."""
+    """The identity of a call of F.interpolate among those of one forward, the same at any size."""
 
     key: str  # of its chain: see `call_sites`
     origins: frozenset[str] | None = None  # of its input, where several calls may have the chain
@@ -102,7 +102,7 @@ def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize
 
 @dataclass(eq=False)
 class _Forward:
-    """One that is running."""
+    """A running forward."""
 
     module: nn.Module
     origins: Origins
@@ -188,7 +188,7 @@ class _Watch(TorchFunctionMode):
             self.sizes.setdefault(path, fine)
 
     def _name(self, module: nn.Module) -> str | None:
-        """In the module whose forward runs; None outside it, and where hooks cannot be."""
+        """The name of a module inside the one whose forward runs; None outside it, and where hooks cannot be."""
         owner = self._running[-1].module
         names = self._names.get(owner)
         if names is None:
@@ -270,7 +270,7 @@ def at_of(chain: Chain, origins: Iterable[str] | None, turn: int) -> tuple[str, 
 
 
 class _Constants:
-    """The parameters and buffers of a network, and what is made of nothing but these and numbers."""
+    """The parameters and buffers of a network, and tensors computed from nothing else."""
 
     def __init__(self, model: nn.Module) -> None:
         self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
@@ -280,11 +280,11 @@ class _Constants:
         return id(x) in self._own or id(x) in self._made
 
     def forget(self) -> None:
-        """What was made of them is no longer known."""
+        """Forget the tensors computed from them."""
         self._made.clear()
 
     def follow(self, func: Any, given: Any, result: Any) -> None:
-        """Note what a function makes of what it is given."""
+        """Note the results of a function of constants."""
         if all(x in self for x in pytree.tree_leaves(given) if isinstance(x, Tensor)):
             self._made |= {id(x): x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
         elif _writes(func):

@@ -1,4 +1,4 @@
-"""How a target's window slides over its input: where the guide has to be read.
+"""The sliding window of a target: where the guide is read.
 
 For a stock layer its attributes say it. A subclass of `nn.Conv2d` with a forward of its own may pad first, or slide
 otherwise than its attributes say; so it is run on small inputs, up to the convolution inside it, to see what it gets.
@@ -53,7 +53,7 @@ def register_padding(kind: type[nn.Conv2d], rule: Rule) -> None:
 
 
 class Sliding(NamedTuple):
-    """The window, and what is put around the input before it. Flat, so that a graph's code can spell it."""
+    """A sliding window and its padding. Flat, so that a graph's code can spell it."""
 
     kernel_size: Pair
     stride: Pair = (1, 1)
@@ -74,13 +74,13 @@ class Sliding(NamedTuple):
         return self.window().on_output() if self.kind == TRANSPOSED else self.window()
 
     def guide_size(self, height: int, width: int) -> Pair:
-        """What the guide has to be resized to, for an input of this size: that size, or a transposed one's output."""
+        """The size of the guide for an input of this size; for a transposed convolution, that of its output."""
         if self.kind == TRANSPOSED:
             return self.window().transposed_size(height, width, self.output_padding)
         return height, width
 
     def padded(self, x: Tensor) -> Tensor:
-        """The layer's input, or a guide of `guide_size`, with all around it but the window's own zeros."""
+        """The layer's input, or a guide of `guide_size`, with all padding but the window's own zeros."""
         pads = _RULES[self.pads](self.window(), x.shape[2], x.shape[3]) if isinstance(self.pads, str) else self.pads
         if self.ceil_mode:
             rows, columns = self.window().ceil_padding(x.shape[2], x.shape[3])
@@ -88,14 +88,14 @@ class Sliding(NamedTuple):
         return x if pads == _NONE else F.pad(x, pads, self.pad_mode)
 
     def valid_taps(self, input: Tensor) -> Tensor:
-        """Which taps see a pixel of the guide rather than nothing: bool [kh, kw, Ho, Wo]."""
+        """The taps inside the guide: bool [kh, kw, Ho, Wo]."""
         size = self.guide_size(input.shape[2], input.shape[3])
         inside = self.padded(torch.ones(1, 1, *size, device=input.device)) != 0
         return geometry.all_taps(inside, self.on_guide())[0, 0]
 
 
 def sliding_of(module: nn.Module) -> Sliding:
-    """How the window of a convolution, transposed convolution or average pool slides.
+    """The sliding window of a convolution, transposed convolution or average pool.
 
     Raises:
         HotswapError: where it cannot be known, with the reason, as the end of "X cannot be swapped: ...".
@@ -142,7 +142,7 @@ class _Conv2d(NamedTuple):
     groups: int = 1
 
     def window(self) -> Window:
-        """How it slides."""
+        """The sliding window of the call."""
         kernel_size = (self.weight.shape[2], self.weight.shape[3])
         return make_window(kernel_size, self.stride, self.padding, self.dilation)
 
@@ -182,7 +182,7 @@ class _Watch(TorchFunctionMode):
         raise NotImplementedError
 
     def seen(self, call: _Conv2d) -> _Seen:
-        """How it came to be called."""
+        """The window of a call, and the padding of its input."""
         added = (call.input.shape[2] - self.size[0], call.input.shape[3] - self.size[1])
         return _Seen(call.window(), self._steps(call.input), added)
 
@@ -231,7 +231,7 @@ class _Steer(_Watch):
 
 
 def _padded_as(sliding: Sliding, seen: _Seen) -> bool:
-    """Whether the input was padded as when the layer was looked at; what a rule says is not looked at again."""
+    """Whether the input was padded as in the dry run; padding by a rule is not checked again."""
     if isinstance(sliding.pads, str):
         return True
     left, right, top, bottom = sliding.pads
@@ -298,7 +298,7 @@ _LARGE = (67, 71)  # an input that every window fits into
 
 
 def _sizes(window: Window) -> list[Pair]:
-    """Input sizes that tell paddings apart: everything that a size modulo the stride can lead to."""
+    """Input sizes that tell paddings apart: every remainder modulo the stride."""
     reach = [d * (k - 1) + 1 for k, d in zip(window.kernel_size, window.dilation, strict=True)]
     return [(reach[0] + 2 + n, reach[1] + 5 + n) for n in range(max(*window.stride, 2) + 1)]
 
@@ -319,7 +319,7 @@ def _run_up_to_convolution(module: nn.Module, height: int, width: int) -> _Seen:
 
 
 def _total(seen: _Seen) -> Pads | None:
-    """All padding added up; None where it does not explain the size that the convolution got."""
+    """The total padding; None where it does not explain the size that the convolution got."""
     left, right, top, bottom = (sum(pads[side] for pads, _ in seen.steps) for side in range(4))
     return (left, right, top, bottom) if (top + bottom, left + right) == seen.added else None
 

@@ -52,7 +52,7 @@ def plan(
             or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
             guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
             modules, their paths, or "resize": every enlargement by 2 or more. A list may mix them.
-        guide: what steers them: a module, whose output does, by itself, its path or its alias; "input", the image
+        guide: what steers them: a module object, its path, or its alias, for its output; "input", the image
             (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
             count as one guide with all their channels; or a mapping from targets, named in any of these ways or by
             patterns, to one of these.

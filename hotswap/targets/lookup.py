@@ -55,7 +55,7 @@ class Names:
             raise HotswapError(f"{what} needs one run of the network on fake inputs, and {self.why_unobserved}")
 
     def path(self, name: Name, role: str) -> str:
-        """The path of a module, given by itself, its path or its alias.
+        """The path of a module, given as an object, a path, or an alias.
 
         Raises:
             HotswapError: where it is none of this network, with the closest names; `role` is what it is called there.

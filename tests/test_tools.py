@@ -44,6 +44,7 @@ def test_the_reference_of_a_package_has_all_it_exports_by_where_it_is(package):
     [
         ("[a](swapping.md#b) ![c](pictures/d.jpg)", "[a](swapping.md#b) ![c](pictures/d.jpg)"),
         ("[the rows](../benchmarks/results/x.csv)", "the rows (`benchmarks/results/x.csv`)"),
+        ("[runs](tools/attack/README.md)", "runs (`tools/attack/README.md`)"),
         ("[map](docs/architecture.md)", "[map](architecture.md)"),
         ("[log](CHANGELOG.md)", "[log](changelog.md)"),
     ],

@@ -43,7 +43,9 @@ def _link(match: re.Match[str]) -> str:
     stem = address.removesuffix(".md")
     if stem in PROJECT_PAGES:
         return f"[{text}]({stem.lower()}.md)"
-    return f"{text} (`{address.removeprefix('../')}`)" if address.startswith("../") else match[0]
+    file = address.removeprefix("../")
+    outside = address.startswith("../") or ((ROOT / file).is_file() and not (ROOT / "docs" / file).exists())
+    return f"{text} (`{file}`)" if outside else match[0]
 
 
 def written(nav: Any, pages: set[str]) -> Any:

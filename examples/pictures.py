@@ -67,11 +67,11 @@ def capture_kernel(model: nn.Module, target: str, image: Tensor) -> Tensor:
     module = model.get_submodule(target)
     kernels: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        # A swapped convolution is called with its input and its guides.
-        kernels.append(module.adapting_kernel(module.distance(*args)))  # type: ignore[operator]
+    def note(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        # A swapped convolution is called with its input and, by keyword, its guides.
+        kernels.append(module.adapting_kernel(module.distance(*args, **keywords)))  # type: ignore[operator]
 
-    handle = module.register_forward_pre_hook(note)
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
             model(image)

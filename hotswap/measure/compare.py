@@ -45,13 +45,14 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
     """
 
     def hook_for(path: str) -> Callable[..., None]:
-        def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
-            if (measured := layer.measured(*arguments)) is not None:
+        def hook(layer: Swapped, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if (measured := layer.measured(*arguments, **keywords)) is not None:
                 visit(path, layer, *measured)
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(hook_for(path)) for path, layer in swapped_layers(model).items()]
+    layers = swapped_layers(model).items()
+    handles = [layer.register_forward_pre_hook(hook_for(path), with_kwargs=True) for path, layer in layers]
     try:
         yield
     finally:

@@ -71,9 +71,10 @@ def measure(
     keys: dict[str, object] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
-        def hook(layer: Swapped, arguments: tuple[Any, ...]) -> None:
+        def hook(layer: Swapped, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             if name not in costs:
                 next(steps, None)
+                arguments = (*given, *keywords.values())  # the input, the guides, and what else an enlargement gets
                 costs[name] = _of_target(name, layer, arguments, plain, device)
                 keys[name] = _distances_of(name, layer, arguments)
 
@@ -84,7 +85,7 @@ def measure(
             lambda: plain(*_copied(sample.arguments)), lambda: model(*_copied(sample.arguments)), device
         )
         # Each target is timed while the network runs, so that no input has to be stored.
-        handles = [layer.register_forward_pre_hook(hook_for(name)) for name, layer in layers.items()]
+        handles = [x.register_forward_pre_hook(hook_for(name), with_kwargs=True) for name, x in layers.items()]
         try:
             model(*_copied(sample.arguments))
         finally:

@@ -79,7 +79,7 @@ class _Give(Reader):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         require_input_only(self.target, args, kwargs)
         input = args[0] if args else next(iter(kwargs.values()))
-        return (input, self.guides(input)), {}
+        return (input,), {"guides": self.guides(input)}  # so that hooks see the arguments of the plain layer
 
 
 class Done(Reader):

@@ -19,11 +19,12 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
-from hotswap.surgery import graph, graph_calls, regraphing
+from hotswap.network.derived import restore, subclass
+from hotswap.surgery import graph_calls, regraphing
 from hotswap.surgery.guide_hooks import Done, Hook, Reader
 from hotswap.surgery.install import CALLS
 from hotswap.surgery.passes import Relay
-from hotswap.surgery.past_forward import refusing
+from hotswap.surgery.past_forward import NAMES, refusing
 from hotswap.surgery.slots import Slot, slots_of
 from hotswap.targets.call_sites import (
     begun,
@@ -56,18 +57,16 @@ class Calls:
             if isinstance(owner, GraphModule):
                 _guide_graph(owner, own, chains, self.numbers[path])
                 continue
-            calls = _Calls(own, type(owner), path, chains)
+            calls = _Calls(own, path, chains)
             owner.__dict__[CALLS] = calls
-            forward = _handing(type(owner))
-            if calls.follows:  # which tells tensors from each other, and graphs have none
-                forward = torch.compiler.disable(forward, reason=_NOT_COMPILED)
+            if calls.follows:
                 for name, module in owner.named_modules():
                     if name and hookable(module):
                         module.register_forward_pre_hook(_Enter(own, calls, name))
                         module.register_forward_hook(_Leave(own, calls, name), always_call=True)
-            names = {key: chain.names for key, chain in chains.items()}
-            methods = refusing(type(owner), names, _forward_runs)
-            owner.__class__ = graph.subclass(type(owner), **(methods | {"forward": forward}))
+            owner.__dict__[NAMES] = {key: chain.names for key, chain in chains.items()}
+            plain: Any = type(owner)
+            owner.__class__ = _handing_class(plain, calls.follows)
         return list(self.numbers)
 
 
@@ -80,8 +79,8 @@ def detach(own: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
     for module in root.modules():
         calls: _Calls | None = module.__dict__.get(CALLS)
         if calls is not None and calls.relay is own:
-            del module.__dict__[CALLS]
-            module.__class__ = calls.plain_class
+            del module.__dict__[CALLS], module.__dict__[NAMES]
+            restore(module, _handing_class)
 
 
 def find_calls(modules: Mapping[str, nn.Module], resizes: Sequence[Resize], sites: Sites) -> Calls:
@@ -183,7 +182,6 @@ class _Calls:
     """Left in a module whose forward makes calls that are handed over."""
 
     relay: Relay
-    plain_class: type[nn.Module]
     path: str
     chains: Mapping[str, _Chain]
     running: dict[int, list[Origins]] = field(
@@ -206,12 +204,24 @@ def _forward_runs(owner: nn.Module) -> bool:
     return calls.relay.runs(calls.path)
 
 
+@functools.cache
+def _handing_class(plain: Any, follows: bool) -> Any:
+    """A class whose instances have the calls of F.interpolate in their forward handed over."""
+    forward = _handing(plain)
+    if follows:  # which tells tensors from each other, and graphs have none
+        forward = torch.compiler.disable(forward, reason=_NOT_COMPILED)
+    methods = refusing(plain, _forward_runs)
+    return subclass(plain, (_handing_class, plain, follows), **(methods | {"forward": forward}))
+
+
 def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a class, whose calls of F.interpolate are handed over."""
 
     @functools.wraps(plain.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        calls: _Calls = self.__dict__[CALLS]
+        calls: _Calls | None = self.__dict__.get(CALLS)
+        if calls is None:
+            return plain.forward(self, *args, **kwargs)
         calls.relay.begin(calls.path)
         try:
             if not calls.follows:

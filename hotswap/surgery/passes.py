@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.errors import HotswapError
+from hotswap.surgery.handed import REENTRANT
 from hotswap.surgery.slots import Slot
 from hotswap.targets.forward_ops import guide_copy
 
@@ -154,6 +155,11 @@ class Relay:
             raise HotswapError(
                 f"target {target!r} runs outside the graph that torch.compile made for its guide {slot.source!r}; "
                 "compile with fullgraph=True, which says where the network was split, or only modules without targets"
+            )
+        if torch.compiler.is_compiling():
+            raise HotswapError(
+                f"target {target!r} is compiled apart from its guide {slot.source!r}; compile the network as a "
+                'whole, or convert it with method="fx"'
             )
         raise HotswapError(
             f"target {target!r} was called without its guide {slot.source!r}, which did not run before it in this "
@@ -289,7 +295,4 @@ def _let_go(metadata: dict[str, Any], *_gradients: Any) -> None:
 
 
 def _refuse_gradient(_gradient: Tensor) -> None:
-    raise HotswapError(
-        "reentrant activation checkpointing runs a target apart from its guide, and would lose the guide's gradient; "
-        "checkpoint with use_reentrant=False"
-    )
+    raise HotswapError(REENTRANT)

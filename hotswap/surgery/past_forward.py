@@ -15,35 +15,67 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
+from hotswap.network.derived import restore, subclass
 from hotswap.surgery.input_checks import own_methods
 from hotswap.targets.call_sites import begun, is_end_of, key_here, key_traced
 
 Names = Mapping[str, str]  # of guided calls, by the keys of their chains
 
 
-def refusing(
-    kind: type[nn.Module], names: Names, guided: Callable[[nn.Module], bool], *, forward: bool = False
-) -> dict[str, Any]:
-    """A class's own methods, refusing to make guided calls.
+NAMES = "_hotswap_guided_calls"  # of a module with guided calls, a plain attribute: `Names`
+
+
+def refuse(module: nn.Module, names: Names, *, forward: bool) -> None:
+    """Have a module's methods refuse to make guided calls, in place. Undone by `allow`.
+
+    Args:
+        module: the module.
+        names: the guided calls.
+        forward: include `forward`, where that of a module around it has its code.
+    """
+    module.__dict__[NAMES] = names
+    plain: Any = type(module)
+    module.__class__ = _refusing_class(plain, forward)
+
+
+def allow(root: nn.Module) -> None:
+    """Undo `refuse` in a module and all modules inside."""
+    for module in root.modules():
+        if restore(module, _refusing_class):
+            del module.__dict__[NAMES]
+
+
+@functools.cache
+def _refusing_class(plain: Any, forward: bool) -> Any:
+    methods = refusing(plain, _never)
+    if forward:
+        methods["forward"] = _refusing("forward", plain.forward, plain, _never)
+    return subclass(plain, (_refusing_class, plain, forward), **methods)
+
+
+def _never(_module: nn.Module) -> bool:
+    """A graph has the code of all methods, and calls none."""
+    return False
+
+
+def refusing(kind: type[nn.Module], guided: Callable[[nn.Module], bool]) -> dict[str, Any]:
+    """A class's own methods but `forward`, refusing to make guided calls.
 
     Args:
         kind: the class.
-        names: the guided calls.
         guided: whether a module's forward is running, so that its calls are guided.
-        forward: include `forward`, where that of a module around it has its code.
     """
     methods = {name: m for name, m in own_methods(kind).items() if not inspect.isgeneratorfunction(m)}
-    if forward:
-        methods["forward"] = kind.forward
-    return {name: _refusing(kind, name, method, names, guided) for name, method in methods.items()}
+    return {name: _refusing(name, method, kind, guided) for name, method in methods.items()}
 
 
 def _refusing(
-    kind: type[nn.Module], name: str, method: Callable[..., Any], names: Names, guided: Callable[[nn.Module], bool]
+    name: str, method: Callable[..., Any], kind: type[nn.Module], guided: Callable[[nn.Module], bool]
 ) -> Callable[..., Any]:
     @functools.wraps(method)
     def entered(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if guided(self):
+        names: Names | None = self.__dict__.get(NAMES)
+        if names is None or guided(self):
             return method(self, *args, **kwargs)
         with _PastForward(names, f"{kind.__name__}.{name}"):
             return begun(method, self, *args, **kwargs)

@@ -62,6 +62,11 @@ class Standing:
                         self._values[each] = self._computed(each)
         return self._values[node]
 
+    def run(self, function: Callable[..., Any], *values: Any) -> Any:
+        """Call a function on values, untraced."""
+        with self._running(), random_numbers_kept(), on_fake_tensors(self._fake):
+            return function(*values)
+
     @contextmanager
     def _running(self) -> Iterator[None]:
         self.running = True

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from hotswap.errors import HotswapError
 from hotswap.network.copying import copied, graphs
 from hotswap.network.graph_modules import EVALUATION, GRAPH, TRAINING, by_mode
-from hotswap.targets.guided_layer import GuidedLayer
+from hotswap.surgery.containers import is_steered
 
 _REWRITTEN = "_hotswap_graphs"  # a plain attribute of a GraphModule that is rewritten, not in its state_dict
 
@@ -151,12 +151,13 @@ def _give(module: GraphModule, own: Mapping[str, Graph]) -> None:
 
 
 def _guided(module: GraphModule, graph: Graph) -> frozenset[str]:
-    return frozenset(path for path in _given_more(graph) if isinstance(module.get_submodule(path), GuidedLayer))
+    return frozenset(path for path in _given_more(graph) if is_steered(module.get_submodule(path)))
 
 
 def _given_more(graph: Graph) -> set[str]:
     """Paths of the modules that get more than an input."""
-    return {str(node.target) for node in graph.nodes if node.op == "call_module" and len(node.args) > 1}
+    calls = (node for node in graph.nodes if node.op == "call_module")
+    return {str(node.target) for node in calls if len(node.args) + len(node.kwargs) > 1}
 
 
 def _text(graph: Graph) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
-"""A `torch.fx` tracer that opens only the modules an edit has to touch.
+"""Traces one method of a module, in training and in evaluation, opening only the modules an edit has to touch.
 
-Every other module stays a single node, so control flow inside it does not matter. Three more things keep the
-graph true to the code it replaces. Arguments with a default are taken at that default, or at a value
-that was registered for them, and a call that passes anything else is refused at run time instead of being answered
-wrongly. Where the traced code differs
-between training and evaluation, both are kept. And where a method called by `forward` holds the whole edit
-(timm's `forward_features`, say), that method is traced instead, so it stays usable by itself.
+Three things keep the graphs true to the code they replace:
+
+- Arguments with a default are taken at that default, or at a value that was registered for them. A call that passes
+  anything else is refused at run time instead of being answered wrongly.
+- Where the traced code differs between training and evaluation, both are kept.
+- Where a method called by `forward` holds the whole edit (timm's `forward_features`, say), that method is traced
+  instead, so it stays usable by itself.
 """
 
 import inspect
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +20,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.proxy import Attribute, Proxy, TraceError
+from torch.fx.proxy import Proxy, TraceError
 
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Call, like, mode
-from hotswap.network.graph_modules import called, graph_of, placeholders, stepped
 from hotswap.network.preserve import (
     cached_tensors,
     contents_kept,
@@ -34,10 +33,10 @@ from hotswap.network.preserve import (
     written_back,
 )
 from hotswap.surgery.activations import is_in_place
-from hotswap.surgery.input_checks import called_as_they_are, own_methods
-from hotswap.surgery.proxies import Standing, TypedTracer, arguments_of
-from hotswap.surgery.registry import fixed_arguments, leaf_functions
-from hotswap.targets.forward_ops import guide_copy, require_given, require_value, same
+from hotswap.surgery.input_checks import called_as_they_are
+from hotswap.surgery.path_tracer import OpenedCall, PathTracer, UnpackedError
+from hotswap.surgery.proxies import Standing, arguments_of
+from hotswap.targets.forward_ops import same
 
 
 @dataclass(frozen=True)
@@ -48,125 +47,13 @@ class Traced:
     method: str
     training: torch.fx.Graph
     evaluation: torch.fx.Graph
+    calls: tuple[Sequence[OpenedCall], Sequence[OpenedCall]]  # of the opened modules, in training and in evaluation
     constants: dict[str, Any]  # tensors the traced code makes itself, by the attribute the graphs read them from
     opened: tuple[str, ...]  # the modules traced through, relative to root
 
 
 class UntraceableError(HotswapError):
     """Code that cannot be made a graph: what hooks are for."""
-
-
-class UnpackedError(Exception):
-    """The traced code unpacks what a module returns that is not opened, so that nobody knows how much it is."""
-
-    def __init__(self, module: str) -> None:
-        super().__init__(f"it unpacks what {module!r} returns")
-        self.module = module  # relative to the root
-
-
-class PathTracer(TypedTracer):
-    """Traces one method of a root module, opening only the submodules named in `opened`."""
-
-    def __init__(
-        self, opened: Collection[str], standing: Standing, method: str = "forward", *, given: int = 0
-    ) -> None:
-        super().__init__(autowrap_functions=(*leaf_functions(), guide_copy))
-        self.opened = frozenset(opened)
-        self.standing = standing
-        self.traced_func_name = method
-        self.given = given
-        self._records_gradients = torch.is_grad_enabled()
-        self._required: set[Node] = set()  # arguments that must be tensors, as code branches on it
-
-    def asked(self, proxy: Proxy) -> None:
-        """Refuse calls with anything else than a tensor for an argument that code asked the type of."""
-        if not isinstance(proxy, Attribute) and proxy.node.op == "placeholder" and proxy.node not in self._required:
-            self._required.add(proxy.node)
-            checked = (self.traced_func_name, str(proxy.node.target), proxy)
-            self.create_proxy("call_function", require_given, checked, {})
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Everything but the modules on the way down to an edit."""
-        return module_qualified_name not in self.opened
-
-    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: Any = None) -> torch.fx.Graph:
-        """As torch.fx; the inputs of a GraphModule stay arranged as they are."""
-        graph: torch.fx.Graph = super().trace(root, concrete_args)
-        if isinstance(root, GraphModule):
-            graph.set_codegen(graph_of(root)._codegen)
-        return graph
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """As torch.fx; a GraphModule that is opened is gone through node by node."""
-        by_node = called(m, self) if isinstance(m, GraphModule) else None
-        return super().call_module(m, by_node or forward, args, kwargs)
-
-    def iter(self, obj: Proxy) -> Iterator[Any]:
-        """Refuse, as torch.fx does, but say whose output it is."""
-        source = obj.node
-        while source.target is operator.getitem and isinstance(source.args[0], Node):
-            source = source.args[0]
-        if source.op == "call_module":
-            raise UnpackedError(str(source.target))
-        found: Iterator[Any] = super().iter(obj)
-        return found
-
-    def create_arg(self, a: Any) -> Any:
-        """As torch.fx, but an OrderedDict stays one: networks return it, and mean it."""
-        if isinstance(a, Proxy):  # before torch.fx looks whether it is a parameter
-            return a.node
-        if type(a) is OrderedDict:
-            items = [[key, self.create_arg(value)] for key, value in a.items()]
-            return self.create_node("call_function", OrderedDict, (items,), {})
-        return super().create_arg(a)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        """As torch.fx; refuse code that records gradients otherwise than the code around it, as graphs do not.
-
-        That of `with torch.no_grad():`, and of functions with a gradient of their own.
-        """
-        if torch.is_grad_enabled() != self._records_gradients:
-            raise TraceError(
-                "part of it switches gradients off or on, or is an autograd.Function with one of its own"
-            )
-        return super().create_node(*args, **kwargs)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make the graph's inputs: one a parameter, those with a default fixed but for the given ones.
-
-        At the value registered as concrete, or else what the observed call had, or else the default. Those of a
-        GraphModule are those of its graph.
-        """
-        if isinstance(self.root, GraphModule):
-            return stepped(self.root, self), placeholders(self.root, self)
-        registered = fixed_arguments(self.root) if self.traced_func_name == "forward" else {}
-        # No numbers: those may follow from sizes, and be others at the next.
-        observed = {k: x for k, x in (self.standing.arguments or {}).items() if isinstance(x, bool | str | None)}
-        fixed = observed | registered
-        positional: list[Any] = [self.root]
-        keywords: dict[str, Any] = {}
-        for position, parameter in enumerate(list(inspect.signature(root_fn).parameters.values())[1:]):
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                raise HotswapError(f"it takes *{parameter.name}, an unknown number of inputs")
-            if parameter.kind is parameter.VAR_KEYWORD:
-                continue  # calls with keywords it does not name fail, as Python functions do
-            has_default = parameter.default is not parameter.empty
-            default = (parameter.default,) if has_default else ()
-            value = self.create_proxy("placeholder", parameter.name, default, {})
-            if parameter.name in registered or (has_default and position >= self.given):
-                only = fixed.get(parameter.name, parameter.default)
-                checked = (self.traced_func_name, parameter.name, value, only)
-                self.create_proxy("call_function", require_value, checked, {})
-                value = only
-            elif has_default:
-                self.create_proxy("call_function", require_given, (self.traced_func_name, parameter.name, value), {})
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                keywords[parameter.name] = value
-            else:
-                positional.append(value)
-        return (lambda *args: root_fn(*args, **keywords)), positional
 
 
 class _Start(NamedTuple):
@@ -238,10 +125,11 @@ def _traced(root: nn.Module, through: Sequence[nn.Module], opened: Collection[st
     """One trace in each mode."""
     with untouched(root.modules()), _new_attributes(root) as constants:
         with contents_kept(through), mode(root, training=True):
-            training = _trace(root, opened, start)
+            training, in_training = _trace(root, opened, start)
         with contents_kept(through), mode(root, training=False):
-            evaluation = _trace(root, opened, start)
-    return Traced(root, start.method, training, evaluation, constants, tuple(sorted(opened)))
+            evaluation, in_evaluation = _trace(root, opened, start)
+    calls = (in_training, in_evaluation)
+    return Traced(root, start.method, training, evaluation, calls, constants, tuple(sorted(opened)))
 
 
 def _alike(a: Traced, b: Traced) -> bool:
@@ -281,7 +169,7 @@ def _method_to_rewrite(
     standing = Standing(root, start.arguments)
     tracer = PathTracer(opened, standing, given=start.given)
     failure: Exception | None = None
-    with called_as_they_are(root), _recorded_methods(root) as recorded:
+    with called_as_they_are(root, standing) as names, _recorded_methods(root, names) as recorded:
         try:
             tracer.trace(root)
         except Exception as error:  # noqa: BLE001 (raised below, unless a method that is fine ended before it)
@@ -305,17 +193,18 @@ def _method_to_rewrite(
     return start
 
 
-def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> torch.fx.Graph:
+def _trace(root: nn.Module, opened: Collection[str], start: _Start) -> tuple[torch.fx.Graph, Sequence[OpenedCall]]:
     try:
         standing = Standing(root, start.arguments)
-        with called_as_they_are(root), _autocast_refused(standing):
-            graph = PathTracer(opened, standing, start.method, given=start.given).trace(root)
+        tracer = PathTracer(opened, standing, start.method, given=start.given)
+        with called_as_they_are(root, standing), _autocast_refused(standing):
+            graph = tracer.trace(root)
         graph.lint()
     except UnpackedError:
         raise
     except Exception as error:  # whatever the user's code does when handed proxies
         raise _untraceable(root, start.method, error) from error
-    return graph
+    return graph, tracer.calls
 
 
 @contextmanager
@@ -356,10 +245,9 @@ class _MethodCall:
 
 
 @contextmanager
-def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
-    """Note which of root's own methods are called while its forward is traced, and which nodes each made."""
+def _recorded_methods(root: nn.Module, names: Sequence[str]) -> Iterator[list[_MethodCall]]:
+    """Note which of root's methods, by name, are called while its forward is traced, and which nodes each made."""
     calls: list[_MethodCall] = []
-    wrapped = [name for name in own_methods(type(root)) if name not in root.__dict__]
 
     def wrap(name: str) -> Callable[..., Any]:
         bound = getattr(root, name)
@@ -381,13 +269,12 @@ def _recorded_methods(root: nn.Module) -> Iterator[list[_MethodCall]]:
 
         return recorder
 
-    for name in wrapped:
-        root.__dict__[name] = wrap(name)
+    before = {name: root.__dict__[name] for name in names}
+    root.__dict__.update({name: wrap(name) for name in names})
     try:
         yield calls
     finally:
-        for name in wrapped:
-            del root.__dict__[name]
+        root.__dict__.update(before)
 
 
 def _only_inputs(bound: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 import pac_ops
 from hotswap.errors import HotswapError
+from hotswap.network.derived import derived
 from hotswap.targets import kernels
 from hotswap.targets.forward_ops import Shared, image_size, window_distance
 from hotswap.targets.guided_layer import GuidedLayer
@@ -235,7 +236,7 @@ def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which m
     swapped = next((found for stock, found in _SWAPPED.items() if issubclass(plain, stock)), SwappedFunction)
     own = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
     # The swapped class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
-    return type(f"Swapped{plain.__name__}", (swapped, *own, plain), {})
+    return derived(f"Swapped{plain.__name__}", (swapped, *own, plain), (_swapped_class, plain))
 
 
 def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
+from hotswap.network.derived import derived
 from hotswap.targets.convolution import become_plain, plain_class, swapped_type
 from hotswap.targets.forward_ops import describe, image_size
 from hotswap.targets.guided_layer import GuidedLayer
@@ -195,7 +196,7 @@ def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which m
     if plain in guided.__bases__:
         return guided
     # The guided class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
-    return type(f"Guided{plain.__name__}", (guided, plain), {})
+    return derived(f"Guided{plain.__name__}", (guided, plain), (_swapped_class, plain))
 
 
 def swap_in(model: nn.Module, resize: Resize) -> None:

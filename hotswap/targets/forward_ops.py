@@ -171,6 +171,8 @@ def guide_copy(guide_name: str, guide: Any) -> Tensor:
     Raises:
         HotswapError: where the guide is no image-like tensor.
     """
+    if isinstance(guide, Proxy):  # as rewritten code is traced in its turn
+        return guide.tracer.create_proxy("call_function", guide_copy, (guide_name, guide), {})  # type: ignore[return-value]
     _check_guide(guide_name, guide)
     copied: Tensor = guide.clone()
     return copied

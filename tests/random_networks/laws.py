@@ -100,7 +100,7 @@ class _Case:
         if self.choice.learn_scale:
             self.oracle.scales = {t.place: log.detach().double().exp() for t, log in self._logs(swapped)}
         laws: Sequence[Callable[[nn.Module, nn.Module], bool]] = (
-            self.state, self.example, self.other_size, self.training, self.gradients, self.scale_zero, self.deep_copy,
+            self.state, self.called, self.example, self.other_size, self.training, self.gradients, self.scale_zero, self.deep_copy,
             self.files, self.exported, self.reverted,
         )  # fmt: skip
         for law in laws:
@@ -143,6 +143,13 @@ class _Case:
             self._require(found[path].training == module.training, "state", f"mode of {path!r}")
         trained = {n: p.requires_grad for n, p in swapped.named_parameters() if not n.endswith("guide_log_scale")}
         self._require(trained == {n: p.requires_grad for n, p in plain.named_parameters()}, "state", "requires_grad")
+        return True
+
+    def called(self, swapped: nn.Module, plain: nn.Module) -> bool:
+        """Hooks that are put on now see the calls that those of the plain network see."""
+        image = self.loaded.image(self.program.size)
+        ours, theirs = (_calls(network, plain, image.clone()) for network in (swapped, plain))
+        self._require(ours == theirs, "called", f"{ours} instead of {theirs}")
         return True
 
     def example(self, swapped: nn.Module, plain: nn.Module) -> bool:
@@ -317,6 +324,21 @@ class _Case:
             name = name_of(target, self.seen)
             found.append((target, own[resizes[name] if target.place[1] else name]))
         return found
+
+
+def _calls(network: nn.Module, plain: nn.Module, image: Tensor) -> list[str]:
+    """Paths of the modules of the plain network that a network calls, in order."""
+    paths, calls, handles = dict(plain.named_modules()), list[str](), []
+    for path, module in network.named_modules():
+        if path in paths and not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_hook(lambda *_, path=path: calls.append(path)))
+    try:
+        with torch.no_grad():
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
 
 
 class _ImpossibleError(Exception):

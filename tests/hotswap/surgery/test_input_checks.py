@@ -68,7 +68,15 @@ class OverwritesAndNames(Checked):
             raise RuntimeError
 
 
+class Registers(Checked):
+    def check(self, image):
+        if image.shape[-1] % self.multiple == 0:
+            self.register_buffer("rows", torch.zeros(image.shape[-2]))
+
+
 class NeverRaises(Checked):
+    """A warning, say: nothing comes of it."""
+
     def check(self, image):
         if image.shape[-1] % self.multiple != 0:
             image = None
@@ -114,11 +122,15 @@ def test_compiled_and_exported_networks_are_not_bound_to_sizes():
 
 
 @pytest.mark.parametrize(
-    "network", [Stores, Returns, Overwrites, OverwritesQuietly, OverwritesAndNames, NeverRaises, LooksLater]
+    "network", [Stores, Registers, Returns, Overwrites, OverwritesQuietly, OverwritesAndNames, LooksLater]
 )
 def test_what_is_more_than_a_check_of_inputs_is_not_taken_for_one(network):
     with pytest.raises(HotswapError, match=r"forward cannot be traced by torch.fx"):
         convert(network().eval())
+
+
+def test_a_check_need_not_raise():
+    assert convert(NeverRaises().eval())(IMAGE[..., :20]).shape == (2, 8, 16, 20)
 
 
 def test_a_real_network_with_a_check():

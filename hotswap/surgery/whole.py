@@ -1,0 +1,80 @@
+"""Whether a rewritten network still has the modules that it was rewritten for."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from hotswap.errors import HotswapError
+from hotswap.surgery.containers import is_steered
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose modules are called because they are there
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules that rewritten code relies on, by their paths in the module that has it."""
+
+    steered: Collection[str] = ()  # targets, and modules that hand guides on
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # traced through, and what they held
+    uncalled: Collection[str] = ()  # modules whose code runs, while they are not called
+
+    def are_in(self, root: nn.Module) -> bool:
+        """Whether they are all there, each at its path."""
+        steered = all((there := _at(root, path)) is not None and is_steered(there) for path in self.steered)
+        return steered and not any(self.changed(root))
+
+    def changed(self, root: nn.Module) -> Iterator[str]:
+        """Lists that hold other modules now, as messages name them."""
+        for path, names in self.lists.items():
+            found = _at(root, path)
+            if found is not None and isinstance(found, _LISTS) and _names(found) != names:
+                yield f"the modules of {path!r}" if path else f"the modules of this {type(root).__name__}"
+
+    def check_hooks(self, root: nn.Module) -> None:
+        """Refuse hooks that would not be called.
+
+        Raises:
+            HotswapError: where there are any.
+        """
+        for path in self.uncalled:
+            found = _at(root, path)
+            if found is not None and any(map(_of_others, _hooks(found))):
+                raise HotswapError(
+                    f"module {path!r} has hooks, which the rewritten forward does not call, as its code is a part of "
+                    'that; remove them, or hotswap.revert the network and convert it with method="hooks"'
+                )
+
+
+def lists_in(root: nn.Module, opened: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """What lists hold whose modules the traced code calls one by one; `opened` are modules that it went through."""
+    through = [(path, root.get_submodule(path)) for path in ("", *opened)]
+    held: dict[str, tuple[str, ...]] = {}
+    for path, module in through:
+        prefix = f"{path}." if path else ""
+        inside = [(prefix + name, x) for name, x in module.named_modules() if type(x).forward is nn.Module.forward]
+        for name, each in [(path, module), *inside]:
+            if isinstance(each, _LISTS):
+                held[name] = _names(each)
+    return held
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    return tuple(module._modules)
+
+
+def _at(root: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        yield from getattr(module, name).values()
+
+
+def _of_others(hook: object) -> bool:
+    """Not of a look that this package takes at the network."""
+    return not str(getattr(hook, "__module__", "")).startswith("hotswap.")

@@ -119,7 +119,6 @@ def packernel2d(
     adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=3)
 
     on_guide = window.on_output() if transposed else window
-    b, g = guide.shape[:2]
     padded = F.pad(guide, (0, extra[1], 0, extra[0])) if extra != (0, 0) else guide
     if channel_wise:
         padded = padded.flatten(0, 1)[:, None]  # every channel an image of its own
@@ -132,7 +131,7 @@ def packernel2d(
         centre = adapting.centres(padded, on_guide, smoothing)
         found = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
     if channel_wise:
-        found = found[:, 0].unflatten(0, (b, g))
+        found = found[:, 0].unflatten(0, guide.shape[:2])
     kernel = found if in_one_pass else adapting.kernel_of(found, function, inv_alpha, inv_lambda)
     if mask is None and not normalize_kernel:
         return kernel, None
@@ -205,7 +204,7 @@ def _placed(
 ) -> tuple[Window, Pair, Pair]:
     """The window, the input's height and width, and the rows and columns that `ceil_mode` adds."""
     window = make_window(kernel_size, stride, check_no_word(padding) if transposed else padding, dilation)
-    height, width = guide.shape[2:]
+    _, _, height, width = guide.shape
     if not transposed:
         if pair("output_padding", output_padding, 0) != (0, 0):
             raise ValueError(f"output_padding must be 0 unless transposed=True, got {output_padding!r}")

@@ -1,0 +1,119 @@
+"""From a call to the kernel: through `torch.library` where something watches the call, else at once."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, is_grad_enabled
+from torch._functorch import config as functorch_config
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.compiler import is_compiling
+
+from pac_ops.backends import choose
+from pac_ops.library import batching
+from pac_ops.library.observers import transforms_active, unwatched
+from pac_ops.subclasses import as_plain
+
+Function = Callable[..., Any]
+
+_library = torch.library.Library("pac_ops", "DEF")
+_kernels: dict[str, Function] = {}
+_transformable: dict[str, type[torch.autograd.Function]] = {}
+_narrowed: set[str] = set()  # by autocast
+
+
+def define(schema: str, kernel: Function, empty: Function) -> None:
+    """Register an operator: its schema, its kernel, and the kernel of tensors without data."""
+    name = schema[: schema.index("(")]
+    _kernels[name] = kernel
+    _library.define(schema)
+    torch.library.impl(_library, name, "CompositeExplicitAutograd")(partial(_on_plain, kernel))
+    torch.library.register_fake(f"pac_ops::{name}", empty, lib=_library)
+    seen_through = partial(_seen_through, kernel)
+    torch.library.register_torch_dispatch(f"pac_ops::{name}", FunctionalTensorMode, seen_through, lib=_library)
+
+
+def _on_plain(kernel: Function, *arguments: Any) -> Any:
+    """Run a kernel on tensors of no subclass; a subclass's `__torch_function__` was called with the operator."""
+    return kernel(*(as_plain(x) if isinstance(x, Tensor) else x for x in arguments))
+
+
+def _seen_through(
+    kernel: Function, mode: Any, operator: Any, types: Any, arguments: Any, named: dict[str, Any]
+) -> Any:
+    """Give `torch.compile` the Triton launches an operator consists of, as `torch.library.triton_op` does.
+
+    It stays one node on the CPU, and in `torch.export`, whose programs run anywhere.
+    """
+    x, for_export = arguments[0], not functorch_config.decompose_custom_triton_ops
+    if for_export or x.device.type != "cuda" or choose.backend_for(x) != "triton":
+        return mode.__torch_dispatch__(operator, types, arguments, named)
+    with mode, choose.load("triton").traced():
+        return kernel(*arguments, **named)
+
+
+def define_gradient(
+    name: str, setup: Function, vjp: Function, jvp: Function | None = None, without_batch: tuple[int, ...] = ()
+) -> None:
+    """Register an operator's gradient, its derivative in forward mode, and how `torch.vmap` maps over it.
+
+    Args:
+        name: of the operator.
+        setup: as `torch.autograd.Function.setup_context`.
+        vjp: as `torch.autograd.Function.backward`.
+        jvp: as `torch.autograd.Function.jvp`; without one, forward mode is refused.
+        without_batch: the positions of arguments without a batch: a weight, a bias.
+    """
+    torch.library.register_autograd(f"pac_ops::{name}", vjp, setup_context=setup, lib=_library)
+    call = call_of(name)
+    vmap = batching.rule(call, without_batch)
+    torch.library.register_vmap(f"pac_ops::{name}", vmap, lib=_library)
+    members = {"forward": call, "setup_context": setup, "backward": vjp, "vmap": vmap}
+    members |= {} if jvp is None else {"jvp": jvp}
+    methods = {key: staticmethod(value) for key, value in members.items()}
+    _transformable[name] = type(name, (torch.autograd.Function,), methods)
+
+
+def define_autocast(name: str) -> None:
+    """Have autocast narrow an operator's input, weight and bias as the stock convolution's; K stays float32."""
+    _narrowed.add(name)
+    run = getattr(torch.ops.pac_ops, name).default
+    for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA"), ("xpu", "XPU"), ("mps", "MPS")):
+        _library.impl(name, partial(_narrow, run, device_type), f"Autocast{key}")
+
+
+def _narrow(run: Function, device_type: str, input: Tensor, kernel: Tensor, *others: Any) -> Any:
+    def narrow(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+            return x
+        return x.to(torch.get_autocast_dtype(device_type))
+
+    with torch.autocast(device_type, enabled=False):
+        return run(narrow(input), kernel, *map(narrow, others))
+
+
+@cache
+def call_of(name: str) -> Function:
+    """The operator as a function of positional arguments.
+
+    Under `torch.func`'s transforms and in forward mode it is an autograd function of their kind: what
+    `torch.library.register_autograd` makes is refused by the transforms, and has no forward mode.
+    """
+    operator, narrowed = getattr(torch.ops.pac_ops, name).default, name in _narrowed
+    kernel = _kernels[name]
+
+    def call(*arguments: Any) -> Any:
+        if is_compiling():
+            return operator(*arguments)
+        recorded = is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if not recorded and unwatched(arguments) and not (narrowed and torch._C._is_any_autocast_enabled()):
+            return kernel(*arguments)
+        if transforms_active():
+            return _transformable[name].apply(*arguments)
+        if recorded:
+            return operator(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # which its autograd kernel, in Python, would do
+            return operator(*arguments)
+
+    return call

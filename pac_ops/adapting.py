@@ -45,10 +45,10 @@ def kernel_type(name: str) -> KernelType:
     """
     if name == "gaussian":
         return _GAUSSIAN
-    found = _INVERSE.fullmatch(name) if isinstance(name, str) else None
-    if found is None:
+    parts = _INVERSE.fullmatch(name) if isinstance(name, str) else None
+    if parts is None:
         raise ValueError(f'kernel_type must be "gaussian" or "inv_{{alpha}}_{{lambda}}[_asym][_fixed]", got {name!r}')
-    return KernelType(True, float(found[1]), float(found[2]), found[3] is not None, found[4] is not None)
+    return KernelType(True, float(parts[1]), float(parts[2]), parts[3] is not None, parts[4] is not None)
 
 
 def smooth_type(name: str) -> SmoothType:
@@ -61,13 +61,13 @@ def smooth_type(name: str) -> SmoothType:
         return _NOT_SMOOTHED
     if name == "gaussian":
         return SmoothType(3, binomial=True)
-    found = _SMOOTH.fullmatch(name) if isinstance(name, str) else None
-    if found is None or int(found[2]) % 2 == 0:
+    parts = _SMOOTH.fullmatch(name) if isinstance(name, str) else None
+    if parts is None or int(parts[2]) % 2 == 0:
         raise ValueError(
             'smooth_kernel_type must be "none", "gaussian", "average_{n}" or "full_{n}" with an odd n, '
             f"got {name!r}"
         )
-    return SmoothType(int(found[2]), learnable=found[1] == "full")
+    return SmoothType(int(parts[2]), learnable=parts[1] == "full")
 
 
 def smoothing_filter(

@@ -107,8 +107,8 @@ def _fitted(image: Tensor, size: Sequence[int]) -> Tensor:
 @torch.library.custom_op("pac_ops::area_average2d", mutates_args=())
 def _operator(image: Tensor, size: Sequence[int], fit: bool) -> Tensor:
     """`fitted2d` if `fit`, else `area_average2d`."""
-    made = (_fitted if fit else _averaged)(image, size)
-    return made.clone() if made is image else made  # an operator returns no input of its own
+    averaged = (_fitted if fit else _averaged)(image, size)
+    return averaged.clone() if averaged is image else averaged  # an operator may not return its input
 
 
 @_operator.register_fake

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement
 from pac_ops.geometry import Window, all_taps, spread, taps
@@ -74,14 +75,8 @@ def pacconv2d(
 
 
 def pacconv2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    window: Window,
-    groups: int,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
+) -> Gradients:
     """Gradients of `pacconv2d` with respect to input, kernel and weight; None where `needs` is False."""
     wide = accumulate_dtype(input.dtype)
     v_j = all_taps(input.to(wide), window)  # [B, C, kh, kw, Ho, Wo]
@@ -113,14 +108,8 @@ def pacconv_transpose2d(
 
 
 def pacconv_transpose2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    window: Window,
-    groups: int,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
+) -> Gradients:
     """Gradients of `pacconv_transpose2d` with respect to input, kernel and weight; None where not needed."""
     spaced, turned = spread(input, window, *kernel.shape[-2:]), _turned(weight, groups)
     grad_spaced, grad_kernel, grad_turned = pacconv2d_backward(

@@ -217,12 +217,12 @@ def check_values(logits: Tensor, image: Tensor) -> None:
         raise ValueError("image must be finite, got nan or inf in it")
     highest = logits.detach().amax(dim=1)
     if not bool(highest.isfinite().all()):
-        found = (
+        value = (
             "nan" if bool(highest.isnan().any()) else "+inf" if bool((highest > 0).any()) else "-inf of all classes"
         )
         raise ValueError(
             "logits must be finite, or -inf where a class is impossible; one must be possible at every pixel: got "
-            f"{found}"
+            f"{value}"
         )
 
 

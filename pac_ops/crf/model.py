@@ -49,10 +49,6 @@ class PacCRF(nn.Module):
         fixed_weighting: the unary and pairwise weights are not learned.
         unary_weight: where it starts.
         pairwise_kernels: kernels to begin with.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an option or a shape does not fit.
     """
 
     unary_weight: Tensor
@@ -103,10 +99,6 @@ class PacCRF(nn.Module):
             pairwise_weight: w, learned for `potts` without spatial filter only (the others' filters have a scale).
             symmetric_normalization: messages are D^-1/2 K D^-1/2 Q, with D the sums of K (and filter) over each
                 window, as in the usual dense CRF; for shared filters.
-
-        Raises:
-            TypeError: where an argument is of the wrong type.
-            ValueError: where an option does not fit.
         """
         spec = PairwiseKernel(
             kernel_size, dilation, blur, compat_type, spatial_filter, pairwise_weight, symmetric_normalization
@@ -163,10 +155,6 @@ class PacCRF(nn.Module):
         maps pooled by `blur`. With `blur=1` and a window that covers the image it is the dense CRF exactly.
 
         Call `crf.refine(logits, image)`; `bilateral_srgb` is in the image's unit (13 is meant for 0..255).
-
-        Raises:
-            TypeError: where an argument is of the wrong type.
-            ValueError: where an option does not fit.
         """
         scales = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
         for name, value in scales.items():
@@ -375,10 +363,6 @@ def refine(logits: Tensor, image: Tensor, **densecrf: Any) -> Tensor:
     """Refine a segmentation's logits along an image with a dense CRF's parameters, in one call.
 
     `PacCRF.from_densecrf(channels, **densecrf).refine(logits, image)`: [B, C, h, w], [B, 3, H, W] -> [B, C, H, W].
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an option or a shape does not fit.
     """
     check_image("logits", logits)
     crf = PacCRF.from_densecrf(logits.shape[1], **densecrf).to(logits)

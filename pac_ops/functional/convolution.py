@@ -48,10 +48,6 @@ def pacconv2d(
 
     Returns:
         [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     c, out_channels = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[O, C/groups, kh, kw]")
     if not shared_filters and (c != weight.shape[1] * groups or out_channels % groups):
@@ -99,10 +95,6 @@ def pacconv_transpose2d(
 
     Returns:
         [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     c, _ = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups)
     if not shared_filters and (c != weight.shape[0] or c % groups):
@@ -148,10 +140,6 @@ def pacpool2d(
 
     Returns:
         [B, C, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("input", input)
     check_tensor("kernel", kernel)

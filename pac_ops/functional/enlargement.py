@@ -48,10 +48,6 @@ def pacresize2d(
 
     Returns:
         [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     if library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint):
@@ -83,10 +79,6 @@ def resize_distance2d(
 
     Returns:
         [B, 1, n, n, H, W], float32 (float64 for a float64 guide).
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     _check_guides(guide, coarse_guide, footprint)
     result: Tensor = library.resize_distance2d(
@@ -113,10 +105,6 @@ def resize_kernel2d(
 
     Returns:
         [B, 1, n, n, H, W], float32 (float64 for float64 distances); exactly 0 where w_ij = 0.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_tensor("distance", distance)
     if distance.dim() != 6 or distance.shape[2] not in FOOTPRINTS or distance.shape[3] != distance.shape[2]:

@@ -58,10 +58,6 @@ def joint_bilateral_filter(
 
     Returns:
         [B, C, H, W], in the input's dtype.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("input", input)
     _check_guide(guide, input, input.shape[2], input.shape[3])
@@ -107,10 +103,6 @@ def joint_bilateral_upsample(
 
     Returns:
         [B, C, H, W], in the input's dtype.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("input", input)
     check_image("guide", guide)
@@ -167,10 +159,6 @@ def detail_preserving_pool2d(
 
     Returns:
         [B, C, Ho, Wo], in the input's dtype.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("input", input)
     c = input.shape[1]
@@ -213,10 +201,6 @@ def dynamic_filter2d(
 
     Returns:
         [B, C, Ho, Wo], in the input's dtype.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("input", input)
     check_image("filters", filters)
@@ -288,13 +272,13 @@ def _coarse_taps(kernel_size: int, sigma: float, coarse: int, fine: int, like: T
     """Along one axis and for each tap: which coarse pixel each fine one sees, and its log weight (-inf: none)."""
     position = (torch.arange(fine, device=like.device, dtype=like.dtype) + 0.5) * (coarse / fine) - 0.5
     nearest = (position + 0.5).floor().long()
-    found = []
+    coarse_taps = []
     for tap in range(kernel_size):
         index = nearest + (tap - kernel_size // 2)
         weight = -0.5 * ((index - position) / sigma) ** 2
         weight = weight.masked_fill((index < 0) | (index >= coarse), -math.inf)
-        found.append((index.clamp(0, coarse - 1), weight))
-    return found
+        coarse_taps.append((index.clamp(0, coarse - 1), weight))
+    return coarse_taps
 
 
 def _upsampled(v: Tensor, f: Tensor, g: Tensor, rows: list[_Tap], columns: list[_Tap]) -> Tensor:

@@ -41,10 +41,6 @@ def squared_distance2d(
 
     Returns:
         [B, 1, kh, kw, Ho, Wo], float32 (float64 for a float64 guide).
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("guide", guide)
     window = make_window(kernel_size, stride, padding, dilation)
@@ -100,10 +96,6 @@ def packernel2d(
     Returns:
         K, [B, 1, kh, kw, Ho, Wo] ([B, G, kh, kw, Ho, Wo] if `channel_wise`), float32, or float64 for a float64 guide;
         and the output mask, [B, 1, Ho, Wo] in the mask's dtype, 0 where no tap counted (None without a mask).
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
     check_image("guide", guide)
     function = adapting.kernel_type(kernel_type)
@@ -124,15 +116,15 @@ def packernel2d(
         padded = padded.flatten(0, 1)[:, None]  # every channel an image of its own
     in_one_pass = smoothing is None and not function.inverse
     if in_one_pass:
-        found = library.gaussian_kernel2d(padded, *on_guide)
+        per_tap = library.gaussian_kernel2d(padded, *on_guide)
     elif smoothing is None and not function.asymmetric:
-        found = library.squared_distance2d(padded, *on_guide)
+        per_tap = library.squared_distance2d(padded, *on_guide)
     else:
         centre = adapting.centres(padded, on_guide, smoothing)
-        found = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
+        per_tap = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
     if channel_wise:
-        found = found[:, 0].unflatten(0, guide.shape[:2])
-    kernel = found if in_one_pass else adapting.kernel_of(found, function, inv_alpha, inv_lambda)
+        per_tap = per_tap[:, 0].unflatten(0, guide.shape[:2])
+    kernel = per_tap if in_one_pass else adapting.kernel_of(per_tap, function, inv_alpha, inv_lambda)
     if mask is None and not normalize_kernel:
         return kernel, None
     return _counted(kernel, mask, window, image, extra, normalize_kernel=normalize_kernel, transposed=transposed)
@@ -162,12 +154,10 @@ def mask_kernel2d(
 
     Returns:
         K as masked, float32 or wider, and the output mask [B, 1, Ho, Wo] in the mask's dtype.
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where an argument has the wrong shape or value.
     """
-    _check_kernel_rank(kernel)
+    check_tensor("kernel", kernel)
+    if kernel.dim() != 6:
+        raise ValueError(f"kernel must be [B, 1 or C, kh, kw, Ho, Wo], got {list(kernel.shape)}")
     window = make_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation)
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
@@ -274,9 +264,3 @@ def _check_inverse(
     if number.numel() != 1 and not (channel_wise and list(number.shape) == [guide.shape[1]]):
         expected = f"one number, or [{guide.shape[1]}]" if channel_wise else "one number"
         raise ValueError(f"{name} must be {expected}, got {list(number.shape)}")
-
-
-def _check_kernel_rank(kernel: Tensor) -> None:
-    check_tensor("kernel", kernel)
-    if kernel.dim() != 6:
-        raise ValueError(f"kernel must be [B, 1 or C, kh, kw, Ho, Wo], got {list(kernel.shape)}")

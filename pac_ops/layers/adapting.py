@@ -6,17 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from pac_ops import adapting
-from pac_ops.arguments import (
-    check_devices,
-    check_image,
-    check_mask,
-)
+from pac_ops.arguments import check_devices, check_image, check_mask
 from pac_ops.functional.kernel import mask_kernel2d, packernel2d
 from pac_ops.geometry import Pair, Window
 
 Device = torch.device | str | None
-
 Result = Tensor | tuple[Tensor, Tensor]
+_OPTIONS = ("kernel_type", "smooth_kernel_type", "smooth_kernel", "inv_alpha", "inv_lambda", "normalize_kernel")
 
 
 class AdaptingLayer(nn.Module):
@@ -67,19 +63,8 @@ class AdaptingLayer(nn.Module):
                 return kernel, None
             given = {name: options[name] for name in ("transposed", "ceil_mode") if name in options}
             return mask_kernel2d(kernel, mask, **sliding, **given, normalize_kernel=self.normalize_kernel)
-        return packernel2d(
-            guide,
-            mask,
-            window.kernel_size,
-            **sliding,
-            **options,
-            kernel_type=self.kernel_type,
-            smooth_kernel_type=self.smooth_kernel_type,
-            smooth_kernel=self.smooth_kernel,
-            inv_alpha=self.inv_alpha,
-            inv_lambda=self.inv_lambda,
-            normalize_kernel=self.normalize_kernel,
-        )
+        options |= {name: getattr(self, name) for name in _OPTIONS}
+        return packernel2d(guide, mask, window.kernel_size, **sliding, **options)
 
     def _kernel_repr(self) -> str:
         shown = [] if self.kernel_type == "gaussian" else [f"kernel_type={self.kernel_type}"]

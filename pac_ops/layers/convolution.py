@@ -17,23 +17,6 @@ from pac_ops.geometry import Pair, Window
 from pac_ops.layers.adapting import AdaptingLayer, Device, Result, check_call
 
 
-def window_of(conv: nn.Conv2d) -> Window:
-    """The sliding window of a convolution.
-
-    Raises:
-        ValueError: where its window is even and so has no centre.
-    """
-    return make_window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
-
-
-def pad_as(padding_mode: str, x: Tensor, padding: Pair) -> tuple[Tensor, Pair]:
-    """Pad as a convolution with this `padding_mode` would: the padded map, and the zero padding still to do."""
-    if padding_mode == "zeros" or padding == (0, 0):
-        return x, padding
-    rows, columns = padding
-    return F.pad(x, (columns, columns, rows, rows), mode=padding_mode), (0, 0)
-
-
 def _check_filters(filler: str, in_channels: int, out_channels: int, groups: int, *, shared_filters: bool) -> None:
     if filler not in ("uniform", "linear"):
         raise ValueError(f'filler must be "uniform" or "linear", got {filler!r}')
@@ -58,6 +41,11 @@ def _fill(layer: "PacConv2d | PacConvTranspose2d", window: Window, filler: str) 
         weight.copy_(same[:, :, None, None] * torch.outer(rows, columns))
         if layer.bias is not None:
             layer.bias.detach().zero_()
+
+
+def _padded(x: Tensor, padding: Pair, mode: str) -> Tensor:
+    rows, columns = padding
+    return F.pad(x, (columns, columns, rows, rows), mode=mode)
 
 
 class PacConv2d(nn.Conv2d, AdaptingLayer):
@@ -104,19 +92,9 @@ class PacConv2d(nn.Conv2d, AdaptingLayer):
     ) -> None:
         window = make_window(kernel_size, stride, padding, dilation)  # checked before anything is allocated
         _check_filters(filler, in_channels, out_channels, groups, shared_filters=shared_filters)
-        super().__init__(
-            in_channels,
-            out_channels,
-            window.kernel_size,
-            window.stride,
-            padding,
-            window.dilation,
-            groups,
-            bias,
-            padding_mode,  # type: ignore[arg-type] # a literal in torch, checked there
-            device,
-            dtype,
-        )
+        sizes = (in_channels, out_channels, window.kernel_size, window.stride, padding, window.dilation, groups)
+        # torch has a literal for the padding mode, and checks it
+        super().__init__(*sizes, bias, padding_mode, device, dtype)  # type: ignore[arg-type]
         self._set_up_kernel(window, kernel_type, smooth_kernel_type, normalize_kernel, device, dtype)
         self.shared_filters = shared_filters
         _fill(self, window, filler)
@@ -126,14 +104,15 @@ class PacConv2d(nn.Conv2d, AdaptingLayer):
     ) -> Result:
         """Apply the layer; see the class."""
         seen = check_call(input, guide, kernel, mask)
-        window, given = window_of(self), mask
-        if self.padding_mode != "zeros":
-            padding = window.padding
-            window = Window(window.kernel_size, window.stride, (0, 0), window.dilation)
-            seen = pad_as(self.padding_mode, seen, padding)[0]
-            guide = None if guide is None else pad_as(self.padding_mode, guide, padding)[0]
-            given = None if mask is None else pad_as(self.padding_mode, (mask != 0).to(seen.dtype), padding)[0]
-        kernel, output_mask = self._kernel(guide, kernel, given, window)
+        window = make_window(self.kernel_size, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
+        padded_mask = mask
+        if self.padding_mode != "zeros" and window.padding != (0, 0):
+            seen = _padded(seen, window.padding, self.padding_mode)
+            guide = None if guide is None else _padded(guide, window.padding, self.padding_mode)
+            if mask is not None:
+                padded_mask = _padded((mask != 0).to(seen.dtype), window.padding, self.padding_mode)
+            window = window._replace(padding=(0, 0))
+        kernel, output_mask = self._kernel(guide, kernel, padded_mask, window)
         sliding = (window.stride, window.padding, window.dilation)
         out = pacconv2d(seen, kernel, self.weight, self.bias, *sliding, self.groups, self.shared_filters)
         if mask is None:
@@ -185,20 +164,9 @@ class PacConvTranspose2d(nn.ConvTranspose2d, AdaptingLayer):
         window = make_window(kernel_size, stride, pair("padding", padding, 0), dilation)
         extra = check_output_padding(output_padding, window)
         _check_filters(filler, in_channels, out_channels, groups, shared_filters=shared_filters)
-        super().__init__(
-            in_channels,
-            out_channels,
-            window.kernel_size,
-            window.stride,
-            window.padding,
-            extra,
-            groups,
-            bias,
-            window.dilation,  # torch takes pairs too
-            padding_mode,  # type: ignore[arg-type] # a literal in torch, checked there
-            device,
-            dtype,
-        )
+        sizes = (in_channels, out_channels, window.kernel_size, window.stride, window.padding, extra, groups)
+        # torch has a literal for the padding mode, and checks it; a dilation may be a pair
+        super().__init__(*sizes, bias, window.dilation, padding_mode, device, dtype)  # type: ignore[arg-type]
         self._set_up_kernel(window, kernel_type, smooth_kernel_type, normalize_kernel, device, dtype)
         self.shared_filters = shared_filters
         _fill(self, window, filler)
@@ -213,18 +181,8 @@ class PacConvTranspose2d(nn.ConvTranspose2d, AdaptingLayer):
         size = window.transposed_size(input.shape[2], input.shape[3], extra)
         seen = check_call(input, guide, kernel, mask, size)
         kernel, output_mask = self._kernel(guide, kernel, mask, window, output_padding=extra, transposed=True)
-        out = pacconv_transpose2d(
-            seen,
-            kernel,
-            self.weight,
-            self.bias,
-            window.stride,
-            window.padding,
-            extra,
-            self.groups,
-            window.dilation,
-            self.shared_filters,
-        )
+        options = (window.stride, window.padding, extra, self.groups, window.dilation, self.shared_filters)
+        out = pacconv_transpose2d(seen, kernel, self.weight, self.bias, *options)
         return out if output_mask is None else (out, output_mask)
 
     def extra_repr(self) -> str:

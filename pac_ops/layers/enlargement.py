@@ -18,10 +18,6 @@ class PacResize2d(nn.Module):
     `learn_scale` makes s a parameter, kept as its logarithm `log_scale`.
 
     Shapes: input [B, C, h, w], guide [B, G, H, W] (, coarse guide [B, G, h, w]) -> [B, C, H, W].
-
-    Raises:
-        TypeError: where an argument is of the wrong type.
-        ValueError: where a shape or an option does not fit.
     """
 
     log_scale: nn.Parameter | None

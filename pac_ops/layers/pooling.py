@@ -63,9 +63,9 @@ class PacPool2d(AdaptingLayer):
             raise ValueError(
                 f"guide must have the input's {input.shape[1]} channels with channel_wise=True, got {guide.shape[1]}"
             )
-        made = {"ceil_mode": self.ceil_mode, "channel_wise": self.channel_wise}
-        kernel, output_mask = self._kernel(guide, kernel, mask, self.window, **made)
         window = self.window
+        options = {"ceil_mode": self.ceil_mode, "channel_wise": self.channel_wise}
+        kernel, output_mask = self._kernel(guide, kernel, mask, window, **options)
         out = pacpool2d(
             seen, kernel, window.kernel_size, window.stride, window.padding, window.dilation, self.ceil_mode
         )

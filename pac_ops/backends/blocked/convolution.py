@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pac_ops.backends.blocked.rows import add_to_taps, all_tap_views, blocks, crop
+from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Pair, Window, pad
 
@@ -33,14 +34,8 @@ def pacconv2d(
 
 
 def pacconv2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    window: Window,
-    groups: int,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
+) -> Gradients:
     """See `reference.pacconv2d_backward`."""
     wide = accumulate_dtype(input.dtype)
     k_ij, g_out = kernel.to(wide), grad.to(wide).contiguous()
@@ -93,14 +88,8 @@ def pacconv_transpose2d(
 
 
 def pacconv_transpose2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    window: Window,
-    groups: int,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
+) -> Gradients:
     """See `reference.pacconv_transpose2d_backward`."""
     from_input = _seen_from_input(kernel, window, input.shape[2], input.shape[3])
     grad_input = None

@@ -8,7 +8,11 @@ What it has no code for (gradients of distances, distances from given centres, t
 `cpu`'s.
 """
 
-from pac_ops.backends.blocked import centred_distance2d, centred_distance2d_backward, squared_distance2d_backward
+from pac_ops.backends.blocked.distance import (
+    centred_distance2d,
+    centred_distance2d_backward,
+    squared_distance2d_backward,
+)
 from pac_ops.backends.native.compiled import why_not_built
 from pac_ops.backends.native.convolution import pacconv2d, pacconv2d_backward
 from pac_ops.backends.native.distance import gaussian_kernel2d, squared_distance2d
@@ -20,22 +24,3 @@ from pac_ops.backends.native.enlargement import (
 )
 from pac_ops.backends.native.pooling import pacpool2d, pacpool2d_backward
 from pac_ops.backends.native.transposed import pacconv_transpose2d, pacconv_transpose2d_backward
-
-__all__ = [
-    "centred_distance2d",
-    "centred_distance2d_backward",
-    "gaussian_kernel2d",
-    "pacconv2d",
-    "pacconv2d_backward",
-    "pacconv_transpose2d",
-    "pacconv_transpose2d_backward",
-    "pacpool2d",
-    "pacpool2d_backward",
-    "pacresize2d",
-    "pacresize2d_backward",
-    "resize_distance2d",
-    "resize_distance2d_backward",
-    "squared_distance2d",
-    "squared_distance2d_backward",
-    "why_not_built",
-]

@@ -1,4 +1,4 @@
-"""The library of compiled kernels: found, loaded and called through ctypes."""
+"""The library of compiled kernels: where it is, how it is loaded and called through ctypes."""
 
 import ctypes
 from functools import cache
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.geometry import Window
 
 # What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number.
@@ -25,11 +26,7 @@ _ARGUMENTS = {
     "pac_enlarge_input_gradient": "ppppp",
     "pac_enlarge_kernel_gradient": "ppppp",
 }
-
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class CWindow(ctypes.Structure):
@@ -56,11 +53,11 @@ def why_not_built() -> str | None:
 @cache
 def _load() -> ctypes.CDLL | str:
     folder = Path(__file__).parents[2]  # pac_ops
-    found = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES if (folder / f"_native{suffix}").exists()]
-    if not found:
+    files = [file for suffix in EXTENSION_SUFFIXES if (file := folder / f"_native{suffix}").exists()]
+    if not files:
         return "it was not compiled when pac_ops was installed, which takes GCC 12 or newer"
     try:
-        return ctypes.CDLL(str(found[0]))
+        return ctypes.CDLL(str(files[0]))
     except OSError as error:  # an OpenMP runtime without GNU's entry points, another libc
         return f"the compiled kernels did not load: {str(error).splitlines()[0]}"
 
@@ -95,7 +92,7 @@ def _entry(function: str, lanes: int) -> Any:
     return entry
 
 
-def new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> Gradients:
+def new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: Needs) -> Gradients:
     """Zeros, contiguous and float32, for each gradient that is wanted."""
     grad_input, grad_kernel, grad_weight = (
         torch.zeros(x.shape) if need else None for x, need in zip((input, kernel, weight), needs, strict=True)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pac_ops.backends import blocked
-from pac_ops.backends.native.compiled import CWindow, Gradients, new_gradients, run, shapes_of
+from pac_ops.backends.blocked import convolution as blocked
+from pac_ops.backends.native.compiled import CWindow, new_gradients, run, shapes_of
 from pac_ops.backends.native.pooling import contiguous, depthwise, pool_backward
+from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.geometry import Window
 
 
@@ -56,13 +57,7 @@ def pacconv2d(
 
 
 def pacconv2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    window: Window,
-    groups: int,
-    needs: tuple[bool, bool, bool],
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
 ) -> Gradients:
     """See `reference.pacconv2d_backward`."""
     if not (grad.numel() and input.numel()):

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pac_ops.backends import blocked
-from pac_ops.backends.native.compiled import Gradients, new_gradients, run
+from pac_ops.backends.blocked import convolution as blocked
+from pac_ops.backends.native.compiled import new_gradients, run
 from pac_ops.backends.native.convolution import Part, Weights, convolve_backward, is_depthwise, part_of
 from pac_ops.backends.native.pooling import contiguous, depthwise
+from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.geometry import Window
 
 
@@ -76,13 +77,7 @@ def pacconv_transpose2d(
 
 
 def pacconv_transpose2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor,
-    window: Window,
-    groups: int,
-    needs: tuple[bool, bool, bool],
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
 ) -> Gradients:
     """See `reference.pacconv_transpose2d_backward`."""
     if is_depthwise(weight, groups) or not (grad.numel() and input.numel()):
@@ -115,10 +110,10 @@ def _phases_along(window: Window, axis: int) -> list[tuple[range, int, int]]:
     padding may be negative.
     """
     k, s, p, d = (pair[axis] for pair in window)
-    found = []
+    phases = []
     for first in range(s):
         meeting = [t for t in range(k) if (first + (t - k + 1) * d + p) % s == 0]
         taps = range(meeting[0], k, s // math.gcd(d, s)) if meeting else range(0)
         start = (first + (taps[0] - k + 1) * d + p) // s if taps else 0
-        found.append((taps, d // math.gcd(d, s), -start))
-    return found
+        phases.append((taps, d // math.gcd(d, s), -start))
+    return phases

@@ -31,23 +31,3 @@ from pac_ops.backends.triton.enlargement import (
 )
 from pac_ops.backends.triton.launch import INTERPRETED, traced
 from pac_ops.backends.triton.pooling import pacpool2d, pacpool2d_backward
-
-__all__ = [
-    "INTERPRETED",
-    "centred_distance2d",
-    "centred_distance2d_backward",
-    "gaussian_kernel2d",
-    "pacconv2d",
-    "pacconv2d_backward",
-    "pacconv_transpose2d",
-    "pacconv_transpose2d_backward",
-    "pacpool2d",
-    "pacpool2d_backward",
-    "pacresize2d",
-    "pacresize2d_backward",
-    "resize_distance2d",
-    "resize_distance2d_backward",
-    "squared_distance2d",
-    "squared_distance2d_backward",
-    "traced",
-]

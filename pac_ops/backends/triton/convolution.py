@@ -2,13 +2,11 @@
 
 from torch import Tensor
 
+from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.backends.triton.gather import gather
 from pac_ops.backends.triton.walk import Walk, sliding, spreading
 from pac_ops.backends.triton.weight_gradient import weight_gradient
 from pac_ops.geometry import Window
-
-Needs = tuple[bool, bool, bool]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def pacconv2d(

@@ -20,7 +20,16 @@ from pac_ops.backends.triton.indexing import (
     store_channels,
     tile_of_pixels,
 )
-from pac_ops.backends.triton.launch import INTERPRETED, Meta, cdiv, elementwise_tiles, index_type, launch, strides
+from pac_ops.backends.triton.launch import (
+    INTERPRETED,
+    Meta,
+    cdiv,
+    elementwise_tiles,
+    index_type,
+    launch,
+    tensor,
+    walked,
+)
 from pac_ops.backends.triton.walk import Walk, sliding
 from pac_ops.geometry import Window
 
@@ -30,37 +39,19 @@ def _distance_kernel(
     own,  # [B, C, H, W], or the image itself where CENTRED
     x,  # [B, C, XH, XW], read under the taps
     out,  # [B, 1, kh, kw, H, W]
-    own_stride_b,
-    own_stride_c,
-    own_stride_y,
-    own_stride_x,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_i,
-    out_stride_j,
-    out_stride_y,
-    out_stride_x,
-    batch,
-    channels,
-    height,
-    width,
-    x_height,
-    x_width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    x_stride_b, x_stride_c, x_stride_y, x_stride_x,
+    out_stride_b, out_stride_c, out_stride_i, out_stride_j, out_stride_y, out_stride_x,
+    batch, channels, height, width, x_height, x_width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CENTRED: tl.constexpr,  # distances from what the tap in the centre reads, which itself is at 0
     CLIP: tl.constexpr,
     GAUSSIAN: tl.constexpr,  # exp(-d / 2) of the distance d
     INDEX: tl.constexpr,
     PARTS: tl.constexpr,  # blocks of taps
-    BLOCK_T: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,  # channels
-):
+):  # fmt: skip
     part = tl.program_id(0) % PARTS
     tile = tl.program_id(0) // PARTS
     image, y, x_, exists = tile_of_pixels(tile, 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
@@ -111,38 +102,15 @@ def _pull_kernel(
     x,  # [B, C, XH, XW], read under the taps
     grad,  # [B, 1, kh, kw, ...]
     out,  # as own
-    own_stride_b,
-    own_stride_c,
-    own_stride_y,
-    own_stride_x,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    grad_stride_b,
-    grad_stride_c,
-    grad_stride_i,
-    grad_stride_j,
-    grad_stride_y,
-    grad_stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_y,
-    out_stride_x,
-    batch,
-    channels,
-    height,
-    width,
-    x_height,
-    x_width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    x_stride_b, x_stride_c, x_stride_y, x_stride_x,
+    grad_stride_b, grad_stride_c, grad_stride_i, grad_stride_j, grad_stride_y, grad_stride_x,
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x,
+    batch, channels, height, width, x_height, x_width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     AT_SOURCE: tl.constexpr,  # grad is indexed by the pixel read
-    CLIP: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    CLIP: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """sum_taps 2 grad (own - read), the difference clipped to where own - read is what the distance has squared."""
     parts = tl.cdiv(channels, BLOCK_O)
     phases = ROWS.divide * COLUMNS.divide
@@ -194,32 +162,13 @@ def _mutual_pull_kernel(
     guide,  # [B, C, H, W]
     grad,  # [B, 1, kh, kw, GH, GW]
     out,  # as guide
-    guide_stride_b,
-    guide_stride_c,
-    guide_stride_y,
-    guide_stride_x,
-    grad_stride_b,
-    grad_stride_c,
-    grad_stride_i,
-    grad_stride_j,
-    grad_stride_y,
-    grad_stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_y,
-    out_stride_x,
-    batch,
-    channels,
-    height,
-    width,
-    grad_height,
-    grad_width,
+    guide_stride_b, guide_stride_c, guide_stride_y, guide_stride_x,
+    grad_stride_b, grad_stride_c, grad_stride_i, grad_stride_j, grad_stride_y, grad_stride_x,
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x,
+    batch, channels, height, width, grad_height, grad_width,
     ROWS: tl.constexpr,  # of the walk back, from the guide to the windows
-    COLUMNS: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    COLUMNS: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """sum_taps 2 (grad of the pair seen from here + grad of the pair seen from there) (here - there).
 
     `there` is what a tap reads in the window centred here; the window centred there sees this pixel under the
@@ -287,25 +236,16 @@ def _distances(
     own: Tensor, x: Tensor, size: tuple[int, int], window: Window, *, centred: bool, clip: bool, gaussian: bool
 ) -> Tensor:
     walk, (kh, kw) = sliding(window), window.kernel_size
-    batch, channels, x_height, x_width = x.shape
+    batch, channels = x.shape[:2]
     out = torch.empty((batch, 1, kh, kw, *size), dtype=torch.float32, device=x.device)
     meta = _tiles(x)
     parts = max(1, cdiv(kh * kw - centred, meta["BLOCK_T"]))
     arguments: dict[str, Any] = {
-        "own": own,
-        "x": x,
-        "out": out,
-        **strides("own", own, "bcyx"),
-        **strides("x", x, "bcyx"),
-        **strides("out", out, "bcijyx"),
-        "batch": batch,
+        **tensor("own", own),
+        **tensor("x", x),
+        **tensor("out", out, "bcijyx"),
+        **walked(walk, size, x),
         "channels": channels,
-        "height": size[0],
-        "width": size[1],
-        "x_height": x_height,
-        "x_width": x_width,
-        "ROWS": walk.rows,
-        "COLUMNS": walk.columns,
         "CENTRED": centred,
         "CLIP": clip,
         "GAUSSIAN": gaussian,
@@ -329,12 +269,9 @@ def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> 
     batch, channels, height, width = guide.shape
     out = guide.new_empty(guide.shape)
     arguments: dict[str, Any] = {
-        "guide": guide,
-        "grad": grad,
-        "out": out,
-        **strides("guide", guide, "bcyx"),
-        **strides("grad", grad, "bcijyx"),
-        **strides("out", out, "bcyx"),
+        **tensor("guide", guide),
+        **tensor("grad", grad, "bcijyx"),
+        **tensor("out", out),
         "batch": batch,
         "channels": channels,
         "height": height,
@@ -366,22 +303,12 @@ def _pulled(own: Tensor, x: Tensor, grad: Tensor, walk: Walk, *, at_source: bool
     batch, channels, height, width = own.shape
     out = own.new_empty(own.shape)
     arguments: dict[str, Any] = {
-        "own": own,
-        "x": x,
-        "grad": grad,
-        "out": out,
-        **strides("own", own, "bcyx"),
-        **strides("x", x, "bcyx"),
-        **strides("grad", grad, "bcijyx"),
-        **strides("out", out, "bcyx"),
-        "batch": batch,
+        **tensor("own", own),
+        **tensor("x", x),
+        **tensor("grad", grad, "bcijyx"),
+        **tensor("out", out),
+        **walked(walk, (height, width), x),
         "channels": channels,
-        "height": height,
-        "width": width,
-        "x_height": x.shape[2],
-        "x_width": x.shape[3],
-        "ROWS": walk.rows,
-        "COLUMNS": walk.columns,
         "AT_SOURCE": at_source,
         "CLIP": clip,
         "INDEX": index_type(own, x, grad, out),

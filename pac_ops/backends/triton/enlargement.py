@@ -36,18 +36,9 @@ def _from_coarse_kernel(
     rows,  # [H, n]
     columns,  # [W, n]
     out,  # [B, C, H, W]
-    batch,
-    channels,
-    height,
-    width,
-    fine_height,
-    fine_width,
-    TAPS: tl.constexpr,
-    PULL: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    batch, channels, height, width, fine_height, fine_width,
+    TAPS: tl.constexpr, PULL: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """Of every fine pixel, sum_taps K coarse; or sum_taps 2 grad (fine - coarse), the pull on the fine guide."""
     parts = tl.cdiv(channels, BLOCK_O)
     image, y, x, exists = _pixels(tl.program_id(0) // parts, batch, fine_height, fine_width, BLOCK_P, INDEX)
@@ -78,18 +69,9 @@ def _over_channels_kernel(
     rows,  # [H, n]
     columns,  # [W, n]
     out,  # [B, 1, n, n, H, W]
-    batch,
-    channels,
-    height,
-    width,
-    fine_height,
-    fine_width,
-    TAPS: tl.constexpr,
-    DISTANCE: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    batch, channels, height, width, fine_height, fine_width,
+    TAPS: tl.constexpr, DISTANCE: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """Of every fine pixel and tap, sum_channels (fine - coarse)^2; or of fine * coarse, the gradient of K."""
     tile = tl.program_id(0) // (TAPS * TAPS)
     tap = tl.program_id(0) % (TAPS * TAPS)
@@ -120,18 +102,9 @@ def _to_coarse_kernel(
     rows,  # [n, h + 1]: the first fine row whose neighbour under a tap is this coarse row or a later one
     columns,  # [n, w + 1], likewise
     out,  # [B, C, h, w]
-    batch,
-    channels,
-    height,
-    width,
-    fine_height,
-    fine_width,
-    TAPS: tl.constexpr,
-    PULL: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    batch, channels, height, width, fine_height, fine_width,
+    TAPS: tl.constexpr, PULL: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """Of a coarse pixel, the sum over taps and the fine pixels that see it of K fine, or 2 grad (coarse - fine)."""
     parts = tl.cdiv(channels, BLOCK_O)
     image, y, x, exists = _pixels(tl.program_id(0) // parts, batch, height, width, BLOCK_P, INDEX)

@@ -36,7 +36,8 @@ from pac_ops.backends.triton.launch import (
     launch,
     operand_type,
     precision,
-    strides,
+    tensor,
+    walked,
 )
 from pac_ops.backends.triton.walk import Walk
 
@@ -53,53 +54,21 @@ def _dot_kernel(
     out,  # [B, groups * outer, H, W], None where only K's gradient is wanted
     own,  # as out: what K's gradient multiplies the sums by
     grad_kernel,  # [slabs, B, 1, kh, kw, XH, XW] or None
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    kernel_stride_b,
-    kernel_stride_c,
-    kernel_stride_i,
-    kernel_stride_j,
-    kernel_stride_y,
-    kernel_stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_y,
-    out_stride_x,
-    own_stride_b,
-    own_stride_c,
-    own_stride_y,
-    own_stride_x,
-    grad_kernel_stride_s,
-    grad_kernel_stride_b,
-    grad_kernel_stride_c,
-    grad_kernel_stride_i,
-    grad_kernel_stride_j,
-    grad_kernel_stride_y,
-    grad_kernel_stride_x,
-    batch,
-    height,
-    width,
-    x_height,
-    x_width,
-    groups,
-    inner,
-    outer,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    x_stride_b, x_stride_c, x_stride_y, x_stride_x,
+    kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x,
+    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    grad_kernel_stride_s, grad_kernel_stride_b, grad_kernel_stride_c, grad_kernel_stride_i, grad_kernel_stride_j,
+    grad_kernel_stride_y, grad_kernel_stride_x,
+    batch, height, width, x_height, x_width, groups, inner, outer,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read, not by the pixel that reads
-    OUTPUT: tl.constexpr,
-    GRADIENT: tl.constexpr,
+    OUTPUT: tl.constexpr, GRADIENT: tl.constexpr,
     ADD: tl.constexpr,  # programs of several channel tiles add to K's gradient, instead of having a slab each
     CHANNELS_LAST: tl.constexpr,  # for the tuner alone: where x has its channels side by side, other tiles are best
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
-):
+):  # fmt: skip
     # Programs that read the same pixels are neighbours.
     tiles = tl.cdiv(outer, BLOCK_O)
     part = tl.program_id(0) % (groups * tiles)
@@ -169,57 +138,21 @@ def _dot_kernel(
 
 @triton.jit
 def _direct_kernel(
-    x,
-    kernel,
+    x, kernel,
     weight,  # or None: all ones
-    bias,
-    out,
-    own,
-    grad_kernel,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    kernel_stride_b,
-    kernel_stride_c,
-    kernel_stride_i,
-    kernel_stride_j,
-    kernel_stride_y,
-    kernel_stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_y,
-    out_stride_x,
-    own_stride_b,
-    own_stride_c,
-    own_stride_y,
-    own_stride_x,
-    grad_kernel_stride_s,
-    grad_kernel_stride_b,
-    grad_kernel_stride_c,
-    grad_kernel_stride_i,
-    grad_kernel_stride_j,
-    grad_kernel_stride_y,
-    grad_kernel_stride_x,
-    batch,
-    height,
-    width,
-    x_height,
-    x_width,
-    groups,
-    inner,
-    outer,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    AT_SOURCE: tl.constexpr,
-    OUTPUT: tl.constexpr,
-    GRADIENT: tl.constexpr,
+    bias, out, own, grad_kernel,
+    x_stride_b, x_stride_c, x_stride_y, x_stride_x,
+    kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x,
+    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    grad_kernel_stride_s, grad_kernel_stride_b, grad_kernel_stride_c, grad_kernel_stride_i, grad_kernel_stride_j,
+    grad_kernel_stride_y, grad_kernel_stride_x,
+    batch, height, width, x_height, x_width, groups, inner, outer,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, OUTPUT: tl.constexpr, GRADIENT: tl.constexpr,
     ADD: tl.constexpr,
     CHANNEL_WISE: tl.constexpr,  # K has a channel axis, which follows the output's
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """`_dot_kernel` without matrix units: a tile's channels are of any number of groups."""
     channels = groups * outer
     tiles = tl.cdiv(channels, BLOCK_O)
@@ -343,32 +276,22 @@ def gather(
     slabbed = torch.are_deterministic_algorithms_enabled() and not channel_wise
     out = x.new_empty(size, dtype=dtype) if output else None
     arguments: dict[str, Any] = {
-        "x": x,
-        "kernel": kernel,
+        **tensor("x", x),
+        **tensor("kernel", kernel, "bcijyx"),
+        **tensor("out", out),
+        **tensor("own", own),
+        **walked(walk, (height, width), x),
         "weight": None if weight is None else weight.contiguous(),
         "bias": None if bias is None else bias.contiguous(),
-        "out": out,
-        "own": own,
-        **strides("x", x, "bcyx"),
-        **strides("kernel", kernel, "bcijyx"),
-        **strides("out", out, "bcyx"),
-        **strides("own", own, "bcyx"),
-        "batch": batch,
-        "height": height,
-        "width": width,
-        "x_height": x.shape[2],
-        "x_width": x.shape[3],
         "groups": groups,
         "inner": inner,
         "outer": outer,
-        "ROWS": walk.rows,
-        "COLUMNS": walk.columns,
         "AT_SOURCE": at_source,
         "OUTPUT": output,
         "GRADIENT": own is not None,
         "ADD": not slabbed,
     }
-    pixels = -(-height // walk.rows.divide) * -(-width // walk.columns.divide) * batch
+    pixels = cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide) * batch
 
     def parts(meta: Meta) -> int:
         return cdiv(channels, meta["BLOCK_O"]) if direct else groups * cdiv(outer, meta["BLOCK_O"])
@@ -391,7 +314,7 @@ def gather(
     slabs = None
     if own is not None:
         slabs = torch.zeros((parts(default) if slabbed else 1, *kernel.shape), dtype=torch.float32, device=x.device)
-    arguments |= {"grad_kernel": slabs, **strides("grad_kernel", slabs, "sbcijyx")}
+    arguments |= tensor("grad_kernel", slabs, "sbcijyx")
     arguments["INDEX"] = index_type(x, kernel, out, own, None if slabs is None else slabs[0])
     if direct:
         launch(_direct_kernel, grid(default), x, arguments, default)

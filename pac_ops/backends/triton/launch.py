@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pac_ops.backends.triton import indexing
+from pac_ops.backends.triton.walk import Walk
 
 # Under Triton's interpreter (TRITON_INTERPRET=1 when this package is imported) kernels run on CPU tensors.
 INTERPRETED = not isinstance(indexing.is_in, triton.JITFunction)
@@ -124,10 +125,23 @@ def _without_options(meta: Meta) -> Meta:
     return {name: value for name, value in meta.items() if name.startswith("BLOCK")}
 
 
-def strides(name: str, x: Tensor | None, axes: str) -> dict[str, int]:
-    """A tensor's strides as arguments of a kernel, one an axis, as Inductor passes no tuples; 0 for no tensor."""
+def tensor(name: str, x: Tensor | None, axes: str = "bcyx") -> dict[str, Any]:
+    """A tensor and its strides as arguments of a kernel, each by itself, as Inductor passes no tuples."""
     steps = (0,) * len(axes) if x is None else x.stride()
-    return {f"{name}_stride_{axis}": step for axis, step in zip(axes, steps, strict=True)}
+    return {name: x, **{f"{name}_stride_{axis}": step for axis, step in zip(axes, steps, strict=True)}}
+
+
+def walked(walk: Walk, size: Sequence[int], x: Tensor) -> dict[str, Any]:
+    """The arguments of a kernel that walks from an image of a size, (height, width), to the pixels of `x`."""
+    return {
+        "batch": x.shape[0],
+        "height": size[0],
+        "width": size[1],
+        "x_height": x.shape[2],
+        "x_width": x.shape[3],
+        "ROWS": walk.rows,
+        "COLUMNS": walk.columns,
+    }
 
 
 def index_type(*tensors: Tensor | None) -> Any:

@@ -23,7 +23,8 @@ from pac_ops.backends.triton.launch import (
     operand_type,
     precision,
     splits,
-    strides,
+    tensor,
+    walked,
 )
 from pac_ops.backends.triton.walk import Walk
 
@@ -34,40 +35,17 @@ def _dot_kernel(
     x,  # [B, groups * inner, XH, XW], read under the taps
     kernel,
     out,  # [slabs, taps, groups * outer, inner], contiguous
-    own_stride_b,
-    own_stride_c,
-    own_stride_y,
-    own_stride_x,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    kernel_stride_b,
-    kernel_stride_c,
-    kernel_stride_i,
-    kernel_stride_j,
-    kernel_stride_y,
-    kernel_stride_x,
-    batch,
-    height,
-    width,
-    x_height,
-    x_width,
-    groups,
-    outer,
-    inner,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    x_stride_b, x_stride_c, x_stride_y, x_stride_x,
+    kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    batch, height, width, x_height, x_width, groups, outer, inner,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read
     ADD: tl.constexpr,  # splits add to one result, instead of having a slab each
     CHANNELS_LAST: tl.constexpr,  # for the tuner alone
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
-):
+):  # fmt: skip
     taps = ROWS.taps * COLUMNS.taps
     tiles_o = tl.cdiv(outer, BLOCK_O)
     tiles_i = tl.cdiv(inner, BLOCK_I)
@@ -109,40 +87,14 @@ def _dot_kernel(
 
 @triton.jit
 def _direct_kernel(
-    own,
-    x,
-    kernel,
-    out,
-    own_stride_b,
-    own_stride_c,
-    own_stride_y,
-    own_stride_x,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    kernel_stride_b,
-    kernel_stride_c,
-    kernel_stride_i,
-    kernel_stride_j,
-    kernel_stride_y,
-    kernel_stride_x,
-    batch,
-    height,
-    width,
-    x_height,
-    x_width,
-    groups,
-    outer,
-    inner,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    AT_SOURCE: tl.constexpr,
-    ADD: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
+    own, x, kernel, out,
+    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    x_stride_b, x_stride_c, x_stride_y, x_stride_x,
+    kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    batch, height, width, x_height, x_width, groups, outer, inner,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, ADD: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """`_dot_kernel` without matrix units: a tile's channels are of any groups, and read one channel each."""
     taps = ROWS.taps * COLUMNS.taps
     channels = groups * outer
@@ -218,22 +170,13 @@ def weight_gradient(own: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: 
     adds = not torch.are_deterministic_algorithms_enabled()
     direct = inner * outer < SMALLEST_PRODUCT
     arguments: dict[str, Any] = {
-        "own": own,
-        "x": x,
-        "kernel": kernel,
-        **strides("own", own, "bcyx"),
-        **strides("x", x, "bcyx"),
-        **strides("kernel", kernel, "bcijyx"),
-        "batch": batch,
-        "height": height,
-        "width": width,
-        "x_height": x.shape[2],
-        "x_width": x.shape[3],
+        **tensor("own", own),
+        **tensor("x", x),
+        **tensor("kernel", kernel, "bcijyx"),
+        **walked(walk, (height, width), x),
         "groups": groups,
         "outer": outer,
         "inner": inner,
-        "ROWS": walk.rows,
-        "COLUMNS": walk.columns,
         "AT_SOURCE": at_source,
         "ADD": adds,
         "INDEX": index_type(own, x, kernel),

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 COMMANDS = (
-    ("-m", "pytest", "tests/pac_ops/test_triton.py", "-m", "gpu and not slow", "--durations=10"),
+    ("-m", "pytest", "tests/pac_ops/backends/test_triton.py", "-m", "gpu and not slow", "--durations=10"),
     ("-m", "pytest", "tests/hotswap/test_on_cuda.py", "-m", "gpu", "--durations=10"),
-    ("-m", "pytest", "tests/pac_ops/test_seen_through.py"),
+    ("-m", "pytest", "tests/pac_ops/backends/test_seen_through.py"),
     ("-m", "benchmarks", "--device", "cuda", "--dtype", "bfloat16"),
     ("-m", "benchmarks", "--device", "cuda"),
 )

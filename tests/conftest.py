@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Test helpers are imported by name: tests/support/networks.py as `networks`, those of attack and pac_ops likewise.
-for folder in ("attack", "pac_ops", "support"):
+# Test helpers are imported by name: tests/support/networks.py as `networks`, those of attack likewise.
+for folder in ("attack", "support"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 

@@ -54,7 +54,7 @@ def _seen_through(
 
 
 def define_gradient(
-    name: str, setup: Function, vjp: Function, jvp: Function | None = None, without_batch: tuple[int, ...] = ()
+    name: str, setup: Function, vjp: Function, jvp: Function, without_batch: tuple[int, ...] = ()
 ) -> None:
     """Register an operator's gradient, its derivative in forward mode, and how `torch.vmap` maps over it.
 
@@ -62,15 +62,14 @@ def define_gradient(
         name: of the operator.
         setup: as `torch.autograd.Function.setup_context`.
         vjp: as `torch.autograd.Function.backward`.
-        jvp: as `torch.autograd.Function.jvp`; without one, forward mode is refused.
+        jvp: as `torch.autograd.Function.jvp`.
         without_batch: the positions of arguments without a batch: a weight, a bias.
     """
     torch.library.register_autograd(f"pac_ops::{name}", vjp, setup_context=setup, lib=_library)
     call = call_of(name)
     vmap = batching.rule(call, without_batch)
     torch.library.register_vmap(f"pac_ops::{name}", vmap, lib=_library)
-    members = {"forward": call, "setup_context": setup, "backward": vjp, "vmap": vmap}
-    members |= {} if jvp is None else {"jvp": jvp}
+    members = {"forward": call, "setup_context": setup, "backward": vjp, "jvp": jvp, "vmap": vmap}
     methods = {key: staticmethod(value) for key, value in members.items()}
     _transformable[name] = type(name, (torch.autograd.Function,), methods)
 

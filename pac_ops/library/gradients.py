@@ -28,6 +28,12 @@ def _save(ctx: Any, *tensors: Tensor) -> None:
     ctx.save_for_forward(*tensors)
 
 
+def _refuse_forward_mode(*_: Any) -> Any:
+    raise NotImplementedError(
+        "pac_ops has no forward mode of gradients: call jacrev(jacrev(f)) in place of torch.func.hessian(f)"
+    )
+
+
 def _no_gradients(options: Sequence[Any]) -> tuple[None, ...]:
     return (None,) * len(options)
 
@@ -104,7 +110,13 @@ def _register_linear(operator: Operator) -> None:
 
     with_bias = (2, 3) if bias else ()
     define_gradient(operator.name, setup, vjp, jvp, without_batch=with_bias)
-    define_gradient(f"{operator.name}_backward", backward_setup, backward_vjp, without_batch=(3,) if bias else ())
+    define_gradient(
+        f"{operator.name}_backward",
+        backward_setup,
+        backward_vjp,
+        _refuse_forward_mode,
+        without_batch=(3,) if bias else (),
+    )
 
 
 # --- distances: quadratic in the guides ------------------------------------------------------------
@@ -152,7 +164,7 @@ def _register_quadratic(operator: Operator) -> None:
         return slope, *values, *_no_gradients(ctx.options)
 
     define_gradient(operator.name, setup, vjp, jvp)
-    define_gradient(f"{operator.name}_backward", backward_setup, backward_vjp)
+    define_gradient(f"{operator.name}_backward", backward_setup, backward_vjp, _refuse_forward_mode)
 
 
 def _register_gaussian() -> None:
@@ -204,4 +216,4 @@ def _register_centred() -> None:
         return *values, *_no_gradients(ctx.options)
 
     define_gradient("centred_distance2d", setup, vjp, jvp)
-    define_gradient("centred_distance2d_backward", backward_setup, backward_vjp)
+    define_gradient("centred_distance2d_backward", backward_setup, backward_vjp, _refuse_forward_mode)

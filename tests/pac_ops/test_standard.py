@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_paths import CASES, output
+from layer_cases import CASES, output
 
 import pac_ops
 from pac_ops import standard

@@ -7,7 +7,7 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
-from held import largest_tensor
+from memory_use import largest_tensor
 from torch import nn
 
 import pac_ops

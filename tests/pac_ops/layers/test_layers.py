@@ -14,7 +14,7 @@ from torch import nn
 import pac_ops
 from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d, adapting
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
 
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-import hopper
+import pretended_gpu
 import pytest
 import torch
 from interpreted import DEVICE, INTERPRETED, triton
@@ -52,7 +52,7 @@ def test_every_kernel_under_the_interpreter(which, request):
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST_")}
     options = ["-p", "no:cacheprovider", "-m", which]
-    files = [__file__, Path(__file__).with_name("test_triton_resize.py")]
+    files = [__file__, Path(__file__).with_name("test_triton_enlargement.py")]
     command = [sys.executable, "-m", "pytest", *files, *options]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, cwd=request.config.rootpath
@@ -566,7 +566,7 @@ def compiled(monkeypatch):
         run()
         return [1.0, 1.0, 1.0]
 
-    hopper.pretend(monkeypatch)
+    pretended_gpu.pretend(monkeypatch)
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
     for module in (gather, weight_gradient):
         monkeypatch.setattr(module._DOT._tuner, "_do_bench", timed)

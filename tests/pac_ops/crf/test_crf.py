@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from held import largest_tensor
+from memory_use import largest_tensor
 from torch import nn
 
 from pac_ops import PacCRF, PacCRFLoose, create_position_feats, create_YXRGB, refine

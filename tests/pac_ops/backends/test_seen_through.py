@@ -1,10 +1,10 @@
 """`torch.compile` sees through the operators on a GPU: to the launches of their Triton kernels, traced with no GPU."""
 
-import hopper
+import pretended_gpu
 import pytest
 import torch
 from interpreted import INTERPRETED
-from test_library import REGISTERED, arguments
+from operator_examples import REGISTERED, arguments
 from torch._functorch.aot_autograd import aot_function, make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -61,7 +61,7 @@ def _hopper(monkeypatch):
     if not torch.cuda.is_available():
         if torch.__version__.startswith("2.8."):
             pytest.skip("torch 2.8 asks the CUDA driver also where tensors are fake")
-        hopper.pretend(monkeypatch)
+        pretended_gpu.pretend(monkeypatch)
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed sizes", "dynamic sizes"])

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from held import largest_tensor
+from memory_use import largest_tensor
 from oracle import pairs
 
 import pac_ops

@@ -1,0 +1,181 @@
+"""Every layer at every dtype, memory layout and size."""
+
+import copy
+
+import pytest
+import torch
+from layer_cases import (
+    CASES,
+    NARROW,
+    assert_all_close,
+    changed,
+    every_layer,
+    every_learning_layer,
+    everything,
+    floating,
+    output,
+)
+from oracle import PLAIN, TOLERANCE
+from torch import Tensor
+
+import pac_ops
+from pac_ops import PacConv2d, PacConvTranspose2d, PacPool2d
+
+
+def test_every_parameter_and_mask_is_in_the_table():
+    """The table has what the tests below are to meet: learnable numbers of every kind, and a mask for every layer."""
+    learnable = {name for case in CASES.values() for name, _ in case.layer().named_parameters()}
+    assert learnable == {"weight", "bias", "inv_alpha", "inv_lambda", "smooth_kernel"}
+    assert {type(case.layer()) for case in CASES.values() if case.masked} == {
+        PacConv2d,
+        PacConvTranspose2d,
+        PacPool2d,
+    }
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *NARROW], ids=str)
+def test_dtypes(dtype, case):
+    layer, arguments = case.layer().to(dtype), case.arguments(dtype=dtype)
+    found = everything(layer, arguments)
+    assert {value.dtype for value in found.values()} == {dtype}
+    expected = everything(layer.double(), changed(arguments, floating(Tensor.double)))
+    # Padding by reflection, a bias added to a pooling and gradients take a second rounding to a narrow dtype.
+    assert_all_close(found, expected, 2 * TOLERANCE[dtype])
+
+
+def spy_on_kernels(monkeypatch):
+    """The dtypes of every K that a layer makes from here on."""
+    dtypes = []
+
+    def packernel2d(*arguments, **options):
+        made = pac_ops.packernel2d(*arguments, **options)
+        dtypes.append(made[0].dtype)
+        return made
+
+    monkeypatch.setattr(pac_ops.layers.adapting, "packernel2d", packernel2d)
+    return dtypes
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(dtype, case, monkeypatch):
+    kernels = spy_on_kernels(monkeypatch)
+    layer, arguments = case.layer(), case.arguments(dtype=dtype)  # bfloat16 where another layer made it
+
+    def run(*arguments):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return layer(*arguments)
+
+    found = everything(layer, arguments, run)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert found["output"].dtype == case.stock()(arguments[0]).dtype
+    assert kernels == [torch.float32]
+    assert {found[name].dtype for name in ("input", "guide")} == {dtype}
+    assert {found[name].dtype for name, _ in layer.named_parameters()} <= {torch.float32}
+    expected = everything(layer.double(), changed(arguments, floating(Tensor.double)))
+    for name, value in expected.items():
+        # bfloat16 rounds at 0.004; in the gradient of a single number the terms half cancel.
+        assert (found[name] - value).norm() <= (0.02 if value.dim() else 0.05) * value.norm(), name
+
+
+def every_second_column(x):
+    wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def with_the_batch_last(x):
+    return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+
+
+LAYOUTS = {
+    "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second column": every_second_column,
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "batch last": with_the_batch_last,
+    "one image for all": lambda x: x[:1].expand(x.shape),
+    "one channel for all": lambda x: x[:, :1].expand(x.shape),
+    "one pixel for all": lambda x: x[..., :1, :1].expand(x.shape),
+}
+
+
+@every_layer
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts(layout, case):
+    layer = case.layer()
+    laid_out = changed(case.arguments(), layout)
+    assert not laid_out[0].is_contiguous()
+    found = everything(layer, laid_out)
+    assert_all_close(found, everything(layer, changed(laid_out, Tensor.contiguous)))
+    assert found["output"].is_contiguous()
+
+
+@every_learning_layer
+def test_channels_last_layers(case):
+    layer, arguments = case.layer(), case.arguments()
+    expected = everything(layer, arguments)
+    layer = layer.to(memory_format=torch.channels_last)
+    assert_all_close(everything(layer, changed(arguments, LAYOUTS["channels-last"])), expected)
+
+
+@pytest.mark.parametrize("make", [every_second_column, lambda k: k[..., :1, :1].expand(k.shape)])
+def test_layouts_of_a_kernel_made_beforehand(make):
+    layer, (x, guide, _, _) = CASES["conv"].layer(), CASES["conv"].arguments()
+    kernel = make(pac_ops.packernel2d(guide, padding=1)[0])
+    torch.testing.assert_close(layer(x, None, kernel), layer(x, None, kernel.contiguous()))
+    for dtype in NARROW:  # K stays float32
+        found = copy.deepcopy(layer).to(dtype)(x.to(dtype), None, kernel)
+        assert found.dtype == dtype
+        assert (found - layer(x, None, kernel)).norm() < 0.02 * found.norm()
+
+
+@every_layer
+def test_incoming_gradients_of_any_layout(case):
+    layer, (x, guide, _, mask) = case.layer(), case.arguments()
+    found = []
+    for layout in (Tensor.contiguous, *LAYOUTS.values()):
+        leaves = x.clone().requires_grad_(), guide.clone().requires_grad_()
+        out = output(layer(*leaves, None, mask))
+        if layout is LAYOUTS["one pixel for all"]:
+            found.append(torch.autograd.grad(out.sum(), leaves))  # autograd's own expanded tensor
+            expected = torch.autograd.grad(output(layer(*leaves, None, mask)), leaves, torch.ones_like(out))
+        else:
+            incoming = layout(torch.ones_like(out))
+            found.append(torch.autograd.grad(out, leaves, incoming))
+    for gradients in found:
+        torch.testing.assert_close(gradients, expected)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_empty_batch(dtype, case):
+    layer, arguments = case.layer().to(dtype), case.arguments(batch=0, dtype=dtype)
+    found = everything(layer, arguments)
+    assert found["output"].shape == case.stock()(arguments[0].float()).shape
+    for name, leaf in zip(("input", "guide"), arguments, strict=False):
+        assert found[name].shape == leaf.shape
+    for name, parameter in layer.named_parameters():
+        assert torch.equal(found[name], torch.zeros_like(parameter)), name
+
+
+@pytest.mark.parametrize("backend", ["native", *PLAIN])
+@pytest.mark.parametrize("make", [PacConv2d, PacConvTranspose2d])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_an_input_without_channels(make, backend):
+    """Every sum is empty: only the bias remains."""
+    layer = make(0, 4, 3, padding=1)
+    x, guide = torch.zeros(2, 0, 5, 6, requires_grad=True), torch.randn(2, 3, 5, 6, requires_grad=True)
+    with pac_ops.use_backend(backend):
+        out = layer(x, guide)
+        out.sum().backward()
+    assert torch.equal(out, layer.bias[:, None, None].expand(2, 4, 5, 6))
+    assert not guide.grad.any()
+
+
+def test_pooling_without_channels():
+    x, guide = torch.zeros(2, 0, 5, 6, requires_grad=True), torch.randn(2, 3, 5, 6)
+    out = PacPool2d(3)(x, guide)
+    out.sum().backward()
+    assert out.shape == (2, 0, 1, 2)
+    assert x.grad.shape == x.shape

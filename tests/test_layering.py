@@ -96,7 +96,7 @@ def room(module):
     return module.split(".")[1]
 
 
-@pytest.mark.parametrize("package", ["hotswap", "recipes"])
+@pytest.mark.parametrize("package", LAYERS)
 def test_no_circle_of_imports(package):
     graphlib.TopologicalSorter(arrows(package)).prepare()
 
@@ -110,7 +110,7 @@ def test_no_circle_between_rooms():
     graphlib.TopologicalSorter(between).prepare()
 
 
-@pytest.mark.parametrize("package", ["hotswap", "recipes"])
+@pytest.mark.parametrize("package", LAYERS)
 def test_files_are_short(package):
     lines = {name: len(path.read_text().splitlines()) for name, path in modules(package).items()}
     assert not {name for name, count in lines.items() if count > MOST_LINES}

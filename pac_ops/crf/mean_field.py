@@ -1,26 +1,25 @@
-"""Mean field of a `PacCRF` where K of the whole map is too large to hold: it is made in bands of rows, in every step.
+"""Mean-field inference of a `PacCRF`.
 
-Beyond input and output there are Q, K of a band, and one channel at a time of what is enlarged. What is computed of a
-pixel does not depend on the bands.
+K is made once a call. Where it is large and nothing is recorded for gradients, it is made in bands of rows, in every
+step: beyond input and output there are then Q, K of a band, and one channel at a time of what is enlarged. What is
+computed of a pixel does not depend on the bands.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pac_ops import library
+from pac_ops.arguments import make_window
 from pac_ops.binary import one_channel, two_classes
+from pac_ops.crf.pairwise import PairwiseKernel
 from pac_ops.functional.convolution import pacconv2d
 from pac_ops.functional.kernel import packernel2d
 from pac_ops.geometry import Pair
-
-if TYPE_CHECKING:
-    from pac_ops.crf.model import PacCRF
-    from pac_ops.crf.pairwise import PairwiseKernel
 
 MOST_HELD = 2**24  # elements of all K together that are made once a call: 64 MiB
 TAPS_OF_A_BAND = 2**22  # elements of K that are held at a time where there are more
@@ -54,6 +53,19 @@ class Unary(NamedTuple):
         return torch.where(lost > 0, known / share, known).masked_fill(held == 0, -math.inf)
 
 
+class Step(Protocol):
+    """What inference needs of a `PacCRF`, whose weights are those of one step or of all."""
+
+    specs: list[PairwiseKernel]
+    messengers: nn.ModuleList
+    compat: nn.ModuleList
+    pairwise_weights: nn.Module
+    unary_weight: Tensor
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any module."""
+
+
 def weighed(unary: Tensor, weight: Tensor) -> Tensor:
     """Unary times its weight; what is impossible stays so, and adds no nan to the weight's gradient."""
     impossible = unary == -math.inf
@@ -72,7 +84,77 @@ def pooled_guide(feature: Tensor, blur: int) -> Tensor:
     return F.avg_pool2d(feature, blur, ceil_mode=True) if blur > 1 else feature
 
 
-def too_large(steps: "Sequence[PacCRF]", unary: Unary, features: Sequence[Tensor]) -> bool:
+def inferred(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
+    """All steps: -> logQ [B, C, H, W]."""
+    if too_large(steps, unary, features):
+        return in_bands(steps, unary, features)
+    logits = unary.enlarged()
+    kernels = _adapting_kernels(steps[0], features)
+    log_q, last, scales = logits, None, []
+    for step in steps:
+        if step is not last:
+            last, scales = step, _scales(step, logits, kernels)
+        log_q = _next_log_q(step, logits, log_q, kernels, scales)
+    return log_q
+
+
+def _adapting_kernels(step: Step, features: Sequence[Tensor]) -> list[Tensor | None]:
+    """K of every pairwise kernel, None for `na`; they serve all steps."""
+    kernels: list[Tensor | None] = []
+    for spec, feature in zip(step.specs, features, strict=True):
+        if spec.compat_type == "na":
+            kernels.append(None)
+            continue
+        window, guide = make_window(spec.kernel_size, 1, "same", spec.dilation), pooled_guide(feature, spec.blur)
+        kernels.append(packernel2d(guide, None, window.kernel_size, 1, window.padding, dilation=window.dilation)[0])
+    return kernels
+
+
+def _scales(step: Step, unary: Tensor, kernels: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """D^-1/2 of every pairwise kernel that normalises symmetrically; it serves all steps of one set of weights.
+
+    A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
+    """
+    scales: list[Tensor | None] = []
+    for spec, messenger, kernel in zip(step.specs, step.messengers, kernels, strict=True):
+        if kernel is None or not spec.symmetric_normalization:
+            scales.append(None)
+            continue
+        inside = pooled(unary.new_ones((1, 1, *unary.shape[2:]), dtype=kernel.dtype), spec.blur)
+        inside = inside.expand(unary.shape[0], -1, -1, -1)
+        sliding: Any = (1, messenger.padding, messenger.dilation)
+        weight: Tensor = messenger.weight  # type: ignore[assignment]
+        sums = pacconv2d(inside, kernel, weight.to(kernel.dtype), None, *sliding)
+        scales.append(inverse_root(sums).to(unary.dtype))
+    return scales
+
+
+def _next_log_q(
+    step: Step, unary: Tensor, log_q: Tensor, kernels: Sequence[Tensor | None], scales: Sequence[Tensor | None]
+) -> Tensor:
+    """One mean-field step: [B, C, H, W] -> [B, C, H, W], of the two classes of a binary logit."""
+    q = F.softmax(log_q, dim=1)
+    result = weighed(unary, step.unary_weight)
+    for index, (kernel, scale) in enumerate(zip(kernels, scales, strict=True)):
+        weight: Tensor = getattr(step.pairwise_weights, str(index))
+        result = result - weight * _message(step, index, q, kernel, scale)
+    return result
+
+
+def _message(step: Step, index: int, q: Tensor, kernel: Tensor | None, scale: Tensor | None) -> Tensor:
+    spec, messenger, compat = step.specs[index], step.messengers[index], step.compat[index]
+    height, width = q.shape[2:]
+    q = pooled(q, spec.blur)
+    if scale is not None:
+        q = q * scale
+    message: Tensor = messenger(q) if kernel is None else messenger(q, None, kernel)
+    if scale is not None:
+        message = message * scale
+    message = compat(message)
+    return enlarged_message(message, spec.blur, (height, width))
+
+
+def too_large(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> bool:
     """Whether K is to be made in bands: there is much of it, and nothing is recorded for gradients or traced."""
     b, (height, width), elements = unary.logits.shape[0], unary.size, 0
     learned = (p for step in steps for p in step.parameters())
@@ -85,7 +167,7 @@ def too_large(steps: "Sequence[PacCRF]", unary: Unary, features: Sequence[Tensor
     return elements > MOST_HELD
 
 
-def in_bands(steps: "Sequence[PacCRF]", unary: Unary, features: Sequence[Tensor]) -> Tensor:
+def in_bands(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
     """All steps: -> logQ [B, C, H, W]."""
     b, classes = unary.logits.shape[:2]
     guides = [pooled_guide(f, spec.blur) for spec, f in zip(steps[0].specs, features, strict=True)]
@@ -137,7 +219,7 @@ class _Term(NamedTuple):
     root: Tensor | None  # D^-1/2
 
     @classmethod
-    def of(cls, step: "PacCRF", index: int, guide: Tensor, unary: Unary) -> "_Term":
+    def of(cls, step: Step, index: int, guide: Tensor, unary: Unary) -> "_Term":
         spec: PairwiseKernel = step.specs[index]
         weight: Tensor = getattr(step.pairwise_weights, str(index))
         steered = spec.compat_type != "na"
@@ -189,20 +271,6 @@ class _Term(NamedTuple):
 def inverse_root(sums: Tensor) -> Tensor:
     """D^-1/2; 1 where no tap counts."""
     return torch.where(sums > 0, sums, 1).rsqrt()
-
-
-def inferred(steps: "Sequence[PacCRF]", unary: Unary, features: Sequence[Tensor]) -> Tensor:
-    """All steps: -> logQ [B, C, H, W]."""
-    if too_large(steps, unary, features):
-        return in_bands(steps, unary, features)
-    logits = unary.enlarged()
-    kernels = steps[0].adapting_kernels(logits, features)
-    log_q, last, scales = logits, None, []
-    for step in steps:
-        if step is not last:
-            last, scales = step, step.scales(logits, kernels)
-        log_q = step.step(logits, log_q, kernels, scales)
-    return log_q
 
 
 def check_values(logits: Tensor, image: Tensor) -> None:

@@ -5,16 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
 from pac_ops.crf import mean_field
 from pac_ops.crf.features import DenseFeatures
-from pac_ops.crf.mean_field import Unary, enlarged_message, inverse_root, pooled, pooled_guide, weighed
+from pac_ops.crf.mean_field import Unary
 from pac_ops.crf.pairwise import PairwiseKernel, starting_weight
-from pac_ops.functional.convolution import pacconv2d
-from pac_ops.functional.kernel import packernel2d
 from pac_ops.layers.convolution import PacConv2d
 
 FINAL_OUTPUTS = ("log_Q", "softmax", "log_softmax")
@@ -238,64 +235,6 @@ class PacCRF(nn.Module):
         return mean_field.finish(
             mean_field.inferred([self] * self.num_steps, unary, features), self.final_output, self.channels
         )
-
-    def adapting_kernels(self, unary: Tensor, features: Sequence[Tensor]) -> list[Tensor | None]:
-        """K of every pairwise kernel, None for `na`; they serve all steps."""
-        kernels: list[Tensor | None] = []
-        for spec, feature in zip(self.specs, features, strict=True):
-            if spec.compat_type == "na":
-                kernels.append(None)
-                continue
-            window, guide = make_window(spec.kernel_size, 1, "same", spec.dilation), pooled_guide(feature, spec.blur)
-            kernels.append(
-                packernel2d(guide, None, window.kernel_size, 1, window.padding, dilation=window.dilation)[0]
-            )
-        return kernels
-
-    def scales(self, unary: Tensor, kernels: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """D^-1/2 of every pairwise kernel that normalises symmetrically; it serves all steps of one set of weights.
-
-        A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
-        """
-        scales: list[Tensor | None] = []
-        for spec, messenger, kernel in zip(self.specs, self.messengers, kernels, strict=True):
-            if kernel is None or not spec.symmetric_normalization:
-                scales.append(None)
-                continue
-            inside = pooled(unary.new_ones((1, 1, *unary.shape[2:]), dtype=kernel.dtype), spec.blur)
-            inside = inside.expand(unary.shape[0], -1, -1, -1)
-            sliding: Any = (1, messenger.padding, messenger.dilation)
-            weight: Tensor = messenger.weight  # type: ignore[assignment]
-            sums = pacconv2d(inside, kernel, weight.to(kernel.dtype), None, *sliding)
-            scales.append(inverse_root(sums).to(unary.dtype))
-        return scales
-
-    def step(
-        self,
-        unary: Tensor,
-        log_q: Tensor,
-        kernels: Sequence[Tensor | None],
-        scales: Sequence[Tensor | None],
-    ) -> Tensor:
-        """One mean-field step: [B, C, H, W] -> [B, C, H, W], of the two classes of a binary logit."""
-        q = F.softmax(log_q, dim=1)
-        result = weighed(unary, self.unary_weight)
-        for index, (kernel, scale) in enumerate(zip(kernels, scales, strict=True)):
-            weight: Tensor = getattr(self.pairwise_weights, str(index))
-            result = result - weight * self._message(index, q, kernel, scale)
-        return result
-
-    def _message(self, index: int, q: Tensor, kernel: Tensor | None, scale: Tensor | None) -> Tensor:
-        spec, messenger, compat = self.specs[index], self.messengers[index], self.compat[index]
-        height, width = q.shape[2:]
-        q = pooled(q, spec.blur)
-        if scale is not None:
-            q = q * scale
-        message: Tensor = messenger(q) if kernel is None else messenger(q, None, kernel)
-        if scale is not None:
-            message = message * scale
-        message = compat(message)
-        return enlarged_message(message, spec.blur, (height, width))
 
     def _check(self, unary: Tensor, features: Sequence[Tensor]) -> None:
         check_image("unary", unary)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 COMMANDS = (
-    ("-m", "pytest", "tests/pac_ops/backends/test_triton.py", "-m", "gpu and not slow", "--durations=10"),
+    ("-m", "pytest", "tests/pac_ops/backends", "-m", "gpu and not slow", "--durations=10"),
     ("-m", "pytest", "tests/hotswap/test_on_cuda.py", "-m", "gpu", "--durations=10"),
     ("-m", "pytest", "tests/pac_ops/backends/test_seen_through.py"),
     ("-m", "benchmarks", "--device", "cuda", "--dtype", "bfloat16"),

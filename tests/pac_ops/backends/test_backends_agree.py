@@ -1,5 +1,7 @@
 """Every backend against the float64 oracle: output, K, and each gradient."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -8,7 +10,7 @@ from oracle import CASES, TOLERANCE, Case, assert_close, pairs
 
 import pac_ops
 from pac_ops import geometry
-from pac_ops.backends import native, reference
+from pac_ops.backends import choose, native, reference
 from pac_ops.backends.blocked import rows
 from pac_ops.backends.choose import why_not
 from pac_ops.backends.native import compiled
@@ -239,3 +241,13 @@ def test_a_window_for_every_pixel(lanes, data):
         distance, gaussian = native.squared_distance2d(guide, window), native.gaussian_kernel2d(guide, window)
     torch.testing.assert_close(distance.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(gaussian.double(), (-expected / 2).exp(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["triton", "native", "cpu"])
+def test_every_backend_has_the_oracles_functions(name):
+    """And with the same arguments: which one is called does not depend on the backend."""
+    module = choose.load(name)
+    for function in (f for f in vars(reference).values() if inspect.isfunction(f)):
+        if function.__module__ == reference.__name__ and not function.__name__.startswith("_"):
+            arguments = inspect.signature(getattr(module, function.__name__)).parameters
+            assert list(arguments) == list(inspect.signature(function).parameters), function.__name__

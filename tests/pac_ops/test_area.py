@@ -35,8 +35,8 @@ def test_half_precision_is_not_rounded_on_the_way(backend, dtype):
         for g in (guide.requires_grad_(), guide.detach().float().requires_grad_()):
             out = pac_ops.pacresize2d(x, g, scale=0.2)
             results.append((out.detach(), torch.autograd.grad(out.square().sum(), g)[0].float()))
-    (found, gradient), (expected, expected_gradient) = results
-    assert_close(found, expected, torch.float32, "output")
+    (actual, gradient), (expected, expected_gradient) = results
+    assert_close(actual, expected, torch.float32, "output")
     assert_close(gradient, expected_gradient, dtype, "gradient")
 
 
@@ -58,6 +58,6 @@ def test_exported_it_is_right_at_every_size(fit, dtype):
         x, like = (torch.randn(batch, 3, *size).to(dtype) for size in sizes)
         expected = layer(x, like, fit).float()
         for made in (program.module(), standardised):
-            found = made(x, like, fit)
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            actual = made(x, like, fit)
+            assert actual.dtype == torch.float32
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

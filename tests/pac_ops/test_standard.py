@@ -55,9 +55,9 @@ def test_half_precision():
     case = CASES["conv"]
     layer, arguments = case.layer(dtype=torch.bfloat16), case.arguments(dtype=torch.bfloat16)
     program = torch.export.export(layer, arguments).run_decompositions(standard.decompositions())
-    found = program.module()(*arguments)
-    assert found[0].dtype == torch.bfloat16
-    torch.testing.assert_close(output(found), output(layer(*arguments)), rtol=2e-2, atol=2e-2)
+    actual = program.module()(*arguments)
+    assert actual[0].dtype == torch.bfloat16
+    torch.testing.assert_close(output(actual), output(layer(*arguments)), rtol=2e-2, atol=2e-2)
 
 
 def test_nearest_pixels_are_pytorchs():

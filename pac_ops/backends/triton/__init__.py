@@ -4,7 +4,7 @@ Nothing here stores k*k copies of an activation, and any strides are read as the
 operator is a walk (`walk`): which pixel does a tap of this pixel read? A convolution slides, its input's gradient
 goes the same way back, a transposed convolution spreads, its input's gradient slides. So few kernels serve all:
 `gather` sums over taps and channels, `weight_gradient` over pixels, those of `distance` over channels alone. Only
-enlargement (`resize`) has kernels of its own: its neighbours are no regular walk.
+`enlargement` has other kernels: its neighbours are no regular walk.
 
 `torch.compile` sees the launches themselves (`library`), with their lists of tile sizes, which Inductor then times.
 So a kernel's arguments are tensors, numbers and constants that can be written down: no tuples but constant ones.

@@ -69,7 +69,7 @@ def _input_and_kernel_gradients(
     if not (needs[0] or needs[1]):
         return None, None
     b, c, height, width = input.shape
-    own = input if needs[1] else None
+    factor = input if needs[1] else None
     grad_input, grad_kernel = gather(
         grad,
         kernel,
@@ -79,7 +79,7 @@ def _input_and_kernel_gradients(
         walk.back,
         groups,
         at_source=True,
-        own=own,
+        factor=factor,
         output=needs[0],
         dtype=input.dtype,
     )

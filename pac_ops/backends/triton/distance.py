@@ -36,10 +36,10 @@ from pac_ops.geometry import Window
 
 @triton.jit
 def _distance_kernel(
-    own,  # [B, C, H, W], or the image itself where CENTRED
+    centre,  # [B, C, H, W], or the image itself where CENTRED
     x,  # [B, C, XH, XW], read under the taps
     out,  # [B, 1, kh, kw, H, W]
-    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    centre_stride_b, centre_stride_c, centre_stride_y, centre_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     out_stride_b, out_stride_c, out_stride_i, out_stride_j, out_stride_y, out_stride_x,
     batch, channels, height, width, x_height, x_width,
@@ -60,26 +60,26 @@ def _distance_kernel(
     centre_j: tl.constexpr = COLUMNS.taps // 2
     if CENTRED:
         tap += (tap >= centre_i * COLUMNS.taps + centre_j).to(tl.int32)
-        own_y = read_at(y, centre_i, ROWS)
-        own_x = read_at(x_, centre_j, COLUMNS)
-        has_own = exists & is_in(own_y, own_x, x_height, x_width)
+        centre_y = read_at(y, centre_i, ROWS)
+        centre_x = read_at(x_, centre_j, COLUMNS)
+        has_centre = exists & is_in(centre_y, centre_x, x_height, x_width)
     else:
-        own_y = y
-        own_x = x_
-        has_own = exists
+        centre_y = y
+        centre_x = x_
+        has_centre = exists
     i = (tap // COLUMNS.taps)[:, None]
     j = (tap % COLUMNS.taps)[:, None]
     writes = exists[None, :] & (tap < ROWS.taps * COLUMNS.taps)[:, None]
     read_y = read_at(y[None, :], i, ROWS)
     read_x = read_at(x_[None, :], j, COLUMNS)
     reads = writes & is_in(read_y, read_x, x_height, x_width)
-    at_own = image * own_stride_b + own_y * own_stride_y + own_x * own_stride_x
+    at_f_i = image * centre_stride_b + centre_y * centre_stride_y + centre_x * centre_stride_x
     at_x = image[None, :] * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
 
     total = tl.zeros((BLOCK_T, BLOCK_O, BLOCK_P), tl.float32)
     for first in range(0, channels, BLOCK_O):
         c = first + tl.arange(0, BLOCK_O)
-        f_i = load_channels(own, at_own, c.to(INDEX) * own_stride_c, has_own, c < channels).to(tl.float32)
+        f_i = load_channels(centre, at_f_i, c.to(INDEX) * centre_stride_c, has_centre, c < channels).to(tl.float32)
         at = at_x[:, None, :] + (c.to(INDEX) * x_stride_c)[None, :, None]
         f_j = tl.load(x + at, mask=reads[:, None, :] & (c < channels)[None, :, None], other=0.0).to(tl.float32)
         away = f_j - f_i[None, :, :]
@@ -98,11 +98,11 @@ def _distance_kernel(
 
 @triton.jit
 def _pull_kernel(
-    own,  # [B, C, H, W]
+    pulled,  # [B, C, H, W]
     x,  # [B, C, XH, XW], read under the taps
     grad,  # [B, 1, kh, kw, ...]
-    out,  # as own
-    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    out,  # as pulled
+    pulled_stride_b, pulled_stride_c, pulled_stride_y, pulled_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     grad_stride_b, grad_stride_c, grad_stride_i, grad_stride_j, grad_stride_y, grad_stride_x,
     out_stride_b, out_stride_c, out_stride_y, out_stride_x,
@@ -111,15 +111,15 @@ def _pull_kernel(
     AT_SOURCE: tl.constexpr,  # grad is indexed by the pixel read
     CLIP: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """sum_taps 2 grad (own - read), the difference clipped to where own - read is what the distance has squared."""
+    """sum_taps 2 grad (pulled - read), of a clipped distance only where the clipped difference is not 0."""
     parts = tl.cdiv(channels, BLOCK_O)
     phases = ROWS.divide * COLUMNS.divide
     phase = tl.program_id(0) // parts % phases
     tile = tl.program_id(0) // parts // phases
     image, y, x_, exists = tile_of_pixels(tile, phase, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
     c = tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)
-    at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
-    f = load_channels(own, at, c.to(INDEX) * own_stride_c, exists, c < channels).to(tl.float32)
+    at = image * pulled_stride_b + y * pulled_stride_y + x_ * pulled_stride_x
+    f = load_channels(pulled, at, c.to(INDEX) * pulled_stride_c, exists, c < channels).to(tl.float32)
 
     first_i = first_tap(phase // COLUMNS.divide, ROWS)
     first_j = first_tap(phase % COLUMNS.divide, COLUMNS)
@@ -233,7 +233,7 @@ def centred_distance2d(centre: Tensor, guide: Tensor, window: Window, asymmetric
 
 
 def _distances(
-    own: Tensor, x: Tensor, size: tuple[int, int], window: Window, *, centred: bool, clip: bool, gaussian: bool
+    centre: Tensor, x: Tensor, size: tuple[int, int], window: Window, *, centred: bool, clip: bool, gaussian: bool
 ) -> Tensor:
     walk, (kh, kw) = sliding(window), window.kernel_size
     batch, channels = x.shape[:2]
@@ -241,7 +241,7 @@ def _distances(
     meta = _tiles(x)
     parts = max(1, cdiv(kh * kw - centred, meta["BLOCK_T"]))
     arguments: dict[str, Any] = {
-        **tensor("own", own),
+        **tensor("centre", centre),
         **tensor("x", x),
         **tensor("out", out, "bcijyx"),
         **walked(walk, size, x),
@@ -249,7 +249,7 @@ def _distances(
         "CENTRED": centred,
         "CLIP": clip,
         "GAUSSIAN": gaussian,
-        "INDEX": index_type(own, x, out),
+        "INDEX": index_type(centre, x, out),
         "PARTS": parts,
     }
     launch(_distance_kernel, (cdiv(batch * size[0] * size[1], meta["BLOCK_P"]) * parts,), x, arguments, meta)
@@ -299,11 +299,11 @@ def centred_distance2d_backward(
     )
 
 
-def _pulled(own: Tensor, x: Tensor, grad: Tensor, walk: Walk, *, at_source: bool, clip: bool) -> Tensor:
-    batch, channels, height, width = own.shape
-    out = own.new_empty(own.shape)
+def _pulled(pulled: Tensor, x: Tensor, grad: Tensor, walk: Walk, *, at_source: bool, clip: bool) -> Tensor:
+    batch, channels, height, width = pulled.shape
+    out = pulled.new_empty(pulled.shape)
     arguments: dict[str, Any] = {
-        **tensor("own", own),
+        **tensor("pulled", pulled),
         **tensor("x", x),
         **tensor("grad", grad, "bcijyx"),
         **tensor("out", out),
@@ -311,10 +311,10 @@ def _pulled(own: Tensor, x: Tensor, grad: Tensor, walk: Walk, *, at_source: bool
         "channels": channels,
         "AT_SOURCE": at_source,
         "CLIP": clip,
-        "INDEX": index_type(own, x, grad, out),
+        "INDEX": index_type(pulled, x, grad, out),
     }
-    meta = elementwise_tiles(own, channels)
+    meta = elementwise_tiles(pulled, channels)
     pixels = batch * cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide)
     programs = cdiv(pixels, meta["BLOCK_P"]) * walk.phases * cdiv(channels, meta["BLOCK_O"])
-    launch(_pull_kernel, (programs,), own, arguments, meta)
+    launch(_pull_kernel, (programs,), pulled, arguments, meta)
     return out

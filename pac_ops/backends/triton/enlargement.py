@@ -48,7 +48,7 @@ def _from_coarse_kernel(
     at = (plane * fine_height + y[None, :]) * fine_width + x[None, :]
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if PULL:
-        own = tl.load(fine + at, mask=counts, other=0.0).to(tl.float32)
+        f_i = tl.load(fine + at, mask=counts, other=0.0).to(tl.float32)
     for tap in range(TAPS * TAPS):
         i = tl.load(rows + y * TAPS + tap // TAPS, mask=exists, other=0)
         j = tl.load(columns + x * TAPS + tap % TAPS, mask=exists, other=0)
@@ -56,7 +56,7 @@ def _from_coarse_kernel(
         k = tl.load(kernel + at_kernel, mask=exists, other=0.0).to(tl.float32)
         v = tl.load(coarse + (plane * height + i[None, :]) * width + j[None, :], mask=counts, other=0.0)
         if PULL:
-            total += 2 * k[None, :] * (own - v.to(tl.float32))
+            total += 2 * k[None, :] * (f_i - v.to(tl.float32))
         else:
             total += k[None, :] * v.to(tl.float32)
     tl.store(out + at, total, mask=counts)
@@ -114,7 +114,7 @@ def _to_coarse_kernel(
     at = (plane * height + y[None, :]) * width + x[None, :]
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if PULL:
-        own = tl.load(coarse + at, mask=exists[None, :] & has_channel, other=0.0).to(tl.float32)
+        g_j = tl.load(coarse + at, mask=exists[None, :] & has_channel, other=0.0).to(tl.float32)
     for tap in range(TAPS * TAPS):
         from_row = rows + tap // TAPS * (height + 1) + y
         from_column = columns + tap % TAPS * (width + 1) + x
@@ -132,7 +132,7 @@ def _to_coarse_kernel(
             at_fine = (plane * fine_height + seen_y[None, :]) * fine_width + seen_x[None, :]
             f = tl.load(fine + at_fine, mask=sees[None, :] & has_channel, other=0.0).to(tl.float32)
             if PULL:
-                total += tl.where(sees[None, :], 2 * k[None, :] * (own - f), 0.0)
+                total += tl.where(sees[None, :], 2 * k[None, :] * (g_j - f), 0.0)
             else:
                 total += k[None, :] * f
     tl.store(out + at, total, mask=exists[None, :] & has_channel)

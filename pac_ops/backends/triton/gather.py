@@ -52,12 +52,12 @@ def _dot_kernel(
     weight,  # [groups, taps, outer, inner], contiguous
     bias,  # [groups * outer] or None
     out,  # [B, groups * outer, H, W], None where only K's gradient is wanted
-    own,  # as out: what K's gradient multiplies the sums by
+    factor,  # as out: what K's gradient multiplies the sums by
     grad_kernel,  # [slabs, B, 1, kh, kw, XH, XW] or None
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
     out_stride_b, out_stride_c, out_stride_y, out_stride_x,
-    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    factor_stride_b, factor_stride_c, factor_stride_y, factor_stride_x,
     grad_kernel_stride_s, grad_kernel_stride_b, grad_kernel_stride_c, grad_kernel_stride_i, grad_kernel_stride_j,
     grad_kernel_stride_y, grad_kernel_stride_x,
     batch, height, width, x_height, x_width, groups, inner, outer,
@@ -87,8 +87,8 @@ def _dot_kernel(
     total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     if GRADIENT:
-        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
-        held = tl.trans(load_channels(own, at, channel * own_stride_c, exists, has_o))
+        at = image * factor_stride_b + y * factor_stride_y + x_ * factor_stride_x
+        held = tl.trans(load_channels(factor, at, channel * factor_stride_c, exists, has_o))
         slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
     # One loop over taps and blocks of channels, not two, so that loads run ahead from tap to tap.
     for step in range(count_taps(first_i, ROWS) * taps_j * blocks):
@@ -140,11 +140,11 @@ def _dot_kernel(
 def _direct_kernel(
     x, kernel,
     weight,  # or None: all ones
-    bias, out, own, grad_kernel,
+    bias, out, factor, grad_kernel,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
     out_stride_b, out_stride_c, out_stride_y, out_stride_x,
-    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    factor_stride_b, factor_stride_c, factor_stride_y, factor_stride_x,
     grad_kernel_stride_s, grad_kernel_stride_b, grad_kernel_stride_c, grad_kernel_stride_i, grad_kernel_stride_j,
     grad_kernel_stride_y, grad_kernel_stride_x,
     batch, height, width, x_height, x_width, groups, inner, outer,
@@ -170,8 +170,8 @@ def _direct_kernel(
     taps_j = count_taps(first_j, COLUMNS)
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if GRADIENT:
-        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
-        held = load_channels(own, at, channel * own_stride_c, exists, has_o).to(tl.float32)
+        at = image * factor_stride_b + y * factor_stride_y + x_ * factor_stride_x
+        held = load_channels(factor, at, channel * factor_stride_c, exists, has_o).to(tl.float32)
         slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
     for tap in range(count_taps(first_i, ROWS) * taps_j):
         i = first_i + tap // taps_j * ROWS.jump
@@ -251,10 +251,10 @@ def gather(
     *,
     dtype: torch.dtype,
     at_source: bool = False,
-    own: Tensor | None = None,
+    factor: Tensor | None = None,
     output: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The sum, and K's gradient where `own` is given.
+    """The sum, and K's gradient where `factor` is given.
 
     Args:
         x: what the taps read, [B, groups * inner, XH, XW].
@@ -266,8 +266,8 @@ def gather(
         groups: of channels.
         dtype: of the sum.
         at_source: K is indexed by the pixel read.
-        own: of the output's size; K's gradient, of K's size, is the sum over channels of its product with each tap's
-            sum. Only with `at_source`.
+        factor: of the output's size. K's gradient, of K's size, is its product with each tap's sum, summed over
+            channels. Only with `at_source`.
         output: whether the sum is wanted.
     """
     batch, channels, height, width = size
@@ -279,7 +279,7 @@ def gather(
         **tensor("x", x),
         **tensor("kernel", kernel, "bcijyx"),
         **tensor("out", out),
-        **tensor("own", own),
+        **tensor("factor", factor),
         **walked(walk, (height, width), x),
         "weight": None if weight is None else weight.contiguous(),
         "bias": None if bias is None else bias.contiguous(),
@@ -288,7 +288,7 @@ def gather(
         "outer": outer,
         "AT_SOURCE": at_source,
         "OUTPUT": output,
-        "GRADIENT": own is not None,
+        "GRADIENT": factor is not None,
         "ADD": not slabbed,
     }
     pixels = cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide) * batch
@@ -312,10 +312,10 @@ def gather(
         }
         default = _DOT.default(arguments)
     slabs = None
-    if own is not None:
+    if factor is not None:
         slabs = torch.zeros((parts(default) if slabbed else 1, *kernel.shape), dtype=torch.float32, device=x.device)
     arguments |= tensor("grad_kernel", slabs, "sbcijyx")
-    arguments["INDEX"] = index_type(x, kernel, out, own, None if slabs is None else slabs[0])
+    arguments["INDEX"] = index_type(x, kernel, out, factor, None if slabs is None else slabs[0])
     if direct:
         launch(_direct_kernel, grid(default), x, arguments, default)
     else:

@@ -23,7 +23,7 @@ def pacpool2d_backward(
     if not any(needs):
         return None, None
     b, c, height, width = input.shape
-    own = input if needs[1] else None
+    factor = input if needs[1] else None
     grad_input, grad_kernel = gather(
         grad,
         kernel,
@@ -33,7 +33,7 @@ def pacpool2d_backward(
         sliding(window).back,
         c,
         at_source=True,
-        own=own,
+        factor=factor,
         output=needs[0],
         dtype=input.dtype,
     )

@@ -1,4 +1,4 @@
-"""sum_pixels K * own x read: the gradient of the weight of either convolution, split over pixels."""
+"""sum_pixels K * here x read: the gradient of the weight of either convolution, split over pixels."""
 
 # Triton is untyped, and its constants are written in capitals.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
@@ -31,11 +31,11 @@ from pac_ops.backends.triton.walk import Walk
 
 @triton.jit
 def _dot_kernel(
-    own,  # [B, groups * outer, H, W]
+    here,  # [B, groups * outer, H, W]
     x,  # [B, groups * inner, XH, XW], read under the taps
     kernel,
     out,  # [slabs, taps, groups * outer, inner], contiguous
-    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    here_stride_b, here_stride_c, here_stride_y, here_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
     batch, height, width, x_height, x_width, groups, outer, inner,
@@ -56,7 +56,7 @@ def _dot_kernel(
     o = rest % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
     c = rest // tiles_o % tiles_i * BLOCK_I + tl.arange(0, BLOCK_I)
     group = rest // tiles_o // tiles_i
-    at_o = (group * outer + o).to(INDEX) * own_stride_c
+    at_o = (group * outer + o).to(INDEX) * here_stride_c
     at_c = (group * inner + c).to(INDEX) * x_stride_c
 
     total = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
@@ -65,8 +65,8 @@ def _dot_kernel(
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
-        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
-        held = load_channels(own, at, at_o, reads, o < outer)
+        at = image * here_stride_b + y * here_stride_y + x_ * here_stride_x
+        held = load_channels(here, at, at_o, reads, o < outer)
         at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
         v = tl.trans(load_channels(x, at, at_c, reads, c < inner))
         k_y = read_y if AT_SOURCE else y
@@ -87,8 +87,8 @@ def _dot_kernel(
 
 @triton.jit
 def _direct_kernel(
-    own, x, kernel, out,
-    own_stride_b, own_stride_c, own_stride_y, own_stride_x,
+    here, x, kernel, out,
+    here_stride_b, here_stride_c, here_stride_y, here_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
     batch, height, width, x_height, x_width, groups, outer, inner,
@@ -103,7 +103,7 @@ def _direct_kernel(
     j = tap % COLUMNS.taps
     c = tl.program_id(0) // taps % inner
     o = tl.program_id(0) // taps // inner * BLOCK_O + tl.arange(0, BLOCK_O)
-    at_o = o.to(INDEX) * own_stride_c
+    at_o = o.to(INDEX) * here_stride_c
     at_c = (o // outer * inner + c).to(INDEX) * x_stride_c
 
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
@@ -112,8 +112,8 @@ def _direct_kernel(
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
-        at = image * own_stride_b + y * own_stride_y + x_ * own_stride_x
-        held = load_channels(own, at, at_o, reads, o < channels).to(tl.float32)
+        at = image * here_stride_b + y * here_stride_y + x_ * here_stride_x
+        held = load_channels(here, at, at_o, reads, o < channels).to(tl.float32)
         at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
         v = load_channels(x, at, at_c, reads, o < channels).to(tl.float32)
         k_y = read_y if AT_SOURCE else y
@@ -153,24 +153,24 @@ _DOT = Tuned(
 )
 
 
-def weight_gradient(own: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: int, *, at_source: bool) -> Tensor:
-    """sum_p own[p, o] K x[read by p under the tap, c], float32: [groups * outer, inner, kh, kw].
+def weight_gradient(here: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: int, *, at_source: bool) -> Tensor:
+    """sum_p here[p, o] K x[read by p under the tap, c], float32: [groups * outer, inner, kh, kw].
 
     Args:
-        own: [B, groups * outer, H, W].
+        here: [B, groups * outer, H, W].
         x: what the taps read, [B, groups * inner, XH, XW].
         kernel: K, of size (H, W), or (XH, XW) with `at_source`.
-        walk: from own's pixels to x's; every tap reads, so that there is nothing to skip.
+        walk: from here's pixels to x's; every tap reads, so that there is nothing to skip.
         groups: of channels.
         at_source: K is indexed by the pixel read.
     """
-    batch, channels, height, width = own.shape
+    batch, channels, height, width = here.shape
     outer, inner = channels // groups, x.shape[1] // groups
     taps = walk.rows.taps * walk.columns.taps
     adds = not torch.are_deterministic_algorithms_enabled()
     direct = inner * outer < SMALLEST_PRODUCT
     arguments: dict[str, Any] = {
-        **tensor("own", own),
+        **tensor("here", here),
         **tensor("x", x),
         **tensor("kernel", kernel, "bcijyx"),
         **walked(walk, (height, width), x),
@@ -179,7 +179,7 @@ def weight_gradient(own: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: 
         "inner": inner,
         "AT_SOURCE": at_source,
         "ADD": adds,
-        "INDEX": index_type(own, x, kernel),
+        "INDEX": index_type(here, x, kernel),
     }
 
     def grid(meta: Meta) -> tuple[int, int]:
@@ -187,24 +187,24 @@ def weight_gradient(own: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: 
         if not direct:
             tiles = groups * cdiv(outer, meta["BLOCK_O"]) * cdiv(inner, meta["BLOCK_I"])
         programs, most = tiles * taps, cdiv(batch * height * width, meta["BLOCK_P"])
-        return programs, splits(own, programs, most)
+        return programs, splits(here, programs, most)
 
     if direct:
-        default = elementwise_tiles(own, channels)
+        default = elementwise_tiles(here, channels)
     else:
         arguments |= {
             "CHANNELS_LAST": x.stride(1) == 1,
-            "OPERAND": operand_type(own, x),
+            "OPERAND": operand_type(here, x),
             "PRECISION": precision(),
         }
         default = _DOT.default(arguments)
     slabs = 1 if adds else grid(default)[1]
     out = torch.zeros(
-        (slabs, walk.rows.taps, walk.columns.taps, channels, inner), dtype=torch.float32, device=own.device
+        (slabs, walk.rows.taps, walk.columns.taps, channels, inner), dtype=torch.float32, device=here.device
     )
     arguments["out"] = out
     if direct:
-        launch(_direct_kernel, grid(default), own, arguments, default)
+        launch(_direct_kernel, grid(default), here, arguments, default)
     else:
-        _DOT.launch(grid, own, arguments)
+        _DOT.launch(grid, here, arguments)
     return (out[0] if adds else out.sum(dim=0)).permute(2, 3, 0, 1)

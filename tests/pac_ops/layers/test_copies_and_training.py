@@ -64,8 +64,8 @@ def test_on_meta(made, case):
     assert {(x.device.type, x.dtype) for x in layer.state_dict().values()} <= {("meta", torch.float16)}
     arguments = case.arguments(dtype=torch.float16)
     expected = output(case.layer().half()(*arguments))
-    found = everything_on_meta(layer, changed(arguments, lambda x: x.to("meta")))
-    assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta")
+    actual = everything_on_meta(layer, changed(arguments, lambda x: x.to("meta")))
+    assert (actual.shape, actual.dtype, actual.device.type) == (expected.shape, expected.dtype, "meta")
 
 
 def everything_on_meta(layer, arguments):
@@ -129,9 +129,9 @@ def test_without_gradients(case):
     expected = output(layer(*arguments)).detach()
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            found = output(layer(*arguments))
-        assert torch.equal(found, expected)
-        assert not found.requires_grad
+            actual = output(layer(*arguments))
+        assert torch.equal(actual, expected)
+        assert not actual.requires_grad
     layer.requires_grad_(False)
     assert not output(layer(*arguments)).requires_grad
 
@@ -197,8 +197,8 @@ def test_who_watches_sees_the_operators(watch, gradients, case):
 def test_gradient_of_one_of_them(wanted, case):
     layer, arguments = case.layer(), case.arguments()
     both = everything(layer, arguments)
-    found = everything(layer, arguments, wanted=(wanted,))
-    assert_all_close(found, {name: value for name, value in both.items() if name in found})
+    actual = everything(layer, arguments, wanted=(wanted,))
+    assert_all_close(actual, {name: value for name, value in both.items() if name in actual})
     layer.requires_grad_(False)
     x = {"input": arguments[0], "guide": arguments[1]}
     x[wanted] = x[wanted].clone().requires_grad_()

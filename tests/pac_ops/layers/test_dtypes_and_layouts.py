@@ -37,11 +37,11 @@ def test_every_parameter_and_mask_is_in_the_table():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *NARROW], ids=str)
 def test_dtypes(dtype, case):
     layer, arguments = case.layer().to(dtype), case.arguments(dtype=dtype)
-    found = everything(layer, arguments)
-    assert {value.dtype for value in found.values()} == {dtype}
+    actual = everything(layer, arguments)
+    assert {value.dtype for value in actual.values()} == {dtype}
     expected = everything(layer.double(), changed(arguments, floating(Tensor.double)))
     # Padding by reflection, a bias added to a pooling and gradients take a second rounding to a narrow dtype.
-    assert_all_close(found, expected, 2 * TOLERANCE[dtype])
+    assert_all_close(actual, expected, 2 * TOLERANCE[dtype])
 
 
 def spy_on_kernels(monkeypatch):
@@ -67,16 +67,16 @@ def test_autocast(dtype, case, monkeypatch):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return layer(*arguments)
 
-    found = everything(layer, arguments, run)
+    actual = everything(layer, arguments, run)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert found["output"].dtype == case.stock()(arguments[0]).dtype
+        assert actual["output"].dtype == case.stock()(arguments[0]).dtype
     assert kernels == [torch.float32]
-    assert {found[name].dtype for name in ("input", "guide")} == {dtype}
-    assert {found[name].dtype for name, _ in layer.named_parameters()} <= {torch.float32}
+    assert {actual[name].dtype for name in ("input", "guide")} == {dtype}
+    assert {actual[name].dtype for name, _ in layer.named_parameters()} <= {torch.float32}
     expected = everything(layer.double(), changed(arguments, floating(Tensor.double)))
     for name, value in expected.items():
         # bfloat16 rounds at 0.004; in the gradient of a single number the terms half cancel.
-        assert (found[name] - value).norm() <= (0.02 if value.dim() else 0.05) * value.norm(), name
+        assert (actual[name] - value).norm() <= (0.02 if value.dim() else 0.05) * value.norm(), name
 
 
 def every_second_column(x):
@@ -106,9 +106,9 @@ def test_layouts(layout, case):
     layer = case.layer()
     laid_out = changed(case.arguments(), layout)
     assert not laid_out[0].is_contiguous()
-    found = everything(layer, laid_out)
-    assert_all_close(found, everything(layer, changed(laid_out, Tensor.contiguous)))
-    assert found["output"].is_contiguous()
+    actual = everything(layer, laid_out)
+    assert_all_close(actual, everything(layer, changed(laid_out, Tensor.contiguous)))
+    assert actual["output"].is_contiguous()
 
 
 @every_learning_layer
@@ -125,25 +125,25 @@ def test_layouts_of_a_kernel_made_beforehand(make):
     kernel = make(pac_ops.packernel2d(guide, padding=1)[0])
     torch.testing.assert_close(layer(x, None, kernel), layer(x, None, kernel.contiguous()))
     for dtype in NARROW:  # K stays float32
-        found = copy.deepcopy(layer).to(dtype)(x.to(dtype), None, kernel)
-        assert found.dtype == dtype
-        assert (found - layer(x, None, kernel)).norm() < 0.02 * found.norm()
+        actual = copy.deepcopy(layer).to(dtype)(x.to(dtype), None, kernel)
+        assert actual.dtype == dtype
+        assert (actual - layer(x, None, kernel)).norm() < 0.02 * actual.norm()
 
 
 @every_layer
 def test_incoming_gradients_of_any_layout(case):
     layer, (x, guide, _, mask) = case.layer(), case.arguments()
-    found = []
+    actual = []
     for layout in (Tensor.contiguous, *LAYOUTS.values()):
         leaves = x.clone().requires_grad_(), guide.clone().requires_grad_()
         out = output(layer(*leaves, None, mask))
         if layout is LAYOUTS["one pixel for all"]:
-            found.append(torch.autograd.grad(out.sum(), leaves))  # autograd's own expanded tensor
+            actual.append(torch.autograd.grad(out.sum(), leaves))  # autograd's own expanded tensor
             expected = torch.autograd.grad(output(layer(*leaves, None, mask)), leaves, torch.ones_like(out))
         else:
             incoming = layout(torch.ones_like(out))
-            found.append(torch.autograd.grad(out, leaves, incoming))
-    for gradients in found:
+            actual.append(torch.autograd.grad(out, leaves, incoming))
+    for gradients in actual:
         torch.testing.assert_close(gradients, expected)
 
 
@@ -151,12 +151,12 @@ def test_incoming_gradients_of_any_layout(case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_empty_batch(dtype, case):
     layer, arguments = case.layer().to(dtype), case.arguments(batch=0, dtype=dtype)
-    found = everything(layer, arguments)
-    assert found["output"].shape == case.stock()(arguments[0].float()).shape
+    actual = everything(layer, arguments)
+    assert actual["output"].shape == case.stock()(arguments[0].float()).shape
     for name, leaf in zip(("input", "guide"), arguments, strict=False):
-        assert found[name].shape == leaf.shape
+        assert actual[name].shape == leaf.shape
     for name, parameter in layer.named_parameters():
-        assert torch.equal(found[name], torch.zeros_like(parameter)), name
+        assert torch.equal(actual[name], torch.zeros_like(parameter)), name
 
 
 @pytest.mark.parametrize("backend", ["native", *PLAIN])

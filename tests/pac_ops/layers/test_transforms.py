@@ -32,11 +32,11 @@ def test_vmap_over_input_and_guide(dim, case):
     calls, together = stacked(case, 3)
     in_dims = tuple(None if x is None else dim for x in together)
     moved = changed(together, lambda x: x.movedim(0, dim))
-    found = vmap(layer, in_dims)(*moved)
+    actual = vmap(layer, in_dims)(*moved)
     expected = [layer(*call) for call in calls]
-    torch.testing.assert_close(output(found), torch.stack([output(out) for out in expected]))
+    torch.testing.assert_close(output(actual), torch.stack([output(out) for out in expected]))
     if case.masked:
-        assert torch.equal(found[1], torch.stack([out[1] for out in expected]))
+        assert torch.equal(actual[1], torch.stack([out[1] for out in expected]))
 
 
 @every_layer
@@ -47,10 +47,10 @@ def test_vmap_over_one_of_them(mapped, case):
     which = ("input", "guide").index(mapped)
     in_dims = tuple(0 if n == which else None for n in range(4))
     arguments = tuple(x if n == which else calls[0][n] for n, x in enumerate(together))
-    found = output(vmap(layer, in_dims)(*arguments))
+    actual = output(vmap(layer, in_dims)(*arguments))
     for n, call in enumerate(calls):
         one = tuple(call[k] if k == which else calls[0][k] for k in range(4))
-        torch.testing.assert_close(found[n], output(layer(*one)))
+        torch.testing.assert_close(actual[n], output(layer(*one)))
 
 
 @every_layer
@@ -58,8 +58,8 @@ def test_vmap_in_vmap(case):
     layer, arguments = case.layer(), case.arguments(batch=6)
     folded = changed(arguments, lambda x: x.unflatten(0, (3, 2))[:, :, None])
     in_dims = tuple(None if x is None else 0 for x in arguments)
-    found = vmap(vmap(layer, in_dims), in_dims)(*folded)
-    torch.testing.assert_close(output(found).flatten(0, 2), output(layer(*arguments)))
+    actual = vmap(vmap(layer, in_dims), in_dims)(*folded)
+    torch.testing.assert_close(output(actual).flatten(0, 2), output(layer(*arguments)))
 
 
 @every_learning_layer
@@ -95,9 +95,9 @@ def test_gradients_of_each_sample(case):
     parameters = detached(layer)
     of_one = grad(loss, (0, 1, 2) if parameters else (1, 2))
     in_dims = (None, *(None if x is None else 0 for x in arguments))
-    found = vmap(of_one, in_dims)(parameters, *arguments)
+    actual = vmap(of_one, in_dims)(parameters, *arguments)
     expected = [of_one(parameters, *changed(arguments, lambda x, n=n: x[n])) for n in range(4)]
-    flat, spec = torch.utils._pytree.tree_flatten(found)
+    flat, spec = torch.utils._pytree.tree_flatten(actual)
     for n, one in enumerate(expected):
         torch.testing.assert_close(spec.unflatten([x[n] for x in flat]), one, rtol=1e-4, atol=1e-4)
 
@@ -112,8 +112,8 @@ def test_jacobians(case):
         return output(functional_call(layer, parameters, (x, guide, None, mask))).sum(dim=1)
 
     leaves = (x, guide, *detached(layer).values())
-    found = jacrev(run, tuple(range(len(leaves))))(*leaves)
-    torch.testing.assert_close(found, torch.autograd.functional.jacobian(run, leaves))
+    actual = jacrev(run, tuple(range(len(leaves))))(*leaves)
+    torch.testing.assert_close(actual, torch.autograd.functional.jacobian(run, leaves))
 
 
 @every_layer
@@ -125,8 +125,8 @@ def test_hessians(case):
         return output(layer(x, torch.cat([first, guide[:, 1:]], 1), None, mask)).square().sum()
 
     first = guide[:, :1]
-    found = jacrev(jacrev(loss))(first)
-    torch.testing.assert_close(found, torch.autograd.functional.hessian(loss, first))
+    actual = jacrev(jacrev(loss))(first)
+    torch.testing.assert_close(actual, torch.autograd.functional.hessian(loss, first))
     with pytest.raises(NotImplementedError, match=r"jacrev\(jacrev\(f\)\) in place of torch\.func\.hessian"):
         torch.func.hessian(loss)(first)  # forward over reverse
 
@@ -144,9 +144,9 @@ def test_forward_mode(tangent, case):
     at = x if tangent == "input" else guide
     expected = (run(at + 1e-6 * at) - run(at - 1e-6 * at)) / 2e-6
     for forward in (in_functorch, in_autograd):
-        found = forward(run, at)
-        assert found is not None
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        actual = forward(run, at)
+        assert actual is not None
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def in_functorch(run, at):

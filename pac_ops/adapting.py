@@ -17,7 +17,7 @@ _SMOOTH = re.compile(r"(average|full)_(\d+)")
 
 
 class KernelType(NamedTuple):
-    """A kernel function, as its name says it."""
+    """A kernel function, parsed from its name."""
 
     inverse: bool = False  # alpha + (d + 1e-4)^(lambda / 2), else the gaussian exp(-d / 2)
     alpha: float = 0.0
@@ -27,7 +27,7 @@ class KernelType(NamedTuple):
 
 
 class SmoothType(NamedTuple):
-    """How the guide at the window's centre is smoothed, as its name says it."""
+    """The smoothing of the guide at the window's centre, parsed from its name."""
 
     size: int  # of the filter's side; 0 without smoothing
     learnable: bool = False

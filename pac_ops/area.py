@@ -1,4 +1,4 @@
-"""The area average of an image, at any size: what brings a guide to the size of what it guides.
+"""Area averages of images, which bring a guide to the size of the map it guides.
 
 Under `torch.export` it is one operator, which `pac_ops.standard` writes in operations that leave sizes open:
 exporters take the example's sizes for granted in `torch.nn.functional.adaptive_avg_pool2d`.
@@ -50,7 +50,7 @@ def fitted2d(image: Tensor, size: Pair) -> Tensor:
 
 
 def has_size(image: Tensor, size: Pair) -> bool:
-    """Whether an image has this height and width; under `torch.export`, whether it has at every size."""
+    """Whether an image has this height and width; under `torch.export`, whether it has for all dynamic sizes."""
     if torch.compiler.is_exporting():
         from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: not for every user
 
@@ -59,7 +59,7 @@ def has_size(image: Tensor, size: Pair) -> bool:
 
 
 def matrices(height: int, width: int, size: Pair, fit: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What rows, [h, H], and columns, [w, W], of the result are made of; all four sizes may be symbolic."""
+    """The weights of rows, [h, H], and of columns, [w, W], in the result; all four sizes may be symbolic."""
     sides = tuple(zip((height, width), size, strict=True))
     averages = [_averages(n, wanted, like) for n, wanted in sides]
     if fit:

@@ -69,10 +69,10 @@ def pair(name: str, value: IntOrPair, least: int) -> Pair:
 
 
 def check_tensor(name: str, x: Tensor) -> None:
-    """Refuse what is no floating tensor.
+    """Refuse anything but a tensor of a floating dtype.
 
     Raises:
-        TypeError: where it is none.
+        TypeError: where `x` is something else.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
@@ -81,7 +81,7 @@ def check_tensor(name: str, x: Tensor) -> None:
 
 
 def check_image(name: str, x: Tensor) -> None:
-    """Refuse what is no floating [batch, channels, height, width] tensor.
+    """Refuse anything but a floating [batch, channels, height, width] tensor.
 
     Raises:
         TypeError: where `x` is no tensor, or not floating.
@@ -93,7 +93,7 @@ def check_image(name: str, x: Tensor) -> None:
 
 
 def check_mask(mask: Tensor, batch: int, height: int, width: int, device: torch.device, owner: str = "guide") -> None:
-    """Refuse what is no [batch, 1, height, width] tensor of any dtype on `device`.
+    """Refuse anything but a [batch, 1, height, width] tensor, of any dtype, on `device`.
 
     Raises:
         TypeError: where it is no tensor.

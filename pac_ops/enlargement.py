@@ -1,4 +1,4 @@
-"""Which coarse pixels each fine pixel of a bilinear enlargement is made of, and their weights."""
+"""For each fine pixel of a bilinear enlargement, its coarse neighbours and their weights; sizes and factors."""
 
 import functools
 import math
@@ -33,12 +33,12 @@ class Enlargement(NamedTuple):
     band: Sequence[int] | None = None  # the fine rows at hand: the first, the one after the last, of how many
 
     def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours, one repeated where there are fewer."""
+        """Rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours; at the border one is repeated."""
         (_, rows, last), (_, columns, end) = self._places(coarse, fine, device)
         return rows.clamp(0, last).long(), columns.clamp(0, end).long()
 
     def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Their weights down, [Ho, n], and across, [Wo, n]: 0 for those that do not count; not normalised."""
+        """Weights of these rows, [Ho, n], and columns, [Wo, n], not normalised; 0 outside the map."""
         down, across = (self._tent(*axis) for axis in self._places(coarse, fine, device))
         return down, across
 

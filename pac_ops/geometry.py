@@ -60,7 +60,7 @@ def pad(x: Tensor, window: Window) -> Tensor:
 
 
 def taps(padded: Tensor, window: Window, ho: int, wo: int) -> Iterator[tuple[int, int, Tensor]]:
-    """What one tap after the other sees of a padded image, as views: (i, j, [..., Ho, Wo])."""
+    """For each tap, a view of the pixels of a padded image that it reads: (i, j, [..., Ho, Wo])."""
     (kh, kw), (sy, sx), _, (dy, dx) = window
     for i in range(kh):
         for j in range(kw):
@@ -70,7 +70,7 @@ def taps(padded: Tensor, window: Window, ho: int, wo: int) -> Iterator[tuple[int
 
 
 def all_taps(x: Tensor, window: Window) -> Tensor:
-    """What every tap sees, zero outside the image: [B, C, H, W] -> [B, C, kh, kw, Ho, Wo], kh * kw copies."""
+    """The pixels that all taps read, zero outside the image: [B, C, H, W] -> [B, C, kh, kw, Ho, Wo], copied."""
     size = window.output_size(x.shape[2], x.shape[3])
     every = torch.stack([view for _, _, view in taps(pad(x, window), window, *size)], dim=2)
     b, c = x.shape[:2]
@@ -78,7 +78,7 @@ def all_taps(x: Tensor, window: Window) -> Tensor:
 
 
 def spread(x: Tensor, window: Window, ho: int, wo: int) -> Tensor:
-    """Stride - 1 zeros between pixels, then padding: what a window of stride 1 and no padding slides over.
+    """Stride - 1 zeros between pixels, then padding, for a window of stride 1 without padding to slide over.
 
     [B, C, H, W] -> [B, C, Ho + dy (kh - 1), Wo + dx (kw - 1)], for the transposed operator's output size.
     """

@@ -1,4 +1,4 @@
-"""The operators' forwards in PyTorch's own operations, for exporters: what they write runs where pac_ops is not.
+"""The forward of every operator in plain PyTorch operations, for exporters: their files run without pac_ops.
 
 Any size may be unknown when they are traced. Taps are strided views of one padded image, gathered in one tensor and
 multiplied by the weight as a 1 x 1 convolution: kh * kw copies, and one product that every runtime does well.
@@ -37,7 +37,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
         "pacresize2d",
     )
     table = {getattr(torch.ops.pac_ops, name).default: globals()[f"_{name}"] for name in names}
-    aten = torch.ops.aten  # networks' own: exporters take the example's sizes for granted in these
+    aten = torch.ops.aten  # operators that networks call: exporters take the example's sizes for granted in these
     table |= dict.fromkeys(
         (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default), _adaptive_avg_pool2d
     )
@@ -64,7 +64,7 @@ def _adaptive_avg_pool1d(input: Tensor, output_size: Ints) -> Tensor:
 
 
 def _upsample_nearest2d(input: Tensor, output_size: Ints | None, scale_factors: Sequence[float] | None) -> Any:
-    """With PyTorch's own indices: runtimes round the ratio of two sizes otherwise, and take a neighbour."""
+    """By PyTorch's indices: runtimes round the ratio of two sizes otherwise, and read a neighbouring pixel."""
     if output_size is None:
         return NotImplemented  # a factor is written as it is
     rows, columns = (_nearest(n, wanted, input) for n, wanted in zip(input.shape[-2:], output_size, strict=True))
@@ -143,7 +143,7 @@ def _convolved(
 
 
 def _seen(x: Tensor, window: Window) -> list[Tensor]:
-    """What each tap sees, [B, C, Ho, Wo], zero outside the image."""
+    """For each tap, the pixels it reads, [B, C, Ho, Wo], zero outside the image."""
     size = window.output_size(x.shape[2], x.shape[3])
     return [view for _, _, view in taps(pad(x, window), window, *size)]
 
@@ -160,7 +160,7 @@ def _as_kernel(per_tap: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> list[Tensor]:
-    """What each neighbour of a footprint holds, seen from every fine pixel: [B, C, Ho, Wo]."""
+    """For each neighbour of a footprint, its values at every fine pixel: [B, C, Ho, Wo]."""
     rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
     down = [x.index_select(2, near) for near in rows.unbind(dim=1)]
     across = columns.unbind(dim=1)

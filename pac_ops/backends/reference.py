@@ -144,7 +144,7 @@ def pacpool2d_backward(
 
 
 def _scatter(per_tap: Tensor, window: Window, height: int, width: int) -> Tensor:
-    """Add what each tap holds to the pixel it came from, the transpose of `all_taps`: -> [B, C, H, W]."""
+    """Add each tap's values to the pixels it reads, the transpose of `all_taps`: -> [B, C, H, W]."""
     (py, px), (ho, wo) = window.padding, per_tap.shape[-2:]
     padded = per_tap.new_zeros(*per_tap.shape[:2], height + 2 * py, width + 2 * px)
     for i, j, view in taps(padded, window, ho, wo):
@@ -153,12 +153,12 @@ def _scatter(per_tap: Tensor, window: Window, height: int, width: int) -> Tensor
 
 
 def _stepping(window: Window) -> Window:
-    """The window that slides over what `spread` made."""
+    """The window that slides over the result of `spread`."""
     return Window(window.kernel_size, dilation=window.dilation)
 
 
 def _turned(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight as the convolution's it is, and back: taps mirrored, channels swapped."""
+    """A transposed convolution's weight as that of a convolution, and back: taps mirrored, channels swapped."""
     by_group: Tensor = weight.unflatten(0, (groups, -1))
     return by_group.transpose(1, 2).flatten(0, 1).flip(2, 3).contiguous()
 
@@ -220,13 +220,13 @@ def _away(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:
 
 
 def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> Tensor:
-    """What every fine pixel's coarse neighbours hold: [B, C, h, w] -> [B, C, n, n, Ho, Wo]."""
+    """The values of every fine pixel's coarse neighbours: [B, C, h, w] -> [B, C, n, n, Ho, Wo]."""
     rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
     return x[:, :, rows.T[:, None, :, None], columns.T[None, :, None, :]]
 
 
 def _to_neighbours(per_tap: Tensor, where: Enlargement, like: Tensor) -> Tensor:
-    """Add what each tap holds to the coarse pixel it came from, the transpose of `_neighbours`: -> [B, C, h, w]."""
+    """Add each neighbour's values to its coarse pixel, the transpose of `_neighbours`: -> [B, C, h, w]."""
     height, width = like.shape[2:]
     rows, columns = where.neighbours((height, width), (per_tap.shape[4], per_tap.shape[5]), like.device)
     place = rows.T[:, None, :, None] * width + columns.T[None, :, None, :]  # [n, n, Ho, Wo]

@@ -85,6 +85,6 @@ def _apart(scores: Tensor) -> Tensor:
 
 
 def _together(enlarged: Tensor) -> Tensor:
-    """The scores again, of what `_apart` made."""
+    """The scores that `_apart` separated, enlarged."""
     scores, impossible = enlarged.chunk(2, dim=1)
     return scores.masked_fill(impossible > 0, -math.inf)

@@ -16,7 +16,7 @@ _OPTIONS = ("kernel_type", "smooth_kernel_type", "smooth_kernel", "inv_alpha", "
 
 
 class AdaptingLayer(nn.Module):
-    """What the layers share: the options of the adapting kernel, its learnable numbers, and how it is made."""
+    """A layer with an adapting kernel: its options, its learnable numbers, and the call that makes K."""
 
     kernel_type: str
     smooth_kernel_type: str
@@ -55,7 +55,7 @@ class AdaptingLayer(nn.Module):
     def _kernel(
         self, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, window: Window, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """K, made from the guide or given, with only the taps that count where there is a mask; the output mask."""
+        """K, from the guide or as given, masked where there is a mask; and the output mask."""
         sliding: dict[str, Any] = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}
         if guide is None:
             assert kernel is not None  # noqa: S101 (for the type checker; see check_call)
@@ -76,7 +76,7 @@ class AdaptingLayer(nn.Module):
 def check_call(
     input: Tensor, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, size: Pair | None = None
 ) -> Tensor:
-    """Refuse what no layer takes; the input with masked pixels zeroed, so that a NaN there stays there.
+    """Check the arguments of a call, and return the input with masked pixels zeroed: a NaN there has no effect.
 
     `size` is the height and width the guide must have, where not the input's.
     """

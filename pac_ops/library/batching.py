@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def rule(operator: Callable[..., Any], shared: Sequence[int]) -> Callable[..., tuple[Any, Any]]:
-    """The vmap rule of an operator whose tensors, and results, all begin with the batch.
+    """The vmap rule of an operator whose tensors and results begin with the batch, but for a weight and a bias.
 
-    All but the arguments at the positions `shared` (a weight, a bias): where one of those is mapped, or a gradient
-    for one is asked for (the last argument is then `needs`), every sample is a call of its own.
+    These are at the positions `shared`. Where one of them is mapped over, or its gradient is needed (the last
+    argument is then `needs`), there is a call for every sample.
     """
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:

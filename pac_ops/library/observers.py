@@ -1,4 +1,4 @@
-"""Who watches a call: gradients, transforms, tracers, modes, the profiler."""
+"""What may watch a call: gradients, transforms, tracers, modes, the profiler."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -23,7 +23,7 @@ def untraced(*arguments: Any) -> bool:
 def may_split(*arguments: Any) -> bool:
     """Whether work on these tensors may be done in parts, by the backend itself: nothing is recorded or traced.
 
-    What is made of parts is right for these sizes alone; a trace must hold for others.
+    A result computed in parts is right for these sizes only, and a trace must hold for others.
     """
     return untraced(*arguments) and not (is_grad_enabled() and torch._C._any_requires_grad(*arguments))
 

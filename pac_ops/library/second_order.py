@@ -1,4 +1,4 @@
-"""The derivatives of `centred_distance2d` that the operators themselves do not provide. Plain torch, tap by tap."""
+"""Derivatives of `centred_distance2d` that cannot be written with the operators. Plain torch, tap by tap."""
 
 import torch
 from torch import Tensor

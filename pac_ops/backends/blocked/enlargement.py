@@ -68,7 +68,7 @@ def pacresize2d_backward(
 
 
 def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> Iterator[tuple[int, int, Tensor]]:
-    """For each neighbour of a footprint, what it holds, seen from every fine pixel: a new [B, C, Ho, Wo]."""
+    """For each neighbour (a, b) of a footprint, its values at every fine pixel: a new [B, C, Ho, Wo]."""
     rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
     for b in range(where.footprint):
         across = x.index_select(3, columns[:, b])
@@ -77,7 +77,7 @@ def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> Iterator[tup
 
 
 class _Sums:
-    """The transpose of `_neighbours`: adds what fine pixels hold to the coarse pixel each has as a neighbour."""
+    """The transpose of `_neighbours`: adds values of fine pixels to the coarse pixels that are their neighbours."""
 
     def __init__(self, where: Enlargement, coarse: Tensor, fine: Tensor) -> None:
         height, width = coarse.shape[2:]

@@ -1,4 +1,4 @@
-"""Blocks of output rows, and views of what the taps of one see."""
+"""Blocks of output rows, and views of the pixels that the taps of a block read."""
 
 from collections.abc import Iterator
 
@@ -21,14 +21,14 @@ def blocks(channels: int, window: Window, out: Tensor) -> Iterator[tuple[int, sl
 
 
 def bands(rows: int, elements: int) -> Iterator[slice]:
-    """Bands of rows, each of at most BLOCK_ELEMENTS where one row has so many `elements`; at least one row."""
+    """Bands of rows, each of at most BLOCK_ELEMENTS at `elements` a row, but at least of one row."""
     count = max(1, BLOCK_ELEMENTS // max(1, elements))
     for first in range(0, rows, count):
         yield slice(first, min(first + count, rows))
 
 
 def all_tap_views(image: Tensor, window: Window, rows: slice, wo: int) -> Tensor:
-    """What each tap of each window of some output rows sees, as a view: [C, H, W] -> [C, kh, kw, rows, Wo]."""
+    """A view of the pixels that all taps read for some output rows: [C, H, W] -> [C, kh, kw, rows, Wo]."""
     (kh, kw), (sy, sx), _, (dy, dx) = window
     channel, row, column = image.stride()
     size = (image.shape[0], kh, kw, rows.stop - rows.start, wo)
@@ -37,13 +37,13 @@ def all_tap_views(image: Tensor, window: Window, rows: slice, wo: int) -> Tensor
 
 
 def tap_views(image: Tensor, window: Window, rows: slice, wo: int) -> Iterator[tuple[int, int, Tensor]]:
-    """What one tap after the other of some output rows sees, as views: [C, H, W] -> (i, j, [C, rows, Wo])."""
+    """For each tap, a view of the pixels it reads for some output rows: [C, H, W] -> (i, j, [C, rows, Wo])."""
     first = rows.start * window.stride[0]
     return taps(image[:, first:], window, rows.stop - rows.start, wo)
 
 
 def add_to_taps(values: Tensor, image: Tensor, window: Window, rows: slice) -> None:
-    """Add what each tap holds to the pixel it came from, the transpose of `all_tap_views`.
+    """Add each tap's values to the pixels it reads, the transpose of `all_tap_views`.
 
     One tap at a time: the taps of one view overlap, and adding to overlapping memory is not defined.
     """

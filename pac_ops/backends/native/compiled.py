@@ -68,7 +68,7 @@ def shapes_of(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> CW
 
 
 def run(function: str, shapes: ctypes.Structure | ctypes.Array[Any], *arguments: Tensor | int | None) -> None:
-    """Call a kernel; of a float32 tensor, it gets the pointer."""
+    """Call a kernel; a float32 tensor is passed as a pointer."""
     passed = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     if _entry(function, lanes())(ctypes.byref(shapes), *passed, torch.get_num_threads()):
         raise MemoryError(f"{function} could not allocate its buffers")
@@ -93,7 +93,7 @@ def _entry(function: str, lanes: int) -> Any:
 
 
 def new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: Needs) -> Gradients:
-    """Zeros, contiguous and float32, for each gradient that is wanted."""
+    """Zeros, contiguous and float32, for each gradient that is needed."""
     grad_input, grad_kernel, grad_weight = (
         torch.zeros(x.shape) if need else None for x, need in zip((input, kernel, weight), needs, strict=True)
     )

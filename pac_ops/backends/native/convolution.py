@@ -19,7 +19,7 @@ class Part(ctypes.Structure):
 
 
 class Weights(NamedTuple):
-    """Elements `first` + a multiple of `step` of a tensor: [groups, outputs, inputs, kh, kw] as an operator sees it.
+    """Elements of a tensor, from `first` on and `step` apart, as a weight [groups, outputs, inputs, kh, kw].
 
     A step may be negative, which a tensor's stride may not.
     """
@@ -96,7 +96,7 @@ def convolve_backward(
     grad_kernel: Tensor | None,
     grad_weights: Weights | None,
 ) -> None:
-    """One convolution's gradients: that of the input, contiguous, is added to, the others are overwritten."""
+    """Write the gradients of one convolution; the input's, which is contiguous, is added to."""
     input, kernel = input.contiguous(), kernel.float()
     shapes = shapes_of(input, grad, window, groups)
     shapes.kernel_step = _kernel_step(kernel)

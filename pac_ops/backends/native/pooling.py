@@ -47,7 +47,7 @@ def pool_backward(
     grad_kernel: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
-    """Write the gradients that are wanted, of pooling or, with a weight, of a depthwise convolution."""
+    """Write the gradients that are needed, of pooling or, with a weight, of a depthwise convolution."""
     input, kernel, grad = input.contiguous(), kernel.float().contiguous(), grad.contiguous()
     given = (input, kernel, kernel.shape[1], contiguous(weight), grad)
     run("pac_pooling_backward", shapes_of(input, grad, window), *given, grad_input, grad_kernel, grad_weight)

@@ -1,4 +1,4 @@
-"""What the kernels share on the device: tiles of pixels, and where a tap of each reads."""
+"""Functions of several kernels: tiles of pixels, and where a tap of each reads."""
 
 # Triton is untyped, and its constants are written in capitals.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"

@@ -1,4 +1,4 @@
-"""What the launches share on the host: tile sizes and their tuning, strides, index type, precision of products."""
+"""Launches of kernels: tile sizes and their tuning, strides, index type, precision of products."""
 
 # Triton is untyped.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator"

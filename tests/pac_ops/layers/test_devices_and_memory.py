@@ -101,11 +101,12 @@ BIG = 32  # channels, so that K and what is as large as K are small beside all t
     [
         (lambda: PacPool2d(5, 1, 2), 1),
         (lambda: PacPool2d(5, 1, 2, normalize_kernel=True, **INVERSE), 1),
+        (lambda: PacConv2d(BIG, BIG, 5, padding=2), 1),
         (lambda: PacConv2d(BIG, BIG, 5, padding=2, shared_filters=True), 1),
         (lambda: PacConv2d(BIG, BIG, 5, padding=2, groups=BIG), 1),
         (lambda: PacConvTranspose2d(BIG, BIG, 5, 2, 2, 1), 2),
     ],
-    ids=["pool", "pool, inverse, normalised", "shared filters", "depthwise", "transposed"],
+    ids=["pool", "pool, inverse, normalised", "convolution", "shared filters", "depthwise", "transposed"],
 )
 def test_layers_make_no_copies_of_all_taps(make, scale):
     layer = make()

@@ -1,4 +1,5 @@
-/* What the fast CPU kernels share. They are float32: backends/native calls them, backends/reference.py says what they compute.
+/* What the fast CPU kernels share. They are float32: backends/native calls them, backends/reference.py says what they
+ * compute.
  *
  * Plain C with GCC/Clang vector types; the loops that matter are compiled for several instruction sets and picked
  * when the library is loaded. Threads are OpenMP's, resolved from the runtime that PyTorch has loaded, so that both

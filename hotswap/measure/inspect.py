@@ -37,7 +37,6 @@ class ConvInfo:
     output_size: tuple[int, int] | None  # height and width; None where it was not called
     parameters: int
     multiply_adds: int | None  # of its first call, one image
-    receptive_field: tuple[int, int] | None  # of its output's pixels, through windows: see hotswap.network.receptive
     why_no_target: str | None  # None where it can be a target
     why_no_guide: str | None  # None where it can be a guide
     automatic: str | None  # "target" or "guide" where "auto" chooses it
@@ -83,7 +82,6 @@ class Inspection:
                 _by(conv.output_size),
                 f"{conv.parameters:,}",
                 None if conv.multiply_adds is None else f"{conv.multiply_adds / 1e6:,.1f}",
-                _by(conv.receptive_field),
                 conv.automatic,
                 conv.why_no_target or "yes",
                 conv.why_no_guide or "yes",
@@ -91,7 +89,7 @@ class Inspection:
             for conv in self.convolutions
         ]
         columns = (
-            *("alias", "path", "convolution", "output", "parameters", "M mult-adds", "sees", "auto"),
+            *("alias", "path", "convolution", "output", "parameters", "M mult-adds", "auto"),
             *("can be a target", "can guide"),
         )
         tables = [render(columns, rows)]
@@ -108,7 +106,7 @@ class Inspection:
 
 
 def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspection:
-    """List every 2-D convolution: alias, size, cost, receptive field, and whether it can be a target or guide.
+    """List every 2-D convolution: alias, size, cost, and whether it can be a target or guide.
 
     Other layers are listed where they can be targets: average pools, modules that call `F.conv2d` with their weight.
 
@@ -122,7 +120,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     Raises:
         HotswapError: where `example_inputs` were given and the network does not run on them.
     """
-    names = look_up(model, example_inputs, receptive_fields=True)
+    names = look_up(model, example_inputs)
     state = status(model)
     notes: list[str] = []
     targets: tuple[str, ...] = ()
@@ -153,7 +151,6 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
                 output_size=None if size is None else (size[0], size[1]),
                 parameters=sum(p.numel() for p in module.parameters()),
                 multiply_adds=None if call is None else _multiply_adds(module, shape, call),
-                receptive_field=None if call is None else call.receptive_field,
                 why_no_target=_why_no_target(names, path),
                 why_no_guide=_why_no_guide(names, call, is_last=state.plan is None and order.get(path, -1) >= last),
                 automatic="target" if path in targets else "guide" if path == guide else None,

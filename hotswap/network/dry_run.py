@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 from hotswap.errors import HotswapError, one_line
 from hotswap.network.graph_modules import graphs_of_modes
 from hotswap.network.preserve import random_numbers_kept, untouched, written_back
-from hotswap.network.receptive import ReceptiveFields
 
 DEFAULT_IMAGE_SIZE = 224
 _IMAGE_CHANNELS = (1, 2, 4, 3)  # the last is the usual one
@@ -71,8 +70,7 @@ class Call:
     input_shape: tuple[int, ...] | None  # of the first argument; None where it is no tensor
     output_shape: tuple[int, ...] | None  # None where the output is no tensor
     output_type: type
-    receptive_field: tuple[int, int] | None = None  # of the output's pixels, where that was asked for
-    tensors: int = 0  # how many it got as its first arguments
+    tensors: int = 0  # number of leading tensor arguments
     given: Given | None = None  # None where its tensors may be of a class of their own
 
 
@@ -181,14 +179,13 @@ def uninitialised(model: nn.Module) -> str | None:
     return next((name for name, x in named if nn.parameter.is_lazy(x)), None)
 
 
-def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive_fields: bool = False) -> Observation:
+def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observation:
     """Run `model` in evaluation mode and note every module call; neither it nor its buffers change.
 
     Args:
         model: the network.
         example_inputs: a tensor or a tuple of arguments, of which only shapes and dtypes matter where the network can
             run on fake tensors; by default one image (see `default_inputs`).
-        receptive_fields: follow what the pixels of each output have seen of the images, too.
 
     Raises:
         HotswapError: where the network cannot run, with the reason.
@@ -205,19 +202,12 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None, *, receptive
         tensors = next((i for i, x in enumerate(inputs) if not isinstance(x, Tensor)), len(inputs))
         given = Given(*like((inputs, named))) if plain else None
         shapes = _shape(first), _shape(output)
-        calls.append(Call(paths[module], *shapes, type(output), fields.of(output), tensors, given))
+        calls.append(Call(paths[module], *shapes, type(output), tensors, given))
 
-    def begin(inputs: Sequence[Any]) -> None:
-        calls.clear()
-        for x in inputs:
-            if isinstance(x, Tensor) and x.dim() == 4:
-                fields.start(x)
-
-    fields = ReceptiveFields()
     hookable = (m for m in paths if not isinstance(m, torch.jit.ScriptModule))
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in hookable]
     try:
-        run_once(model, example_inputs, begin, fields if receptive_fields else nullcontext())
+        run_once(model, example_inputs, lambda _inputs: calls.clear(), nullcontext())
     finally:
         for handle in handles:
             handle.remove()

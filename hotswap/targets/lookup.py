@@ -117,10 +117,10 @@ class Names:
         return paths
 
 
-def look_up(model: nn.Module, example_inputs: Inputs | None, *, receptive_fields: bool = False) -> Names:
+def look_up(model: nn.Module, example_inputs: Inputs | None) -> Names:
     """Observe the network; where that fails for no fault of the user's inputs, paths still work, aliases do not."""
     try:
-        return Names(model, observe(model, example_inputs, receptive_fields=receptive_fields), None)
+        return Names(model, observe(model, example_inputs), None)
     except HotswapError as error:
         if example_inputs is not None:
             raise

@@ -4,7 +4,6 @@ import networks
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -31,51 +30,6 @@ def test_costs_and_sizes_of_vgg16(vgg16):
     assert by_alias["conv1_1"].parameters == 64 * 3 * 9 + 64
     assert by_alias["conv3_1"].output_size == (56, 56)
     assert sum(c.multiply_adds for c in vgg16.convolutions) == 15_346_630_656  # the well-known 15.3 G
-
-
-def test_receptive_fields_of_vgg16_are_the_known_ones(vgg16):
-    fields = [c.receptive_field for c in vgg16.convolutions]
-    known = (3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196)
-    assert fields == [(n, n) for n in known]
-
-
-RECEPTIVE = {
-    # By name: what comes before a 3x3 convolution, and what its output then sees, vertically and horizontally.
-    "nothing": (nn.Identity(), (3, 3)),
-    "stride": (networks.conv(3, 3, stride=(2, 1)), (7, 5)),
-    "dilation": (networks.conv(3, 3, dilation=(2, 3), padding=3), (7, 9)),
-    "max pooling, dilated": (nn.MaxPool2d(3, 2, dilation=2, padding=1), (9, 9)),
-    "average pooling": (nn.AvgPool2d((1, 4)), (3, 12)),
-    "adaptive pooling": (nn.AdaptiveAvgPool2d((8, 4)), (9, 24)),  # of 24 x 32: windows of 3 x 8
-    "transposed": (nn.ConvTranspose2d(3, 3, 4, 2, 1), (3, 3)),  # 2 coarse pixels, and half of one more beside
-    "nearest": (nn.UpsamplingNearest2d(scale_factor=2), (2, 2)),
-    "bilinear": (nn.UpsamplingBilinear2d(scale_factor=4), (3, 3)),
-    "rearranged": (nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), (4, 4)),
-}
-
-
-@pytest.mark.parametrize("name", RECEPTIVE)
-def test_receptive_fields(name):
-    before, expected = RECEPTIVE[name]
-    net = nn.Sequential(before, networks.conv(3))
-    assert hotswap.inspect(net, torch.empty(1, 3, 24, 32)).convolutions[-1].receptive_field == expected
-
-
-def test_receptive_fields_through_gates_branches_and_swaps():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.guide, self.target, self.gate, self.last = (networks.conv(3, 3) for _ in range(4))
-
-        def forward(self, x):
-            y = self.target(self.guide(x).relu())
-            y = y * self.gate(y.mean((2, 3), keepdim=True)) + x  # a global mean does not count
-            return self.last(y + F.interpolate(F.max_pool2d(y, 2), scale_factor=2, mode="nearest"))
-
-    net = Net()
-    for model in (net, hotswap.convert(net, "target", "guide")):
-        fields = {c.path: c.receptive_field for c in hotswap.inspect(model).convolutions}
-        assert fields == {"guide": (3, 3), "target": (5, 5), "gate": (7, 7), "last": (10, 10)}
 
 
 def test_why_a_convolution_cannot_guide():

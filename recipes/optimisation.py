@@ -23,6 +23,9 @@ def optimiser(model: nn.Module, settings: Optimiser, example: Inputs) -> torch.o
         model: the network.
         settings: the recipe's.
         example: what the network takes, for `parameters_of`.
+
+    Raises:
+        HotswapError: where a part is not there, or nothing is left to be trained.
     """
     factor_of: dict[str, float] = {}
     for part, factor in settings.factors.items():

@@ -42,6 +42,9 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         truth: "labels" or "depth".
         seed: scenes of different seeds have nothing in common.
         keep: hold in memory what has been drawn once; drawing takes about as long as a small network's step.
+
+    Raises:
+        ValueError: where an argument is out of range.
     """
 
     def __init__(

@@ -68,6 +68,9 @@ def predict(model: nn.Module, inputs: Tensors, size: torch.Size | None = None) -
     """Run a network and unwrap its map [B, C, H, W], resized bilinearly to `size`.
 
     Networks of torchvision give a mapping with `out`, those of transformers an object with `logits`.
+
+    Raises:
+        HotswapError: where it gives no map.
     """
     output: Any = model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
     if isinstance(output, Mapping):
@@ -96,7 +99,11 @@ class Segmentation:
         self.ignore = ignore
 
     def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
-        """Summed over pixels that count."""
+        """Summed over pixels that count.
+
+        Raises:
+            HotswapError: where a label is no class of the network.
+        """
         truth = target(truth)
         prediction = _classes(prediction)
         _check_labels(truth, prediction.shape[1], self.ignore)

@@ -62,6 +62,9 @@ def load_checkpoint(
 
     With `inplace`, `model` itself is changed, and the weights stay mapped from the file. `example_of` makes example
     inputs for the plain network.
+
+    Raises:
+        HotswapError: as `load`.
     """
     metadata = checkpoint.metadata
     if model is not None:

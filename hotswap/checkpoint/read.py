@@ -113,7 +113,11 @@ def _why_neither(start: bytes) -> str:
 
 
 def read_plan(path: PathLike) -> Plan:
-    """Read a plan that was written as JSON."""
+    """Read a plan that was written as JSON.
+
+    Raises:
+        HotswapError: where the file cannot be read, or holds anything but a plan.
+    """
     text = read_text(path, "a plan as JSON", _LARGEST_PLAN)
     return parse_plan(parse_json(text, str(path)), str(path))
 

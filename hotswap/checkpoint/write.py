@@ -59,7 +59,11 @@ def save(
 def write(
     tensors: Mapping[str, Any], path: PathLike, metadata: Metadata, max_shard_size: int | str | None = None
 ) -> None:
-    """Write a state_dict and its metadata in one step; see `save`."""
+    """Write a state_dict and its metadata in one step; see `save`.
+
+    Raises:
+        HotswapError: as `save`.
+    """
     check_checkpoint(path, max_shard_size)
     plain = _separate(tensors)
     entry = to_json(metadata)

@@ -58,7 +58,11 @@ def is_address(name: object) -> bool:
 
 
 def parse(address: str) -> Address:
-    """Parse an address. Nothing is fetched."""
+    """Parse an address. Nothing is fetched.
+
+    Raises:
+        HotswapError: where it is none.
+    """
     repository, at, revision = address.removeprefix(PREFIX).partition("@")
     if not is_address(address) or not _REPOSITORY.fullmatch(repository) or (at and not _REVISION.fullmatch(revision)):
         raise HotswapError(

@@ -55,7 +55,11 @@ def read_index(file: Path) -> tuple[dict[str, list[str]], Any]:
 
 
 def files_of(index: Path) -> tuple[str, ...]:
-    """The names of an index's files, whether or not they exist."""
+    """The names of an index's files, whether or not they exist.
+
+    Raises:
+        HotswapError: where it is no index, or names a file that lies elsewhere.
+    """
     return tuple(_parsed(index)[0])
 
 

@@ -54,7 +54,11 @@ def architecture(spec: str) -> str:
 
 
 def recordable(name: str) -> str:
-    """As `architecture`, for a name that was read from a file; nothing is read or fetched for it."""
+    """As `architecture`, for a name that was read from a file; nothing is read or fetched for it.
+
+    Raises:
+        HotswapError: where a file may not hold it.
+    """
     parsed = parse(name, typed=False)
     return str(parsed) if parsed.is_factory else _recordable(parsed)
 
@@ -110,7 +114,11 @@ def build(
 
 
 def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
-    """A network's name, pinned to the present commit if it is on the hub, and notes that say so."""
+    """A network's name, pinned to the present commit if it is on the hub, and notes that say so.
+
+    Raises:
+        HotswapError: where the hub does not give it.
+    """
     parsed = parse(spec)
     address = parsed.on_hub
     if address is None or address.is_pinned:

@@ -105,7 +105,11 @@ def _height_and_width(size: Any) -> list[Any] | None:
 
 
 def network_class(name: str) -> type[Any]:
-    """Look up a network's class in the installed transformers."""
+    """Look up a network's class in the installed transformers.
+
+    Raises:
+        HotswapError: where it has none of that name.
+    """
     transformers = _transformers()
     kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
     if not _is_network(kind) or kind.config_class is None:
@@ -170,7 +174,11 @@ def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Renamed | None:
 
 
 def recorded(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """The class and the configuration to write into a checkpoint; None for networks that are not of transformers."""
+    """The class and the configuration to write into a checkpoint; None for networks that are not of transformers.
+
+    Raises:
+        HotswapError: where a file may not hold its configuration.
+    """
     network = _class_of(model)
     if network is None:
         return None
@@ -213,7 +221,11 @@ def checked(config: Any, where: str, *, typed: bool = False) -> Mapping[str, Any
 
 
 def json_object(path: PathLike, what: str = "a configuration as JSON") -> dict[str, Any]:
-    """The content of a saved model's JSON file."""
+    """The content of a saved model's JSON file.
+
+    Raises:
+        HotswapError: where it cannot be read, is too large, or holds something else than `what`.
+    """
     file = check_readable(path)
     if file.stat().st_size > MAX_BYTES:
         raise HotswapError(f"{str(path)!r} is no configuration of a network: it is above {MAX_BYTES >> 20} MiB")

@@ -63,7 +63,16 @@ def check(
     root: PathLike,
     progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
 ) -> Report:
-    """Read every file of a data set below `root`; `progress` wraps the items, as in `hotswap.report`."""
+    """Read every file of a data set.
+
+    Args:
+        name: "voc", "nyu" or "sintel".
+        root: where it lies; see docs/data.md.
+        progress: is given what to go through, how many that are and what they are, and returns the same.
+
+    Raises:
+        HotswapError: where there is no data set of that name.
+    """
     if name not in KINDS:
         raise HotswapError(f"data set must be one of {', '.join(KINDS)}, got {name!r}")
     splits: list[Split] = []

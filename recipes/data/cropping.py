@@ -20,6 +20,9 @@ class Cropping:
     Args:
         size: height and width of the window.
         flip: whether half of the crops are mirrored left to right. Not for targets with a direction.
+
+    Raises:
+        HotswapError: where the size is below 1.
     """
 
     def __init__(self, size: int, *, flip: bool) -> None:

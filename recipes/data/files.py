@@ -51,7 +51,11 @@ class Source:
 
 
 def read_image(path: PathLike, source: Source) -> Tensor:
-    """A picture as [3, H, W], RGB in 0..1."""
+    """A picture as [3, H, W], RGB in 0..1.
+
+    Raises:
+        HotswapError: where it is missing or damaged.
+    """
     with source.reading(path), opened(path) as image:
         pixels = np.array(image.convert("RGB"))
     return as_image(pixels)
@@ -63,7 +67,11 @@ def as_image(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tenso
 
 
 def read_flo(path: PathLike, source: Source) -> Tensor:
-    """Optical flow in the Middlebury format as [2, H, W], in pixels to the right and down, float32."""
+    """Optical flow in the Middlebury format as [2, H, W], in pixels to the right and down, float32.
+
+    Raises:
+        HotswapError: where the file is missing, damaged or cut short.
+    """
     with source.reading(path):
         raw = Path(path).read_bytes()
     if raw[:4] != _FLO_MAGIC:

@@ -33,6 +33,9 @@ class NyuDepth(Dataset[tuple[Tensor, Tensor]]):
         root: the folder of `nyu_depth_v2_labeled.mat`.
         split: "train", the first 1,000 images, or "test", the last 449.
         crop: height and width of random crops; whole images without it.
+
+    Raises:
+        HotswapError: where an argument is out of range; later, where the file is missing or damaged.
     """
 
     def __init__(self, root: PathLike, split: Split, *, crop: int | None = None) -> None:

@@ -34,6 +34,9 @@ class SintelFlow(Dataset[tuple[Tensor, Tensor]]):
         split: "validation", 133 pairs (ambush_6 and market_6, the last 25 of bamboo_2, cave_4 and temple_2), or
             "train", the 908 others.
         crop: height and width of random crops; whole frames without it.
+
+    Raises:
+        HotswapError: where an argument is out of range; later, where a file is missing or damaged.
     """
 
     def __init__(self, root: PathLike, split: Split, *, crop: int | None = None) -> None:

@@ -35,6 +35,9 @@ class JointUpsampling(Dataset[Item]):
             flow.
         min_max: move and scale both maps so that the coarse one is from 0 to 1.
         unit: of the data set's maps.
+
+    Raises:
+        HotswapError: where an argument is out of range; later, where the data set's maps are smaller than the factor.
     """
 
     def __init__(

@@ -76,6 +76,9 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
         crop: height and width of random crops; whole images without it.
         flip: mirror half of the images; only with `crop`.
         multiple: fill images up to multiples of it, below and to the right, for networks that need that.
+
+    Raises:
+        HotswapError: where an argument is out of range; later, where a file is missing or damaged.
     """
 
     def __init__(

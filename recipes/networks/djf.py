@@ -12,6 +12,9 @@ class DJF(nn.Module):
 
     The coarse map is enlarged bicubically; `branch_t` sees it, `branch_g` the guide, `joint` both. Every channel of
     the map goes through by itself, with the same weights.
+
+    Raises:
+        ValueError: where, called, map and guide do not belong together.
     """
 
     def __init__(self) -> None:

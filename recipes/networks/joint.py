@@ -4,7 +4,11 @@ from torch import Tensor
 
 
 def check_pair(low: Tensor, guide: Tensor) -> None:
-    """Refuse a coarse map and a guide that do not belong together."""
+    """Refuse a coarse map and a guide that do not belong together.
+
+    Raises:
+        ValueError: where one is no [B, channels, height, width], the batches differ, or the guide is the smaller one.
+    """
     for name, x in (("low", low), ("guide", guide)):
         if x.dim() != 4:
             raise ValueError(f"{name} must be [B, channels, height, width], got {list(x.shape)}")
@@ -17,7 +21,11 @@ def check_pair(low: Tensor, guide: Tensor) -> None:
 
 
 def check_factor(low: Tensor, guide: Tensor, factor: int) -> None:
-    """As `check_pair`, and refuse a guide that is not exactly `factor` times as large."""
+    """As `check_pair`, and refuse a guide that is not exactly `factor` times as large.
+
+    Raises:
+        ValueError: where it is not.
+    """
     check_pair(low, guide)
     expected = [factor * size for size in low.shape[2:]]
     if list(guide.shape[2:]) != expected:

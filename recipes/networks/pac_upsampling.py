@@ -46,6 +46,9 @@ class PacUpsampling(nn.Module):
     Args:
         factor: 4, 8 or 16.
         lite: fewer channels, for about as many parameters as `DJF` has.
+
+    Raises:
+        ValueError: where the factor is another, or, called, the guide is not `factor` times as large.
     """
 
     def __init__(self, factor: int = 4, lite: bool = False) -> None:

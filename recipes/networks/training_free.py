@@ -14,6 +14,9 @@ class Interpolation(nn.Module):
 
     Args:
         mode: "nearest", "bilinear" or "bicubic", as in `torch.nn.functional.interpolate`.
+
+    Raises:
+        ValueError: where the mode is another, or, called, map and guide do not belong together.
     """
 
     def __init__(self, mode: str = "bicubic") -> None:
@@ -35,6 +38,9 @@ class JointBilateral(nn.Module):
         sigma_color: of the guide's colours, in its unit.
         sigma_space: in coarse pixels.
         kernel_size: the window in coarse pixels, odd.
+
+    Raises:
+        ValueError: where, called, an argument is out of range or map and guide do not belong together.
     """
 
     def __init__(self, sigma_color: float = 0.1, sigma_space: float = 1.0, kernel_size: int = 5) -> None:
@@ -53,6 +59,9 @@ class GuidedFilter(nn.Module):
     Args:
         radius: of the window, in fine pixels.
         eps: what is added to the guide's variance, in its squared unit: the larger, the smoother.
+
+    Raises:
+        ValueError: where an argument is out of range, or, called, map and guide do not belong together.
     """
 
     def __init__(self, radius: int = 8, eps: float = 1e-3) -> None:

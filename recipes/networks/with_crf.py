@@ -24,6 +24,9 @@ class WithCRF(nn.Module):
         dilations: one a pairwise kernel; (16, 64) as published, or (32,) for the smaller variant.
         std: what images in 0..1 were divided by, for each channel, with or without a mean subtracted before: only
             differences of colours count. By default images are in the unit of 0..255.
+
+    Raises:
+        ValueError: where there is no dilation, or an argument is out of range.
     """
 
     unit: Tensor

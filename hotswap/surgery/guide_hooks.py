@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hotswap.errors import HotswapError, replaced
 from hotswap.network.names import INPUT
 from hotswap.surgery.passes import Relay
+from hotswap.surgery.scope import module_at
 from hotswap.surgery.slots import Slot
 from hotswap.targets.forward_ops import require_input_only, require_untraced
 
@@ -96,7 +97,7 @@ def check(relay: Relay, root: nn.Module) -> None:
     Raises:
         HotswapError: where one was, with its name.
     """
-    if torch.compiler.is_compiling() or (relay.hooked and all(_at(root, p) is m() for p, m in relay.hooked)):
+    if torch.compiler.is_compiling() or (relay.hooked and all(module_at(root, p) is m() for p, m in relay.hooked)):
         return
     if missing := lost(relay, root):
         raise HotswapError(replaced(missing))
@@ -155,10 +156,3 @@ def _is_of(hook: Any, relay: Relay) -> bool:
 def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:
     kinds: tuple[Mapping[int, Any], ...] = (module._forward_pre_hooks, module._forward_hooks)
     return (hook for kind in kinds for hook in kind.values() if isinstance(hook, Hook) and hook.relay is relay)
-
-
-def _at(root: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = root
-    for name in path.split(".") if path else ():
-        module = None if module is None else module._modules.get(name)
-    return module

@@ -98,3 +98,11 @@ def _check_convolution(target: nn.Module, swap: Swap) -> None:
 
 def _module_guides(entry: Swap | Resize) -> tuple[str, ...]:
     return tuple(source for source in entry.guide if source != INPUT)
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None where there is none any more."""
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module

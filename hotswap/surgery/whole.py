@@ -7,6 +7,7 @@ from torch import nn
 
 from hotswap.errors import HotswapError
 from hotswap.surgery.containers import is_steered
+from hotswap.surgery.scope import module_at
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose modules are called because they are there
 
@@ -21,13 +22,13 @@ class Parts:
 
     def are_in(self, root: nn.Module) -> bool:
         """Whether they are all there, each at its path."""
-        steered = all((there := _at(root, path)) is not None and is_steered(there) for path in self.steered)
+        steered = all((there := module_at(root, path)) is not None and is_steered(there) for path in self.steered)
         return steered and not any(self.changed(root))
 
     def changed(self, root: nn.Module) -> Iterator[str]:
         """Lists that hold other modules now, as messages name them."""
         for path, names in self.lists.items():
-            found = _at(root, path)
+            found = module_at(root, path)
             if found is not None and isinstance(found, _LISTS) and _names(found) != names:
                 yield f"the modules of {path!r}" if path else f"the modules of this {type(root).__name__}"
 
@@ -38,7 +39,7 @@ class Parts:
             HotswapError: where there are any.
         """
         for path in self.uncalled:
-            found = _at(root, path)
+            found = module_at(root, path)
             if found is not None and any(map(_of_others, _hooks(found))):
                 raise HotswapError(
                     f"module {path!r} has hooks, which the rewritten forward does not call, as its code is a part of "
@@ -61,13 +62,6 @@ def lists_in(root: nn.Module, opened: Collection[str]) -> dict[str, tuple[str, .
 
 def _names(module: nn.Module) -> tuple[str, ...]:
     return tuple(module._modules)
-
-
-def _at(root: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = root
-    for name in path.split(".") if path else ():
-        module = None if module is None else module._modules.get(name)
-    return module
 
 
 def _hooks(module: nn.Module) -> Iterator[object]:

@@ -45,8 +45,8 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        found = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
-        return found
+        value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+        return value
 
     def __dir__():
         return sorted({*globals(), *__all__})

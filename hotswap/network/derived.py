@@ -30,8 +30,8 @@ def subclass(
         plain.__init__(self, *args, **kwargs)
 
     named = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-    made: type[nn.Module] = derived(plain.__name__, (plain,), made_by, **named, **methods, __init__=initialise)
-    return made
+    generated: type[nn.Module] = derived(plain.__name__, (plain,), made_by, **named, **methods, __init__=initialise)
+    return generated
 
 
 def derived(name: str, bases: tuple[Any, ...], made_by: tuple[Any, ...], **namespace: Any) -> Any:
@@ -44,10 +44,10 @@ def derived(name: str, bases: tuple[Any, ...], made_by: tuple[Any, ...], **names
 
 def restore(module: nn.Module, maker: Callable[..., Any]) -> bool:
     """Give a module the class that its own was made of by `maker`, in place; returns whether it was."""
-    made = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)
-    if made is not None:
-        module.__class__ = made.__bases__[0]
-    return made is not None
+    generated = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)
+    if generated is not None:
+        module.__class__ = generated.__bases__[0]
+    return generated is not None
 
 
 def reduced(self: Any, protocol: int) -> Any:

@@ -152,13 +152,13 @@ class Following:
         return None if target in self.before_it else self.tap
 
 
-def notes_of(found: Mapping[str, Following]) -> tuple[str, ...]:
+def notes_of(following_of: Mapping[str, Following]) -> tuple[str, ...]:
     """For people: where guides are caught."""
     return tuple(
         f"guide {source!r} is caught at {following.tap[0]!r}, the activation after it"
         if following.tap
         else f"guide {source!r} is caught as its module gives it: {following.why_none}"
-        for source, following in found.items()
+        for source, following in following_of.items()
     )
 
 
@@ -171,13 +171,13 @@ def with_taps(
     """
     wanted = {source for e in entries if e.after_activation and not e.taps for source in e.guide} - {INPUT}
     targets = [entry.target for entry in entries]
-    found = activations_after(model, wanted, targets, example_inputs) if wanted else {}
+    following_of = activations_after(model, wanted, targets, example_inputs) if wanted else {}
 
     def taps(entry: Entry) -> tuple[Tap | None, ...]:
-        taken = found if entry.after_activation else {}
+        taken = following_of if entry.after_activation else {}
         return tuple(taken[source].tap_of(entry.target) if source in taken else None for source in entry.guide)
 
-    return tuple(entry if entry.taps else replace(entry, taps=taps(entry)) for entry in entries), found
+    return tuple(entry if entry.taps else replace(entry, taps=taps(entry)) for entry in entries), following_of
 
 
 def activations_after(

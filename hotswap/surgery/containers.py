@@ -99,12 +99,12 @@ class Split:
         while True:
             apart = _Apart(self.root, graph, calls, swallowed, {path: [*codes] for path, codes in self.codes.items()})
             try:
-                made = apart.root_graph()
+                root_graph = apart.root_graph()
             except _CannotBeCalledError as error:
                 swallowed.add(error.path)
             else:
                 self.codes, self.swallowed = apart.codes, self.swallowed | swallowed
-                return made
+                return root_graph
 
 
 class _CannotBeCalledError(Exception):
@@ -234,13 +234,13 @@ class _Apart:
             level.graph.call_function(give, (handed, f"out_{index}", level.nodes[node]))
         level.graph.output(_returned(level.graph, rebuilt(call.output, level.nodes.__getitem__)))
         level.graph.lint()
-        own = ContainerCode(Code.of(level.graph), tuple(inputs.values()))
+        code = ContainerCode(Code.of(level.graph), tuple(inputs.values()))
         # Its call.
         if any(node not in outer.nodes for _, node in arguments):
             raise _CannotBeCalledError(call.path)
         values: dict[str, Any] = {f"in_{index}": outer.nodes[node] for index, node in enumerate(handed_in)}
         args, kwargs = (rebuilt(x, outer.nodes.__getitem__) for x in (call.args, call.kwargs))
-        hands = outer.graph.call_function(hand, (self._number(call.path, own),), values)
+        hands = outer.graph.call_function(hand, (self._number(call.path, code),), values)
         result = outer.graph.call_module(call.path.removeprefix(outer.prefix), args, {**kwargs, HANDED: hands})
         for node in wanted:
             if node in returned:
@@ -255,13 +255,13 @@ class _Apart:
         passed = any(other[: len(stack)] != stack for other in self.passed.get(node, ()))
         return passed or any(user not in inside for user in node.users)
 
-    def _number(self, path: str, own: ContainerCode) -> int:
+    def _number(self, path: str, code: ContainerCode) -> int:
         """Of a code among the module's, which calls that are alike share."""
         codes = self.codes.setdefault(path, [])
         for number, other in enumerate(codes):
-            if other == own:
+            if other == code:
                 return number
-        codes.append(own)
+        codes.append(code)
         return len(codes) - 1
 
 

@@ -160,13 +160,13 @@ def _guide_call(
 
 
 def _sources(node: Node) -> set[Node]:
-    found: set[Node] = set()
+    sources: set[Node] = set()
     waiting = [node]
     while waiting:
-        new = [source for source in waiting.pop().all_input_nodes if source not in found]
-        found.update(new)
+        new = [source for source in waiting.pop().all_input_nodes if source not in sources]
+        sources.update(new)
         waiting += new
-    return found
+    return sources
 
 
 def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:

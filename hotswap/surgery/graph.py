@@ -125,8 +125,8 @@ def prepare(
             traced = open_and_trace(root_path, root, opened, None, observation)
         calls, resizes = call_nodes.find_calls(model, plan.resizes, traced, prefix, observation, example_inputs)
         plan = replace(plan, resizes=resizes)
-    made = [r for r in plan.resizes if calls is not None and calls.in_training(traced, modules, r)]
-    plans = (replace(plan, resizes=tuple(made)), plan)
+    in_training = [r for r in plan.resizes if calls is not None and calls.in_training(traced, modules, r)]
+    plans = (replace(plan, resizes=tuple(in_training)), plan)
     opened_calls = [
         Edit(graph, root, prefix, modules, calls).give_guides(each, called)
         for graph, each, called in zip((traced.training, traced.evaluation), plans, traced.calls, strict=True)

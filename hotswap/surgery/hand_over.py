@@ -50,27 +50,27 @@ class Calls:
     chains: Mapping[str, Mapping[str, "_Chain"]] = field(default_factory=dict)  # by key
     numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of GraphModules: the graph's, by key
 
-    def attach(self, own: Relay, model: nn.Module) -> list[str]:
+    def attach(self, relay: Relay, model: nn.Module) -> list[str]:
         """Have the guided layers make them, in place; returns the paths of GraphModules that were rewritten."""
         for path, chains in self.chains.items():
             owner = model.get_submodule(path)
             if isinstance(owner, GraphModule):
-                _guide_graph(owner, own, chains, self.numbers[path])
+                _guide_graph(owner, relay, chains, self.numbers[path])
                 continue
-            calls = _Calls(own, path, chains)
+            calls = _Calls(relay, path, chains)
             owner.__dict__[CALLS] = calls
             if calls.follows:
                 for name, module in owner.named_modules():
                     if name and hookable(module):
-                        module.register_forward_pre_hook(_Enter(own, calls, name))
-                        module.register_forward_hook(_Leave(own, calls, name), always_call=True)
+                        module.register_forward_pre_hook(_Enter(relay, calls, name))
+                        module.register_forward_hook(_Leave(relay, calls, name), always_call=True)
             owner.__dict__[NAMES] = {key: chain.names for key, chain in chains.items()}
             plain: Any = type(owner)
             owner.__class__ = _handing_class(plain, calls.follows)
         return list(self.numbers)
 
 
-def detach(own: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
+def detach(relay: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
     """Undo `Calls.attach`; `rewritten` are paths in the root."""
     for path in rewritten:
         module = root.get_submodule(path)
@@ -78,7 +78,7 @@ def detach(own: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
         regraphing.undo(module)
     for module in root.modules():
         calls: _Calls | None = module.__dict__.get(CALLS)
-        if calls is not None and calls.relay is own:
+        if calls is not None and calls.relay is relay:
             del module.__dict__[CALLS], module.__dict__[NAMES]
             restore(module, _handing_class)
 
@@ -97,8 +97,8 @@ def find_calls(modules: Mapping[str, nn.Module], resizes: Sequence[Resize], site
                 "its calls of F.interpolate cannot be handed over; undo that first"
             )
     numbers = {
-        path: {key: graph_calls.which(owner, key) for key in own}
-        for path, own in chains.items()
+        path: {key: graph_calls.which(owner, key) for key in keys}
+        for path, keys in chains.items()
         if isinstance(owner := modules[path], GraphModule)
     }
     return Calls(chains, numbers)
@@ -106,7 +106,7 @@ def find_calls(modules: Mapping[str, nn.Module], resizes: Sequence[Resize], site
 
 def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Chain"]]:
     """The chains of the calls to be guided, with all that may come along them."""
-    found: dict[str, dict[str, _Chain]] = {}
+    chains: dict[str, dict[str, _Chain]] = {}
     for resize in resizes:
         if resize.call is None:
             continue
@@ -119,21 +119,21 @@ def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Ch
                 f"({last_of(key)}) that nothing tells apart while the network runs; choose another "
                 "target, or have the code make the call in a module of its own"
             )
-        chain = found.setdefault(resize.target, {}).setdefault(key, _Chain(origins is not None, {}))
+        chain = chains.setdefault(resize.target, {}).setdefault(key, _Chain(origins is not None, {}))
         chain.turns.update({other: chain.turns.get(other) for k, other, _ in calls if k == key})
         chain.turns[origins] = _Handed(resize.layer_path.rpartition(".")[2], resize, slots_of(resize))
-    return found
+    return chains
 
 
 # --- calls in the graphs of GraphModules -----------------------------------------------------------------------
 
 
-def _guide_graph(owner: GraphModule, own: Relay, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]) -> None:
+def _guide_graph(owner: GraphModule, relay: Relay, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]) -> None:
     """Have calls of a graph made by the guided layers themselves, each given its guides just before it runs."""
     layers = {}
     for key, chain in chains.items():
         handed = next(handed for handed in chain.turns.values() if handed is not None)
-        layer, reading = owner.get_submodule(handed.layer), (own, handed.resize.name, handed.slots)
+        layer, reading = owner.get_submodule(handed.layer), (relay, handed.resize.name, handed.slots)
         layer.register_forward_pre_hook(_Fill(*reading), with_kwargs=True)
         layer.register_forward_hook(Done(*reading))
         layers[calls[key]] = handed.layer
@@ -156,12 +156,12 @@ class _Handed(NamedTuple):
     resize: Resize
     slots: tuple[Slot, ...]
 
-    def to(self, owner: nn.Module, own: Relay, input: Tensor, options: Options) -> Tensor:
+    def to(self, owner: nn.Module, relay: Relay, input: Tensor, options: Options) -> Tensor:
         """Enlarge by the guided layer."""
         check_mode(self.resize, options.mode)
-        guides = Reader(own, self.resize.name, self.slots).guides(input)
+        guides = Reader(relay, self.resize.name, self.slots).guides(input)
         output: Tensor = getattr(owner, self.layer)(input, guides, *options)
-        own.done(self.slots, self.resize.name, output)
+        relay.done(self.slots, self.resize.name, output)
         return output
 
 
@@ -294,18 +294,18 @@ class _Following(_HandOver):
         """The guided call that this one is."""
         if not chain.repeats:
             return super().which(key, chain, *args, **kwargs)
-        origins, made = self.origins.of(_apart(*args, **kwargs)[0]), self.turns.setdefault(key, [])
-        if origins in made and chain.turns.get(origins) is not None:
+        origins, earlier = self.origins.of(_apart(*args, **kwargs)[0]), self.turns.setdefault(key, [])
+        if origins in earlier and chain.turns.get(origins) is not None:
             raise _ambiguous(chain, key)
-        made.append(origins)
+        earlier.append(origins)
         return chain.turns.get(origins)
 
     def finish(self) -> None:
         """Check that no call that nobody knows came in a guided one's stead."""
-        for key, made in self.turns.items():
+        for key, called in self.turns.items():
             chain = self.calls.chains[key]
-            missing = any(handed is not None and turn not in made for turn, handed in chain.turns.items())
-            if missing and not chain.turns.keys() >= set(made):
+            missing = any(handed is not None and turn not in called for turn, handed in chain.turns.items())
+            if missing and not chain.turns.keys() >= set(called):
                 raise _ambiguous(chain, key)
 
 

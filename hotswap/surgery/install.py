@@ -97,8 +97,8 @@ class Record:
 
 def records(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
     """Path of the module it is in, that module, and each record of a network, as they were installed."""
-    found = [(path, m, record) for path, m in model.named_modules() for record in m.__dict__.get(RECORDS, ())]
-    return sorted(found, key=lambda item: bool(item[2].plan.swaps))  # enlargements come first
+    all_records = [(path, m, record) for path, m in model.named_modules() for record in m.__dict__.get(RECORDS, ())]
+    return sorted(all_records, key=lambda item: bool(item[2].plan.swaps))  # enlargements come first
 
 
 def install(model: nn.Module, graft: Graft) -> None:

@@ -135,8 +135,8 @@ class PathTracer(TypedTracer):
             source = source.args[0]
         if source.op == "call_module":
             raise UnpackedError(str(source.target))
-        found: Iterator[Any] = super().iter(obj)
-        return found
+        items: Iterator[Any] = super().iter(obj)
+        return items
 
     def create_arg(self, a: Any) -> Any:
         """As torch.fx, but an OrderedDict stays one: networks return it, and mean it."""

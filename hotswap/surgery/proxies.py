@@ -92,15 +92,15 @@ class Standing:
             return target(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
-        found: Any = self.root
+        value: Any = self.root
         for name in str(target).split("."):
-            found = getattr(found, name)
+            value = getattr(value, name)
         if node.op == "get_attr":
-            return found
+            return value
         buffers: dict[str, Tensor] = {}  # fake ones too, as it may write to them
-        for name, x in found.named_buffers():
+        for name, x in value.named_buffers():
             buffers[name] = self._fake.from_tensor(x)
-        return functional_call(found, buffers, args, kwargs)
+        return functional_call(value, buffers, args, kwargs)
 
 
 def arguments_of(root: nn.Module, given: Given | None) -> dict[str, Any] | None:
@@ -185,8 +185,8 @@ class TypedTracer(torch.fx.Tracer):
         value = self.standing.value(obj)
         if isinstance(value, torch.Size):
             return iter([obj[index] for index in range(len(value))])  # type: ignore[index]
-        found: Iterator[Any] = super().iter(obj)
-        return found
+        items: Iterator[Any] = super().iter(obj)
+        return items
 
 
 @functools.cache

@@ -95,13 +95,13 @@ def rewrite(module: GraphModule, training: Graph, evaluation: Graph) -> None:
     """Give a GraphModule copies of edited graphs, in place. Undone by `undo`."""
     plain = graphs(module)
     edited = {TRAINING: training, EVALUATION: evaluation} if by_mode(module) else {GRAPH: evaluation}
-    made = {name: copy.deepcopy(graph) for name, graph in edited.items()}
-    _complete(made, TRAINING if plain[GRAPH] is plain.get(TRAINING) else EVALUATION)
-    text = {name: _text(graph) for name, graph in made.items()}
+    copies = {name: copy.deepcopy(graph) for name, graph in edited.items()}
+    _complete(copies, TRAINING if plain[GRAPH] is plain.get(TRAINING) else EVALUATION)
+    text = {name: _text(graph) for name, graph in copies.items()}
     before = vars(module).pop(_REWRITTEN, None)
-    _give(module, made)
-    guided = frozenset.intersection(*(_guided(module, graph) for graph in made.values()))
-    vars(module)[_REWRITTEN] = _Rewritten(plain, made, text, guided, before)
+    _give(module, copies)
+    guided = frozenset.intersection(*(_guided(module, graph) for graph in copies.values()))
+    vars(module)[_REWRITTEN] = _Rewritten(plain, copies, text, guided, before)
 
 
 def undo(module: GraphModule) -> None:
@@ -137,15 +137,15 @@ def require_unedited(model: nn.Module) -> None:
             )
 
 
-def _complete(own: dict[str, Graph], mode: str) -> None:
+def _complete(graphs_by_name: dict[str, Graph], mode: str) -> None:
     """Have the graph of a mode in use, where each mode has one."""
-    if mode in own:
-        own[GRAPH] = own[mode]
+    if mode in graphs_by_name:
+        graphs_by_name[GRAPH] = graphs_by_name[mode]
 
 
-def _give(module: GraphModule, own: Mapping[str, Graph]) -> None:
-    vars(module).update(own)
-    for graph in own.values():
+def _give(module: GraphModule, graphs_by_name: Mapping[str, Graph]) -> None:
+    vars(module).update(graphs_by_name)
+    for graph in graphs_by_name.values():
         graph.owning_module = module
     module.recompile()
 

@@ -92,8 +92,8 @@ def trace(
     cached = cached_tensors(through)
     known = (0, None) if call is None else (call.tensors, arguments_of(root, call.given))
     start = _Start("forward", *known)
-    own = [p for module in through for p in module._parameters.values() if p is not None]
-    with written_back([*root.buffers(), *own]) as written:
+    parameters = [p for module in through for p in module._parameters.values() if p is not None]
+    with written_back([*root.buffers(), *parameters]) as written:
         if inside is not None and not isinstance(root, GraphModule):  # whose one method is forward
             with random_numbers_kept(), untouched(root.modules()):  # of a first pass that only looks
                 start = _method_to_rewrite(root, opened, inside, start, from_input=from_input)

@@ -28,8 +28,8 @@ class Parts:
     def changed(self, root: nn.Module) -> Iterator[str]:
         """Lists that hold other modules now, as messages name them."""
         for path, names in self.lists.items():
-            found = module_at(root, path)
-            if found is not None and isinstance(found, _LISTS) and _names(found) != names:
+            module = module_at(root, path)
+            if module is not None and isinstance(module, _LISTS) and _names(module) != names:
                 yield f"the modules of {path!r}" if path else f"the modules of this {type(root).__name__}"
 
     def check_hooks(self, root: nn.Module) -> None:
@@ -39,8 +39,8 @@ class Parts:
             HotswapError: where there are any.
         """
         for path in self.uncalled:
-            found = module_at(root, path)
-            if found is not None and any(map(_of_others, _hooks(found))):
+            module = module_at(root, path)
+            if module is not None and any(map(_of_others, _hooks(module))):
                 raise HotswapError(
                     f"module {path!r} has hooks, which the rewritten forward does not call, as its code is a part of "
                     'that; remove them, or hotswap.revert the network and convert it with method="hooks"'

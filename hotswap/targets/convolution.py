@@ -200,9 +200,9 @@ def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
     plain: Any = type(module)
     if not is_parametrized(module):
         return swapped(plain)
-    made = _parametrised(plain, swapped(plain.__bases__[0]))
-    setattr(made, _PLAIN, plain)
-    return made
+    generated = _parametrised(plain, swapped(plain.__bases__[0]))
+    setattr(generated, _PLAIN, plain)
+    return generated
 
 
 _PLAIN = "_hotswap_plain"  # of a class like one that parametrize made: that one
@@ -233,10 +233,10 @@ def become_plain(module: nn.Module, mark: Any, *args: Any, **kwargs: Any) -> Non
 def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
     if plain in _SWAPPED:
         return _SWAPPED[plain]
-    swapped = next((found for stock, found in _SWAPPED.items() if issubclass(plain, stock)), SwappedFunction)
-    own = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
+    swapped = next((kind for stock, kind in _SWAPPED.items() if issubclass(plain, stock)), SwappedFunction)
+    steered = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
     # The swapped class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
-    return derived(f"Swapped{plain.__name__}", (swapped, *own, plain), (_swapped_class, plain))
+    return derived(f"Swapped{plain.__name__}", (swapped, *steered, plain), (_swapped_class, plain))
 
 
 def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:

@@ -113,7 +113,7 @@ class GuidedResize(GuidedLayer[Resize]):
         coarse, fine = (height, width), self._size(input, further)
         if fine == coarse or fine[0] < coarse[0] or fine[1] < coarse[1]:
             return None
-        found = []
+        fitted = []
         for source, guide in zip(self._swap.guide, guides, strict=True):
             if not isinstance(guide, Tensor) or guide.dim() != 4 or not guide.is_floating_point():
                 raise HotswapError(
@@ -124,8 +124,8 @@ class GuidedResize(GuidedLayer[Resize]):
                     f"guide {source!r} must have the batch size {input.shape[0]} of target {name!r}, got "
                     f"{guide.shape[0]}; take a guide from the same branch"
                 )
-            found.append(fitted2d(as_plain(guide), fine))
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+            fitted.append(fitted2d(as_plain(guide), fine))
+        return fitted[0] if len(fitted) == 1 else torch.cat(fitted, dim=1)
 
     # What the subclasses differ in.
 
@@ -276,8 +276,8 @@ def is_bilinear(conv: nn.ConvTranspose2d) -> bool:
     if weight.is_meta:
         return False
     expected = torch.zeros_like(weight)
-    own = torch.arange(conv.in_channels)
-    expected[own, own if conv.groups == 1 else 0] = filters[0][:, None] * filters[1]
+    diagonal = torch.arange(conv.in_channels)
+    expected[diagonal, diagonal if conv.groups == 1 else 0] = filters[0][:, None] * filters[1]
     return conv.groups in (1, conv.in_channels) and bool(torch.allclose(weight, expected, atol=1e-3))
 
 

@@ -148,8 +148,8 @@ def pacpool2d(
     if ceil_mode:
         extra = window.ceil_padding(input.shape[2], input.shape[3])
         input = F.pad(input, (0, extra[1], 0, extra[0])) if extra != (0, 0) else input
-    size = check_fits(window, input.shape[2], input.shape[3])
-    _check_kernel(kernel, input, window, size, channels=True)
+    _, _, height, width = input.shape
+    _check_kernel(kernel, input, window, check_fits(window, height, width), channels=True)
     result: Tensor = library.pacpool2d(input, kernel, window.stride, window.padding, window.dilation)
     return result
 
@@ -209,7 +209,7 @@ def _check_conv(
 
 
 def _check_kernel(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> None:
-    b, c = input.shape[:2]
+    b, c, _, _ = input.shape
     rest = [*window.kernel_size, *size]
     shape = list(kernel.shape)
     if shape == [b, 1, *rest] or (channels and shape == [b, c, *rest]):

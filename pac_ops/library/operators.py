@@ -13,8 +13,6 @@ from pac_ops.geometry import Window
 from pac_ops.library.calls import define, define_autocast
 
 Ints = Sequence[int]
-Tensors = Sequence[Any]
-Options = Sequence[Any]
 
 _SLIDING = "int[2] stride, int[2] padding, int[2] dilation"
 _WINDOW = f"int[2] kernel_size, {_SLIDING}"
@@ -32,52 +30,45 @@ class Operator:
     name: str
     operands: tuple[str, ...]
     options: str  # of the schema
-    for_backend: Callable[[Tensors, Options], tuple[Any, ...]]  # the options as the backends' functions take them
-    shape: Callable[[Tensors, Options], tuple[int, ...]]  # of the output
+    for_backend: Callable[..., tuple[Any, ...]]  # the arguments as the backends' functions take them
+    shape: Callable[..., tuple[int, ...]]  # of the output, from the arguments
     chosen_by: int = 0  # the operand whose device and dtype choose the backend
-    linear: bool = (
-        False  # in each operand: the output has the input's dtype, else sums' dtype; its backward has needs
-    )
+    linear: bool = False  # in each operand, with `needs` and the input's dtype; else a distance, as wide as sums are
     bias: bool = False
-
-    def split(self, arguments: Sequence[Any], *, bias: bool = False) -> tuple[Tensors, Options]:
-        """Operands (with the bias) and options."""
-        count = len(self.operands) + bias
-        return arguments[:count], arguments[count:]
 
     def kernel(self) -> Callable[..., Any]:
         """The function that has a backend compute it."""
         name, chosen_by, for_backend = self.name, self.chosen_by, self.for_backend
-        count = len(self.operands) + self.bias
 
         def run(*arguments: Any) -> Any:
-            tensors = arguments[:count]
-            compute = getattr(choose.implementation(arguments[chosen_by]), name)
-            return compute(*tensors, *for_backend(tensors, arguments[count:]))
+            return getattr(choose.implementation(arguments[chosen_by]), name)(*for_backend(*arguments))
 
         return run
 
     def run_backward(self, grad: Tensor, *arguments: Any) -> Any:
         """Have a backend compute the gradients."""
-        operands, options = self.split(arguments)
+        count = len(self.operands)
+        operands = arguments[:count]
         run = getattr(choose.implementation(operands[self.chosen_by]), f"{self.name}_backward")
         if not self.linear:
-            return run(grad, *operands, *self.for_backend(operands, options))
-        *options, needs = options
-        gradients = run(grad, *operands, *self.for_backend(operands, options), tuple(needs))
+            return run(grad, *self.for_backend(*arguments))
+        *options, needs = arguments[count:]
+        given = list(self.for_backend(*operands, *(None,) * self.bias, *options))
+        if self.bias:
+            del given[count]
+        gradients = run(grad, *given, tuple(needs))
         return tuple(x.new_empty(0) if g is None else g for g, x in zip(gradients, operands, strict=True))
 
     def empty(self, *arguments: Any) -> Tensor:
         """The output without its values."""
-        tensors, options = self.split(arguments, bias=self.bias)
-        like: Tensor = tensors[self.chosen_by]
+        like: Tensor = arguments[self.chosen_by]
         dtype = like.dtype if self.linear else accumulate_dtype(like.dtype)
-        return like.new_empty(self.shape(tensors, options), dtype=dtype)
+        return like.new_empty(self.shape(*arguments), dtype=dtype)
 
     def empty_backward(self, grad: Tensor, *arguments: Any) -> Any:
         """The gradients without their values."""
-        operands, options = self.split(arguments)
-        needs = options[-1] if self.linear else [True] * len(operands)
+        operands = arguments[: len(self.operands)]
+        needs = arguments[-1] if self.linear else [True] * len(operands)
         gradients = tuple(x.new_empty(x.shape if need else 0) for x, need in zip(operands, needs, strict=True))
         return gradients if len(gradients) > 1 else gradients[0]
 
@@ -99,53 +90,54 @@ def window_of(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) ->
     return Window((kh, kw), (sy, sx), (py, px), (dy, dx))
 
 
-def _window(_: Tensors, options: Options) -> tuple[Any, ...]:
-    return (window_of(*options),)
+def _for_distances(guide: Tensor, *window: Ints) -> tuple[Any, ...]:
+    return guide, window_of(*window)
 
 
-def _window_and_clip(_: Tensors, options: Options) -> tuple[Any, ...]:
-    return window_of(*options[:4]), options[4]
+def _for_centred(centre: Tensor, guide: Tensor, *options: Any) -> tuple[Any, ...]:
+    *window, asymmetric = options
+    return centre, guide, window_of(*window), asymmetric
 
 
-def _window_of_weight(tensors: Tensors, options: Options) -> tuple[Any, ...]:
-    return window_of(tensors[2].shape[2:], *options[:3]), options[3]
+def _for_convolution(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+) -> tuple[Any, ...]:
+    *sliding, groups = options
+    return input, kernel, weight, bias, window_of(weight.shape[2:], *sliding), groups
 
 
-def _window_of_kernel(tensors: Tensors, options: Options) -> tuple[Any, ...]:
-    return (window_of(tensors[1].shape[2:4], *options),)
+def _for_pooling(input: Tensor, kernel: Tensor, *sliding: Ints) -> tuple[Any, ...]:
+    return input, kernel, window_of(kernel.shape[2:4], *sliding)
 
 
-def _enlargement(_: Tensors, options: Options) -> tuple[Any, ...]:
-    return (Enlargement(*options),)
+def _for_enlargement(one: Tensor, other: Tensor, *where: Any) -> tuple[Any, ...]:
+    return one, other, Enlargement(*where)
 
 
-def _a_tap_and_window(tensors: Tensors, options: Options) -> tuple[int, ...]:
-    window, (b, _, height, width) = window_of(*options), tensors[0].shape
+def _shape_of_distances(guide: Tensor, *options: Ints) -> tuple[int, ...]:
+    window, (b, _, height, width) = window_of(*options), guide.shape
     return b, 1, *window.kernel_size, *window.output_size(height, width)
 
 
-def _a_tap_and_centre(tensors: Tensors, options: Options) -> tuple[int, ...]:
-    b, _, ho, wo = tensors[0].shape
-    return b, 1, *options[0], ho, wo
+def _shape_of_centred(centre: Tensor, guide: Tensor, kernel_size: Ints, *_: Any) -> tuple[int, ...]:
+    return centre.shape[0], 1, *kernel_size, *centre.shape[2:]
 
 
-def _a_neighbour_and_pixel(tensors: Tensors, options: Options) -> tuple[int, ...]:
-    b, _, height, width = tensors[0].shape
-    return b, 1, options[-1], options[-1], height, width
+def _shape_of_enlarged_distances(guide: Tensor, coarse: Tensor, *where: Any) -> tuple[int, ...]:
+    *_, footprint = where
+    return guide.shape[0], 1, footprint, footprint, *guide.shape[2:]
 
 
-def _of_the_weight(tensors: Tensors, _: Options) -> tuple[int, ...]:
-    input, kernel, weight, *_ = tensors
+def _shape_of_convolution(input: Tensor, kernel: Tensor, weight: Tensor, *_: Any) -> tuple[int, ...]:
     return input.shape[0], weight.shape[0], *kernel.shape[4:]
 
 
-def _of_the_transposed_weight(tensors: Tensors, options: Options) -> tuple[int, ...]:
-    input, kernel, weight, *_ = tensors
-    return input.shape[0], weight.shape[1] * options[-1], *kernel.shape[4:]
+def _shape_of_transposed(input: Tensor, kernel: Tensor, weight: Tensor, *options: Any) -> tuple[int, ...]:
+    *_, groups = options
+    return input.shape[0], weight.shape[1] * groups, *kernel.shape[4:]
 
 
-def _of_the_input(tensors: Tensors, _: Options) -> tuple[int, ...]:
-    input, kernel = tensors
+def _shape_of_sums(input: Tensor, kernel: Tensor, *_: Any) -> tuple[int, ...]:
     return *input.shape[:2], *kernel.shape[4:]
 
 
@@ -155,16 +147,16 @@ _CONVOLVED = ("input", "kernel", "weight")
 _WEIGHED = ("input", "kernel")
 
 OPERATORS = (
-    Operator("squared_distance2d", ("guide",), _WINDOW, _window, _a_tap_and_window),
-    Operator("gaussian_kernel2d", ("guide",), _WINDOW, _window, _a_tap_and_window),
-    Operator("centred_distance2d", ("centre", "guide"), _CENTRED, _window_and_clip, _a_tap_and_centre, chosen_by=1),
-    Operator("pacconv2d", _CONVOLVED, _CONV, _window_of_weight, _of_the_weight, linear=True, bias=True),
+    Operator("squared_distance2d", ("guide",), _WINDOW, _for_distances, _shape_of_distances),
+    Operator("gaussian_kernel2d", ("guide",), _WINDOW, _for_distances, _shape_of_distances),
+    Operator("centred_distance2d", ("centre", "guide"), _CENTRED, _for_centred, _shape_of_centred, chosen_by=1),
+    Operator("pacconv2d", _CONVOLVED, _CONV, _for_convolution, _shape_of_convolution, linear=True, bias=True),
     Operator(
-        "pacconv_transpose2d", _CONVOLVED, _CONV, _window_of_weight, _of_the_transposed_weight, linear=True, bias=True
+        "pacconv_transpose2d", _CONVOLVED, _CONV, _for_convolution, _shape_of_transposed, linear=True, bias=True
     ),
-    Operator("pacpool2d", _WEIGHED, _SLIDING, _window_of_kernel, _of_the_input, linear=True),
-    Operator("resize_distance2d", ("guide", "coarse"), _ENLARGEMENT, _enlargement, _a_neighbour_and_pixel),
-    Operator("pacresize2d", _WEIGHED, _ENLARGEMENT, _enlargement, _of_the_input, linear=True),
+    Operator("pacpool2d", _WEIGHED, _SLIDING, _for_pooling, _shape_of_sums, linear=True),
+    Operator("resize_distance2d", ("guide", "coarse"), _ENLARGEMENT, _for_enlargement, _shape_of_enlarged_distances),
+    Operator("pacresize2d", _WEIGHED, _ENLARGEMENT, _for_enlargement, _shape_of_sums, linear=True),
 )
 
 

@@ -14,7 +14,7 @@ from hotswap.network.batches import Batches, Pick, as_batches
 from hotswap.network.dry_run import Inputs, compiled_in_place
 from hotswap.network.names import AUTO
 from hotswap.surgery import install
-from hotswap.surgery.prepare import Prepared, carry_out, copied, prepare, sharing_weights
+from hotswap.surgery.prepare import Preparation, Prepared, carry_out, copied, sharing_weights
 from hotswap.surgery.self_check import SelfCheck
 from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
@@ -119,7 +119,7 @@ def apply(
         )
     names = look_up(model, example_inputs)
     selfcheck = SelfCheck(model, example_inputs) if check else None
-    return carry_out(model, prepare(names, plan, plan.method, example_inputs, selfcheck), inplace)
+    return carry_out(model, Preparation(example_inputs, selfcheck).prepare(names, plan, plan.method), inplace)
 
 
 def convert(
@@ -305,7 +305,7 @@ def _planned(
     resizes = [] if swapped is None else list(swapped.resizes)
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
     wanted = split(names, listed(targets), guide, guide_scale, footprint, example_inputs, resizes)
-    chosen, notes = wanted.found, wanted.notes
+    chosen, notes = wanted.enlargements, wanted.notes
     if wanted.others or not chosen:
         convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
         chosen, notes = chosen + convolutions, notes + further
@@ -342,7 +342,7 @@ def _planned(
     resolved = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
-    prepared = prepare(names, resolved, method, example_inputs, selfcheck, by_fx)
+    prepared = Preparation(example_inputs, selfcheck, by_fx).prepare(names, resolved, method)
     return prepared.noted(*(graft.note for graft in prepared.grafts))
 
 

@@ -1,9 +1,8 @@
 """Runs a swapped network beside its plain self, and reads the distances of swapped layers."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from hotswap.errors import HotswapError
 from hotswap.network.copying import deep_copy
-from hotswap.network.dry_run import mode
+from hotswap.network.dry_run import mode, removed_afterwards
+from hotswap.network.names import joined
+from hotswap.network.nested import parts
 from hotswap.surgery import install
 from hotswap.targets.convolution import SwappedLayer
 from hotswap.targets.enlargement import GuidedResize
@@ -52,12 +53,8 @@ def visited(model: nn.Module, visit: Visitor) -> Iterator[None]:
         return hook
 
     layers = swapped_layers(model).items()
-    handles = [layer.register_forward_pre_hook(hook_for(path), with_kwargs=True) for path, layer in layers]
-    try:
+    with removed_afterwards(x.register_forward_pre_hook(hook_for(path), with_kwargs=True) for path, x in layers):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -87,7 +84,7 @@ def _uncopied(model: nn.Module, shared: dict[int, Any]) -> str:
             try:
                 copy.deepcopy(value, dict(others))
             except Exception:  # noqa: BLE001 (the copy of the network has said why)
-                return f"its {'.'.join(part for part in (path, name) if part)!r}"
+                return f"its {joined(path, name)!r}"
     return "it"
 
 
@@ -159,11 +156,4 @@ def tensors(output: Any) -> dict[str, Tensor]:
     """The floating tensors in a network's output, by their places in sequences, mappings and dataclasses."""
     if isinstance(output, Tensor):
         return {"": output} if output.is_floating_point() else {}
-    items: Iterable[tuple[str, Any]] = ()
-    if isinstance(output, Mapping):
-        items = [(f"[{key!r}]", item) for key, item in output.items()]
-    elif isinstance(output, Sequence) and not isinstance(output, str | bytes):
-        items = [(f"[{index}]", item) for index, item in enumerate(output)]
-    elif is_dataclass(output) and not isinstance(output, type):
-        items = [(f".{field.name}", getattr(output, field.name, None)) for field in fields(output)]
-    return {where + rest: x for where, item in items for rest, x in tensors(item).items()}
+    return {where + rest: x for where, item in parts(output) or () for rest, x in tensors(item).items()}

@@ -1,13 +1,14 @@
 """How far two outputs of networks are from each other: tensors, numbers and text, in whatever holds them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from hotswap.network.nested import parts
 
 _SMALL = 1e-3  # of the largest value in all outputs: an output below it is compared with that
 _DEEPEST = 20  # levels of containers in containers
@@ -65,17 +66,11 @@ def _values(x: Any, where: str, level: int) -> Iterator[tuple[str, Any]]:
         return
     if level == _DEEPEST:
         return
-    items: list[tuple[str, Any]] = []
-    if isinstance(x, Mapping):
-        items = [(f"[{key!r}]", item) for key, item in x.items()]
-    elif isinstance(x, Sequence | set | frozenset):
-        items = [(f"[{index}]", item) for index, item in enumerate(x)]
-    elif is_dataclass(x) and not isinstance(x, type):
-        items = [(f".{field.name}", getattr(x, field.name, None)) for field in fields(x)]
-    elif not isinstance(x, type) and not callable(x):
-        items = [(f".{name}", item) for name, item in getattr(x, "__dict__", {}).items()]
     yield f"the type of output{where}", type(x).__qualname__
-    for further, item in items:
+    items = parts(list(x) if isinstance(x, set | frozenset) else x)
+    if items is None and not isinstance(x, type) and not callable(x):
+        items = [(f".{name}", item) for name, item in getattr(x, "__dict__", {}).items()]
+    for further, item in items or ():
         yield from _values(item, where + further, level + 1)
 
 

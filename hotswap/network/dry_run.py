@@ -5,8 +5,8 @@ its forward looks at values or leaves PyTorch, is it run on numbers.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from hotswap.errors import HotswapError, one_line
 from hotswap.network.graph_modules import graphs_of_modes
@@ -53,7 +54,7 @@ def like(arguments: Any) -> Any:
     return pytree.tree_map(taken, arguments)
 
 
-def made(arguments: Any) -> Any:
+def emptied(arguments: Any) -> Any:
     """The same values with an empty tensor in place of each `Like`."""
 
     def empty(x: Any) -> Any:
@@ -204,20 +205,29 @@ def observe(model: nn.Module, example_inputs: Inputs | None = None) -> Observati
         shapes = _shape(first), _shape(output)
         calls.append(Call(paths[module], *shapes, type(output), tensors, given))
 
-    hookable = (m for m in paths if not isinstance(m, torch.jit.ScriptModule))
-    handles = [m.register_forward_hook(note, with_kwargs=True) for m in hookable]
-    try:
-        run_once(model, example_inputs, lambda _inputs: calls.clear(), nullcontext())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removed_afterwards(m.register_forward_hook(note, with_kwargs=True) for m in paths if hookable(m)):
+        run_once(model, example_inputs, calls.clear, nullcontext())
     return Observation(tuple(calls))
+
+
+def hookable(module: nn.Module) -> bool:
+    """Whether a module's calls can be followed by hooks."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
+@contextmanager
+def removed_afterwards(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks in the end, by the handles that registering them returns."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield
 
 
 def run_once(
     model: nn.Module,
     example_inputs: Inputs | None,
-    begin: Callable[[Sequence[Any]], None],
+    begin: Callable[[], None],
     within: AbstractContextManager[Any],
 ) -> None:
     """Run `model` as `observe` does, for the sake of the hooks on it.
@@ -225,7 +235,7 @@ def run_once(
     Args:
         model: the network.
         example_inputs: as for `observe`.
-        begin: called with the arguments before each attempt: on fake tensors, then on numbers.
+        begin: called before each attempt: on fake tensors, then on numbers.
         within: entered for each attempt.
 
     Raises:
@@ -240,36 +250,26 @@ def run_once(
         # Real parameters and buffers are read as fake ones; most writes to them (a batch norm's counts) are lost.
         with only_looking(model), on_fake_tensors(FakeTensorMode(allow_non_fake_inputs=True)):
             fakes = [_empty_like(x, device) for x in arguments]
-            begin(fakes)
+            begin()
             with within:
                 model(*fakes)
     except HotswapError:
         raise
-    except Exception as error:  # anything a user's forward can raise; it is re-raised with its reason
-        if _runs_on_numbers(model, [_numbers_like(x, device) for x in arguments], begin, within):
-            return
-        shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
-        raise HotswapError(
-            f"the network could not be run on fake inputs {shapes} ({one_line(error, 160)}); "
-            "give example_inputs, or batches to calibrate on, that its forward takes (inputs= picks them of a batch)"
-        ) from error
-
-
-def _runs_on_numbers(
-    model: nn.Module,
-    inputs: Sequence[Any],
-    begin: Callable[[Sequence[Any]], None],
-    within: AbstractContextManager[Any],
-) -> bool:
-    begin(inputs)
-    try:
-        with only_looking(model), within:
-            model(*inputs)
-    except HotswapError:
-        raise
-    except Exception:  # noqa: BLE001 (the run on fake tensors has said why)
-        return False
-    return True
+    except Exception as error:  # noqa: BLE001 (anything a user's forward raises; told below, with its reason)
+        numbers = [_numbers_like(x, device) for x in arguments]
+        begin()
+        try:
+            with only_looking(model), within:
+                model(*numbers)
+        except HotswapError:
+            raise
+        except Exception:  # noqa: BLE001 (the run on fake tensors says why)
+            shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in arguments)
+            raise HotswapError(
+                f"the network could not be run on fake inputs {shapes} ({one_line(error, 160)}); "
+                "give example_inputs, or batches to calibrate on, that its forward takes (inputs= picks them of a "
+                "batch)"
+            ) from error
 
 
 @contextmanager

@@ -18,13 +18,26 @@ INPUT = "input"  # as a guide: the image itself, the first argument of the netwo
 REGEX_PREFIX = "re:"
 
 
-def is_spatial(conv: "nn.Conv2d") -> bool:
-    """Whether the window spans more than one pixel."""
-    return max(conv.kernel_size) > 1
+def relative(path: str, root: str) -> str:
+    """The path of a module as a module around it has it."""
+    return path.removeprefix(root).removeprefix(".")
+
+
+def joined(*paths: str) -> str:
+    """Paths one inside the other as one path; that of the network itself is ""."""
+    return ".".join(path for path in paths if path)
+
+
+def module_at(root: "nn.Module", path: str) -> "nn.Module | None":
+    """The module at a path; None where there is none."""
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def stages(model: "nn.Module", observation: "Observation") -> list[list[str]]:
-    """Paths of the spatial convolutions, in the order of their first call, split into stages.
+    """Paths of the spatial convolutions, of windows beyond 1x1, in the order of their first call, split into stages.
 
     A new stage starts where the output size of the spatial convolutions changes.
     """
@@ -36,9 +49,9 @@ def stages(model: "nn.Module", observation: "Observation") -> list[list[str]]:
     size: tuple[int, ...] | None = None
     for call in observation.calls:
         module = modules[call.path]
-        if call.path in seen or not isinstance(module, nn.Conv2d) or not is_spatial(module):
+        if call.path in seen or call.output_shape is None:
             continue
-        if call.output_shape is None:
+        if not isinstance(module, nn.Conv2d) or max(module.kernel_size) == 1:
             continue
         seen.add(call.path)
         if call.output_shape[-2:] != size:

@@ -1,4 +1,4 @@
-"""What a node or module does to its input, and which activation follows a guide in a network that is only run."""
+"""Activations, norms and in-place operations: as nodes of a graph, and as calls in a network that is only run."""
 
 import operator
 from collections import Counter
@@ -13,12 +13,12 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
-from hotswap.network.dry_run import Inputs, run_once
+from hotswap.network.dry_run import Inputs, hookable, removed_afterwards, run_once
 from hotswap.network.names import INPUT
 from hotswap.targets.forward_ops import image_size, require_given, require_value, shared_guides
 from hotswap.targets.guided_layer import Entry, Tap
 
-ACTIVATION_NAMES = {
+_ACTIVATION_NAMES = {
     "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu", "relu6",
     "rrelu", "selu", "sigmoid", "silu", "softplus", "swish", "tanh",
 }  # fmt: skip
@@ -29,15 +29,10 @@ _NORMS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-_NORM_FUNCTIONS = {F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm}
 # Layers that drop or pass on values between a norm and its residual sum; timm's and torchvision's by name.
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 _PASSING_NAMES = {"DropPath", "StochasticDepth"}
-_SUMS = {operator.add, operator.iadd, torch.add}
-_SUM_METHODS = {"add", "add_"}
-# The same by name, without underscores, for who sees functions rather than nodes.
-SUM_NAMES = {"add", "iadd", "radd"}
-NORM_NAMES = {function.__name__ for function in _NORM_FUNCTIONS}
+_LEADING_ON = {"add", "iadd", "radd", "batch_norm", "instance_norm", "group_norm", "layer_norm"}  # functions
 
 # Modules and functions that read their input and return new memory. All others are taken to overwrite it.
 _READING_MODULES = (
@@ -64,7 +59,7 @@ def is_activation(node: Node, root: nn.Module) -> bool:
     """Whether a node applies an elementwise non-linearity."""
     if node.op == "call_module":
         return activates(root.get_submodule(str(node.target)))
-    return _function_name(node).rstrip("_") in ACTIVATION_NAMES
+    return _function_name(node).rstrip("_") in _ACTIVATION_NAMES
 
 
 def activates(module: nn.Module) -> bool:
@@ -116,15 +111,13 @@ def only_reads(node: Node, memory: Sequence[Node], root: nn.Module) -> bool:
 def _leads_on(node: Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         return leads_on(root.get_submodule(str(node.target)))
-    if node.op == "call_method":
-        return node.target in _SUM_METHODS
-    return node.op == "call_function" and (node.target in _NORM_FUNCTIONS or node.target in _SUMS)
+    return _function_name(node).strip("_") in _LEADING_ON
 
 
 def _is_activation_module(module: nn.Module) -> bool:
     kind = type(module)
     if kind.__module__ == "torch.nn.modules.activation":
-        return kind.__name__.lower() in {name.replace("_", "") for name in ACTIVATION_NAMES}
+        return kind.__name__.lower() in {name.replace("_", "") for name in _ACTIVATION_NAMES}
     # timm has its own classes for activations older PyTorch lacked.
     return kind.__module__.startswith("timm.layers.activations")
 
@@ -144,7 +137,7 @@ class Following:
 
     tap: Tap | None
     why_none: str = ""
-    by_function: bool = False  # whether there is one that is no module
+    by_function: bool = False  # whether the activation is a function, which has no hooks
     before_it: frozenset[str] = frozenset()  # targets that run between the guide and this activation
 
     def tap_of(self, target: str) -> Tap | None:
@@ -152,32 +145,32 @@ class Following:
         return None if target in self.before_it else self.tap
 
 
-def notes_of(following_of: Mapping[str, Following]) -> tuple[str, ...]:
+def notes_of(activations: Mapping[str, Following]) -> tuple[str, ...]:
     """For people: where guides are caught."""
     return tuple(
         f"guide {source!r} is caught at {following.tap[0]!r}, the activation after it"
         if following.tap
         else f"guide {source!r} is caught as its module gives it: {following.why_none}"
-        for source, following in following_of.items()
+        for source, following in activations.items()
     )
 
 
 def with_taps(
     model: nn.Module, entries: Sequence[Entry], example_inputs: Inputs | None
 ) -> tuple[tuple[Entry, ...], Mapping[str, Following]]:
-    """Entries of a plan, saying of each guide at which activation it is caught; and what a run found of it.
+    """Entries of a plan with the activations that their guides are caught at; and those activations, by guide.
 
-    Those that say it already stay as they are.
+    Entries that have them already stay as they are.
     """
     wanted = {source for e in entries if e.after_activation and not e.taps for source in e.guide} - {INPUT}
     targets = [entry.target for entry in entries]
-    following_of = activations_after(model, wanted, targets, example_inputs) if wanted else {}
+    activations = activations_after(model, wanted, targets, example_inputs) if wanted else {}
 
     def taps(entry: Entry) -> tuple[Tap | None, ...]:
-        taken = following_of if entry.after_activation else {}
-        return tuple(taken[source].tap_of(entry.target) if source in taken else None for source in entry.guide)
+        after = activations if entry.after_activation else {}
+        return tuple(after[source].tap_of(entry.target) if source in after else None for source in entry.guide)
 
-    return tuple(entry if entry.taps else replace(entry, taps=taps(entry)) for entry in entries), following_of
+    return tuple(entry if entry.taps else replace(entry, taps=taps(entry)) for entry in entries), activations
 
 
 def activations_after(
@@ -196,22 +189,20 @@ def activations_after(
     paths = {module: path for path, module in model.named_modules()}
     waiting = frozenset(model.get_submodule(target) for target in targets)
     followers = [_Follower(model.get_submodule(guide), paths, waiting) for guide in guides]
-    hooked = [m for m in paths if not isinstance(m, torch.jit.ScriptModule)]
+    hooked = [m for m in paths if hookable(m)]
     handles = [m.register_forward_pre_hook(f.before) for f in followers for m in hooked]
     handles += [m.register_forward_hook(f.after) for f in followers for m in hooked]
 
-    def begin(_inputs: Sequence[Any]) -> None:
+    def begin() -> None:
         for follower in followers:
             follower.reset()
 
     failure = "the network was run, and did not call it"
     try:
-        run_once(model, example_inputs, begin, _Functions(followers))
+        with removed_afterwards(handles):
+            run_once(model, example_inputs, begin, _Functions(followers))
     except HotswapError as error:  # a follower may have found its activation before
         failure = f"what follows it is not known, because {error}"
-    finally:
-        for handle in handles:
-            handle.remove()
     return {guide: f.result(failure) for guide, f in zip(guides, followers, strict=True)}
 
 
@@ -225,19 +216,19 @@ class _Follower:
         self.reset()
 
     def result(self, failure: str) -> Following:
-        """What was found, or nothing for this reason."""
-        return replace(self.found or Following(None, failure), before_it=frozenset(self._before_it))
+        """The activation, or none for this reason."""
+        return replace(self.activation or Following(None, failure), before_it=frozenset(self._before_it))
 
     def reset(self) -> None:
         """Forget everything."""
-        self.found: Following | None = None
+        self.activation: Following | None = None
         self._before_it: set[str] = set()
         self._seen: dict[int, Tensor] | None = None  # the guide and what norms and sums make of it; None before it
         self._calls = Counter[nn.Module]()  # since the guide's
 
     def follows(self, values: Any) -> bool:
         """Whether one of these arguments is the guide, or made of it."""
-        return self.found is None and self._seen is not None and any(id(x) in self._seen for x in values)
+        return self.activation is None and self._seen is not None and any(id(x) in self._seen for x in values)
 
     def add(self, output: Any) -> None:
         """Follow this output too."""
@@ -246,14 +237,14 @@ class _Follower:
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook: a module is about to be called."""
-        if self.found is None and self._seen is not None and module in self.targets:
+        if self.activation is None and self._seen is not None and module in self.targets:
             self._before_it.add(self.paths[module])
         if not self.follows(args):
             return
         if activates(module):
-            self.found = Following((self.paths[module], self._calls[module]))
+            self.activation = Following((self.paths[module], self._calls[module]))
         elif not leads_on(module) and next(module.children(), None) is None:
-            self.found = Following(None, f"no activation comes before {self.paths[module]!r}, which reads it")
+            self.activation = Following(None, f"no activation comes before {self.paths[module]!r}, which reads it")
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook: a module was called."""
@@ -269,10 +260,10 @@ class _Follower:
         """A function was called."""
         if not self.follows(args):
             return
-        if name in ACTIVATION_NAMES:
+        if name in _ACTIVATION_NAMES:
             reason = f"the activation after it is a function, {name}, which hooks cannot catch"
-            self.found = Following(None, reason, by_function=True)
-        elif name in SUM_NAMES or name in NORM_NAMES:
+            self.activation = Following(None, reason, by_function=True)
+        elif name in _LEADING_ON:
             self.add(output)
 
 

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs, Observation
+from hotswap.network.names import joined
 from hotswap.surgery import graph_calls
 from hotswap.surgery.scope import all_paths
 from hotswap.surgery.tracing import Traced, UntraceableError
@@ -31,7 +32,7 @@ Names = Mapping[str, Mapping[str, str]]  # of guided calls, by the module's path
 class Calls:
     """The calls of `F.interpolate` in a network, as traced graphs have them."""
 
-    prefix: str  # of the paths in the network of what is in a graph
+    root_path: str  # of the traced module in the network
     turns: _Turns
 
     def nodes(self, graph: torch.fx.Graph, paths: Collection[str], resize: Resize) -> list[Node]:
@@ -45,7 +46,7 @@ class Calls:
             k: numbers for (path, k), numbers in turns if path in paths and any(resize.call in m for m in numbers)
         }
         meant = []
-        for path, nodes in _forwards(graph, self.prefix):
+        for path, nodes in _forwards(graph, self.root_path):
             for key, runs in chains.items():
                 along = [node for node in nodes if path in paths and node.meta[_CHAIN].key == key]
                 if not along:
@@ -72,14 +73,14 @@ class Calls:
         Raises:
             HotswapError: where training makes another call instead, which would stay as it is.
         """
-        graphs, root = (traced.training, traced.evaluation), traced.root
+        graphs, root = traced.graphs, traced.root
         if resize.call is None:
             called = (node for node in graphs[0].nodes if node.op == "call_module")
             return any(root.get_submodule(str(node.target)) is modules[resize.target] for node in called)
         paths = all_paths(modules, resize.target)
         if self.nodes(graphs[0], paths, resize):
             return True
-        of_modes = [[nodes for path, nodes in _forwards(graph, self.prefix) if path in paths] for graph in graphs]
+        of_modes = [[nodes for path, nodes in _forwards(graph, self.root_path) if path in paths] for graph in graphs]
         keys, known = ({node.meta[_CHAIN].key for nodes in each for node in nodes} for each in of_modes)
         if keys <= known:
             return False
@@ -102,7 +103,7 @@ def find_calls(
     model: nn.Module,
     resizes: Sequence[Resize],
     traced: Traced,
-    prefix: str,
+    root_path: str,
     observation: Observation | None,
     example_inputs: Inputs | None,
 ) -> tuple[Calls, tuple[Resize, ...]]:
@@ -112,16 +113,16 @@ def find_calls(
         model: the network.
         resizes: what to guide.
         traced: a module of it.
-        prefix: of that module's modules' paths.
+        root_path: of that module.
         observation: one run of the network, if it could be run.
         example_inputs: what it was run on.
     """
-    for graph in (traced.training, traced.evaluation):
+    for graph in traced.graphs:
         _mark_calls_of_graphs(traced.root, graph)
     if observation is None:
-        return Calls(prefix, _turns(traced.evaluation, prefix)), tuple(resizes)
+        return Calls(root_path, _turns(traced.evaluation, root_path)), tuple(resizes)
     sites = find(model, example_inputs, resizes)
-    return Calls(prefix, sites.turns), located(model, resizes, sites)
+    return Calls(root_path, sites.turns), located(model, resizes, sites)
 
 
 class Marker(TorchFunctionMode):
@@ -153,23 +154,22 @@ def _mark_calls_of_graphs(root: nn.Module, graph: torch.fx.Graph) -> None:
             node.meta[_CHAIN] = chain
 
 
-def _forwards(graph: torch.fx.Graph, prefix: str) -> Iterator[tuple[str, list[Node]]]:
+def _forwards(graph: torch.fx.Graph, root_path: str) -> Iterator[tuple[str, list[Node]]]:
     """For each call of each module: its path, and the nodes of F.interpolate that its own code made."""
     forwards: dict[str, tuple[str, list[Node]]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target is F.interpolate:
             stack = node.meta.get("nn_module_stack") or {"": ("", None)}
             which_call, (path, _) = list(stack.items())[-1]
-            path = f"{prefix}{path}" if path else prefix.removesuffix(".")
-            forwards.setdefault(which_call, (path, []))[1].append(node)
+            forwards.setdefault(which_call, (joined(root_path, path), []))[1].append(node)
     yield from forwards.values()
 
 
-def _turns(graph: torch.fx.Graph, prefix: str) -> _Turns:
+def _turns(graph: torch.fx.Graph, root_path: str) -> _Turns:
     """The turns of calls as the graph has them, where there was no run."""
     numbers: dict[str, dict[tuple[str, int], int]] = {}
     numbers_by_turn: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-    for path, nodes in _forwards(graph, prefix):
+    for path, nodes in _forwards(graph, root_path):
         number_of, turns = numbers.setdefault(path, {}), dict[str, list[int]]()
         for node in nodes:
             key = node.meta[_CHAIN].key

@@ -10,15 +10,14 @@ from torch import nn
 from torch.fx import Node
 
 from hotswap.errors import HotswapError
-from hotswap.network.names import INPUT
-from hotswap.surgery import call_nodes
+from hotswap.network.names import INPUT, relative
+from hotswap.surgery import call_nodes, graph_calls
 from hotswap.surgery.activations import after_activation, is_in_place, only_reads
 from hotswap.surgery.path_tracer import OPENED, OpenedCall
 from hotswap.surgery.scope import all_paths
 from hotswap.targets import kernels
 from hotswap.targets.forward_ops import guide_copy, image_size, require_input_only, shared_guides
 from hotswap.targets.plan import Plan, Resize, Swap
-from hotswap.targets.sites import bound
 from hotswap.targets.window import sliding_of
 
 
@@ -36,7 +35,7 @@ class Edit:
 
     graph: torch.fx.Graph
     root: nn.Module
-    prefix: str  # of the root's modules in the network
+    root_path: str  # in the network
     modules: Mapping[str, nn.Module]  # of the network, by path
     interpolations: call_nodes.Calls | None
 
@@ -61,7 +60,8 @@ class Edit:
         replaced: dict[Node, Node] = {}
         for (target, _, entry), each, key in zip(readings, guides, keys, strict=True):
             if isinstance(entry, Resize) and entry.call is not None:
-                replaced[target] = self._hand_over(target, entry, each)
+                layer_path = relative(entry.layer_path, self.root_path)
+                replaced[target] = _beside(target, graph_calls.hand_over(target, layer_path, each))
                 continue
             require_input_only(entry.name, target.args, target.kwargs)
             input = target.args[0] if target.args else target.kwargs["input"]
@@ -107,16 +107,6 @@ class Edit:
                 readings.append(_Reading(target, guides, entry))
         return sorted(readings, key=lambda reading: position[reading.target])
 
-    def _hand_over(self, call: Node, entry: Resize, guides: tuple[Node, ...]) -> Node:
-        """Have a guided layer take the place of a call of F.interpolate."""
-        input, *further = bound(call.args, call.kwargs).values()
-        with self.graph.inserting_before(call):
-            layer_path = entry.layer_path.removeprefix(self.prefix)
-            guided = _beside(call, self.graph.call_module(layer_path, (input, guides, *further)))
-        call.replace_all_uses_with(guided)
-        self.graph.erase_node(call)
-        return guided
-
 
 def _never_called(root: nn.Module, entry: Swap | Resize, plan: Plan) -> HotswapError:
     named = {path for swap in plan.swaps for path in (swap.target, *swap.guide)}
@@ -160,6 +150,7 @@ def _guide_call(
 
 
 def _sources(node: Node) -> set[Node]:
+    """All nodes that a node is computed from."""
     sources: set[Node] = set()
     waiting = [node]
     while waiting:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from hotswap.network.dry_run import Inputs, Observation
-from hotswap.network.names import INPUT
+from hotswap.network.names import INPUT, relative
 from hotswap.surgery import call_nodes, containers, install, past_forward, regraphing, rewriting
 from hotswap.surgery.code import Code
 from hotswap.surgery.containers import Split
@@ -48,7 +48,7 @@ class Graft(install.Graft):
         root.__dict__.update(self.traced.constants)
         if not isinstance(root, GraphModule):
             rewriting.rewrite(root, self.traced.method, self.method)
-        inside = {path.removeprefix(self.root_path).removeprefix("."): names for path, names in self.names.items()}
+        inside = {relative(path, self.root_path): names for path, names in self.names.items()}
         refusing = {
             path: names for path, names in inside.items() if not isinstance(root.get_submodule(path), GraphModule)
         }
@@ -110,46 +110,42 @@ def prepare(
     inside = inside_paths(modules, plan)
     root_path = called_root(modules, plan, inside, observation)
     root = modules[root_path]
-    prefix = f"{root_path}." if root_path else ""
-    relative = {path.removeprefix(prefix) for path in inside}
-    opened = {parent for path in relative for parent in parents(path) if parent}
+    seen = {relative(path, root_path) for path in inside}
+    opened = {parent for path in seen for parent in parents(path) if parent}
     if plan.swaps:
         from_input = any(INPUT in swap.guide for swap in plan.swaps)
-        traced = open_and_trace(root_path, root, opened, relative, observation, from_input=from_input)
+        traced = open_and_trace(root_path, root, opened, seen, observation, from_input=from_input)
         calls = None
     else:
         # The modules whose forward makes a call are opened too.
         callers = all_paths(modules, *(resize.target for resize in plan.resizes if resize.call is not None))
-        opened |= {path.removeprefix(prefix) for path in callers if path != root_path}
+        opened |= {relative(path, root_path) for path in callers if path != root_path}
         with call_nodes.Marker():
             traced = open_and_trace(root_path, root, opened, None, observation)
-        calls, resizes = call_nodes.find_calls(model, plan.resizes, traced, prefix, observation, example_inputs)
+        calls, resizes = call_nodes.find_calls(model, plan.resizes, traced, root_path, observation, example_inputs)
         plan = replace(plan, resizes=resizes)
-    in_training = [r for r in plan.resizes if calls is not None and calls.in_training(traced, modules, r)]
-    plans = (replace(plan, resizes=tuple(in_training)), plan)
+    trained = tuple(r for r in plan.resizes if calls is not None and calls.in_training(traced, modules, r))
+    plans = (replace(plan, resizes=trained), plan)
     opened_calls = [
-        Edit(graph, root, prefix, modules, calls).give_guides(each, called)
-        for graph, each, called in zip((traced.training, traced.evaluation), plans, traced.calls, strict=True)
+        Edit(graph, root, root_path, modules, calls).give_guides(each, called)
+        for graph, each, called in zip(traced.graphs, plans, traced.calls, strict=True)
     ]
     traced = replace(traced, calls=(opened_calls[0], opened_calls[1]))
     names = {} if calls is None else calls.names(plan.resizes)
-    return Graft(plan, root_path, traced, names, *_codes(plan, prefix, traced))
+    return Graft(plan, root_path, traced, names, *_codes(plan, root_path, traced))
 
 
 # --- the code -------------------------------------------------------------------------------------------
 
 
 def _codes(
-    plan: Plan, prefix: str, traced: Traced
+    plan: Plan, root_path: str, traced: Traced
 ) -> tuple[list[torch.fx.Graph], MethodCode, dict[str, containers.Codes]]:
     """What the root and the modules inside run."""
     split = Split(traced.root)
-    graphs = [
-        split.take_apart(graph, calls)
-        for graph, calls in zip((traced.training, traced.evaluation), traced.calls, strict=True)
-    ]
+    graphs = [split.take_apart(graph, calls) for graph, calls in zip(traced.graphs, traced.calls, strict=True)]
     training, evaluation = map(Code.of, graphs)
-    steered = (*split.codes, *(entry.layer_path.removeprefix(prefix) for entry in plan.entries))
+    steered = (*split.codes, *(relative(entry.layer_path, root_path) for entry in plan.entries))
     parts = Parts(steered, lists_in(traced.root, traced.opened), tuple(sorted(split.swallowed)))
     method = MethodCode(evaluation if training == evaluation else training, evaluation, traced.opened, parts)
     return graphs, method, {path: containers.Codes(path, tuple(codes)) for path, codes in split.codes.items()}

@@ -1,6 +1,7 @@
 """Calls of `F.interpolate` in the generated code of GraphModules: nodes of their graphs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
@@ -51,12 +52,18 @@ def guide(module: GraphModule, layers: Mapping[int, str]) -> None:
         graph.set_codegen(plain._codegen)
         for index, node in enumerate(_calls(graph)):
             if index in layers:
-                input, *further = bound(node.args, node.kwargs).values()
-                with graph.inserting_before(node):
-                    guided = graph.call_module(layers[index], (input, None, *further))
-                node.replace_all_uses_with(guided)
-                graph.erase_node(node)
+                hand_over(node, layers[index], None)
     regraphing.rewrite(module, new[0], new[-1])
+
+
+def hand_over(call: Node, layer: str, guides: Any) -> Node:
+    """Have a guided layer, by its path, take the place of a call of `F.interpolate` in a graph."""
+    input, *further = bound(call.args, call.kwargs).values()
+    with call.graph.inserting_before(call):
+        guided = call.graph.call_module(layer, (input, guides, *further))
+    call.replace_all_uses_with(guided)
+    call.graph.erase_node(call)
+    return guided
 
 
 def _graphs(module: GraphModule) -> list[Graph]:

@@ -8,7 +8,8 @@ of two is an error.
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from hotswap.errors import HotswapError
 from hotswap.network.derived import restore, subclass
+from hotswap.network.dry_run import hookable
 from hotswap.surgery import graph_calls, regraphing
 from hotswap.surgery.guide_hooks import Done, Hook, Reader
 from hotswap.surgery.install import CALLS
@@ -40,7 +42,7 @@ from hotswap.targets.enlargement import Options
 from hotswap.targets.enlargement_checks import check_mode
 from hotswap.targets.origins import Origins
 from hotswap.targets.plan import Resize
-from hotswap.targets.sites import Sites, hookable
+from hotswap.targets.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -184,14 +186,24 @@ class _Calls:
     relay: Relay
     path: str
     chains: Mapping[str, _Chain]
-    running: dict[int, list[Origins]] = field(
-        default_factory=dict
-    )  # by thread, of forwards whose tensors are followed
+    running: dict[int, list[Origins]] = field(default_factory=dict)  # by thread, of the forwards that run
 
     @property
     def follows(self) -> bool:
         """Whether its tensors must be told apart."""
         return any(chain.repeats for chain in self.chains.values())
+
+    @contextmanager
+    def followed(self, origins: Origins) -> Iterator[None]:
+        """Follow the tensors of a forward while it runs."""
+        running = self.running.setdefault(threading.get_ident(), [])
+        running.append(origins)
+        try:
+            yield
+        finally:
+            running.pop()
+            if not running:
+                del self.running[threading.get_ident()]
 
     def innermost(self) -> Origins | None:
         """Of its forward that is running, where no forward within that is."""
@@ -227,7 +239,11 @@ def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
             if not calls.follows:
                 with _HandOver(self, calls):
                     return begun(plain.forward, self, *args, **kwargs)
-            return _followed(_Following(self, calls, args, kwargs), plain, args, kwargs)
+            following = _Following(self, calls, args, kwargs)
+            with calls.followed(following.origins), following:
+                output = begun(plain.forward, self, *args, **kwargs)
+            following.finish()
+            return output
         finally:
             calls.relay.end()
 
@@ -307,20 +323,6 @@ class _Following(_HandOver):
             missing = any(handed is not None and turn not in called for turn, handed in chain.turns.items())
             if missing and not chain.turns.keys() >= set(called):
                 raise _ambiguous(chain, key)
-
-
-def _followed(mode: _Following, plain: type[nn.Module], args: Any, kwargs: Any) -> Any:
-    running = mode.calls.running.setdefault(threading.get_ident(), [])
-    running.append(mode.origins)
-    try:
-        with mode:
-            output = begun(plain.forward, mode.owner, *args, **kwargs)
-        mode.finish()
-        return output
-    finally:
-        running.pop()
-        if not running:
-            del mode.calls.running[threading.get_ident()]
 
 
 def _ambiguous(chain: _Chain, key: str) -> HotswapError:

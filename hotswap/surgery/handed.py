@@ -1,12 +1,11 @@
 """What rewritten code hands to the modules that it calls, and gets back, beside their arguments and outputs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hotswap.errors import HotswapError
+from hotswap.network.nested import tensors_in
 
 HANDED = "hotswap_handed"  # the keyword
 REENTRANT = (
@@ -40,7 +39,7 @@ class Handed:
         Raises:
             HotswapError: where it would.
         """
-        if self.again and any(x.requires_grad for x in _tensors(value)):
+        if self.again and any(x.requires_grad for x in tensors_in(value)):
             raise HotswapError(REENTRANT)
 
 
@@ -62,11 +61,3 @@ def give(handed: Handed, name: str, value: Any) -> None:
     """Give a value back, for code after the call."""
     handed.check(value)
     handed.values[name] = value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)

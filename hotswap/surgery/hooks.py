@@ -13,11 +13,12 @@ from torch import nn
 
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs, Observation
+from hotswap.network.names import relative
 from hotswap.surgery import guide_hooks, hand_over, install, slots
 from hotswap.surgery.activations import Following, notes_of, with_taps
 from hotswap.surgery.passes import Relay
 from hotswap.surgery.scope import called_root, check_fits, inside_paths
-from hotswap.surgery.slots import Reading, Slot, slots_of
+from hotswap.surgery.slots import Slot, slots_of
 from hotswap.targets.enlargement_checks import located
 from hotswap.targets.plan import Plan, Swap
 from hotswap.targets.sites import find
@@ -62,7 +63,7 @@ class Graft(install.Graft):
             if isinstance(entry, Swap) or entry.call is None:
                 guide_hooks.give(relay, entry.name, slots_of(entry), model.get_submodule(entry.target))
         rewritten = self.calls.attach(relay, model)
-        return Steering(relay, tuple(path.removeprefix(self.root_path).removeprefix(".") for path in rewritten))
+        return Steering(relay, tuple(relative(path, self.root_path) for path in rewritten))
 
 
 def prepare(
@@ -102,22 +103,19 @@ def prepare(
     swaps, resizes = tuple(entries[: len(plan.swaps)]), tuple(entries[len(plan.swaps) :])
     _check_as_by_fx(swaps, following, by_fx)
     plan = replace(plan, swaps=swaps, resizes=resizes).noted(*notes_of(following))
-    targets = [Reading(entry.name, slots_of(entry)) for entry in entries]
-    readers = slots.readers(targets, events)
-    slots.check_slots(modules, readers)
+    readers = slots.readers(entries, events)
+    for slot in readers:
+        if slot.tap is not None and slot.tap[0] not in modules:
+            raise HotswapError(f"the plan catches a guide at {slot.tap[0]!r}, which is no module of this network")
     calls = hand_over.Calls() if sites is None else hand_over.find_calls(modules, plan.resizes, sites)
-    return Graft(plan, root_path, readers, slots.activations(targets, events), calls)
+    return Graft(plan, root_path, readers, slots.activations(entries, events), calls)
 
 
 def _check_as_by_fx(swaps: Sequence[Swap], following: Mapping[str, Following], by_fx: Collection[str]) -> None:
     for swap in swaps:
         for source in swap.guide:
-            if (
-                swap.target in by_fx
-                and swap.after_activation
-                and source in following
-                and following[source].by_function
-            ):
+            by_function = source in following and following[source].by_function
+            if swap.target in by_fx and swap.after_activation and by_function:
                 raise HotswapError(
                     f"target {swap.target!r} was swapped by fx, with guide {source!r} after a function that hooks "
                     'cannot catch; name further targets with method="fx", or hotswap.revert the network first'

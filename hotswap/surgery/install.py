@@ -1,4 +1,4 @@
-"""Puts what `surgery` or `hooks` made ready into a network, knows it again there, and takes it out.
+"""Puts a prepared plan into a network, recognises it there, and takes it out.
 
 `install` only reassigns classes, registers hooks and leaves a record; `remove` reassigns and removes them.
 """
@@ -10,7 +10,7 @@ from torch import nn
 
 from hotswap.errors import HotswapError, replaced
 from hotswap.network.dry_run import device_of
-from hotswap.network.names import INPUT
+from hotswap.network.names import INPUT, joined, relative
 from hotswap.surgery import regraphing
 from hotswap.targets import convolution
 from hotswap.targets import enlargement as enlarging
@@ -18,7 +18,7 @@ from hotswap.targets.plan import Plan
 
 # Plain attributes, which are not in a state_dict:
 RECORDS = "_hotswap_records"  # of a module around guides and targets
-CALLS = "_hotswap_resize_calls"  # of a module whose calls of F.interpolate are handed over, see `resizing.hand_over`
+CALLS = "_hotswap_resize_calls"  # of a module whose calls of F.interpolate are handed over, see `hand_over`
 
 _SWAPPED = (convolution.SwappedLayer, enlarging.GuidedResize)
 
@@ -66,11 +66,10 @@ class Record:
         """What of the plan was replaced since in that module, as messages name it."""
         there = {path for path, module in root.named_modules() if isinstance(module, _SWAPPED)}
         known = {module.swap.name for module in root.modules() if isinstance(module, _SWAPPED)}
-        prefix = f"{self.root_path}." if self.root_path else ""
         gone = [
             f"target {entry.name!r}"
             for entry in self.plan.entries
-            if entry.layer_path.removeprefix(prefix) not in there and entry.name not in known
+            if relative(entry.layer_path, self.root_path) not in there and entry.name not in known
         ]
         return list(dict.fromkeys([*gone, *self.steering.lost(root)]))
 
@@ -81,8 +80,7 @@ class Record:
         """
 
         def moved(inside: str) -> str:
-            relative = inside.removeprefix(self.root_path).removeprefix(".")
-            return ".".join(part for part in (path, relative) if part)
+            return joined(path, relative(inside, self.root_path))
 
         def now(entry: Any) -> Any:
             target = moved(entry.target)
@@ -97,8 +95,8 @@ class Record:
 
 def records(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
     """Path of the module it is in, that module, and each record of a network, as they were installed."""
-    all_records = [(path, m, record) for path, m in model.named_modules() for record in m.__dict__.get(RECORDS, ())]
-    return sorted(all_records, key=lambda item: bool(item[2].plan.swaps))  # enlargements come first
+    installed = [(path, m, record) for path, m in model.named_modules() for record in m.__dict__.get(RECORDS, ())]
+    return sorted(installed, key=lambda item: bool(item[2].plan.swaps))  # enlargements come first
 
 
 def install(model: nn.Module, graft: Graft) -> None:
@@ -115,7 +113,7 @@ def install(model: nn.Module, graft: Graft) -> None:
     guided = {path for path, module in model.named_modules() if isinstance(module, enlarging.GuidedResize)}
     for resize in graft.plan.resizes:
         if resize.layer_path not in guided:
-            enlarging.swap_in(model, resize)
+            enlarging.swap_in(model, resize, device)
     root = model.get_submodule(graft.root_path)
     record = Record(graft.plan, graft.root_path, graft.attach(model, root))
     root.__dict__[RECORDS] = (*root.__dict__.get(RECORDS, ()), record)

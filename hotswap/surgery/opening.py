@@ -7,10 +7,12 @@ from torch.fx import GraphModule
 
 from hotswap.network.dry_run import Observation
 from hotswap.network.graph_modules import by_mode, is_stale
+from hotswap.network.names import joined
 from hotswap.surgery import install
 from hotswap.surgery.path_tracer import UnpackedError
 from hotswap.surgery.registry import leaf_modules
 from hotswap.surgery.tracing import Traced, UntraceableError, trace
+from hotswap.surgery.whole import hooks_of
 
 
 def open_and_trace(
@@ -31,10 +33,10 @@ def open_and_trace(
     """
     _check_root(root_path, root)
     call = None if observation is None else observation.first(root_path)
-    prefix, looked_at = f"{root_path}." if root_path else "", set[str]()
+    looked_at = set[str]()
     while True:
         for path in sorted(opened - looked_at):
-            _check_openable(prefix + path, root.get_submodule(path))
+            _check_openable(joined(root_path, path), root.get_submodule(path))
         looked_at = opened
         try:
             traced = trace(root, opened, inside, from_input=from_input, call=call)
@@ -45,7 +47,7 @@ def open_and_trace(
             return traced
 
 
-def _check_calls(path: str, module: nn.Module) -> None:
+def _check_code(path: str, module: nn.Module) -> None:
     if isinstance(module, GraphModule) and is_stale(module):
         raise UntraceableError(
             f"module {path or 'the network'!r} has a graph that was edited since its code was generated, so it runs "
@@ -53,20 +55,20 @@ def _check_calls(path: str, module: nn.Module) -> None:
         )
     if install.CALLS in module.__dict__:
         raise UntraceableError(f"module {path or 'the network'!r} has enlargements whose guides are caught by hooks")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UntraceableError(
+            f"module {path or 'the network'!r} is a ScriptModule, whose code cannot be edited; "
+            "convert the eager network"
+        )
 
 
 def _check_openable(path: str, module: nn.Module) -> None:
-    _check_calls(path, module)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UntraceableError(
-            f"module {path!r} is a ScriptModule, whose code cannot be edited; convert the eager network"
-        )
+    _check_code(path, module)
     if isinstance(module, leaf_modules()):
         raise UntraceableError(
             f"module {path!r} is a {type(module).__name__}, which is registered as not to be traced"
         )
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks):
+    if [*hooks_of(module)]:
         raise UntraceableError(
             f"module {path!r} has hooks, which the rewritten forward would not call; "
             "remove them, or choose a guide and targets in one part of the network"
@@ -74,12 +76,7 @@ def _check_openable(path: str, module: nn.Module) -> None:
 
 
 def _check_root(path: str, module: nn.Module) -> None:
-    _check_calls(path, module)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UntraceableError(
-            f"module {path or 'the network'!r} is a ScriptModule, whose code cannot be edited; "
-            "convert the eager network"
-        )
+    _check_code(path, module)
     if "forward" in module.__dict__:
         raise UntraceableError(
             f"module {path or 'the network'!r} has had its forward replaced on the instance, which a rewritten class "
@@ -90,7 +87,7 @@ def _check_root(path: str, module: nn.Module) -> None:
 def _check_one_graph(path: str, traced: Traced) -> None:
     """A GraphModule has no code of its own to choose between the modes of the modules that it opened."""
     if isinstance(traced.root, GraphModule) and traced.opened:
-        sources = [graph.python_code("self").src for graph in (traced.training, traced.evaluation)]
+        sources = [graph.python_code("self").src for graph in traced.graphs]
         if by_mode(traced.root) or sources[0] != sources[1]:
             raise UntraceableError(
                 f"module {path or 'the network'!r} is a {type(traced.root).__name__}, and {traced.opened[0]!r} in it "

@@ -1,7 +1,7 @@
 """Prepares a plan for a network by fx or hooks, and tries it on a copy before anything changes."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
@@ -37,98 +37,78 @@ class Prepared(NamedTuple):
         return Prepared((*others, last.noted(*notes)))
 
 
-def prepare(
-    names: Names,
-    plan: Plan,
-    method: str,
-    example_inputs: Inputs | None,
-    check: SelfCheck | None,
-    by_fx: Collection[str] = (),
-) -> Prepared:
-    """Check a plan to the end, and change nothing. `by_fx`: see `hooks.prepare`."""
-    by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
-    try:
-        return _in_turn(names, plan, by, method, example_inputs, check, by_fx)
-    except HotswapError as error:
-        if not (plan.resizes and plan.swaps) or by == HOOKS or method == FX:
-            raise
-        try:  # a graph for the enlargements may have the code of a module that is a guide, and not call it
-            prepared = _in_turn(names, plan, HOOKS, method, example_inputs, check, by_fx)
-        except HotswapError:
-            raise error from None
-        return prepared.noted(f"enlargements not by fx: {error}")
+@dataclass(frozen=True)
+class Preparation:
+    """How plans are prepared: what the network is run on, and how a swapped copy is tried."""
 
+    example_inputs: Inputs | None
+    check: SelfCheck | None
+    by_fx: Collection[str] = ()  # targets that were swapped by fx before: see `hooks.prepare`
 
-def _in_turn(
-    names: Names,
-    plan: Plan,
-    by: str,
-    method: str,
-    example_inputs: Inputs | None,
-    check: SelfCheck | None,
-    by_fx: Collection[str],
-) -> Prepared:
-    """Prepare the enlargements of a plan by one method, then its convolutions by another."""
-    grafts: list[Graft] = []
-    if plan.resizes:
-        part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
-        graft, names = _by_method(names, part, plan, by, example_inputs, check, by_fx)
-        grafts.append(graft)
-    if plan.swaps:  # on what the enlargements make of the network
-        part = replace(plan, resizes=())
-        grafts.append(_by_method(names, part, part, method, example_inputs, check, by_fx)[0])
-    prepared = Prepared(tuple(grafts))
-    notes = () if check is None else check.notes
-    return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
-
-
-def _by_method(
-    names: Names,
-    part: Plan,
-    called: Plan,
-    method: str,
-    example_inputs: Inputs | None,
-    check: SelfCheck | None,
-    by_fx: Collection[str],
-) -> tuple[Graft, Names]:
-    """Prepare and try the enlargements or the convolutions of a plan; the copy must call the targets of `called`."""
-    what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
-    if method != HOOKS:
+    def prepare(self, names: Names, plan: Plan, method: str) -> Prepared:
+        """Check a plan to the end, and change nothing."""
+        by = HOOKS if any(resize.taps for resize in plan.resizes) else AUTO  # as they were before, if they were
         try:
-            graft: Graft = graph.prepare(names.model, part, names.observation, example_inputs)
-            return _tried(names, graft, called, example_inputs, check)
-        except refused as error:
-            if method == FX and isinstance(error, DiffersError):
-                told = f'rewritten by fx, the network is not itself: {error}; use method="hooks"'
-                raise DiffersError(told) from error
-            if method == FX:
+            return self._in_turn(names, plan, by, method)
+        except HotswapError as error:
+            if not (plan.resizes and plan.swaps) or by == HOOKS or method == FX:
                 raise
-            part = part.noted(f"{what}not by fx: {error}")
-    part = replace(part, method=HOOKS) if part.swaps else part
-    graft = hooks.prepare(names.model, part, names.observation, example_inputs, by_fx)
-    return _tried(names, graft, called, example_inputs, check)
+            try:  # a graph for the enlargements may have the code of a module that is a guide, and not call it
+                prepared = self._in_turn(names, plan, HOOKS, method)
+            except HotswapError:
+                raise error from None
+            return prepared.noted(f"enlargements not by fx: {error}")
 
+    def _in_turn(self, names: Names, plan: Plan, by: str, method: str) -> Prepared:
+        """Prepare the enlargements of a plan by one method, then its convolutions by another."""
+        grafts: list[Graft] = []
+        if plan.resizes:
+            part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
+            graft, names = self._by_method(names, part, plan, by)
+            grafts.append(graft)
+        if plan.swaps:  # on what the enlargements make of the network
+            part = replace(plan, resizes=())
+            grafts.append(self._by_method(names, part, part, method)[0])
+        prepared = Prepared(tuple(grafts))
+        notes = () if self.check is None else self.check.notes
+        return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
 
-def _tried(
-    names: Names, graft: Graft, called: Plan, example_inputs: Inputs | None, check: SelfCheck | None
-) -> tuple[Graft, Names]:
-    """Carry out a plan on a copy that shares all weights, and run it; returns that copy too."""
-    if names.observation is None and graft.plan.swaps:
-        return graft, names
-    try:
-        twin = sharing_weights(names.model)
-    except HotswapError:
-        if graft.plan.resizes:
-            raise
-        # Which is said where it matters: it can still be converted in place.
-        return graft.noted("not tried on a copy first: the network cannot be copied"), names
-    install.install(twin, graft)
-    if names.observation is None:
-        return graft, replace(names, model=twin)
-    observation = _check_runs(twin, names.observation, example_inputs, called)
-    if check is not None:
-        check.compare(twin)
-    return graft, replace(names, model=twin, observation=observation)  # a graph may call fewer modules
+    def _by_method(self, names: Names, part: Plan, called: Plan, method: str) -> tuple[Graft, Names]:
+        """Prepare a part of a plan, and try it on a copy, which must call all targets of the plan `called`."""
+        what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
+        if method != HOOKS:
+            try:
+                graft: Graft = graph.prepare(names.model, part, names.observation, self.example_inputs)
+                return self._tried(names, graft, called)
+            except refused as error:
+                if method == FX and isinstance(error, DiffersError):
+                    told = f'rewritten by fx, the network is not itself: {error}; use method="hooks"'
+                    raise DiffersError(told) from error
+                if method == FX:
+                    raise
+                part = part.noted(f"{what}not by fx: {error}")
+        part = replace(part, method=HOOKS) if part.swaps else part
+        graft = hooks.prepare(names.model, part, names.observation, self.example_inputs, self.by_fx)
+        return self._tried(names, graft, called)
+
+    def _tried(self, names: Names, graft: Graft, called: Plan) -> tuple[Graft, Names]:
+        """Carry out a plan on a copy that shares all weights, and run it; returns that copy too."""
+        if names.observation is None and graft.plan.swaps:
+            return graft, names
+        try:
+            twin = sharing_weights(names.model)
+        except HotswapError:
+            if graft.plan.resizes:
+                raise
+            # Which is said where it matters: it can still be converted in place.
+            return graft.noted("not tried on a copy first: the network cannot be copied"), names
+        install.install(twin, graft)
+        if names.observation is None:
+            return graft, replace(names, model=twin)
+        observation = _check_runs(twin, names.observation, self.example_inputs, called)
+        if self.check is not None:
+            self.check.compare(twin)
+        return graft, replace(names, model=twin, observation=observation)  # a graph may call fewer modules
 
 
 def sharing_weights(model: Model) -> Model:

@@ -23,7 +23,7 @@ from torch.fx import Node, Proxy
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 
-from hotswap.network.dry_run import Given, made, on_fake_tensors
+from hotswap.network.dry_run import Given, emptied, on_fake_tensors
 from hotswap.network.preserve import random_numbers_kept
 
 UNKNOWN = object()  # for values
@@ -80,7 +80,7 @@ class Standing:
             return UNKNOWN
         try:
             if node.op == "placeholder":
-                return made(UNKNOWN if self.arguments is None else self.arguments.get(str(node.target), UNKNOWN))
+                return emptied(UNKNOWN if self.arguments is None else self.arguments.get(str(node.target), UNKNOWN))
             args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
             return self._called(node, args, kwargs)
         except Exception:  # noqa: BLE001 (whatever code raises on fake tensors: then it is not known)
@@ -92,15 +92,15 @@ class Standing:
             return target(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
-        value: Any = self.root
+        attribute: Any = self.root
         for name in str(target).split("."):
-            value = getattr(value, name)
+            attribute = getattr(attribute, name)
         if node.op == "get_attr":
-            return value
+            return attribute
         buffers: dict[str, Tensor] = {}  # fake ones too, as it may write to them
-        for name, x in value.named_buffers():
+        for name, x in attribute.named_buffers():
             buffers[name] = self._fake.from_tensor(x)
-        return functional_call(value, buffers, args, kwargs)
+        return functional_call(attribute, buffers, args, kwargs)
 
 
 def arguments_of(root: nn.Module, given: Given | None) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Observation
 from hotswap.network.names import INPUT, closest
 from hotswap.surgery.containers import CODES
-from hotswap.targets import convolution
-from hotswap.targets.enlargement_checks import check_enlargement
+from hotswap.targets.convolution import shape_of, why_not_swappable
+from hotswap.targets.enlargement import mode_of, why_not_enlarged
+from hotswap.targets.enlargement_checks import check_mode
 from hotswap.targets.plan import Plan, Resize, Swap
 
 
@@ -30,7 +31,14 @@ def check_fits(modules: Mapping[str, nn.Module], plan: Plan) -> None:
         if isinstance(entry, Swap):
             _check_convolution(modules[entry.target], entry)
         else:
-            check_enlargement(modules[entry.target], entry)
+            _check_enlargement(modules[entry.target], entry)
+        for guide in _module_guides(entry):
+            if guide in ("", entry.target) or entry.target.startswith(f"{guide}."):
+                image = "" if isinstance(entry, Swap) else f', or "{INPUT}"'
+                raise HotswapError(
+                    f"guide {guide!r} contains target {entry.name!r}, so it is not known before it; "
+                    f"name a module that runs earlier{image}"
+                )
     targets = {swap.target for swap in plan.swaps}
     for target in sorted(targets):
         if around := targets.intersection(parents(target)):
@@ -79,21 +87,23 @@ def all_paths(modules: Mapping[str, nn.Module], *paths: str) -> set[str]:
 
 
 def _check_convolution(target: nn.Module, swap: Swap) -> None:
-    if reason := convolution.why_not_swappable(target):
+    if reason := why_not_swappable(target):
         raise HotswapError(f"target {swap.target!r} cannot be swapped: {reason}")
     planned = (swap.kernel_size, swap.in_channels, swap.out_channels)
-    actual = convolution.shape_of(target)
+    actual = shape_of(target)
     if planned != actual:
         raise HotswapError(
             f"target {swap.target!r} must be, by the plan, a layer of (window, input, output channels) "
             f"{planned}, got {actual}; the plan was made for another network"
         )
-    for guide in _module_guides(swap):
-        if guide == swap.target or swap.target.startswith(f"{guide}.") or guide == "":
-            raise HotswapError(
-                f"guide {guide!r} contains target {swap.target!r}, so it is not known before it; "
-                "name a module that runs earlier"
-            )
+
+
+def _check_enlargement(target: nn.Module, resize: Resize) -> None:
+    if resize.call is not None:
+        return
+    if reason := why_not_enlarged(mode_of(target), target):
+        raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")
+    check_mode(resize, mode_of(target))
 
 
 def _module_guides(entry: Swap | Resize) -> tuple[str, ...]:

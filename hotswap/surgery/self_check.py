@@ -19,7 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hotswap.errors import HotswapError, one_line
 from hotswap.network.agreement import Distance, distance, values, why_nothing
 from hotswap.network.copying import deep_copy
-from hotswap.network.dry_run import Inputs, as_arguments, default_inputs, device_of, only_looking, uninitialised
+from hotswap.network.dry_run import (
+    Inputs,
+    as_arguments,
+    default_inputs,
+    device_of,
+    hookable,
+    only_looking,
+    removed_afterwards,
+    uninitialised,
+)
 from hotswap.targets.guided_layer import GuidedLayer
 
 # What rounding may do to outputs, in units of the last place of the largest: it is below a tenth of this in networks
@@ -149,13 +158,8 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             inside[f"the input of {path!r}, call {calls[path]}"] = flat[:: flat.numel() // _SAMPLE + 1].clone()
 
     paths = {module: path for path, module in model.named_modules() if next(module.children(), None) is None}
-    hookable = (module for module in paths if not isinstance(module, torch.jit.ScriptModule))
-    handles = [module.register_forward_pre_hook(watch, with_kwargs=True) for module in hookable]
-    try:
+    with removed_afterwards(m.register_forward_pre_hook(watch, with_kwargs=True) for m in paths if hookable(m)):
         yield inside
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:

@@ -51,6 +51,11 @@ class Traced:
     constants: dict[str, Any]  # tensors the traced code makes itself, by the attribute the graphs read them from
     opened: tuple[str, ...]  # the modules traced through, relative to root
 
+    @property
+    def graphs(self) -> tuple[torch.fx.Graph, torch.fx.Graph]:
+        """Of training and of evaluation."""
+        return self.training, self.evaluation
+
 
 class UntraceableError(HotswapError):
     """Code that cannot be made a graph: what hooks are for."""
@@ -107,18 +112,21 @@ def trace(
             if not _alike(traced, again):
                 frozen = RuntimeError("it depends on random numbers that a graph would not draw again")
                 raise _untraceable(root, start.method, frozen)
-    if written:
-        raise _untraceable(
-            root, start.method, RuntimeError("it writes to a buffer, which a graph would not do again")
-        )
-    if any(constant is tensor for constant in traced.constants.values() for tensor in cached):
-        stale = RuntimeError("it reads a tensor that the network computed in an earlier run, which would grow stale")
-        raise _untraceable(root, start.method, stale)
-    for graph in (traced.training, traced.evaluation):
-        if name := _overwritten_constant(graph, root, traced.constants):
-            made_once = RuntimeError(f"it changes a tensor in place ({name}) that a graph would make only once")
-            raise _untraceable(root, start.method, made_once)
+    if untrue := _why_untrue(traced, written, cached):
+        raise _untraceable(root, start.method, RuntimeError(untrue))
     return traced
+
+
+def _why_untrue(traced: Traced, written: Sequence[Tensor], cached: Sequence[Tensor]) -> str | None:
+    """Why graphs would not do what the traced code does, if they would not."""
+    if written:
+        return "it writes to a buffer, which a graph would not do again"
+    if any(constant is tensor for constant in traced.constants.values() for tensor in cached):
+        return "it reads a tensor that the network computed in an earlier run, which would grow stale"
+    for graph in traced.graphs:
+        if name := _overwritten_constant(graph, traced.root, traced.constants):
+            return f"it changes a tensor in place ({name}) that a graph would make only once"
+    return None
 
 
 def _traced(root: nn.Module, through: Sequence[nn.Module], opened: Collection[str], start: "_Start") -> Traced:
@@ -134,8 +142,8 @@ def _traced(root: nn.Module, through: Sequence[nn.Module], opened: Collection[st
 
 def _alike(a: Traced, b: Traced) -> bool:
     """Whether two traces are the same code with the same tensors."""
-    graphs = ((a.training, b.training), (a.evaluation, b.evaluation))
-    if any(one.python_code("self").src != two.python_code("self").src for one, two in graphs):
+    sources = ([graph.python_code("self").src for graph in traced.graphs] for traced in (a, b))
+    if next(sources) != next(sources):
         return False
     return a.constants.keys() == b.constants.keys() and all(
         not isinstance(x, Tensor) or torch.equal(x, b.constants[name]) for name, x in a.constants.items()
@@ -263,7 +271,7 @@ def _recorded_methods(root: nn.Module, names: Sequence[str]) -> Iterator[list[_M
             first_input = next(iter(given.values()))
             first_argument = first_input.node if isinstance(first_input, Proxy) else None
             inputs = {key: x for key, x in given.items() if isinstance(x, Proxy)}
-            plain = _only_inputs(bound, args, kwargs)
+            plain = _only_inputs(bound, given)
             calls.append(_MethodCall(name, plain, first_argument, inputs, first, len(nodes)))
             return result
 
@@ -277,12 +285,10 @@ def _recorded_methods(root: nn.Module, names: Sequence[str]) -> Iterator[list[_M
         root.__dict__.update(before)
 
 
-def _only_inputs(bound: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    for parameter, value in inspect.signature(bound).bind(*args, **kwargs).arguments.items():
-        default = inspect.signature(bound).parameters[parameter].default
-        if default is inspect.Parameter.empty:
-            if not isinstance(value, Proxy):
-                return False
-        elif not same(value, default):
-            return False
-    return True
+def _only_inputs(method: Callable[..., Any], given: Mapping[str, Any]) -> bool:
+    """Whether a call gives a proxy for each parameter without a default, and for the others their defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(method).parameters.items()}
+    return all(
+        isinstance(x, Proxy) if defaults[name] is inspect.Parameter.empty else same(x, defaults[name])
+        for name, x in given.items()
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hotswap.errors import HotswapError
+from hotswap.network.names import joined, module_at
 from hotswap.surgery.containers import is_steered
 from hotswap.surgery.scope import module_at
 
@@ -29,7 +30,7 @@ class Parts:
         """Lists that hold other modules now, as messages name them."""
         for path, names in self.lists.items():
             module = module_at(root, path)
-            if module is not None and isinstance(module, _LISTS) and _names(module) != names:
+            if module is not None and isinstance(module, _LISTS) and _children(module) != names:
                 yield f"the modules of {path!r}" if path else f"the modules of this {type(root).__name__}"
 
     def check_hooks(self, root: nn.Module) -> None:
@@ -40,7 +41,7 @@ class Parts:
         """
         for path in self.uncalled:
             module = module_at(root, path)
-            if module is not None and any(map(_of_others, _hooks(module))):
+            if module is not None and any(map(_of_others, hooks_of(module))):
                 raise HotswapError(
                     f"module {path!r} has hooks, which the rewritten forward does not call, as its code is a part of "
                     'that; remove them, or hotswap.revert the network and convert it with method="hooks"'
@@ -52,19 +53,19 @@ def lists_in(root: nn.Module, opened: Collection[str]) -> dict[str, tuple[str, .
     through = [(path, root.get_submodule(path)) for path in ("", *opened)]
     held: dict[str, tuple[str, ...]] = {}
     for path, module in through:
-        prefix = f"{path}." if path else ""
-        inside = [(prefix + name, x) for name, x in module.named_modules() if type(x).forward is nn.Module.forward]
-        for name, each in [(path, module), *inside]:
+        inside = [(name, x) for name, x in module.named_modules() if type(x).forward is nn.Module.forward]
+        for name, each in [("", module), *inside]:
             if isinstance(each, _LISTS):
-                held[name] = _names(each)
+                held[joined(path, name)] = _children(each)
     return held
 
 
-def _names(module: nn.Module) -> tuple[str, ...]:
+def _children(module: nn.Module) -> tuple[str, ...]:
     return tuple(module._modules)
 
 
-def _hooks(module: nn.Module) -> Iterator[object]:
+def hooks_of(module: nn.Module) -> Iterator[object]:
+    """The hooks on a module's forward and backward."""
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         yield from getattr(module, name).values()
 

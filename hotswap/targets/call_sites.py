@@ -99,27 +99,33 @@ def checkpointed() -> bool:
 
     Not where that part is a module inside whose own forward makes the call.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _is(frame.f_code, _BEGUN) and frame.f_code is not _MODULE_CALL:
+    for frame in _frames():
+        if frame.f_code is _MODULE_CALL:
+            return False
         if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
             return True
-        frame = frame.f_back
     return False
 
 
 def rerun_apart() -> bool:
     """Whether activation checkpointing will run the call of `F.interpolate` going on again without its forward."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _is(frame.f_code, _BEGUN):
+    for frame in _frames():
         if _is(frame.f_code, _REENTRANT):  # which runs all without gradients
             return any(frame.f_locals["ctx"].needs_input_grad)
-        frame = frame.f_back
     return torch.is_grad_enabled() and checkpointed()
 
 
 def checkpointed_traced() -> bool:
     """`checkpointed` where Dynamo reads the code: whether it is in a graph of its own."""
     return _translator().output.current_tracer.parent is not None
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames of the running call of `F.interpolate`, up to its forward."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _is(frame.f_code, _BEGUN):
+        yield frame
+        frame = frame.f_back
 
 
 def _translator() -> Any:

@@ -95,18 +95,15 @@ def _per_target(names: Names, what: str, value: Any, paths: Sequence[str]) -> di
     if not isinstance(value, Mapping):
         return dict.fromkeys(paths, value)
 
-    def is_general(key: Any) -> bool:
-        return isinstance(key, str) and (key == AUTO or is_pattern(key))
-
     def matched(key: Any) -> list[str]:
-        if is_general(key):
+        if is_general(key, AUTO):
             taken = automatic(names)[0] if key == AUTO else match(key, paths, names.alias_of)
         else:
             taken = [names.path(key, f"key of {what}:")]
         return [path for path in paths if path in taken]
 
     labels = {path: names.both(path) for path in paths}
-    return by_target(what, value, labels, matched, is_general)[0]
+    return by_target(what, value, labels, matched, AUTO)[0]
 
 
 def automatic(names: Names) -> tuple[tuple[str, ...], str]:
@@ -115,17 +112,18 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     Raises:
         HotswapError: where the network has too few stages, or could not be run.
     """
-    names.require_observation('"auto"')
+    calls = names.require_observation('"auto"').calls
+    shapes = {call.path: call.output_shape for call in reversed(calls) if call.output_shape is not None}
     # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
-    stages = [stage for stage in names.stages if _pixels(names, stage[0]) > 1]
+    stages = [stage for stage in names.stages if math.prod(shapes[stage[0]][-2:]) > 1]
     # One channel is a gate or a prediction, no features.
     features = [[path for path in stage if _channels(names, path) > 1] for stage in stages]
     stages = [stage for stage in features if stage]
     swappable = [[path for path in stage if why_not(names, path) is None] for stage in stages]
     guides = stages[_AUTO_GUIDE_STAGE - 1 : _AUTO_GUIDE_STAGE]
     # Two frames stacked for one encoder cannot guide what runs on the first alone.
-    batch = _batch(names, guides[0][-1]) if guides else None
-    matching = [[p for p in stage if _batch(names, p) == batch] for stage in swappable[_AUTO_GUIDE_STAGE:]]
+    batch = shapes[guides[0][-1]][0] if guides else None
+    matching = [[p for p in stage if shapes[p][0] == batch] for stage in swappable[_AUTO_GUIDE_STAGE:]]
     later = [stage[-1] for stage in matching if stage][-_AUTO_TARGET_STAGES:]
     if not later:
         raise HotswapError(
@@ -142,19 +140,9 @@ def _matching(names: Names, pattern: str, notes: list[str]) -> list[str]:
     return usable(pattern, matched, lambda path: why_not(names, path), str, "no convolution", notes)
 
 
-def _batch(names: Names, path: str) -> int | None:
-    call = names.observation.first(path) if names.observation else None
-    return None if call is None or call.output_shape is None else call.output_shape[0]
-
-
 def _channels(names: Names, path: str) -> int:
     conv = names.model.get_submodule(path)
     return conv.out_channels if isinstance(conv, nn.Conv2d) else 0
-
-
-def _pixels(names: Names, path: str) -> int:
-    call = names.observation.first(path) if names.observation else None
-    return 0 if call is None or call.output_shape is None else math.prod(call.output_shape[-2:])
 
 
 def why_not(names: Names, path: str) -> str | None:
@@ -201,14 +189,14 @@ def by_target(
     values: Mapping[Any, Value],
     labels: Mapping[Target, str],
     matched: Callable[[Any], Iterable[Target]],
-    is_general: Callable[[Any], bool],
+    word: str,
     *,
     others_too: bool = False,
 ) -> tuple[dict[Target, Value], dict[Any, Value]]:
     """The value of each target, from a mapping whose keys name targets; and, of `others_too`, the rest of it.
 
-    A key that names one target wins over a general one, which stands for several; of these the first wins. `what` is
-    the argument that the mapping is, and `labels` are the targets, for messages.
+    A key that names one target wins over a general one, a pattern or `word`; of these the first wins. `what` is the
+    name of the argument, and `labels` are the targets, for messages.
 
     Raises:
         HotswapError: where a target has no value, or a key names no target.
@@ -220,7 +208,7 @@ def by_target(
         named = dict.fromkeys(matched(key), value)
         if not named:
             others[key] = value
-        elif is_general(key):
+        elif is_general(key, word):
             general = named | general
         else:
             exact |= named
@@ -232,6 +220,11 @@ def by_target(
         if target not in values_of:
             raise HotswapError(f"{what} must have a key for target {label}, and has none")
     return {target: values_of[target] for target in labels}, others
+
+
+def is_general(key: Any, word: str) -> bool:
+    """Whether a name stands for several targets: a pattern, or this word."""
+    return isinstance(key, str) and (key == word or is_pattern(key))
 
 
 def usable(

@@ -9,7 +9,7 @@ from torch import nn
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
 from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
-from hotswap.targets.choose import Chosen, by_target, scale, usable
+from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.enlargement import mode_of
 from hotswap.targets.lookup import Name, Names, shown
 from hotswap.targets.plan import Resize, why_not_guided
@@ -22,7 +22,7 @@ RESIZE = "resize"  # as a target: every enlargement by 2 or more
 class Split:
     """A request taken apart: the enlargements, and the rest, for the convolutions."""
 
-    found: tuple[Chosen, ...]
+    enlargements: tuple[Chosen, ...]
     others: tuple[Name, ...]
     guide: Any
     guide_scale: Any
@@ -151,21 +151,16 @@ def _per_site(
     def matched(key: Any) -> list[Site]:
         return [site for site in chosen if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
 
-    def is_general(key: Any) -> bool:
-        return isinstance(key, str) and (key == RESIZE or is_pattern(key))
-
     labels = {site: f"{sites.alias_of[site]} ({site.name})" for site in chosen}
-    return by_target(what, value, labels, matched, is_general, others_too=not alone)
+    return by_target(what, value, labels, matched, RESIZE, others_too=not alone)
 
 
 def _is_key(names: Names, sites: Sites, site: Site, key: Name) -> bool:
     if isinstance(key, nn.Module):
         return site.call is None and names.model.get_submodule(site.path) is key
-    return key == sites.alias_of[site] or (site.call is None and key == site.path) or _general_key(sites, site, key)
-
-
-def _general_key(sites: Sites, site: Site, key: str) -> bool:
-    return (key == RESIZE or is_pattern(key)) and _matches(sites, site, key)
+    if key == sites.alias_of[site] or (site.call is None and key == site.path):
+        return True
+    return is_general(key, RESIZE) and _matches(sites, site, key)
 
 
 def _sources(names: Names, sites: Sites, site: Site, guide: Any) -> tuple[str, ...]:

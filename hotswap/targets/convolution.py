@@ -1,19 +1,18 @@
-"""What a target becomes: a subclass of its own class whose forward is pixel-adaptive."""
+"""Swapped convolutions: subclasses of the plain classes, whose forward is pixel-adaptive."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.network.derived import derived
 from hotswap.targets import kernels
 from hotswap.targets.forward_ops import Shared, image_size, window_distance
-from hotswap.targets.guided_layer import GuidedLayer
+from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swapped_type
 from hotswap.targets.own_convolution import own_weight
 from hotswap.targets.plan import Swap
 from hotswap.targets.window import Sliding, has_own_forward, sliding_of, steered_forward
@@ -33,9 +32,6 @@ class SwappedLayer(GuidedLayer[Swap]):
     sliding: Sliding
     tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
     _function: KernelType
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        become_plain(self, SwappedLayer, *args, **kwargs)
 
     def reset(self, **changes: Any) -> None:
         """Also take over the means to conserve; see the base class."""
@@ -191,52 +187,14 @@ _SWAPPED: dict[Any, type[SwappedLayer]] = {
 }
 
 
-def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
-    """The class that a module is given: `swapped` of its class.
-
-    Where it is parametrised, its own class is one that `torch.nn.utils.parametrize` made, and takes off again: then
-    the same above `swapped` of the class below.
-    """
-    plain: Any = type(module)
-    if not is_parametrized(module):
-        return swapped(plain)
-    generated = _parametrised(plain, swapped(plain.__bases__[0]))
-    setattr(generated, _PLAIN, plain)
-    return generated
-
-
-_PLAIN = "_hotswap_plain"  # of a class like one that parametrize made: that one
-
-
-def _parametrised(like: Any, below: Any) -> Any:
-    """What parametrize made of a class, made of another one."""
-    left_out = ("__dict__", "__weakref__", _PLAIN)
-    namespace = {name: value for name, value in vars(like).items() if name not in left_out}
-    return type(below)(f"Parametrized{below.__name__}", (below,), namespace)
-
-
-def _properties(kind: Any) -> set[str]:
-    """The tensors of a class that parametrize made."""
-    return {name for name, value in vars(kind).items() if isinstance(value, property)}
-
-
-def become_plain(module: nn.Module, mark: Any, *args: Any, **kwargs: Any) -> None:
-    """Make a new instance of a swapped class, for which no guide was named, one of the plain class.
-
-    Those are made by who builds a layer like another from its class: `type(layer)(...)`.
-    """
-    module.__class__ = plain_class(type(module), mark)
-    module.__init__(*args, **kwargs)  # type: ignore[misc]
-
-
 @functools.cache
 def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which mypy does not take for hashable
     if plain in _SWAPPED:
         return _SWAPPED[plain]
     swapped = next((kind for stock, kind in _SWAPPED.items() if issubclass(plain, stock)), SwappedFunction)
-    steered = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
+    marks = (_OwnForward,) if issubclass(plain, nn.Conv2d) and has_own_forward(plain) else ()
     # The swapped class comes first, so that its forward wins; the plain class stays a base, so isinstance holds.
-    return derived(f"Swapped{plain.__name__}", (swapped, *steered, plain), (_swapped_class, plain))
+    return derived(f"Swapped{plain.__name__}", (swapped, *marks, plain), (_swapped_class, plain))
 
 
 def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
@@ -244,34 +202,16 @@ def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
     sliding = sliding_of(module)
     module.__class__ = swapped_type(module, _swapped_class)
     assert isinstance(module, SwappedLayer)  # noqa: S101 (for the type checker)
-    module.sliding, module._swap, module._function = sliding, swap, kernels.parse(swap.kernel)
-    log_scale: nn.Parameter | None = None
-    if swap.learn_scale:
-        log_scale = nn.Parameter(torch.tensor(swap.guide_scale, device=device).log())
-    module.register_parameter("guide_log_scale", log_scale)
+    module.sliding, module._function = sliding, kernels.parse(swap.kernel)
+    set_entry(module, swap, device)
     module._set_tap_factors()
 
 
 def swap_out(module: SwappedLayer) -> None:
     """Make a swapped layer plain again, in place, with its current weights."""
-    del module.sliding, module._swap, module._function
-    del module._parameters["guide_log_scale"], module._buffers["tap_factors"]
+    del module.sliding, module._function, module._buffers["tap_factors"]
     module._non_persistent_buffers_set.discard("tap_factors")
-    module.__class__ = plain_class(type(module), SwappedLayer)
-
-
-def plain_class(swapped: Any, mark: Any) -> Any:
-    """The class a module had before it was swapped into a subclass of it and of `mark`.
-
-    Where it is parametrised, which makes a subclass of the module's class, the same subclass of the plain class.
-    """
-    plain = swapped.__bases__[-1]
-    if not issubclass(plain, mark):
-        return plain
-    before = vars(swapped).get(_PLAIN)
-    if before is not None and _properties(before) == _properties(swapped):
-        return before
-    return _parametrised(swapped, plain_class(plain, mark))  # others are parametrised since
+    make_plain(module)
 
 
 def shape_of(module: nn.Module) -> tuple[tuple[int, int], int, int]:

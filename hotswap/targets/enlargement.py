@@ -1,7 +1,6 @@
-"""What an enlargement becomes: a module that weighs its coarse neighbours by a guide."""
+"""Guided enlargements: modules that weigh coarse neighbours by a guide."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.network.derived import derived
-from hotswap.targets.convolution import become_plain, plain_class, swapped_type
 from hotswap.targets.forward_ops import describe, image_size
-from hotswap.targets.guided_layer import GuidedLayer
+from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swapped_type
 from hotswap.targets.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.area import area_average2d, fitted2d
 from pac_ops.dtypes import accumulate_dtype, autocast_dtype
@@ -42,9 +40,6 @@ class GuidedResize(GuidedLayer[Resize]):
     """
 
     neutral = False  # whether it is only compared with the plain network
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        become_plain(self, GuidedResize, *args, **kwargs)
 
     def neutralise(self) -> None:
         """Also weigh the neighbours of the original alone, as more of them are another enlargement whatever K is."""
@@ -199,8 +194,8 @@ def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which m
     return derived(f"Guided{plain.__name__}", (guided, plain), (_swapped_class, plain))
 
 
-def swap_in(model: nn.Module, resize: Resize) -> None:
-    """Make an enlargement guided, in place. Undone by `swap_out`."""
+def swap_in(model: nn.Module, resize: Resize, device: torch.device) -> None:
+    """Make an enlargement guided, in place; a learned scale goes to `device`. Undone by `swap_out`."""
     if resize.call is None:
         layer = model.get_submodule(resize.target)
         layer.__class__ = swapped_type(layer, _swapped_class)
@@ -210,12 +205,7 @@ def swap_in(model: nn.Module, resize: Resize) -> None:
         owner.add_module(resize.layer_path.rpartition(".")[2], layer)
         layer.training = owner.training
     assert isinstance(layer, GuidedResize)  # noqa: S101 (for the type checker)
-    layer._swap = resize
-    log_scale: nn.Parameter | None = None
-    if resize.learn_scale:
-        device = next((x.device for x in model.parameters()), None)
-        log_scale = nn.Parameter(torch.tensor(math.log(resize.guide_scale), device=device))
-    layer.register_parameter("guide_log_scale", log_scale)
+    set_entry(layer, resize, device)
 
 
 def swap_out(model: nn.Module) -> None:
@@ -226,8 +216,7 @@ def swap_out(model: nn.Module) -> None:
                 del module._modules[name]
     for module in model.modules():
         if isinstance(module, GuidedResize):
-            del module._parameters["guide_log_scale"], module._swap
-            module.__class__ = plain_class(type(module), GuidedResize)
+            make_plain(module)
 
 
 # --- what can be ----------------------------------------------------------------------------------------------
@@ -276,8 +265,8 @@ def is_bilinear(conv: nn.ConvTranspose2d) -> bool:
     if weight.is_meta:
         return False
     expected = torch.zeros_like(weight)
-    diagonal = torch.arange(conv.in_channels)
-    expected[diagonal, diagonal if conv.groups == 1 else 0] = filters[0][:, None] * filters[1]
+    channels = torch.arange(conv.in_channels)
+    expected[channels, channels if conv.groups == 1 else 0] = filters[0][:, None] * filters[1]
     return conv.groups in (1, conv.in_channels) and bool(torch.allclose(weight, expected, atol=1e-3))
 
 

@@ -1,4 +1,4 @@
-"""Whether a guided enlargement fits the network at hand."""
+"""Whether a network calls the enlargements of a plan, and in the mode that the plan has."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,28 +7,8 @@ from typing import Any
 from torch import nn
 
 from hotswap.errors import HotswapError
-from hotswap.network.names import INPUT
-from hotswap.targets.enlargement import mode_of, why_not_enlarged
 from hotswap.targets.plan import Resize
 from hotswap.targets.sites import Sites
-
-
-def check_enlargement(module: nn.Module, resize: Resize) -> None:
-    """Check that a module is what a plan says of a target, and its guides come before it.
-
-    Raises:
-        HotswapError: where it is not, or they do not.
-    """
-    if resize.call is None:
-        if reason := why_not_enlarged(mode_of(module), module):
-            raise HotswapError(f"target {resize.name!r} cannot be swapped: {reason}")
-        check_mode(resize, mode_of(module))
-    for guide in resize.guide:
-        if resize.target.startswith(f"{guide}.") or guide in ("", resize.target):
-            raise HotswapError(
-                f"guide {guide!r} contains target {resize.name!r}, so it is not known before it; "
-                f'name a module that runs earlier, or "{INPUT}"'
-            )
 
 
 def check_mode(resize: Resize, mode: Any) -> None:

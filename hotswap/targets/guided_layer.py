@@ -1,11 +1,13 @@
-"""What swapped convolutions and guided enlargements have in common: a guide with a name, and its scale."""
+"""What swapped convolutions and guided enlargements have in common: a named guide, its scale, and their classes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hotswap.errors import HotswapError
 
@@ -89,6 +91,14 @@ class GuidedLayer(nn.Module, Generic[Entry]):
     guide_log_scale: nn.Parameter | None  # log s where the scale is learned
     _swap: Entry
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make a new instance one of the plain class, as no guide is named for it.
+
+        Whoever builds a layer like another from its class calls this: `type(layer)(...)`.
+        """
+        self.__class__ = plain_class(type(self))
+        self.__init__(*args, **kwargs)  # type: ignore[misc]
+
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What torch calls in place of forward while torch.jit.trace and the old ONNX exporter watch."""
         raise HotswapError(
@@ -144,3 +154,63 @@ class GuidedLayer(nn.Module, Generic[Entry]):
             return x.detach().to(moved.device) if moved.dtype.itemsize < x.dtype.itemsize else moved
 
         return super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
+
+
+# --- in and out -----------------------------------------------------------------------------------------------
+
+_PLAIN = "_hotswap_plain"  # of a class like one that parametrize made: that one
+
+
+def set_entry(layer: GuidedLayer[Entry], entry: Entry, device: torch.device) -> None:
+    """Have a layer carry out an entry of a plan, in place; a learned scale goes to `device`."""
+    layer._swap = entry
+    log_scale: nn.Parameter | None = None
+    if entry.learn_scale:
+        log_scale = nn.Parameter(torch.tensor(entry.guide_scale, device=device).log())
+    layer.register_parameter("guide_log_scale", log_scale)
+
+
+def make_plain(layer: GuidedLayer[Any]) -> None:
+    """Make a layer one of its plain class again, in place, with its current weights."""
+    del layer._parameters["guide_log_scale"], layer._swap
+    layer.__class__ = plain_class(type(layer))
+
+
+def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
+    """The class that a module is given: `swapped` of its class.
+
+    The class of a parametrised module is one that `torch.nn.utils.parametrize` made, and takes off again: then the
+    same above `swapped` of the class below.
+    """
+    plain: Any = type(module)
+    if not is_parametrized(module):
+        return swapped(plain)
+    parametrised = _parametrised(plain, swapped(plain.__bases__[0]))
+    setattr(parametrised, _PLAIN, plain)
+    return parametrised
+
+
+def plain_class(swapped: Any) -> Any:
+    """The class that a module had before it was swapped into a subclass of it.
+
+    Of a parametrised module, whose class is a subclass that parametrize made: the same subclass of the plain class.
+    """
+    plain = swapped.__bases__[-1]
+    if not issubclass(plain, GuidedLayer):
+        return plain
+    before = vars(swapped).get(_PLAIN)
+    if before is not None and _properties(before) == _properties(swapped):
+        return before
+    return _parametrised(swapped, plain_class(plain))  # others are parametrised since
+
+
+def _parametrised(like: Any, below: Any) -> Any:
+    """The class that parametrize made of one class, made of another."""
+    left_out = ("__dict__", "__weakref__", _PLAIN)
+    namespace = {name: value for name, value in vars(like).items() if name not in left_out}
+    return type(below)(f"Parametrized{below.__name__}", (below,), namespace)
+
+
+def _properties(kind: Any) -> set[str]:
+    """The tensors of a class that parametrize made."""
+    return {name for name, value in vars(kind).items() if isinstance(value, property)}

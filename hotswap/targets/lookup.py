@@ -45,14 +45,15 @@ class Names:
         alias = self.alias_of.get(path)
         return f"{alias} ({path})" if alias and alias != path else repr(path)
 
-    def require_observation(self, what: str) -> None:
-        """Check that the network could be run, for a name that needs it.
+    def require_observation(self, what: str) -> Observation:
+        """The run of the network, for a name that needs one.
 
         Raises:
             HotswapError: where it could not be run.
         """
         if self.observation is None:
             raise HotswapError(f"{what} needs one run of the network on fake inputs, and {self.why_unobserved}")
+        return self.observation
 
     def path(self, name: Name, role: str) -> str:
         """The path of a module, given as an object, a path, or an alias.

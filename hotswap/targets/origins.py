@@ -5,10 +5,11 @@ Functions that only change a tensor's size leave its origins as they are: many a
 """
 
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
+
+from hotswap.network.nested import tensors_in
 
 # A getter is none of them: shapes are no tensors.
 _RESIZING = {
@@ -29,7 +30,7 @@ class Origins:
     def __init__(self, args: Any, kwargs: Any) -> None:
         self._of: dict[int, tuple[weakref.ref[Tensor], frozenset[str]]] = {}
         self._depth = 0  # of calls of modules that are going on
-        for index, x in enumerate(_tensors((args, kwargs))):
+        for index, x in enumerate(tensors_in((args, kwargs))):
             self._set(x, {f"argument {index}"})
 
     def of(self, x: Any) -> frozenset[str]:
@@ -45,9 +46,9 @@ class Origins:
         """Note that it returns, or raises. `name` is its path from the module whose forward this is."""
         self._depth -= 1
         if self._depth == 0:
-            given = {origin.partition(" of ")[0] for x in _tensors(args) for origin in self.of(x)}
+            given = {origin.partition(" of ")[0] for x in tensors_in(args) for origin in self.of(x)}
             behind = f" of {', '.join(sorted(given))}" if given else ""
-            for index, x in enumerate(_tensors(output)):
+            for index, x in enumerate(tensors_in(output)):
                 self._set(x, {f"{name}[{index}]{behind}"})
 
     def follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -55,20 +56,10 @@ class Origins:
         if self._depth or not isinstance(result, Tensor | tuple | list):
             return
         name = str(getattr(func, "__name__", "")).strip("_")
-        origins = {origin for x in _tensors((args, kwargs)) for origin in self.of(x)}
+        origins = {origin for x in tensors_in((args, kwargs)) for origin in self.of(x)}
         origins |= set() if name in _RESIZING else {f"{name}()"}
-        for x in _tensors(result):
+        for x in tensors_in(result):
             self._set(x, origins)
 
     def _set(self, x: Tensor, origins: set[str]) -> None:
         self._of[id(x)] = (weakref.ref(x), frozenset(origins))
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))

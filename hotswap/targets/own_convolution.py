@@ -5,12 +5,13 @@ some sizes only. So it is followed what the functions that it calls make of the 
 seen what those do that PyTorch lets nobody override (`torch._weight_norm`): there the module runs uncompiled.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from hotswap.network.nested import tensors_in
 
 _WEIGHT = "weight"
 # Functions that take what their first argument holds, and of the others shape or dtype alone.
@@ -47,27 +48,27 @@ class OwnWeight:
     """The weight of a module, and all tensors computed from it in the forward."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._made = _stored(module)
+        self._tensors = _stored(module)
 
     def __contains__(self, x: Tensor) -> bool:
-        return any(x is known for known in self._made)
+        return any(x is known for known in self._tensors)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note a call of a function.
 
         What it makes of the weight is the weight still, whole or channels of it; no mean of it is, and no mask.
         """
-        given = [x for x in (*_tensors(args), *_tensors(kwargs)) if x in self]
+        given = [x for x in tensors_in((args, kwargs)) if x in self]
         if not given:
             return
         name = _name(func)
         if "_like" in name or "new_" in name or (name in _FIRST_ALONE and args[0] not in self):
             return
         written = args[0] if name == "__setitem__" else result
-        for x in _tensors([written]):
+        for x in tensors_in(written):
             whole = any(x.numel() >= source.numel() or x.shape[-2:] == source.shape[-2:] for source in given)
             if whole and x.dtype != torch.bool and x not in self:
-                self._made.append(x)
+                self._tensors.append(x)
 
 
 def _name(func: Any) -> str:
@@ -90,11 +91,3 @@ def _stored(module: nn.Module) -> list[Tensor]:
     if stored is not None:
         return [stored]
     return [p for name, p in parameters.items() if p is not None and name != "bias"]
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values.values() if isinstance(values, dict) else values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list | dict):
-            yield from _tensors(value)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, RESIZE_MODES
 from hotswap.errors import HotswapError
+from hotswap.network.names import joined
 from hotswap.tables import render
 from hotswap.targets import kernels
 from hotswap.targets.guided_layer import NamedGuide, Tap
@@ -101,8 +102,7 @@ class Resize(NamedGuide):
         """The path of its layer in the converted network."""
         if self.call is None:
             return self.target
-        child = f"_hotswap_resize_{self.call}"
-        return f"{self.target}.{child}" if self.target else child
+        return joined(self.target, f"_hotswap_resize_{self.call}")
 
 
 def named(path: str, call: int | None) -> str:

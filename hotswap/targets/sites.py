@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hotswap.network.dry_run import Inputs, mode, observe
+from hotswap.network.dry_run import Inputs, hookable, mode, observe, removed_afterwards
 from hotswap.targets.call_sites import Chain, begun, chain_here
 from hotswap.targets.enlargement import mode_of, why_not_enlarged
 from hotswap.targets.origins import Origins
@@ -135,18 +134,15 @@ class _Watch(TorchFunctionMode):
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Follow the modules' calls."""
-        handles = []
         before = {module: module.__dict__.get("forward") for module in self._paths}
-        for module in self._paths:
-            handles.append(module.register_forward_pre_hook(self._begun))
-            handles.append(module.register_forward_hook(self._ended, always_call=True))
-            if hookable(module):
-                module.__dict__["forward"] = self._followed(module, module.forward)
+        handles = [module.register_forward_pre_hook(self._begun) for module in self._paths]
+        handles += [module.register_forward_hook(self._ended, always_call=True) for module in self._paths]
+        for module in filter(hookable, self._paths):
+            module.__dict__["forward"] = self._followed(module, module.forward)
         try:
-            yield
+            with removed_afterwards(handles):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             for module, forward in before.items():
                 if forward is not None:
                     module.__dict__["forward"] = forward
@@ -250,11 +246,6 @@ class _Watch(TorchFunctionMode):
             why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
         call, identity, at = named or _Named(None)
         self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
-
-
-def hookable(module: nn.Module) -> bool:
-    """Whether a module's calls can be followed."""
-    return not isinstance(module, torch.jit.ScriptModule)
 
 
 class _Named(NamedTuple):

@@ -50,7 +50,7 @@ def check(network: Network, report: Report) -> None:
         BrokenPromise: the swapped network differs where it must not.
     """
     model, inputs = running(network, report)
-    sites = [site for site in find(model, inputs).found if site.doubles and math.prod(site.input_size) > 1]
+    sites = [site for site in find(model, inputs) if site.doubles and math.prod(site.input_size) > 1]
     report.enlargements = len(sites)
     if not sites:
         raise NotApplicable("it enlarges nothing by 2 or more, but for single pixels")

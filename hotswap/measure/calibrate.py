@@ -44,7 +44,7 @@ class TargetCalibration:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` measured and set."""
+    """The scales that `calibrate` set, and what it measured."""
 
     wanted: float | str | None  # the deviation, as it was asked for; None where scales were left as they are
     conserve: str | None

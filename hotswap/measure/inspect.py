@@ -1,4 +1,4 @@
-"""What a network has to offer: every convolution and enlargement, and whether it can be swapped or guide."""
+"""Every convolution and enlargement of a network, and whether it can be swapped or guide."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What is swapped in a network, now."""
+"""The swaps that a network carries now."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -94,7 +94,7 @@ class Comparison:
         return before, after
 
     def result(self) -> Verification:
-        """What all batches so far showed."""
+        """The comparison over all batches so far."""
         checks = tuple(
             TargetCheck(path, self.layers[path].guide_scale, d.mean, d.largest, abs(d.mean) < INERT_DEVIATION)
             for path, d in self._seen.items()

@@ -1,4 +1,4 @@
-"""How far two outputs of networks are from each other: tensors, numbers and text, in whatever holds them."""
+"""The distance between two outputs of networks: tensors, numbers and text in containers of any kind."""
 
 from collections.abc import Iterator, Mapping
 from math import inf

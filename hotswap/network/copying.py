@@ -1,11 +1,11 @@
 """Deep copies of networks that keep everything, GraphModules included.
 
-What torch makes of a `torch.fx.GraphModule` that is deep-copied is a new one of the same graph: without hooks,
-without attributes that the graph does not name, without what its class was given and, if torchvision made it,
-in training mode. Here it is copied as any other module is.
+`copy.deepcopy` of a `torch.fx.GraphModule` is a new module of the same graph: without hooks, without attributes that
+the graph does not name or that its class was given, and, if torchvision made it, in training mode. Here it is copied
+as any other module is.
 
-And a tensor that was computed, which `copy.deepcopy` refuses, is copied as its numbers are: modules that are pruned
-or normalised by `torch.nn.utils` hold such a weight, and compute it anew in each call.
+A computed tensor, which `copy.deepcopy` refuses, is copied as a constant: modules that are pruned or normalised by
+`torch.nn.utils` hold such a weight, and compute it anew in each call.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule
 from hotswap.errors import HotswapError
 
 Model = TypeVar("Model", bound=nn.Module)
-_GENERATED = "GraphModuleImpl"  # what torch names the class that it makes for each GraphModule
+_GENERATED = "GraphModuleImpl"  # torch's name for the class that it generates for each GraphModule
 
 
 def deep_copy(model: Model, replaced: dict[int, Any] | None = None) -> Model:
@@ -31,7 +31,7 @@ def deep_copy(model: Model, replaced: dict[int, Any] | None = None) -> Model:
 
 
 def checked_copy(model: Model, replaced: dict[int, Any] | None = None, *, hint: str = "") -> Model:
-    """As `deep_copy`.
+    """A `deep_copy`, with an error for users.
 
     Raises:
         HotswapError: where the network cannot be copied, with the reason and `hint`.

@@ -1,7 +1,7 @@
-"""Subclasses that the modules of a swapped network become instances of.
+"""Subclasses whose instances the modules of a swapped network become.
 
-There is one for each plain class, and what belongs to one network lies in the instance: so networks that are swapped
-alike have the same classes, and their modules are pickled, copied and built anew like any other.
+There is one for each plain class, and the instance holds all that belongs to one network. So networks that are
+swapped alike have the same classes, and their modules are pickled, copied and built anew like any other.
 """
 
 import functools
@@ -16,12 +16,12 @@ _MADE_BY = "_hotswap_made_by"  # of a class: the function that makes it, and its
 def subclass(
     plain: type[nn.Module], made_by: tuple[Callable[..., Any], *tuple[Any, ...]], **methods: Callable[..., Any]
 ) -> type[nn.Module]:
-    """A class by the name of another one, with some methods of its own. A new instance is one of `plain`.
+    """A subclass with the name of `plain`; a call of it makes an instance of `plain`.
 
     Args:
         plain: the class.
-        made_by: a function that can be imported, and its arguments: what a pickled instance gets its class from.
-        methods: by name.
+        made_by: an importable function, and its arguments, that give this subclass: stored with pickled instances.
+        methods: of the subclass, by name.
     """
 
     @functools.wraps(plain.__init__)
@@ -30,8 +30,8 @@ def subclass(
         plain.__init__(self, *args, **kwargs)
 
     named = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-    generated: type[nn.Module] = derived(plain.__name__, (plain,), made_by, **named, **methods, __init__=initialise)
-    return generated
+    kind: type[nn.Module] = derived(plain.__name__, (plain,), made_by, **named, **methods, __init__=initialise)
+    return kind
 
 
 def derived(name: str, bases: tuple[Any, ...], made_by: tuple[Any, ...], **namespace: Any) -> Any:
@@ -43,17 +43,17 @@ def derived(name: str, bases: tuple[Any, ...], made_by: tuple[Any, ...], **names
 
 
 def restore(module: nn.Module, maker: Callable[..., Any]) -> bool:
-    """Give a module the class that its own was made of by `maker`, in place; returns whether it was."""
-    generated = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)
-    if generated is not None:
-        module.__class__ = generated.__bases__[0]
-    return generated is not None
+    """Give a module, in place, the plain class of the subclass by `maker`; returns whether it was of such a one."""
+    by_maker = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)
+    if by_maker is not None:
+        module.__class__ = by_maker.__bases__[0]
+    return by_maker is not None
 
 
 def reduced(self: Any, protocol: int) -> Any:
-    """For pickle and copy: an instance without its `__init__`, and its attributes."""
+    """The `__reduce_ex__` of such instances: an instance made without `__init__`, and its attributes."""
     kind = type(self)
-    if _MADE_BY not in vars(kind):  # made of ours by others
+    if _MADE_BY not in vars(kind):  # a subclass of ours, made by others
         return object.__reduce_ex__(self, protocol)
     return _instance, (_description(kind),), self.__getstate__()
 
@@ -66,13 +66,13 @@ def _description(kind: Any) -> Any:
     return (maker, *(_description(x) if isinstance(x, type) else x for x in arguments))
 
 
-def _made(description: Any) -> Any:
+def _class_of(description: Any) -> Any:
     if not isinstance(description, tuple):
         return description
     maker, *arguments = description
-    return maker(*map(_made, arguments))
+    return maker(*map(_class_of, arguments))
 
 
 def _instance(description: Any) -> Any:
-    kind = _made(description)
+    kind = _class_of(description)
     return kind.__new__(kind)

@@ -46,7 +46,7 @@ class Given:
 
 
 def like(arguments: Any) -> Any:
-    """The same values with a `Like` in place of each tensor."""
+    """Arguments with a `Like` in place of each tensor."""
 
     def taken(x: Any) -> Any:
         return Like(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x
@@ -55,7 +55,7 @@ def like(arguments: Any) -> Any:
 
 
 def emptied(arguments: Any) -> Any:
-    """The same values with an empty tensor in place of each `Like`."""
+    """Arguments with an empty tensor in place of each `Like`."""
 
     def empty(x: Any) -> Any:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Like) else x
@@ -72,12 +72,12 @@ class Call:
     output_shape: tuple[int, ...] | None  # None where the output is no tensor
     output_type: type
     tensors: int = 0  # number of leading tensor arguments
-    given: Given | None = None  # None where its tensors may be of a class of their own
+    given: Given | None = None  # None where tensors may be of subclasses
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one forward pass called, in the order in which the calls ended."""
+    """The calls of one forward pass, in the order in which they ended."""
 
     calls: tuple[Call, ...]
 

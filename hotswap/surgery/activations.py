@@ -146,7 +146,7 @@ class Following:
 
 
 def notes_of(activations: Mapping[str, Following]) -> tuple[str, ...]:
-    """For people: where guides are caught."""
+    """Notes for people: where guides are caught."""
     return tuple(
         f"guide {source!r} is caught at {following.tap[0]!r}, the activation after it"
         if following.tap
@@ -176,7 +176,7 @@ def with_taps(
 def activations_after(
     model: nn.Module, guides: Collection[str], targets: Collection[str], example_inputs: Inputs | None
 ) -> dict[str, Following]:
-    """For each module named, the activation module that follows it through norms and residual sums.
+    """The activation module that follows each guide through norms and residual sums, by the guide's path.
 
     One run, as `observe` makes it; the network does not change.
 

@@ -21,10 +21,8 @@ from hotswap.targets.enlargement_checks import check_mode, located
 from hotswap.targets.plan import Resize
 from hotswap.targets.sites import bound, find
 
-_CHAIN = "hotswap_chain"  # in a node's meta: of the call of F.interpolate that it is
-_Turns = Mapping[tuple[str, str], Collection[tuple[int, ...]]]  # as `Sites` has them
-
-
+_CHAIN = "hotswap_chain"  # in the metadata of a node of F.interpolate: the chain of its call
+_Turns = Mapping[tuple[str, str], Collection[tuple[int, ...]]]  # see `Sites.turns`
 Names = Mapping[str, Mapping[str, str]]  # of guided calls, by the module's path and the chain's key
 
 
@@ -36,7 +34,7 @@ class Calls:
     turns: _Turns
 
     def nodes(self, graph: torch.fx.Graph, paths: Collection[str], resize: Resize) -> list[Node]:
-        """The nodes of a call: one for each call of its module, known by these paths.
+        """The nodes of a guided call: one for each call of its module, which has these paths.
 
         Raises:
             UntraceableError: where other calls are made along its chain than when the network was run.
@@ -90,7 +88,7 @@ class Calls:
         )
 
     def names(self, resizes: Sequence[Resize]) -> Names:
-        """Names of these calls."""
+        """The names of guided calls."""
         names: dict[str, dict[str, str]] = {}
         for resize in resizes:
             for (path, key), runs in self.turns.items():
@@ -107,7 +105,7 @@ def find_calls(
     observation: Observation | None,
     example_inputs: Inputs | None,
 ) -> tuple[Calls, tuple[Resize, ...]]:
-    """The calls in graphs that were traced under a `Marker`, and the same enlargements, with where theirs are.
+    """The calls in graphs that were traced under a `Marker`; and the enlargements with the places of their calls.
 
     Args:
         model: the network.
@@ -139,7 +137,7 @@ class Marker(TorchFunctionMode):
 
 
 def _mark_calls_of_graphs(root: nn.Module, graph: torch.fx.Graph) -> None:
-    """The same for calls that the graphs of GraphModules make: their code was not run."""
+    """Note the chains of calls in the graphs of GraphModules, whose code was not run under a `Marker`."""
     for path, nodes in _forwards(graph, ""):
         owner = root.get_submodule(path)
         if _CHAIN in nodes[0].meta or not isinstance(owner, GraphModule):
@@ -155,7 +153,7 @@ def _mark_calls_of_graphs(root: nn.Module, graph: torch.fx.Graph) -> None:
 
 
 def _forwards(graph: torch.fx.Graph, root_path: str) -> Iterator[tuple[str, list[Node]]]:
-    """For each call of each module: its path, and the nodes of F.interpolate that its own code made."""
+    """The path of the module, and the nodes of F.interpolate from its own code, for each call of each module."""
     forwards: dict[str, tuple[str, list[Node]]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target is F.interpolate:
@@ -166,7 +164,7 @@ def _forwards(graph: torch.fx.Graph, root_path: str) -> Iterator[tuple[str, list
 
 
 def _turns(graph: torch.fx.Graph, root_path: str) -> _Turns:
-    """The turns of calls as the graph has them, where there was no run."""
+    """The turns of calls in a graph, for a network that could not be run."""
     numbers: dict[str, dict[tuple[str, int], int]] = {}
     numbers_by_turn: dict[tuple[str, str], set[tuple[int, ...]]] = {}
     for path, nodes in _forwards(graph, root_path):

@@ -24,7 +24,7 @@ class Code:
 
     @classmethod
     def of(cls, graph: Graph) -> "Code":
-        """A graph's."""
+        """The code of a graph."""
         code = graph.python_code("self")
         return cls(code.src, code.globals)
 

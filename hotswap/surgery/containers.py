@@ -1,9 +1,9 @@
 """Modules between a guide and its targets stay called: one graph becomes a method for each module it went through.
 
-A trace of a module goes through those inside it that hold guides or targets, and its graph has the code of all. Here
-it is taken apart again at their calls. Each of these modules is called as in the network's own code, so its hooks run
-and wrappers around it act. What its code needs beside its arguments, and what others need of it, is in a `Handed`,
-one more keyword of the call.
+A trace goes through the modules inside that hold guides or targets, and its graph has the code of all of them. Here
+the graph is taken apart again at their calls. Each of these modules is called as in the network's own code, so that
+its hooks run and wrappers around it act. One more keyword of the call, a `Handed`, has the values that its code needs
+beside its arguments, and takes those that others need of it.
 """
 
 import functools
@@ -29,14 +29,14 @@ CODES = "_hotswap_codes"  # of a module that is called with a `Handed`, a plain 
 
 @dataclass(frozen=True)
 class ContainerCode:
-    """What a module runs in a call with a `Handed`."""
+    """The code of a module in a call with a `Handed`."""
 
     code: Code  # of (self, handed, *inputs)
     inputs: tuple[Place, ...]  # among its arguments
 
 
 class Codes(NamedTuple):
-    """What a module may run: the number in a `Handed` says which."""
+    """The codes of a module; the number in a `Handed` chooses one."""
 
     path: str  # of the module, when it was swapped
     codes: tuple[ContainerCode, ...]
@@ -115,7 +115,7 @@ class _CannotBeCalledError(Exception):
 
 @dataclass
 class _Level:
-    """A graph that is being made: of the root, or of one call."""
+    """A graph under construction: of the root, or of one call."""
 
     graph: Graph
     prefix: str  # of paths in it
@@ -162,7 +162,7 @@ class _Apart:
         return new
 
     def _fill(self, level: _Level, nodes: Sequence[Node]) -> None:
-        """Make the nodes of one level; those of calls in it become calls."""
+        """Copy the nodes of one level; nodes inside a call become that call."""
         at = 0
         while at < len(nodes):
             stack = self.stacks[nodes[at]]
@@ -190,7 +190,7 @@ class _Apart:
         level.nodes[node] = new
 
     def _path(self, level: _Level, node: Node) -> str:
-        """A module or tensor by its path in the module whose graph is made."""
+        """The path of a module or tensor in the module whose graph is under construction."""
         path = str(node.target)
         if path.startswith(level.prefix):
             return path.removeprefix(level.prefix)
@@ -256,13 +256,11 @@ class _Apart:
         return passed or any(user not in inside for user in node.users)
 
     def _number(self, path: str, code: ContainerCode) -> int:
-        """Of a code among the module's, which calls that are alike share."""
+        """The number of a code among the module's; calls that are alike share one."""
         codes = self.codes.setdefault(path, [])
-        for number, other in enumerate(codes):
-            if other == code:
-                return number
-        codes.append(code)
-        return len(codes) - 1
+        if code not in codes:
+            codes.append(code)
+        return codes.index(code)
 
 
 def callable_with_more(module: nn.Module) -> bool:

@@ -120,7 +120,7 @@ def _never_called(root: nn.Module, entry: Swap | Resize, plan: Plan) -> HotswapE
 
 
 def _alike(guides: tuple[Node, ...], target: nn.Module, entry: Swap | Resize) -> tuple[Any, ...]:
-    """Equal for convolutions whose distances are, where their inputs have one size."""
+    """A key, equal for convolutions whose distances are equal where their inputs have one size."""
     if isinstance(entry, Resize):
         return (guides,)
     return guides, sliding_of(target), entry.resize, kernels.parse(entry.kernel).asymmetric

@@ -38,7 +38,7 @@ class Graft(install.Graft):
 
     @property
     def note(self) -> str:
-        """See the base class."""
+        """The method that is rewritten, for people."""
         where = f" of {self.root_path!r}" if self.root_path else ""
         what = "" if self.plan.swaps else " for the enlargements"
         return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where}{what}"
@@ -63,7 +63,7 @@ class Graft(install.Graft):
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What `Graft.attach` leaves. Paths are relative to the root."""
+    """The changes that `Graft.attach` made. Paths are relative to the root."""
 
     method: str
     constants: tuple[str, ...]  # attributes added for tensors that the traced code makes
@@ -141,7 +141,7 @@ def prepare(
 def _codes(
     plan: Plan, root_path: str, traced: Traced
 ) -> tuple[list[torch.fx.Graph], MethodCode, dict[str, containers.Codes]]:
-    """What the root and the modules inside run."""
+    """The edited graphs and code of the root, and the code of the modules inside."""
     split = Split(traced.root)
     graphs = [split.take_apart(graph, calls) for graph, calls in zip(traced.graphs, traced.calls, strict=True)]
     training, evaluation = map(Code.of, graphs)

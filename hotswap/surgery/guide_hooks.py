@@ -87,7 +87,7 @@ class Done(Reader):
     """Let go of the guides of a target that has run."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Called by torch."""
+        """See torch."""
         self.relay.done(self.slots, self.target, output)
 
 

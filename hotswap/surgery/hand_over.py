@@ -168,14 +168,14 @@ class _Handed(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """What may be called along a chain."""
+    """The calls that may come along one chain."""
 
     repeats: bool
     turns: dict[frozenset[str] | None, _Handed | None]  # by origins of the input; None where it is not guided
 
     @property
     def names(self) -> str:
-        """Of the guided ones."""
+        """The names of the guided calls, for messages."""
         return " and ".join(repr(handed.resize.name) for handed in self.turns.values() if handed is not None)
 
 
@@ -190,7 +190,7 @@ class _Calls:
 
     @property
     def follows(self) -> bool:
-        """Whether its tensors must be told apart."""
+        """Whether turns of a loop must be told apart by their tensors."""
         return any(chain.repeats for chain in self.chains.values())
 
     @contextmanager
@@ -206,7 +206,7 @@ class _Calls:
                 del self.running[threading.get_ident()]
 
     def innermost(self) -> Origins | None:
-        """Of its forward that is running, where no forward within that is."""
+        """The origins of its running forward; None where another forward runs within that."""
         running = self.running.get(threading.get_ident())
         return running[-1] if running and self.relay.innermost() == self.path else None
 
@@ -254,7 +254,7 @@ class _HandOver(TorchFunctionMode):
     def __init__(self, owner: nn.Module, calls: _Calls) -> None:
         super().__init__()
         self.owner, self.calls = owner, calls
-        self.made: list[str] = []  # keys of the guided calls
+        self.keys: list[str] = []  # of the guided calls so far
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -287,9 +287,9 @@ class _HandOver(TorchFunctionMode):
 
     def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _Handed | None:
         """The guided call that this one is."""
-        if key in self.made:
+        if key in self.keys:
             raise _ambiguous(chain, key)
-        self.made.append(key)
+        self.keys.append(key)
         return chain.turns[None]
 
 
@@ -310,18 +310,18 @@ class _Following(_HandOver):
         """The guided call that this one is."""
         if not chain.repeats:
             return super().which(key, chain, *args, **kwargs)
-        origins, earlier = self.origins.of(_apart(*args, **kwargs)[0]), self.turns.setdefault(key, [])
-        if origins in earlier and chain.turns.get(origins) is not None:
+        origins, turns = self.origins.of(_apart(*args, **kwargs)[0]), self.turns.setdefault(key, [])
+        if origins in turns and chain.turns.get(origins) is not None:
             raise _ambiguous(chain, key)
-        earlier.append(origins)
+        turns.append(origins)
         return chain.turns.get(origins)
 
     def finish(self) -> None:
-        """Check that no call that nobody knows came in a guided one's stead."""
-        for key, called in self.turns.items():
+        """Check that no unknown call came in place of a guided one."""
+        for key, turns in self.turns.items():
             chain = self.calls.chains[key]
-            missing = any(handed is not None and turn not in called for turn, handed in chain.turns.items())
-            if missing and not chain.turns.keys() >= set(called):
+            missing = any(handed is not None and turn not in turns for turn, handed in chain.turns.items())
+            if missing and not chain.turns.keys() >= set(turns):
                 raise _ambiguous(chain, key)
 
 

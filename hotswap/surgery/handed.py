@@ -1,4 +1,4 @@
-"""What rewritten code hands to the modules that it calls, and gets back, beside their arguments and outputs."""
+"""Values that rewritten code hands to the modules that it calls, and gets back, beside arguments and outputs."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class Handed:
         self.again = False  # whether it is run once more, recorded now, by reentrant activation checkpointing
 
     def enter(self) -> None:
-        """The call begins."""
+        """Note that the call begins, and whether checkpointing runs it again."""
         recorded = torch.is_grad_enabled()
         self.again = recorded and self.recorded is False
         self.recorded = recorded
@@ -44,12 +44,12 @@ class Handed:
 
 
 def hand(code: int, **values: Any) -> Handed:
-    """What a call is given; in the code of the module that makes it."""
+    """Make the `Handed` of a call, in the code of the caller."""
     return Handed(code, values)
 
 
 def take(handed: Handed, name: str) -> Any:
-    """A value that was handed in, or given back."""
+    """Read a value that was handed in, or given back."""
     if handed.traced is not None:
         return handed.traced.tracer.create_proxy("call_function", take, (handed.traced, name), {})
     value = handed.values[name]

@@ -51,7 +51,7 @@ class Graft(install.Graft):
 
     @property
     def note(self) -> str:
-        """See the base class."""
+        """Where guides are caught, for people."""
         what = "guides" if self.plan.swaps else "guides of the enlargements"
         return f"{what} are caught by hooks, within calls of {self.root_path or 'the network'}"
 

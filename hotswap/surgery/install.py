@@ -24,7 +24,7 @@ _SWAPPED = (convolution.SwappedLayer, enlarging.GuidedResize)
 
 
 class Steering(Protocol):
-    """What makes the guides of a network reach its targets."""
+    """The hooks or the code by which guides reach targets in a network."""
 
     def lost(self, root: nn.Module) -> list[str]:
         """Targets and guides that no longer reach each other, as a module was replaced; as messages name them."""
@@ -46,7 +46,7 @@ class Graft:
         raise NotImplementedError
 
     def noted(self, *notes: str) -> Self:
-        """The same with more notes in its plan."""
+        """This graft with more notes in its plan."""
         return replace(self, plan=self.plan.noted(*notes))
 
     def attach(self, model: nn.Module, root: nn.Module) -> Steering:
@@ -56,14 +56,14 @@ class Graft:
 
 @dataclass(frozen=True)
 class Record:
-    """What `install` leaves in the module around guides and targets."""
+    """The record that `install` leaves in the module around guides and targets."""
 
     plan: Plan
     root_path: str  # of that module, in the network the plan was made for
     steering: Steering
 
     def lost(self, root: nn.Module) -> list[str]:
-        """What of the plan was replaced since in that module, as messages name it."""
+        """Targets, guides and modules of the plan that were replaced since in that module, as messages name them."""
         there = {path for path, module in root.named_modules() if isinstance(module, _SWAPPED)}
         known = {module.swap.name for module in root.modules() if isinstance(module, _SWAPPED)}
         gone = [

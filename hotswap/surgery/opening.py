@@ -1,4 +1,4 @@
-"""Which modules are traced through, and whether they may be."""
+"""The modules that are traced through, and checks whether they may be."""
 
 import torch
 import torch.fx

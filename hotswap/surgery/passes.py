@@ -201,14 +201,14 @@ class Relay:
         self._running.setdefault(_scope(), []).append(name)
 
     def end(self) -> None:
-        """Pop it: it has returned or raised."""
+        """Pop the module that returned or raised."""
         running = self._running[_scope()]
         running.pop()
         if not running:
             del self._running[_scope()]
 
     def runs(self, name: str) -> bool:
-        """Whether it is on the stack of running forwards."""
+        """Whether a module is on the stack of running forwards."""
         return name in self._running.get(_scope(), [])
 
     def innermost(self) -> str | None:

@@ -39,7 +39,7 @@ class OpenedCall:
     output: Any = None
 
     def renamed(self, nodes: Mapping[Node, Node]) -> "OpenedCall":
-        """The same where some nodes have others in their place."""
+        """This call after some nodes were replaced by others."""
         args, kwargs, output = rebuilt((self.args, self.kwargs, self.output), lambda node: nodes.get(node, node))
         return replace(self, args=args, kwargs=kwargs, output=output)
 
@@ -69,7 +69,7 @@ class PathTracer(TypedTracer):
         self._running: list[int] = []  # the calls that go on now
 
     def asked(self, proxy: Proxy) -> None:
-        """Refuse calls with anything else than a tensor for an argument that code asked the type of."""
+        """Have the graph refuse calls without a tensor for an argument whose type the code asks for."""
         if not isinstance(proxy, Attribute) and proxy.node.op == "placeholder" and proxy.node not in self._required:
             self._required.add(proxy.node)
             checked = (self.traced_func_name, str(proxy.node.target), proxy)
@@ -80,14 +80,14 @@ class PathTracer(TypedTracer):
         return module_qualified_name not in self.opened
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: Any = None) -> torch.fx.Graph:
-        """As torch.fx; the inputs of a GraphModule stay arranged as they are."""
+        """See torch.fx; the inputs of a GraphModule keep their structure."""
         graph: torch.fx.Graph = super().trace(root, concrete_args)
         if isinstance(root, GraphModule):
             graph.set_codegen(graph_of(root)._codegen)
         return graph
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """As torch.fx; a GraphModule that is opened is gone through node by node, and what is handed in is kept."""
+        """See torch.fx; an opened GraphModule is traced node by node, and a `Handed` in the call is kept."""
         by_node = called(m, self) if isinstance(m, GraphModule) else None
         handed: Handed | None = kwargs.get(HANDED)
         path = self.path_of_module(m)
@@ -129,7 +129,7 @@ class PathTracer(TypedTracer):
         return value
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
-        """Refuse, as torch.fx does, but say whose output it is."""
+        """Refuse as torch.fx does, with the module whose output it is."""
         source = obj.node
         while source.target is operator.getitem and isinstance(source.args[0], Node):
             source = source.args[0]
@@ -139,7 +139,7 @@ class PathTracer(TypedTracer):
         return items
 
     def create_arg(self, a: Any) -> Any:
-        """As torch.fx, but an OrderedDict stays one: networks return it, and mean it."""
+        """See torch.fx; an OrderedDict stays one, as networks return it on purpose."""
         if isinstance(a, Proxy):  # before torch.fx looks whether it is a parameter
             return a.node
         if type(a) is OrderedDict:
@@ -148,9 +148,9 @@ class PathTracer(TypedTracer):
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        """As torch.fx; refuse code that records gradients otherwise than the code around it, as graphs do not.
+        """See torch.fx; refuse code that switches the recording of gradients, which a graph cannot.
 
-        That of `with torch.no_grad():`, and of functions with a gradient of their own.
+        Such is the code in `with torch.no_grad():` and in functions with a gradient of their own.
         """
         if torch.is_grad_enabled() != self._records_gradients:
             raise TraceError(
@@ -163,10 +163,10 @@ class PathTracer(TypedTracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make the graph's inputs: one a parameter, those with a default fixed but for the given ones.
+        """Make the graph's inputs: one for each parameter; those with a default are fixed, but for the given ones.
 
-        At the value registered as concrete, or else what the observed call had, or else the default. Those of a
-        GraphModule are those of its graph.
+        They are fixed at the value registered as concrete, or else that of the observed call, or else the default.
+        The inputs of a GraphModule are those of its graph.
         """
         if isinstance(self.root, GraphModule):
             return stepped(self.root, self), placeholders(self.root, self)

@@ -32,7 +32,7 @@ class Prepared(NamedTuple):
         return Plan.joined([graft.plan for graft in self.grafts])
 
     def noted(self, *notes: str) -> "Prepared":
-        """The same with more notes in its plan."""
+        """The preparation with more notes in its plan."""
         *others, last = self.grafts
         return Prepared((*others, last.noted(*notes)))
 

@@ -1,8 +1,8 @@
-"""Proxies that answer for the type of what they stand for, as the running network would.
+"""Proxies that have the type of the values they stand for in the running network.
 
-Code that is traced asks `isinstance(x, torch.Tensor)`, and a proxy of torch.fx is none. Here it is what the value is
-that the running network has in its place, which is known from one run: the nodes traced so far are run again on fake
-tensors. Sizes stay open. How many there are (`len(x.shape)`) is a matter of type.
+Code that is traced asks `isinstance(x, torch.Tensor)`, and a proxy of torch.fx is no tensor. Here it answers with the
+type of its value in the running network: the nodes traced so far are run again on fake tensors, from the arguments of
+one run. Sizes stay open; their number (`len(x.shape)`) counts as type.
 """
 
 import dis
@@ -31,7 +31,7 @@ _OWN = ("torch.fx.", "hotswap.")  # whose code takes a proxy for a proxy
 
 
 class Standing:
-    """What the nodes of a graph stand for.
+    """The values that the nodes of a graph stand for.
 
     Args:
         root: the module that is traced.
@@ -45,7 +45,7 @@ class Standing:
         self._values: dict[Node, Any] = {}
 
     def value(self, proxy: Proxy) -> Any:
-        """On fake tensors; UNKNOWN where it cannot be found."""
+        """The value of a proxy, on fake tensors; UNKNOWN where it cannot be computed."""
         if isinstance(proxy, Attribute):
             owner = self.value(proxy.root)
             return UNKNOWN if owner is UNKNOWN else getattr(owner, proxy.attr, UNKNOWN)
@@ -143,7 +143,7 @@ class TypedProxy(Proxy):
 
 
 class TypedAttribute(TypedProxy, Attribute):
-    """The same for `x.name`."""
+    """A typed proxy of `x.name`."""
 
 
 class TypedTracer(torch.fx.Tracer):
@@ -156,7 +156,7 @@ class TypedTracer(torch.fx.Tracer):
         return TypedProxy(node, self)
 
     def kind(self, proxy: Proxy) -> type:
-        """Of the value that a proxy stands for, which code asks for.
+        """The type of the value that a proxy stands for.
 
         Raises:
             TraceError: where it is not known.
@@ -170,18 +170,18 @@ class TypedTracer(torch.fx.Tracer):
         return type(value)
 
     def asked(self, proxy: Proxy) -> None:
-        """Code was told that a value is a tensor."""
+        """Called when code is told that a value is a tensor."""
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """As torch.fx, but for those that are run to see what comes out."""
+        """See torch.fx; modules that are run for the type of their output are called."""
         return forward(*args, **kwargs) if self.standing.running else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """As torch.fx, but for modules that are run to see what comes out."""
+        """See torch.fx; modules that are run for the type of their output get their own attributes."""
         return attr_val if self.standing.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
-        """As torch.fx, but a tensor's sizes can be gone through: how many they are is known."""
+        """See torch.fx; the sizes of a tensor can be iterated over, as their number is known."""
         value = self.standing.value(obj)
         if isinstance(value, torch.Size):
             return iter([obj[index] for index in range(len(value))])  # type: ignore[index]

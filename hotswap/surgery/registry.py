@@ -1,4 +1,4 @@
-"""What people tell the tracer: modules and functions it keeps as a single step, arguments it takes at one value."""
+"""What users register for the tracer: modules and functions kept as single steps, arguments fixed at one value."""
 
 import inspect
 import sys
@@ -36,12 +36,12 @@ def register_leaf(leaf: Leaf) -> Leaf:
 
 
 def leaf_modules() -> tuple[type[nn.Module], ...]:
-    """Those registered. Not timm's: a module on the way to a target is worth trying, and any other stays closed."""
+    """Registered classes of modules. Not timm's: any on the way to a target is worth trying, others stay closed."""
     return tuple(_MODULES)
 
 
 def leaf_functions() -> tuple[Callable[..., Any], ...]:
-    """Those registered here, and with timm where that is loaded. From 1.0.17 on, timm.layers has its list too."""
+    """Functions registered here, and with timm where it is loaded. From 1.0.17 on, timm.layers has its list too."""
     timm: Any = sys.modules.get("timm.models")
     of_timm = [] if timm is None else timm.get_notrace_functions()
     return (*_FUNCTIONS, *(function for function in of_timm if callable(function)))

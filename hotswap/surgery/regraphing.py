@@ -1,7 +1,7 @@
-"""What becomes of the GraphModules in a swapped network.
+"""GraphModules in a swapped network.
 
-All are copied and pickled with everything they have. Those that are rewritten are given the edited graph itself: so
-their `code`, their `recompile()` and whatever is made of their `graph` are guided too.
+All are copied and pickled with everything they have. Those that are rewritten get the edited graph itself: so their
+`code`, their `recompile()` and all copies of their `graph` are guided too.
 """
 
 import copy
@@ -48,11 +48,11 @@ def _kept_class(module: nn.Module) -> Any:
 
 
 def _recompile(self: GraphModule) -> Any:
-    """As torch, but what no longer guides is refused."""
+    """See torch; a graph that no longer gives guides is refused."""
     rewritten: _Rewritten | None = vars(self).get(_REWRITTEN)
     if rewritten is not None and (missing := rewritten.guided - _given_more(self.graph)):
-        if self.graph not in rewritten.made.values():
-            vars(self)[GRAPH] = rewritten.made[GRAPH]
+        if self.graph not in rewritten.edited.values():
+            vars(self)[GRAPH] = rewritten.edited[GRAPH]
         raise HotswapError(
             f"the graph must give the swapped {min(missing)!r} its guide, which this one does not; "
             "hotswap.revert the network, edit it, and convert it again"
@@ -82,11 +82,11 @@ def _restored(make: Callable[..., GraphModule], given: tuple[dict[str, Any], Any
 
 @dataclass(frozen=True)
 class _Rewritten:
-    """Left in a GraphModule. All graphs by attribute."""
+    """The record of a rewriting, in its GraphModule; graphs by attribute."""
 
     plain: Mapping[str, Graph]  # those it had
-    made: Mapping[str, Graph]  # those it was given
-    text: Mapping[str, tuple[str, ...]]  # as they were then
+    edited: Mapping[str, Graph]  # those it was given
+    text: Mapping[str, tuple[str, ...]]  # of the edited ones, as they were then
     guided: frozenset[str]  # paths of the layers that they give guides
     before: Self | None  # left by an earlier rewriting
 
@@ -94,14 +94,14 @@ class _Rewritten:
 def rewrite(module: GraphModule, training: Graph, evaluation: Graph) -> None:
     """Give a GraphModule copies of edited graphs, in place. Undone by `undo`."""
     plain = graphs(module)
-    edited = {TRAINING: training, EVALUATION: evaluation} if by_mode(module) else {GRAPH: evaluation}
-    copies = {name: copy.deepcopy(graph) for name, graph in edited.items()}
-    _complete(copies, TRAINING if plain[GRAPH] is plain.get(TRAINING) else EVALUATION)
-    text = {name: _text(graph) for name, graph in copies.items()}
+    given = {TRAINING: training, EVALUATION: evaluation} if by_mode(module) else {GRAPH: evaluation}
+    edited = {name: copy.deepcopy(graph) for name, graph in given.items()}
+    _complete(edited, TRAINING if plain[GRAPH] is plain.get(TRAINING) else EVALUATION)
+    text = {name: _text(graph) for name, graph in edited.items()}
     before = vars(module).pop(_REWRITTEN, None)
-    _give(module, copies)
-    guided = frozenset.intersection(*(_guided(module, graph) for graph in copies.values()))
-    vars(module)[_REWRITTEN] = _Rewritten(plain, copies, text, guided, before)
+    _give(module, edited)
+    guided = frozenset.intersection(*(_guided(module, graph) for graph in edited.values()))
+    vars(module)[_REWRITTEN] = _Rewritten(plain, edited, text, guided, before)
 
 
 def undo(module: GraphModule) -> None:
@@ -137,15 +137,15 @@ def require_unedited(model: nn.Module) -> None:
             )
 
 
-def _complete(graphs_by_name: dict[str, Graph], mode: str) -> None:
+def _complete(by_attribute: dict[str, Graph], mode: str) -> None:
     """Have the graph of a mode in use, where each mode has one."""
-    if mode in graphs_by_name:
-        graphs_by_name[GRAPH] = graphs_by_name[mode]
+    if mode in by_attribute:
+        by_attribute[GRAPH] = by_attribute[mode]
 
 
-def _give(module: GraphModule, graphs_by_name: Mapping[str, Graph]) -> None:
-    vars(module).update(graphs_by_name)
-    for graph in graphs_by_name.values():
+def _give(module: GraphModule, by_attribute: Mapping[str, Graph]) -> None:
+    vars(module).update(by_attribute)
+    for graph in by_attribute.values():
         graph.owning_module = module
     module.recompile()
 
@@ -161,6 +161,6 @@ def _given_more(graph: Graph) -> set[str]:
 
 
 def _text(graph: Graph) -> tuple[str, ...]:
-    """A graph in words that a copy of it has too."""
+    """A graph as text, the same for a copy of it."""
     number = {node: f"%{index}" for index, node in enumerate(graph.nodes)}
     return tuple(f"{n.op} {n.target} {map_arg((n.args, n.kwargs), number.__getitem__)}" for n in graph.nodes)

@@ -19,7 +19,7 @@ CODE = "_hotswap_code"  # of a module, a plain attribute: by method the codes it
 
 @dataclass(frozen=True)
 class MethodCode:
-    """What a method runs."""
+    """The code of a rewritten method."""
 
     training: Code
     evaluation: Code

@@ -86,7 +86,7 @@ class SelfCheck:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be compared, for people."""
+        """Notes for people: what could not be compared, and why."""
         return () if self._why_not is None else (f"not compared with the plain network: {self._why_not}",)
 
     def compare(self, swapped: nn.Module) -> None:
@@ -185,7 +185,7 @@ def _is_blank(image: Tensor) -> bool:
 
 
 def _at_another_size(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The same arguments with images of an odd size, smaller where they are large."""
+    """The arguments with images of an odd size, smaller where they are large."""
     images = [x for x in arguments if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()]
     if not images or min(images[0].shape[2:]) < 2:
         return None

@@ -19,7 +19,7 @@ def slots_of(entry: Entry) -> tuple[Slot, ...]:
 
 
 def readers(entries: Iterable[Entry], events: Sequence[str]) -> dict[Slot, dict[str, int]]:
-    """For each slot its targets, and how often each reads it before it is caught anew.
+    """The targets of each slot, and how often each reads it before it is caught anew.
 
     Args:
         entries: of a plan.
@@ -37,7 +37,7 @@ def readers(entries: Iterable[Entry], events: Sequence[str]) -> dict[Slot, dict[
 
 
 def activations(entries: Iterable[Entry], events: Sequence[str]) -> dict[tuple[Slot, str], frozenset[int]]:
-    """For each slot at an activation and each of its targets: the calls of the activation between guide and target.
+    """Numbers of calls of an activation between guide and target, for each slot at one and each target of it.
 
     See `readers`.
     """

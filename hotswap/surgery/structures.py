@@ -28,7 +28,7 @@ def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Node]]:
 
 
 def rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """The same value with `leaf` of everything that is neither a container nor a constant.
+    """A value rebuilt with `leaf(x)` in place of each x that is neither a container nor a constant.
 
     Raises:
         UnknownStructureError: where it is no value of these kinds.

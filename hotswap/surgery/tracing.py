@@ -53,7 +53,7 @@ class Traced:
 
     @property
     def graphs(self) -> tuple[torch.fx.Graph, torch.fx.Graph]:
-        """Of training and of evaluation."""
+        """The graphs of training and of evaluation."""
         return self.training, self.evaluation
 
 

@@ -49,7 +49,7 @@ class Parts:
 
 
 def lists_in(root: nn.Module, opened: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """What lists hold whose modules the traced code calls one by one; `opened` are modules that it went through."""
+    """The names in each list whose modules the traced code calls one by one; `opened`: modules traced through."""
     through = [(path, root.get_submodule(path)) for path in ("", *opened)]
     held: dict[str, tuple[str, ...]] = {}
     for path, module in through:
@@ -71,5 +71,5 @@ def hooks_of(module: nn.Module) -> Iterator[object]:
 
 
 def _of_others(hook: object) -> bool:
-    """Not of a look that this package takes at the network."""
+    """Whether a hook is none of this package, which has some while it looks at a network."""
     return not str(getattr(hook, "__module__", "")).startswith("hotswap.")

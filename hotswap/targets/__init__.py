@@ -1,1 +1,1 @@
-"""What is swapped: the plan, how targets are chosen, and what they become."""
+"""Targets: the plan, the choice of targets, and the layers that take their place."""

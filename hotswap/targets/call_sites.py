@@ -26,8 +26,10 @@ from torch import nn
 class Chain(NamedTuple):
     """The chain of one call."""
 
-    key: str  # what tells it from others in this process
-    at: tuple[str, ...]  # the same wherever the code lies: "function: name called, which of its calls/of how many"
+    key: str  # unique in this process
+    at: tuple[
+        str, ...
+    ]  # as plans keep it, wherever the code lies: "function: name called, which of its calls/of how many"
     repeats: bool  # whether it passes through a loop, so that several calls may have it
 
 
@@ -85,19 +87,19 @@ def last_of(key: str) -> str:
 
 
 def is_end_of(key: str, whole: str) -> bool:
-    """Whether a key is how another ends: that of a chain which begins in a function on the way of the other."""
+    """Whether one key ends another: its chain begins in a function on the way of the other chain."""
     return whole == key or whole.endswith(f"{_ARROW}{key}")
 
 
 def broken(key: str) -> bool:
-    """Whether a key has a place in code that `torch.compile` made, of which it is not known where it comes from."""
+    """Whether a key has a place in code that `torch.compile` made and whose source is not known."""
     return ":None" in key
 
 
 def checkpointed() -> bool:
-    """Whether the call of `F.interpolate` going on is in a part of its forward that is checkpointed.
+    """Whether the running call of `F.interpolate` is in a checkpointed part of its forward.
 
-    Not where that part is a module inside whose own forward makes the call.
+    A module inside that makes the call in its own forward is no such part.
     """
     for frame in _frames():
         if frame.f_code is _MODULE_CALL:
@@ -108,7 +110,7 @@ def checkpointed() -> bool:
 
 
 def rerun_apart() -> bool:
-    """Whether activation checkpointing will run the call of `F.interpolate` going on again without its forward."""
+    """Whether activation checkpointing will run the running call of `F.interpolate` again without its forward."""
     for frame in _frames():
         if _is(frame.f_code, _REENTRANT):  # which runs all without gradients
             return any(frame.f_locals["ctx"].needs_input_grad)

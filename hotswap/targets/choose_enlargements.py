@@ -99,7 +99,7 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
 
     modules = dict(names.model.named_modules())
     if isinstance(name, str) and (is_pattern(name) or (name == RESIZE and name not in modules)):
-        matched = [site for site in sites.found if _matches(sites, site, name)]
+        matched = [site for site in sites if _matches(sites, site, name)]
         nothing = _none(sites, name, why_not)
         return usable(str(name), matched, why_not, lambda site: site.name, nothing, notes)
     site = sites.by_alias.get(name) if isinstance(name, str) else None
@@ -108,7 +108,7 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
             close = closest(name, sites.by_alias)
             raise HotswapError(f"target {name!r} is none of the network's resizes{close} (hotswap.inspect lists all)")
         path = names.path(name, "target")
-        site = next((s for s in sites.found if s.path == path and s.call is None), None)
+        site = next((s for s in sites if s.path == path and s.call is None), None)
         if site is None:
             raise HotswapError(f"target {path!r} cannot be swapped: the network never calls it with a map")
     if refusal := why_not(site):
@@ -118,7 +118,7 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
 
 def _none(sites: Sites, name: Name, why_not: Callable[[Site], str | None]) -> str:
     """A message for a target that matched nothing; "resize" leaves out enlargements by less than 2."""
-    smaller = [site for site in sites.found if name == RESIZE and not why_not(site)]
+    smaller = [site for site in sites if name == RESIZE and not why_not(site)]
     if not smaller:
         return "no convolution or enlargement"
     aliases = ", ".join(

@@ -34,12 +34,12 @@ class SwappedLayer(GuidedLayer[Swap]):
     _function: KernelType
 
     def reset(self, **changes: Any) -> None:
-        """Also take over the means to conserve; see the base class."""
+        """See the base class; the means to conserve change too."""
         super().reset(**changes)
         self._set_tap_factors()
 
     def neutralise(self) -> None:
-        """Also conserve nothing, as nothing is lost; see the base class."""
+        """See the base class; nothing is conserved, as K of 1 loses nothing."""
         super().neutralise()
         self.reset(conserve=None, tap_means=None)
 
@@ -61,10 +61,7 @@ class SwappedLayer(GuidedLayer[Swap]):
         return window_distance(swap.guide, tuple(guides), size, self.sliding, swap.resize, self._function.asymmetric)
 
     def measured(self, input: Tensor, guides: Sequence[Any] | Shared) -> tuple[Tensor, Tensor]:
-        """What `hotswap.measure` looks at: distances, and which taps are off-centre and inside the image.
-
-        [B, 1, kh, kw, Ho, Wo], and bool [kh, kw, Ho, Wo].
-        """
+        """Distances, [B, 1, kh, kw, Ho, Wo], and which taps are off-centre and inside the image, [kh, kw, Ho, Wo]."""
         counts = self.sliding.valid_taps(input)
         kh, kw = self.sliding.kernel_size
         counts[kh // 2, kw // 2] = False
@@ -92,7 +89,7 @@ class SwappedLayer(GuidedLayer[Swap]):
         return kernel
 
     def extra_repr(self) -> str:
-        """What print(model) shows."""
+        """The layer's options in print(model)."""
         plain: str = super().extra_repr()
         shown = self.shown()
         shown += [f"kernel={self._swap.kernel}"] if self._swap.kernel != kernels.DEFAULT_KERNEL else []
@@ -175,7 +172,7 @@ class SwappedFunction(SwappedLayer):
     """A module that calls `F.conv2d` with its own weight: its forward runs, and that call is pixel-adaptive."""
 
     def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
-        """What the module computes, pixel-adaptive; see the class."""
+        """Pixel-adaptive forward of the module; see the class."""
         kernel = self.steering_kernel(input, guides)
         return steered_forward(super().forward, self, input, kernel, self.sliding)
 

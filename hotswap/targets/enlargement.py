@@ -33,16 +33,16 @@ class Options(NamedTuple):
 
 
 class GuidedResize(GuidedLayer[Resize]):
-    """A guided enlargement, called with (input, guides, *the further arguments of what it took the place of).
+    """A guided enlargement, called with (input, guides, *further); `further` are the plain call's other arguments.
 
     Each guide is [B, G, H, W], of any size; its area average is taken at the output's size, and several count as one
-    with all their channels. What is no enlargement, because another image came, stays as it was.
+    with all their channels. Where an image's output is not larger than its input, the plain function is called.
     """
 
-    neutral = False  # whether it is only compared with the plain network
+    neutral = False  # whether K is 1, in a copy that is compared with the plain network
 
     def neutralise(self) -> None:
-        """Also weigh the neighbours of the original alone, as more of them are another enlargement whatever K is."""
+        """See the base class; the plain enlargement's neighbours alone count, as more change it whatever K is."""
         super().neutralise()
         self.neutral = True
 
@@ -75,9 +75,9 @@ class GuidedResize(GuidedLayer[Resize]):
         return self._finished(out, input)
 
     def measured(self, input: Tensor, guides: Sequence[Any], *further: Any) -> tuple[Tensor, Tensor] | None:
-        """What `hotswap.measure` looks at: squared distances and which neighbours count; None for no enlargement.
+        """Squared distances, [B, 1, n, n, H, W], and which neighbours have a weight, bool [n, n, H, W].
 
-        [B, 1, n, n, H, W], and bool [n, n, H, W], where the weight is not 0.
+        None where the output is not larger than the input.
         """
         guide = self._guide(input, guides, further)
         if guide is None:
@@ -90,7 +90,7 @@ class GuidedResize(GuidedLayer[Resize]):
         return distance, weights[0, 0] > 0
 
     def extra_repr(self) -> str:
-        """What print(model) shows."""
+        """The layer's options in print(model)."""
         plain = super().extra_repr()
         footprint = "" if self._swap.footprint == 2 else f"footprint={self._swap.footprint}"
         return ", ".join(text for text in (plain, *self.shown(), footprint) if text)
@@ -122,7 +122,7 @@ class GuidedResize(GuidedLayer[Resize]):
             fitted.append(fitted2d(as_plain(guide), fine))
         return fitted[0] if len(fitted) == 1 else torch.cat(fitted, dim=1)
 
-    # What the subclasses differ in.
+    # Subclasses override some of these.
 
     def _options(self, further: tuple[Any, ...]) -> Options:
         raise NotImplementedError
@@ -149,7 +149,7 @@ class GuidedResize(GuidedLayer[Resize]):
 
 
 class GuidedInterpolate(GuidedResize):
-    """Takes the place of a call of `F.interpolate`, whose further arguments it is called with."""
+    """Takes the place of a call of `F.interpolate`, and is called with its arguments."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)

@@ -25,7 +25,7 @@ def check_mode(resize: Resize, mode: Any) -> None:
 
 
 def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[Resize, ...]:
-    """The same enlargements, each with the place of its call in the code.
+    """Enlargements with the place of each call in the code.
 
     Args:
         model: the network.
@@ -37,10 +37,10 @@ def located(model: nn.Module, resizes: Sequence[Resize], sites: Sites) -> tuple[
     """
     located_resizes = []
     for resize in resizes:
-        site = next((x for x in sites.found if (x.path, x.call) == (resize.target, resize.call)), None)
+        site = next((x for x in sites if (x.path, x.call) == (resize.target, resize.call)), None)
         if site is None:
             raise HotswapError(_missing(model, resize))
-        alike = [x for x in sites.found if (x.path, x.at) == (site.path, site.at)]
+        alike = [x for x in sites if (x.path, x.at) == (site.path, site.at)]
         if site.at and len(alike) > 1:
             raise HotswapError(
                 f"target {resize.name!r} is one of {len(alike)} calls at {' > '.join(site.at)}, which a plan cannot "

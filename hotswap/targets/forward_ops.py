@@ -1,4 +1,4 @@
-"""The adapter between a guide activation and a target: what a rewritten forward calls."""
+"""Functions called by rewritten forwards and swapped layers: checks of arguments, and distances of guides."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -202,5 +202,5 @@ def _check_guide(guide_name: str, guide: Any) -> None:
 
 
 def describe(x: Any) -> str:
-    """For messages."""
+    """A value in a few words, for messages."""
     return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

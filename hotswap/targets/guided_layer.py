@@ -1,4 +1,4 @@
-"""What swapped convolutions and guided enlargements have in common: a named guide, its scale, and their classes."""
+"""The common part of swapped convolutions and guided enlargements: a named guide, its scale, and their classes."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Tap = tuple[str, int]
 
 
 class NamedGuide:
-    """The guide of an entry of a plan."""
+    """The common part of a plan's entries: a target and its guide."""
 
     target: str
     guide: tuple[str, ...]
@@ -33,7 +33,7 @@ class NamedGuide:
 
     @property
     def layer_path(self) -> str:
-        """Where in the converted network the layer is that does it."""
+        """The path of the swapped layer in the converted network."""
         return self.target
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class GuidedLayer(nn.Module, Generic[Entry]):
         self.__init__(*args, **kwargs)  # type: ignore[misc]
 
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What torch calls in place of forward while torch.jit.trace and the old ONNX exporter watch."""
+        """Called by torch in place of forward while torch.jit.trace or the old ONNX exporter runs."""
         raise HotswapError(
             f"target {self._swap.name!r} cannot be traced by torch.jit.trace, on which the old ONNX exporter and "
             "TensorBoard's add_graph rest too; write an ONNX file or an exported program by hotswap.export, or "
@@ -109,7 +109,7 @@ class GuidedLayer(nn.Module, Generic[Entry]):
 
     @property
     def swap(self) -> Entry:
-        """What was asked for, and measured, with the scale as it is now."""
+        """The entry of the plan, with the scale as it is now."""
         return replace(self._swap, guide_scale=self.guide_scale)
 
     @property
@@ -139,7 +139,7 @@ class GuidedLayer(nn.Module, Generic[Entry]):
         self._swap = replace(self._swap, guide_scale=0.0, learn_scale=False, deviation=None)
 
     def shown(self) -> list[str]:
-        """What print(model) shows of the guide and its scale."""
+        """The guide and its scale in print(model)."""
         learned = "" if self.guide_log_scale is None else " (learned)"
         return [f"guide={self._swap.guide_name}", f"guide_scale={self.guide_scale:.4g}{learned}"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hotswap.network.nested import tensors_in
 
-# A getter is none of them: shapes are no tensors.
+# Attribute getters are not among them: shapes are no tensors.
 _RESIZING = {
     "interpolate",
     "pad",

@@ -1,8 +1,9 @@
 """The convolution of a module: the one whose weight is the module's own, or computed from it.
 
 A forward, and the helpers it calls, may compute others of the same window: with a filter kept in a buffer, say, at
-some sizes only. So it is followed what the functions that it calls make of the module's weight. Compiled, it is not
-seen what those do that PyTorch lets nobody override (`torch._weight_norm`): there the module runs uncompiled.
+some sizes only. So the module's weight, and all tensors computed from it, are followed through the functions that are
+called. In compiled code those that PyTorch lets nobody override (`torch._weight_norm`) cannot be followed: such a
+module runs uncompiled.
 """
 
 from typing import Any
@@ -56,7 +57,7 @@ class OwnWeight:
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note a call of a function.
 
-        What it makes of the weight is the weight still, whole or channels of it; no mean of it is, and no mask.
+        A result computed from the weight counts as the weight, whole or some channels of it; means and masks do not.
         """
         given = [x for x in tensors_in((args, kwargs)) if x in self]
         if not given:

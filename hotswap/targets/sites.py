@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +32,7 @@ class Identity(NamedTuple):
 
     key: str  # of its chain: see `call_sites`
     origins: frozenset[str] | None = None  # of its input, where several calls may have the chain
-    turn: int = 0  # of calls that have both in common, which nothing tells apart while the network runs
+    turn: int = 0  # among calls alike in both, which nothing tells apart while the network runs
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,27 @@ class Site:
         return all(fine >= 2 * coarse - 1 for fine, coarse in zip(self.output_size, self.input_size, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sites:
     """All sites of a network, in the order of their first call; and the sizes of its image and modules' outputs."""
 
-    found: tuple[Site, ...]
-    image_size: Pair | None  # of the network's first argument; None where it is no image
-    sizes: Mapping[str, Pair]  # by path, of modules that give a map
-    calls: Mapping[str, Mapping[Identity, int]]  # by path, the calls of F.interpolate in that module's forward
+    by_call: dict[tuple[str, int | None], Site] = field(default_factory=dict)  # by path and number
+    image_size: Pair | None = None  # of the network's first argument; None where it is no image
+    sizes: dict[str, Pair] = field(default_factory=dict)  # by path, of modules that give a map
+    # By path: the calls of F.interpolate in that module's forward.
+    calls: dict[str, dict[Identity, int]] = field(default_factory=dict)
     # By path and chain: the calls that had the chain, in order, in each forward of the module.
-    turns: Mapping[tuple[str, str], Collection[tuple[int, ...]]]
-    events: Sequence[str]  # in order: paths of modules whose calls ended, and names of calls of F.interpolate
+    turns: dict[tuple[str, str], set[tuple[int, ...]]] = field(default_factory=dict)
+    # In order: paths of modules whose calls ended, and names of calls of F.interpolate.
+    events: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.by_call.values())
 
     @cached_property
     def by_alias(self) -> dict[str, Site]:
         """`resize_{index}`, counted from 1, -> site."""
-        return {f"{ALIAS}_{index}": site for index, site in enumerate(self.found, start=1)}
+        return {f"{ALIAS}_{index}": site for index, site in enumerate(self, start=1)}
 
     @cached_property
     def alias_of(self) -> dict[Site, str]:
@@ -96,7 +101,7 @@ def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize
     watch = _Watch(model, known)
     with mode(model, training=False), watch.hooked(), watch:  # the mode first: GraphModules may have other forwards
         observe(model, example_inputs)
-    return Sites(tuple(watch.found.values()), watch.image_size, watch.sizes, watch.calls, watch.turns, watch.events)
+    return watch.sites
 
 
 @dataclass(eq=False)
@@ -105,12 +110,12 @@ class _Forward:
 
     module: nn.Module
     origins: Origins
-    made: Counter[tuple[str, frozenset[str] | None]] = field(default_factory=Counter)
+    calls: Counter[tuple[str, frozenset[str] | None]] = field(default_factory=Counter)
     turns: dict[str, list[int]] = field(default_factory=dict)
 
 
 class _Watch(TorchFunctionMode):
-    """Knows which module's forward runs, and which of its calls of F.interpolate this is."""
+    """Follows the running forwards, and numbers the calls of F.interpolate in each."""
 
     def __init__(self, model: nn.Module, known: Iterable[Resize]) -> None:
         super().__init__()
@@ -123,12 +128,7 @@ class _Watch(TorchFunctionMode):
         self._forget()
 
     def _forget(self) -> None:
-        self.found: dict[tuple[str, int | None], Site] = {}
-        self.image_size: Pair | None = None
-        self.sizes: dict[str, Pair] = {}
-        self.calls: dict[str, dict[Identity, int]] = {}
-        self.turns: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-        self.events: list[str] = []
+        self.sites = Sites()
         self._unmet = dict(self._numbers)
 
     @contextmanager
@@ -157,7 +157,7 @@ class _Watch(TorchFunctionMode):
             try:
                 output = begun(plain, *args, **kwargs)
                 for key, turns in self._running[-1].turns.items():
-                    self.turns.setdefault((path, key), set()).add(tuple(turns))
+                    self.sites.turns.setdefault((path, key), set()).add(tuple(turns))
                 return output
             finally:
                 self._running.pop()
@@ -170,18 +170,18 @@ class _Watch(TorchFunctionMode):
                 self._running[-1].origins.enter()
         elif self._paths[module] == "":
             self._forget()  # what was seen of an attempt that failed
-            self.image_size = _size(inputs[0] if inputs else None)
+            self.sites.image_size = _size(inputs[0] if inputs else None)
             self._constants.forget()  # the inputs themselves were made by functions
 
     def _ended(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         path, fine = self._paths[module], _size(output)
-        self.events.append(path)
+        self.sites.events.append(path)
         if self._running and (name := self._name(module)) is not None:
             self._running[-1].origins.leave(name, inputs, output)
         if (mode := self._modes[module]) is not None:
             self._note(path, None, mode, inputs[0] if inputs else None, fine, why_not_enlarged(mode, module))
         if fine is not None:  # only now, as nothing guides itself
-            self.sizes.setdefault(path, fine)
+            self.sites.sizes.setdefault(path, fine)
 
     def _name(self, module: nn.Module) -> str | None:
         """The name of a module inside the one whose forward runs; None outside it, and where hooks cannot be."""
@@ -209,19 +209,19 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _identify(self, forward: _Forward, given: Any) -> "_Named":
-        """Which of its forward's calls of F.interpolate is going on."""
+        """The number and identity of the running call of F.interpolate among its forward's."""
         chain, path = chain_here(), self._paths[forward.module]
         origins = forward.origins.of(given) if chain.repeats else None
-        turn = forward.made[chain.key, origins]
-        forward.made[chain.key, origins] += 1
+        turn = forward.calls[chain.key, origins]
+        forward.calls[chain.key, origins] += 1
         identity = Identity(chain.key, origins, turn)
-        at, calls = at_of(chain, origins, turn), self.calls.setdefault(path, {})
+        at, calls = at_of(chain, origins, turn), self.sites.calls.setdefault(path, {})
         if identity not in calls:
             taken = {*calls.values(), *(number for (target, _), number in self._numbers.items() if target == path)}
             free = next(number for number in itertools.count() if number not in taken)
             calls[identity] = self._unmet.pop((path, at), free)
         forward.turns.setdefault(chain.key, []).append(calls[identity])
-        self.events.append(named(path, calls[identity]))
+        self.sites.events.append(named(path, calls[identity]))
         return _Named(calls[identity], identity, at)
 
     def _note(
@@ -242,10 +242,11 @@ class _Watch(TorchFunctionMode):
             why_not = "its input is a single pixel, so there is nothing to weigh"
         if why_not is None and given in self._constants:
             why_not = "what it enlarges is the same for every image: a position embedding, or the like"
-        if why_not is None and not any(fine_enough(size, fine) for size in (self.image_size, *self.sizes.values())):
+        sizes = (self.sites.image_size, *self.sites.sizes.values())
+        if why_not is None and not any(fine_enough(size, fine) for size in sizes):
             why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
         call, identity, at = named or _Named(None)
-        self.found.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
+        self.sites.by_call.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
 
 
 class _Named(NamedTuple):
@@ -264,20 +265,20 @@ class _Constants:
     """The parameters and buffers of a network, and tensors computed from nothing else."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
-        self._made: dict[int, Tensor] = {}  # kept, as an id is given again once its tensor is gone
+        self._stored = {id(x) for x in (*model.parameters(), *model.buffers())}
+        self._computed: dict[int, Tensor] = {}  # kept, as an id is given again once its tensor is gone
 
     def __contains__(self, x: Any) -> bool:
-        return id(x) in self._own or id(x) in self._made
+        return id(x) in self._stored or id(x) in self._computed
 
     def forget(self) -> None:
         """Forget the tensors computed from them."""
-        self._made.clear()
+        self._computed.clear()
 
     def follow(self, func: Any, given: Any, result: Any) -> None:
         """Note the results of a function of constants."""
         if all(x in self for x in pytree.tree_leaves(given) if isinstance(x, Tensor)):
-            self._made |= {id(x): x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
+            self._computed |= {id(x): x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
         elif _writes(func):
             self.forget()  # as it may write into any of these, through a view
 

@@ -164,17 +164,17 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, module: nn.Module, size: Pair) -> None:
         super().__init__()
-        self.size, self.own = size, OwnWeight(module)
+        self.size, self.weight = size, OwnWeight(module)
         self.padded: list[tuple[Tensor, tuple[tuple[Pads, str], ...]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d and (call := _Conv2d(*args, **kwargs)).weight in self.own:
+        if func is torch.conv2d and (call := _Conv2d(*args, **kwargs)).weight in self.weight:
             return self.convolve(call)
         result = func(*args, **kwargs)
         if func is F.pad:
             self._pad(result, *args, **kwargs)
-        self.own.follow(func, args, kwargs, result)
+        self.weight.follow(func, args, kwargs, result)
         return result
 
     def convolve(self, call: _Conv2d) -> Tensor:

@@ -1,7 +1,7 @@
 """Whether a rewritten network still has the modules that it was rewritten for."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -17,9 +17,9 @@ _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose modules are call
 class Parts:
     """Modules that rewritten code relies on, by their paths in the module that has it."""
 
-    steered: Collection[str] = ()  # targets, and modules that hand guides on
-    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # traced through, and what they held
-    uncalled: Collection[str] = ()  # modules whose code runs, while they are not called
+    steered: Collection[str]  # targets, and modules that hand guides on
+    lists: Mapping[str, tuple[str, ...]]  # traced through, and what they held
+    uncalled: Collection[str]  # modules whose code runs, while they are not called
 
     def are_in(self, root: nn.Module) -> bool:
         """Whether they are all there, each at its path."""

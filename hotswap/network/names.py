@@ -28,14 +28,6 @@ def joined(*paths: str) -> str:
     return ".".join(path for path in paths if path)
 
 
-def module_at(root: "nn.Module", path: str) -> "nn.Module | None":
-    """The module at a path; None where there is none."""
-    module: nn.Module | None = root
-    for name in path.split(".") if path else ():
-        module = None if module is None else module._modules.get(name)
-    return module
-
-
 def stages(model: "nn.Module", observation: "Observation") -> list[list[str]]:
     """Paths of the spatial convolutions, of windows beyond 1x1, in the order of their first call, split into stages.
 

@@ -132,7 +132,7 @@ def _function_name(node: Node) -> str:
 
 
 @dataclass(frozen=True)
-class Following:
+class NextActivation:
     """The activation after a guide, as far as hooks can catch it."""
 
     tap: Tap | None
@@ -145,7 +145,7 @@ class Following:
         return None if target in self.before_it else self.tap
 
 
-def notes_of(activations: Mapping[str, Following]) -> tuple[str, ...]:
+def notes_of(activations: Mapping[str, NextActivation]) -> tuple[str, ...]:
     """Notes for people: where guides are caught."""
     return tuple(
         f"guide {source!r} is caught at {following.tap[0]!r}, the activation after it"
@@ -157,7 +157,7 @@ def notes_of(activations: Mapping[str, Following]) -> tuple[str, ...]:
 
 def with_taps(
     model: nn.Module, entries: Sequence[Entry], example_inputs: Inputs | None
-) -> tuple[tuple[Entry, ...], Mapping[str, Following]]:
+) -> tuple[tuple[Entry, ...], Mapping[str, NextActivation]]:
     """Entries of a plan with the activations that their guides are caught at; and those activations, by guide.
 
     Entries that have them already stay as they are.
@@ -175,7 +175,7 @@ def with_taps(
 
 def activations_after(
     model: nn.Module, guides: Collection[str], targets: Collection[str], example_inputs: Inputs | None
-) -> dict[str, Following]:
+) -> dict[str, NextActivation]:
     """The activation module that follows each guide through norms and residual sums, by the guide's path.
 
     One run, as `observe` makes it; the network does not change.
@@ -215,13 +215,13 @@ class _Follower:
         self.targets = targets
         self.reset()
 
-    def result(self, failure: str) -> Following:
+    def result(self, failure: str) -> NextActivation:
         """The activation, or none for this reason."""
-        return replace(self.activation or Following(None, failure), before_it=frozenset(self._before_it))
+        return replace(self.activation or NextActivation(None, failure), before_it=frozenset(self._before_it))
 
     def reset(self) -> None:
         """Forget everything."""
-        self.activation: Following | None = None
+        self.activation: NextActivation | None = None
         self._before_it: set[str] = set()
         self._seen: dict[int, Tensor] | None = None  # the guide and what norms and sums make of it; None before it
         self._calls = Counter[nn.Module]()  # since the guide's
@@ -242,9 +242,11 @@ class _Follower:
         if not self.follows(args):
             return
         if activates(module):
-            self.activation = Following((self.paths[module], self._calls[module]))
+            self.activation = NextActivation((self.paths[module], self._calls[module]))
         elif not leads_on(module) and next(module.children(), None) is None:
-            self.activation = Following(None, f"no activation comes before {self.paths[module]!r}, which reads it")
+            self.activation = NextActivation(
+                None, f"no activation comes before {self.paths[module]!r}, which reads it"
+            )
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook: a module was called."""
@@ -262,7 +264,7 @@ class _Follower:
             return
         if name in _ACTIVATION_NAMES:
             reason = f"the activation after it is a function, {name}, which hooks cannot catch"
-            self.activation = Following(None, reason, by_function=True)
+            self.activation = NextActivation(None, reason, by_function=True)
         elif name in _LEADING_ON:
             self.add(output)
 

@@ -53,7 +53,7 @@ def _container(plain: Any) -> Any:
             return plain.forward(self, *args, **kwargs)
         handed.enter()
         code: ContainerCode = self.__dict__[CODES][-1].codes[handed.code]
-        return code.code.run(self, handed, *(_at(args, kwargs, place) for place in code.inputs))
+        return code.code.run(self, handed, *(_value_at(args, kwargs, place) for place in code.inputs))
 
     return subclass(plain, (_container, plain), forward=forward)
 
@@ -275,7 +275,7 @@ def _returned(graph: Graph, value: Any) -> Any:
     return value
 
 
-def _at(args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) -> Any:
+def _value_at(args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) -> Any:
     first, *keys = place
     value = args[first] if isinstance(first, int) else kwargs[first]
     for key in keys:

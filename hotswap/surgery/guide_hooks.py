@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.errors import HotswapError, replaced
-from hotswap.network.names import INPUT, module_at
+from hotswap.network.names import INPUT
 from hotswap.surgery.passes import Relay
 from hotswap.surgery.scope import module_at
 from hotswap.surgery.slots import Slot

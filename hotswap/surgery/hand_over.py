@@ -123,7 +123,7 @@ def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Ch
             )
         chain = chains.setdefault(resize.target, {}).setdefault(key, _Chain(origins is not None, {}))
         chain.turns.update({other: chain.turns.get(other) for k, other, _ in calls if k == key})
-        chain.turns[origins] = _Handed(resize.layer_path.rpartition(".")[2], resize, slots_of(resize))
+        chain.turns[origins] = _GuidedCall(resize.layer_path.rpartition(".")[2], resize, slots_of(resize))
     return chains
 
 
@@ -151,7 +151,7 @@ class _Fill(Reader):
 # --- forwards that call F.interpolate -------------------------------------------------------------------------
 
 
-class _Handed(NamedTuple):
+class _GuidedCall(NamedTuple):
     """A call that is handed over."""
 
     layer: str  # the attribute of the module that makes it
@@ -171,7 +171,7 @@ class _Chain(NamedTuple):
     """The calls that may come along one chain."""
 
     repeats: bool
-    turns: dict[frozenset[str] | None, _Handed | None]  # by origins of the input; None where it is not guided
+    turns: dict[frozenset[str] | None, _GuidedCall | None]  # by origins of the input; None where it is not guided
 
     @property
     def names(self) -> str:
@@ -239,7 +239,7 @@ def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
             if not calls.follows:
                 with _HandOver(self, calls):
                     return begun(plain.forward, self, *args, **kwargs)
-            following = _Following(self, calls, args, kwargs)
+            following = _HandOverInLoops(self, calls, args, kwargs)
             with calls.followed(following.origins), following:
                 output = begun(plain.forward, self, *args, **kwargs)
             following.finish()
@@ -285,7 +285,7 @@ class _HandOver(TorchFunctionMode):
             if last_of(other) == last_of(key):
                 raise _checkpointed(chain.names)
 
-    def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _Handed | None:
+    def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _GuidedCall | None:
         """The guided call that this one is."""
         if key in self.keys:
             raise _ambiguous(chain, key)
@@ -293,7 +293,7 @@ class _HandOver(TorchFunctionMode):
         return chain.turns[None]
 
 
-class _Following(_HandOver):
+class _HandOverInLoops(_HandOver):
     """Tells turns of a loop apart, too."""
 
     def __init__(self, owner: nn.Module, calls: _Calls, args: Any, kwargs: Any) -> None:
@@ -306,7 +306,7 @@ class _Following(_HandOver):
         self.origins.follow(func, args, kwargs or {}, result)
         return result
 
-    def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _Handed | None:
+    def which(self, key: str, chain: _Chain, *args: Any, **kwargs: Any) -> _GuidedCall | None:
         """The guided call that this one is."""
         if not chain.repeats:
             return super().which(key, chain, *args, **kwargs)

@@ -15,7 +15,7 @@ from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs, Observation
 from hotswap.network.names import relative
 from hotswap.surgery import guide_hooks, hand_over, install, slots
-from hotswap.surgery.activations import Following, notes_of, with_taps
+from hotswap.surgery.activations import NextActivation, notes_of, with_taps
 from hotswap.surgery.passes import Relay
 from hotswap.surgery.scope import called_root, check_fits, inside_paths
 from hotswap.surgery.slots import Slot, slots_of
@@ -111,7 +111,7 @@ def prepare(
     return Graft(plan, root_path, readers, slots.activations(entries, events), calls)
 
 
-def _check_as_by_fx(swaps: Sequence[Swap], following: Mapping[str, Following], by_fx: Collection[str]) -> None:
+def _check_as_by_fx(swaps: Sequence[Swap], following: Mapping[str, NextActivation], by_fx: Collection[str]) -> None:
     for swap in swaps:
         for source in swap.guide:
             by_function = source in following and following[source].by_function

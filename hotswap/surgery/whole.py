@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hotswap.errors import HotswapError
-from hotswap.network.names import joined, module_at
+from hotswap.network.names import joined
 from hotswap.surgery.containers import is_steered
 from hotswap.surgery.scope import module_at
 

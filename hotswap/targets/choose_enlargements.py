@@ -19,7 +19,7 @@ RESIZE = "resize"  # as a target: every enlargement by 2 or more
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRequest:
     """A request taken apart: the enlargements, and the rest, for the convolutions."""
 
     enlargements: tuple[Chosen, ...]
@@ -37,7 +37,7 @@ def split(
     footprint: int,
     example_inputs: Inputs | None,
     known: Iterable[Resize] = (),
-) -> Split:
+) -> SplitRequest:
     """Tell enlargements from convolutions in `wanted`, and in `guide` and `guide_scale` where they are mappings.
 
     An enlargement is named by "resize" (all by 2 or more), by its alias `resize_{i}` or a pattern over these, or,
@@ -48,7 +48,7 @@ def split(
         HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
     """
     if not any(_may_enlarge(names, name) for name in wanted):
-        return Split((), tuple(wanted), guide, guide_scale)
+        return SplitRequest((), tuple(wanted), guide, guide_scale)
     if names.observation is None:
         raise HotswapError(
             f"enlargements are found in one run of the network on fake inputs, and {names.why_unobserved}"
@@ -68,7 +68,7 @@ def split(
     chosen = tuple(
         Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in taken
     )
-    return Split(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
+    return SplitRequest(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
 
 
 def is_automatic(site: Site, footprint: int) -> bool:

@@ -43,11 +43,21 @@ def derived(name: str, bases: tuple[Any, ...], made_by: tuple[Any, ...], **names
 
 
 def restore(module: nn.Module, maker: Callable[..., Any]) -> bool:
-    """Give a module, in place, the plain class of the subclass by `maker`; returns whether it was of such a one."""
-    by_maker = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)
-    if by_maker is not None:
-        module.__class__ = by_maker.__bases__[0]
-    return by_maker is not None
+    """Give a module, in place, the plain class of its subclass by `maker`; returns whether it was of such a one."""
+    generated = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)
+    if generated is not None:
+        module.__class__ = _without(type(module), generated)
+    return generated is not None
+
+
+def _without(kind: Any, generated: Any) -> Any:
+    """A class without a generated base: `fully_shard`, for one, makes classes of those that modules have."""
+    if kind is generated:
+        return generated.__bases__[0]
+    if not issubclass(kind, generated):
+        return kind
+    namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(kind)(kind.__name__, tuple(_without(base, generated) for base in kind.__bases__), namespace)
 
 
 def reduced(self: Any, protocol: int) -> Any:

@@ -20,7 +20,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.func import functional_call, stack_module_state
 
 import hotswap
@@ -396,6 +396,9 @@ def _sharded(rank, folder, method):
     expected.sum().backward()
     for a, b in zip(net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a.grad.full_tensor(), b.grad)
+    hotswap.revert(net, inplace=True)
+    assert all(isinstance(block, FSDPModule) for block in (net, *net.early, *net.late))
+    torch.testing.assert_close(net(IMAGE), plain()(IMAGE))
     dist.destroy_process_group()
 
 

@@ -143,14 +143,11 @@ def detach(relay: Relay, root: nn.Module) -> None:
     for module in root.modules():
         for kind in (module._forward_pre_hooks, module._forward_hooks):
             hooks: dict[int, Any] = kind
-            for key in [k for k, hook in hooks.items() if _is_of(hook, relay)]:
+            keys = [k for k, x in hooks.items() if isinstance(x, Hook) and x.relay.conversion == relay.conversion]
+            for key in keys:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
-
-
-def _is_of(hook: Any, relay: Relay) -> bool:
-    return isinstance(hook, Hook) and hook.relay.conversion == relay.conversion
 
 
 def _hooks(module: nn.Module, relay: Relay) -> Iterator[Hook]:

@@ -211,7 +211,8 @@ def _check(plain: nn.Module, swapped: nn.Module, run: _Run) -> str | None:
         DiffersError: where the outputs differ by more than rounding.
     """
     gap = run.seen.gap(_seen_of(swapped, run.arguments))
-    dtype = min(_dtypes(plain), key=lambda dtype: -torch.finfo(dtype).eps, default=torch.float32)
+    dtypes = {x.dtype for x in plain.parameters()} & {*_WIDER, torch.float64}
+    dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
     if dtype.itemsize >= torch.float32.itemsize and gap.size <= _bound(dtype):
         return None
     differs = DiffersError(f"it does not compute what the plain one does: {gap.text}")
@@ -245,10 +246,6 @@ def _seen_of(swapped: nn.Module, arguments: Sequence[Any]) -> _Seen:
 
 def _bound(dtype: torch.dtype) -> float:
     return _BOUND_OF_FLOAT64 if dtype is torch.float64 else _UNITS * torch.finfo(dtype).eps
-
-
-def _dtypes(model: nn.Module) -> set[torch.dtype]:
-    return {x.dtype for x in model.parameters() if x.dtype in (*_WIDER, torch.float64)}
 
 
 class _Wide(NamedTuple):

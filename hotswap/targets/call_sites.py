@@ -194,7 +194,7 @@ def _place(code: CodeType, instruction: int) -> str:
     """A link as text; empty for code of torch and of this package."""
     known = _places.get((id(code), instruction))
     if known is None:
-        line, _, column, _ = _positions(code)[instruction // 2]
+        line, _, column, _ = list(code.co_positions())[instruction // 2]
         known = _places[id(code), instruction] = (code, "" if _is_foreign(code) else _named(code, line, column))
     return known[1]
 
@@ -210,14 +210,10 @@ def _is_foreign(code: CodeType) -> bool:
     return code.co_filename.startswith(_FOREIGN)
 
 
-def _positions(code: CodeType) -> list[tuple[int | None, int | None, int | None, int | None]]:
-    return list(code.co_positions())
-
-
 @cache
 def _at(code: CodeType, instruction: int, name: str) -> str:
     """A link as plans keep it."""
-    positions = [(line or 0, column or 0, to or 0, end or 0) for line, to, column, end in _positions(code)]
+    positions = [(line or 0, column or 0, to or 0, end or 0) for line, to, column, end in code.co_positions()]
     line, column, to, end = positions[instruction // 2]
     instructions = list(dis.get_instructions(code))
     places = sorted({positions[i.offset // 2][:2] for i in instructions if i.argval == name})

@@ -25,7 +25,7 @@ from hotswap.network.dry_run import hookable
 from hotswap.surgery import graph_calls, regraphing
 from hotswap.surgery.guide_hooks import Done, Hook, Reader
 from hotswap.surgery.install import CALLS
-from hotswap.surgery.passes import Relay
+from hotswap.surgery.passes import Passes
 from hotswap.surgery.past_forward import NAMES, refusing
 from hotswap.surgery.slots import Slot, slots_of
 from hotswap.targets.call_sites import (
@@ -52,27 +52,27 @@ class Calls:
     chains: Mapping[str, Mapping[str, "_Chain"]] = field(default_factory=dict)  # by key
     numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of GraphModules: the graph's, by key
 
-    def attach(self, relay: Relay, model: nn.Module) -> list[str]:
+    def attach(self, passes: Passes, model: nn.Module) -> list[str]:
         """Have the guided layers make them, in place; returns the paths of GraphModules that were rewritten."""
         for path, chains in self.chains.items():
             owner = model.get_submodule(path)
             if isinstance(owner, GraphModule):
-                _guide_graph(owner, relay, chains, self.numbers[path])
+                _guide_graph(owner, passes, chains, self.numbers[path])
                 continue
-            calls = _Calls(relay, path, chains)
+            calls = _Calls(passes, path, chains)
             owner.__dict__[CALLS] = calls
             if calls.follows:
                 for name, module in owner.named_modules():
                     if name and hookable(module):
-                        module.register_forward_pre_hook(_Enter(relay, calls, name))
-                        module.register_forward_hook(_Leave(relay, calls, name), always_call=True)
+                        module.register_forward_pre_hook(_Enter(passes, calls, name))
+                        module.register_forward_hook(_Leave(passes, calls, name), always_call=True)
             owner.__dict__[NAMES] = {key: chain.names for key, chain in chains.items()}
             plain: Any = type(owner)
             owner.__class__ = _handing_class(plain, calls.follows)
         return list(self.numbers)
 
 
-def detach(relay: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
+def detach(passes: Passes, root: nn.Module, rewritten: Iterable[str]) -> None:
     """Undo `Calls.attach`; `rewritten` are paths in the root."""
     for path in rewritten:
         module = root.get_submodule(path)
@@ -80,7 +80,7 @@ def detach(relay: Relay, root: nn.Module, rewritten: Iterable[str]) -> None:
         regraphing.undo(module)
     for module in root.modules():
         calls: _Calls | None = module.__dict__.get(CALLS)
-        if calls is not None and calls.relay is relay:
+        if calls is not None and calls.passes is passes:
             del module.__dict__[CALLS], module.__dict__[NAMES]
             restore(module, _handing_class)
 
@@ -130,12 +130,14 @@ def _chains(resizes: Sequence[Resize], sites: Sites) -> dict[str, dict[str, "_Ch
 # --- calls in the graphs of GraphModules -----------------------------------------------------------------------
 
 
-def _guide_graph(owner: GraphModule, relay: Relay, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]) -> None:
+def _guide_graph(
+    owner: GraphModule, passes: Passes, chains: Mapping[str, "_Chain"], calls: Mapping[str, int]
+) -> None:
     """Have calls of a graph made by the guided layers themselves, each given its guides just before it runs."""
     layers = {}
     for key, chain in chains.items():
         handed = next(handed for handed in chain.turns.values() if handed is not None)
-        layer, reading = owner.get_submodule(handed.layer), (relay, handed.resize.name, handed.slots)
+        layer, reading = owner.get_submodule(handed.layer), (passes, handed.resize.name, handed.slots)
         layer.register_forward_pre_hook(_Fill(*reading), with_kwargs=True)
         layer.register_forward_hook(Done(*reading))
         layers[calls[key]] = handed.layer
@@ -158,12 +160,12 @@ class _GuidedCall(NamedTuple):
     resize: Resize
     slots: tuple[Slot, ...]
 
-    def to(self, owner: nn.Module, relay: Relay, input: Tensor, options: Options) -> Tensor:
+    def to(self, owner: nn.Module, passes: Passes, input: Tensor, options: Options) -> Tensor:
         """Enlarge by the guided layer."""
         check_mode(self.resize, options.mode)
-        guides = Reader(relay, self.resize.name, self.slots).guides(input)
+        guides = Reader(passes, self.resize.name, self.slots).guides(input)
         output: Tensor = getattr(owner, self.layer)(input, guides, *options)
-        relay.done(self.slots, self.resize.name, output)
+        passes.done(self.slots, self.resize.name, output)
         return output
 
 
@@ -183,7 +185,7 @@ class _Chain(NamedTuple):
 class _Calls:
     """Left in a module whose forward makes calls that are handed over."""
 
-    relay: Relay
+    passes: Passes
     path: str
     chains: Mapping[str, _Chain]
     running: dict[int, list[Origins]] = field(default_factory=dict)  # by thread, of the forwards that run
@@ -208,12 +210,12 @@ class _Calls:
     def innermost(self) -> Origins | None:
         """The origins of its running forward; None where another forward runs within that."""
         running = self.running.get(threading.get_ident())
-        return running[-1] if running and self.relay.innermost() == self.path else None
+        return running[-1] if running and self.passes.innermost() == self.path else None
 
 
 def _forward_runs(owner: nn.Module) -> bool:
     calls: _Calls = owner.__dict__[CALLS]
-    return calls.relay.runs(calls.path)
+    return calls.passes.runs(calls.path)
 
 
 @functools.cache
@@ -234,7 +236,7 @@ def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
         calls: _Calls | None = self.__dict__.get(CALLS)
         if calls is None:
             return plain.forward(self, *args, **kwargs)
-        calls.relay.begin(calls.path)
+        calls.passes.begin(calls.path)
         try:
             if not calls.follows:
                 with _HandOver(self, calls):
@@ -245,7 +247,7 @@ def _handing(plain: type[nn.Module]) -> Callable[..., Any]:
             following.finish()
             return output
         finally:
-            calls.relay.end()
+            calls.passes.end()
 
     return forward
 
@@ -258,7 +260,7 @@ class _HandOver(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.interpolate or self.calls.relay.innermost() != self.calls.path:
+        if func is not F.interpolate or self.calls.passes.innermost() != self.calls.path:
             return func(*args, **kwargs)
         traced = torch.compiler.is_dynamo_compiling()
         key = key_traced() if traced else key_here()
@@ -277,7 +279,7 @@ class _HandOver(TorchFunctionMode):
         if not traced and rerun_apart():
             raise _checkpointed(repr(handed.resize.name))
         input, options = _apart(*args, **kwargs)
-        return handed.to(self.owner, self.calls.relay, input, options)
+        return handed.to(self.owner, self.calls.passes, input, options)
 
     def refuse_alike(self, key: str) -> None:
         """Refuse a call in a checkpointed part that may be a guided one, which came there in another way."""

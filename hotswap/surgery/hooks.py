@@ -16,7 +16,7 @@ from hotswap.network.dry_run import Inputs, Observation
 from hotswap.network.names import relative
 from hotswap.surgery import guide_hooks, hand_over, install, slots
 from hotswap.surgery.activations import NextActivation, notes_of, with_taps
-from hotswap.surgery.passes import Relay
+from hotswap.surgery.passes import Passes
 from hotswap.surgery.scope import called_root, check_fits, inside_paths
 from hotswap.surgery.slots import Slot, slots_of
 from hotswap.targets.enlargement_checks import located
@@ -28,17 +28,17 @@ from hotswap.targets.sites import find
 class Steering:
     """The hooks of one conversion, to be found and undone."""
 
-    relay: Relay
+    passes: Passes
     rewritten: tuple[str, ...]  # paths of GraphModules, in the root
 
     def lost(self, root: nn.Module) -> list[str]:
         """Targets and guides whose hooks are gone, as their modules were replaced."""
-        return guide_hooks.lost(self.relay, root)
+        return guide_hooks.lost(self.passes, root)
 
     def undo(self, root: nn.Module) -> None:
         """Take the hooks away."""
-        guide_hooks.detach(self.relay, root)
-        hand_over.detach(self.relay, root, self.rewritten)
+        guide_hooks.detach(self.passes, root)
+        hand_over.detach(self.passes, root, self.rewritten)
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Graft(install.Graft):
 
     def attach(self, model: nn.Module, root: nn.Module) -> Steering:
         """Register the hooks."""
-        relay = Relay(self.readers, self.activations)
-        guide_hooks.attach(relay, model, root)
+        passes = Passes(self.readers, self.activations)
+        guide_hooks.attach(passes, model, root)
         for entry in self.plan.entries:
             if isinstance(entry, Swap) or entry.call is None:
-                guide_hooks.give(relay, entry.name, slots_of(entry), model.get_submodule(entry.target))
-        rewritten = self.calls.attach(relay, model)
-        return Steering(relay, tuple(relative(path, self.root_path) for path in rewritten))
+                guide_hooks.give(passes, entry.name, slots_of(entry), model.get_submodule(entry.target))
+        rewritten = self.calls.attach(passes, model)
+        return Steering(passes, tuple(relative(path, self.root_path) for path in rewritten))
 
 
 def prepare(

@@ -53,7 +53,7 @@ class _Frame:
     entered: FrameType | None = None  # the call of a method that it started in, where none closes it
 
 
-class Relay:
+class Passes:
     """State shared by the hooks of one conversion: the guides of the running passes.
 
     A copy of it, and so of the network, starts without any.
@@ -76,7 +76,7 @@ class Relay:
         self._running: dict[tuple[int, int], list[str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Relay, (self.readers, self.activations, self.layers, self.conversion)
+        return Passes, (self.readers, self.activations, self.layers, self.conversion)
 
     def open(self) -> None:
         """Begin a pass; one that was left unfinished ends."""

@@ -13,12 +13,12 @@ def by_hooks(net, targets="target", guide="guide", **kwargs):
     return swap(net, targets, guide, method="hooks", **kwargs)
 
 
-def relay(converted):
-    return next(record.steering.relay for _, _, record in records(converted))
+def passes_of(converted):
+    return next(record.steering.passes for _, _, record in records(converted))
 
 
 def nothing_is_kept(converted):
-    return not relay(converted)._frames
+    return not passes_of(converted)._frames
 
 
 class Stages(nn.Module):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import hotswap
 import pac_ops
 from hotswap.surgery.install import CALLS, records
-from hotswap.surgery.passes import Relay
+from hotswap.surgery.passes import Passes
 
 SCALE = 2.0
 
@@ -67,15 +67,15 @@ def enlarged(x, guide, align_corners=False):
     return pac_ops.pacresize2d(x, guide, (guide.shape[2], guide.shape[3]), None, align_corners, scale=SCALE)
 
 
-def relays(net):
+def records_of(net):
     return [record for _, _, record in records(net)]
 
 
 def nothing_is_kept(net):
-    (record,) = relays(net)
-    relay = record.steering.relay
-    assert isinstance(relay, Relay)
-    return not relay._frames and not relay._running
+    (record,) = records_of(net)
+    shared = record.steering.passes
+    assert isinstance(shared, Passes)
+    return not shared._frames and not shared._running
 
 
 def test_what_only_some_images_call_shifts_no_other(image):
@@ -155,7 +155,9 @@ def test_a_copy_has_its_own_relay_and_both_revert(image):
     net = Data()
     converted = guided(net, example_inputs=image)
     other = copy.deepcopy(converted)
-    assert relays(other)[0].steering.relay is other.__dict__[CALLS].relay is not converted.__dict__[CALLS].relay
+    assert (
+        records_of(other)[0].steering.passes is other.__dict__[CALLS].passes is not converted.__dict__[CALLS].passes
+    )
     assert torch.equal(other(image), converted(image))
     for model in (other, converted):
         plain = hotswap.revert(model)
@@ -203,7 +205,7 @@ def test_a_plan_made_for_hooks_is_carried_out_by_hooks(image):
     plan = replace(plan, resizes=tuple(replace(resize, at=()) for resize in plan.resizes))  # of other code
     assert [resize.taps for resize in plan.resizes] == [(None,), (None,)]
     traced = hotswap.apply(Traceable().eval(), plan, example_inputs=image)
-    assert traced.__dict__[CALLS].relay is relays(traced)[0].steering.relay
+    assert traced.__dict__[CALLS].passes is records_of(traced)[0].steering.passes
 
 
 def test_a_plan_that_catches_a_guide_where_nothing_is_is_refused(image):

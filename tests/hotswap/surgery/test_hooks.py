@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from by_hooks import GUIDE, TARGETS, Stages, by_hooks, nothing_is_kept, relay, staged, staged_expected
+from by_hooks import GUIDE, TARGETS, Stages, by_hooks, nothing_is_kept, passes_of, staged, staged_expected
 from swap_by_hand import close, pac, swap
 from torch import nn
 
@@ -140,7 +140,7 @@ def test_nothing_of_a_pass_outlives_it(image, monkeypatch):
 
 def test_a_guide_lives_as_long_as_the_graph_that_needs_it(image):
     converted = staged()
-    alive = lambda: [kept for refs in relay(converted)._kept.values() for kept in refs if kept() is not None]  # noqa: E731
+    alive = lambda: [kept for refs in passes_of(converted)._kept.values() for kept in refs if kept() is not None]  # noqa: E731
     out = converted(image)
     assert len(alive()) == 1
     out.sum().backward()
@@ -180,7 +180,7 @@ def test_copies_share_nothing(image):
     converted = staged()
     expected = converted(image)
     for twin in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
-        assert relay(twin) is not relay(converted)
+        assert passes_of(twin) is not passes_of(converted)
         close(twin(image), expected)
         twin.first[0].weight.data.zero_()
         close(converted(image), expected)

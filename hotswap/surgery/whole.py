@@ -50,13 +50,14 @@ class Parts:
 
 def lists_in(root: nn.Module, opened: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The names in each list whose modules the traced code calls one by one; `opened`: modules traced through."""
-    through = [(path, root.get_submodule(path)) for path in ("", *opened)]
+    waiting = [(path, root.get_submodule(path)) for path in ("", *opened)]
     held: dict[str, tuple[str, ...]] = {}
-    for path, module in through:
-        inside = [(name, x) for name, x in module.named_modules() if type(x).forward is nn.Module.forward]
-        for name, each in [("", module), *inside]:
-            if isinstance(each, _LISTS):
-                held[joined(path, name)] = _children(each)
+    while waiting:
+        path, module = waiting.pop()
+        if isinstance(module, _LISTS):
+            held[path] = _children(module)
+        never_called = ((name, x) for name, x in module.named_children() if type(x).forward is nn.Module.forward)
+        waiting += [(joined(path, name), x) for name, x in never_called]
     return held
 
 

@@ -350,6 +350,43 @@ def test_a_changed_list_of_blocks_acts_or_is_refused(change):
     hotswap.revert(net)(IMAGE)
 
 
+class Lists(Stages):
+    """Lists whose modules the code calls one by one: in the network's own code, and in a module that stays as it is."""
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = nn.ModuleList([conv(), nn.ReLU()])
+
+        def forward(self, x):
+            for step in self.steps:
+                x = step(x)
+            return x
+
+    guide, target = "early.0.first", "late.1.second"
+
+    def __init__(self):
+        super().__init__()
+        self.chain, self.heads = self.Chain(), nn.ModuleDict({"a": nn.ModuleList([conv(), conv()])})
+
+    def forward(self, x):
+        x = self.chain(super().forward(x))
+        for head in self.heads["a"]:
+            x = head(x)
+        return x
+
+
+def test_lists_act_where_the_code_that_calls_them_is_the_networks():
+    net = Lists().eval()
+    converted = hotswap.convert(net, net.target, net.guide, guide_scale=2.0, method="fx")
+    expected = converted(IMAGE)
+    converted.chain.steps.append(nn.Sigmoid())  # in code that was not rewritten
+    assert not torch.allclose(converted(IMAGE), expected)
+    converted.heads["a"].append(nn.Sigmoid())
+    with pytest.raises(hotswap.HotswapError, match=r"replaced since the swap: the modules of 'heads\.a'"):
+        converted(IMAGE)
+
+
 @dataclass
 class Maps:
     fine: torch.Tensor

@@ -45,9 +45,15 @@ def shuffle_guides(model: nn.Module) -> nn.Module:
 
     Batches must hold two images or more.
     """
+
+    def shuffle(_: nn.Module, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "guides" in keywords:
+            return args, {"guides": _next_images(keywords["guides"])}
+        return (args[0], _next_images(args[1]), *args[2:]), keywords  # and what else F.interpolate takes
+
     for module in model.modules():
-        if isinstance(module, GuidedLayer):  # (input, guides, what else F.interpolate takes)
-            module.register_forward_pre_hook(lambda _, args: (args[0], _next_images(args[1]), *args[2:]))
+        if isinstance(module, GuidedLayer):
+            module.register_forward_pre_hook(shuffle, with_kwargs=True)
     return model
 
 

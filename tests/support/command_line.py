@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from hotswap.cli import main
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 NET = "networks:Plain"
 SWAP = ("--target", "target", "--guide", "guide")
 

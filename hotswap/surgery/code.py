@@ -33,6 +33,9 @@ class Code:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __deepcopy__(self, _memo: Any) -> "Code":
+        return self  # which never changes
+
     def __reduce__(self) -> tuple[Any, ...]:
         names = {k: _Module(x.__name__) if isinstance(x, ModuleType) else x for k, x in self.names.items()}
         return _code, (self.source, names)

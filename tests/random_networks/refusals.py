@@ -19,6 +19,7 @@ DOCUMENTED = {
     "a guide that is too coarse": rf"guide {_NAME} of \d+ x \d+ is coarser than the output",
     "an enlargement beyond all that comes before": r"cannot be swapped: nothing before it is as fine as its output",
     "turns of a loop that nothing tells apart": r"is one of \d+ calls of F\.interpolate from one place",
+    "turns of a loop that are made of the same at another size": r"makes other calls of F\.interpolate at this size or",
     "a guide of another batch": rf"guide {_NAME} must have the target's batch size",
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.proxy import Proxy, TraceError
+from torch.fx.proxy import Proxy
 
 from hotswap.surgery.proxies import UNKNOWN, Standing
 from hotswap.targets.forward_ops import require_given, require_value
@@ -66,7 +66,7 @@ def _stand_in(name: str, method: Callable[..., Any], root: nn.Module, standing: 
             return method(*args)
         try:
             return method(*args)
-        except TraceError:
+        except Exception:  # whatever code raises that is handed proxies; control flow and math do
             if not _only_looks(method, root, [standing.value(x) for x in args], standing):
                 raise
         for node in reversed([*tracer.graph.nodes][len(before) :]):

@@ -33,6 +33,14 @@ class Checked(nn.Module):
         return self.target(F.relu(self.guide(image)))
 
 
+class Calculates(Checked):
+    """Functions of Python refuse proxies in their own ways."""
+
+    def check(self, image):
+        if int(image.shape[-1]).bit_count() != 2:  # TypeError, not TraceError
+            raise RuntimeError("width must be the sum of two powers of 2")
+
+
 class Stores(Checked):
     def check(self, image):
         if image.shape[-1] % self.multiple != 0:
@@ -127,6 +135,13 @@ def test_compiled_and_exported_networks_are_not_bound_to_sizes():
 def test_what_is_more_than_a_check_of_inputs_is_not_taken_for_one(network):
     with pytest.raises(HotswapError, match=r"forward cannot be traced by torch.fx"):
         convert(network().eval())
+
+
+def test_a_check_may_calculate():
+    converted = convert(Calculates().eval())
+    assert converted(IMAGE).shape == (2, 8, 16, 24)
+    with pytest.raises(RuntimeError, match="sum of two powers of 2"):
+        converted(IMAGE[..., :16])
 
 
 def test_a_check_need_not_raise():

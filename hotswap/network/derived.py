@@ -54,10 +54,15 @@ def _without(kind: Any, generated: Any) -> Any:
     """A class without a generated base: `fully_shard`, for one, makes classes of those that modules have."""
     if kind is generated:
         return generated.__bases__[0]
-    if not issubclass(kind, generated):
-        return kind
+    base = next(base for base in kind.__bases__ if issubclass(base, generated))
+    return over(kind, base, _without(base, generated))
+
+
+def over(kind: Any, base: Any, other: Any) -> Any:
+    """A class that others made of `base`, `parametrize` or `fully_shard`, made of another one."""
     namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(kind)(kind.__name__, tuple(_without(base, generated) for base in kind.__bases__), namespace)
+    name = kind.__name__.replace(base.__name__, other.__name__)
+    return type(kind)(name, tuple(other if each is base else each for each in kind.__bases__), namespace)
 
 
 def reduced(self: Any, protocol: int) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from hotswap.errors import HotswapError
+from hotswap.network.derived import over
 
 # The activation that a hook takes a guide at: its path, and its calls since the guide's to pass over.
 Tap = tuple[str, int]
@@ -185,7 +186,7 @@ def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
     plain: Any = type(module)
     if not is_parametrized(module):
         return swapped(plain)
-    parametrised = _parametrised(plain, swapped(plain.__bases__[0]))
+    parametrised = over(plain, plain.__bases__[0], swapped(plain.__bases__[0]))
     setattr(parametrised, _PLAIN, plain)
     return parametrised
 
@@ -193,7 +194,7 @@ def swapped_type(module: nn.Module, swapped: Callable[[Any], Any]) -> Any:
 def plain_class(swapped: Any) -> Any:
     """The class that a module had before it was swapped into a subclass of it.
 
-    Of a parametrised module, whose class is a subclass that parametrize made: the same subclass of the plain class.
+    Of a module whose class others made of the swapped one (parametrize, `fully_shard`): the same of the plain class.
     """
     plain = swapped.__bases__[-1]
     if not issubclass(plain, GuidedLayer):
@@ -201,14 +202,10 @@ def plain_class(swapped: Any) -> Any:
     before = vars(swapped).get(_PLAIN)
     if before is not None and _properties(before) == _properties(swapped):
         return before
-    return _parametrised(swapped, plain_class(plain))  # others are parametrised since
-
-
-def _parametrised(like: Any, below: Any) -> Any:
-    """The class that parametrize made of one class, made of another."""
-    left_out = ("__dict__", "__weakref__", _PLAIN)
-    namespace = {name: value for name, value in vars(like).items() if name not in left_out}
-    return type(below)(f"Parametrized{below.__name__}", (below,), namespace)
+    made_since = over(swapped, plain, plain_class(plain))
+    if before is not None:
+        delattr(made_since, _PLAIN)
+    return made_since
 
 
 def _properties(kind: Any) -> set[str]:

@@ -424,8 +424,9 @@ def test_a_module_that_cannot_stay_called_says_so_when_it_is_hooked():
 def _sharded(rank, folder, method):
     dist.init_process_group("gloo", init_method=f"file://{folder}/{method}", rank=rank, world_size=2)
     net, reference = swapped(method=method), swapped(method=method)
-    for block in (*net.early, *net.late):
-        fully_shard(block)
+    target = net.late[1].second
+    for module in (target, *net.early, *net.late):
+        fully_shard(module)
     fully_shard(net)
     output, expected = net(IMAGE), reference(IMAGE)
     torch.testing.assert_close(output, expected)
@@ -434,7 +435,8 @@ def _sharded(rank, folder, method):
     for a, b in zip(net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a.grad.full_tensor(), b.grad)
     hotswap.revert(net, inplace=True)
-    assert all(isinstance(block, FSDPModule) for block in (net, *net.early, *net.late))
+    assert all(isinstance(block, FSDPModule) for block in (net, *net.early, *net.late, target))
+    assert not hasattr(target, "swap")
     torch.testing.assert_close(net(IMAGE), plain()(IMAGE))
     dist.destroy_process_group()
 

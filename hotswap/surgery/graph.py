@@ -48,12 +48,10 @@ class Graft(install.Graft):
         root.__dict__.update(self.traced.constants)
         if not isinstance(root, GraphModule):
             rewriting.rewrite(root, self.traced.method, self.method)
-        inside = {relative(path, self.root_path): names for path, names in self.names.items()}
-        refusing = {
-            path: names for path, names in inside.items() if not isinstance(root.get_submodule(path), GraphModule)
-        }
-        for path, names in refusing.items():
-            past_forward.refuse(root.get_submodule(path), names, forward=path != "")
+        for path, names in self.names.items():
+            owner = model.get_submodule(path)
+            if not isinstance(owner, GraphModule):  # whose one method is forward
+                past_forward.refuse(owner, names, forward=path != self.root_path)
         for path, codes in self.containers.items():
             containers.attach(root.get_submodule(path), codes)
         if isinstance(root, GraphModule):

@@ -34,9 +34,10 @@ class MethodCode:
         """
         if not torch.compiler.is_compiling():
             self.parts.check_hooks(module)
-            records: Sequence[install.Record] = module.__dict__.get(install.RECORDS, ())
-            if not self.parts.are_in(module) and (lost := [x for record in records for x in record.lost(module)]):
-                raise HotswapError(replaced(lost))
+            if not self.parts.are_in(module):
+                records: Sequence[install.Record] = module.__dict__.get(install.RECORDS, ())
+                if lost := [name for record in records for name in record.lost(module)]:
+                    raise HotswapError(replaced(lost))
         if self.training is not self.evaluation:
             mixed = [path for path in self.opened if module.get_submodule(path).training is not module.training]
             if mixed:

@@ -18,7 +18,7 @@ from recipes.networks.fcn8s import FCN8s
 OP, SIZE = "ONNX", 256
 IN_ORT = ", onnxruntime"
 _BARE: dict[str, Any] = {"weights": None, "weights_backbone": None}
-_FROM_THE_IMAGE: dict[str, Any] = {"targets": "resize", "guide": "input", "guide_scale": 1.0}
+_FROM_THE_IMAGE: dict[str, Any] = {"targets": "resize_*", "guide": "input", "guide_scale": 1.0}
 # By name: the network, and what is swapped in it.
 _NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "FCN-8s (512 in fc6 and fc7)": (partial(FCN8s, hidden=512), {"targets": TARGETS, "guide": GUIDE}),

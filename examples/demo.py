@@ -64,7 +64,7 @@ def main(out: Path, steps: int) -> None:
     show(hotswap.verify(calibrated, photos.values()))
 
     console.rule("[bold]4. Its enlargements guided by the image, no convolution swapped")
-    guided = hotswap.convert(hed, "resize", "input", calibrate_on=list(photos.values()))
+    guided = hotswap.convert(hed, "resize_*", "input", calibrate_on=list(photos.values()))
     show(hotswap.status(guided))
     check(guided.state_dict().keys() == hed.state_dict().keys(), "no parameters were added")
 

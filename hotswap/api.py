@@ -51,7 +51,8 @@ def plan(
         targets: convolutions to swap: module paths, modules, `conv{stage}_{index}` aliases, globs, `re:` expressions,
             or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
             guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
-            modules, their paths, or "resize": every enlargement by 2 or more. A list may mix them.
+            modules, their paths, "resize": those that guiding helps, of scores at the end of the network (a note
+            names those it leaves); or "resize_*": every one. A list may mix them.
         guide: what steers them: a module object, its path, or its alias, for its output; "input", the image
             (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
             count as one guide with all their channels; or a mapping from targets, named in any of these ways or by

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.choices import FOOTPRINTS, FX, HOOKS
-from hotswap.targets.choose_enlargements import RESIZE, is_automatic
-from hotswap.targets.sites import find
+from hotswap.targets.plan import why_not_guided
+from hotswap.targets.sites import Site, Sites, find
+from hotswap.targets.verdicts import EVERY
 
 DEVIATION = 0.5  # mean of 1 - K at which outputs and gradients are looked at: the default
 GRADIENT_ROUNDING = 1e-4  # relative, of all parameters' gradients at guide_scale=0 in float32; in float64 ROUNDING_64
@@ -50,17 +52,33 @@ def check(network: Network, report: Report) -> None:
         BrokenPromise: the swapped network differs where it must not.
     """
     model, inputs = running(network, report)
-    sites = [site for site in find(model, inputs) if site.doubles and math.prod(site.input_size) > 1]
-    report.enlargements = len(sites)
-    if not sites:
+    sites = find(model, inputs)
+    doubling = [alias for alias, site in sites.by_alias.items() if _doubles(site) and math.prod(site.input_size) > 1]
+    report.enlargements = len(doubling)
+    if not doubling:
         raise NotApplicable("it enlarges nothing by 2 or more, but for single pixels")
     # The narrowest of those footprints that take the same; where none takes any, the refusal says why.
-    swaps = {taken: f for f in reversed(FOOTPRINTS) if any(taken := tuple(is_automatic(site, f) for site in sites))}
-    for footprint in sorted(swaps.values()) or FOOTPRINTS[:1]:
-        check_model(model, inputs, footprint, report)
+    swaps = {taken: f for f in reversed(FOOTPRINTS) if (taken := _guidable(sites, doubling, f))}
+    for aliases, footprint in sorted(swaps.items(), key=lambda swap: swap[1]) or [((EVERY,), FOOTPRINTS[0])]:
+        check_model(model, inputs, aliases, footprint, report)
 
 
-def check_model(model: nn.Module, inputs: Inputs, footprint: int, report: Report) -> None:
+def _doubles(site: Site) -> bool:
+    """Whether it enlarges by 2 or more along both axes; an odd size was rounded up when it was halved."""
+    return all(fine >= 2 * coarse - 1 for fine, coarse in zip(site.output_size, site.input_size, strict=True))
+
+
+def _guidable(sites: Sites, aliases: Sequence[str], footprint: int) -> tuple[str, ...]:
+    """Those that can be guided with a footprint."""
+    by_alias = sites.by_alias
+    return tuple(
+        alias
+        for alias in aliases
+        if by_alias[alias].why_not is None and why_not_guided(by_alias[alias].mode, footprint) is None
+    )
+
+
+def check_model(model: nn.Module, inputs: Inputs, targets: Sequence[str], footprint: int, report: Report) -> None:
     """The promises, for a network that runs; it may be left converted where one is broken.
 
     Raises:
@@ -68,7 +86,7 @@ def check_model(model: nn.Module, inputs: Inputs, footprint: int, report: Report
         BrokenPromise: the swapped network differs where it must not.
     """
     plain = Plain(model, inputs)
-    swapped = _convert(model, inputs, footprint, report)
+    swapped = _convert(model, inputs, targets, footprint, report)
     plain.check_kept(swapped)
     if footprint == min(FOOTPRINTS):
         _check_same(model, swapped, inputs, report)
@@ -77,17 +95,17 @@ def check_model(model: nn.Module, inputs: Inputs, footprint: int, report: Report
     plain.check_reverted(swapped)
 
 
-def _convert(model: nn.Module, inputs: Inputs, footprint: int, report: Report) -> nn.Module:
-    """All enlargements by 2 or more, guided by the image; or, where that cannot be, by what the refusal says can."""
+def _convert(model: nn.Module, inputs: Inputs, targets: Sequence[str], footprint: int, report: Report) -> nn.Module:
+    """These enlargements guided by the image; or, where that cannot be, by what the refusal says can."""
     options: Any = {"guide_scale": 0.0, "footprint": footprint, "example_inputs": inputs}
     try:
-        swapped = hotswap.convert(model, RESIZE, "input", **options)
+        swapped = hotswap.convert(model, targets, "input", **options)
     except hotswap.HotswapError as error:
         named = re.search(r"; '(\S+)' is fine enough", str(error))
         if named is None:
             raise
         report.notes.append(str(error).partition(";")[0])
-        swapped = hotswap.convert(model, RESIZE, named[1], **options)
+        swapped = hotswap.convert(model, targets, named[1], **options)
     plan = hotswap.status(swapped).plan
     assert plan is not None
     report.targets = tuple(resize.target_alias or resize.name for resize in plan.resizes)

@@ -27,7 +27,7 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
         multiple=True,
         metavar="NAME",
         help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:; "
-        "or an enlargement to guide: an alias such as resize_2, or resize, all by 2 or more. "
+        "or an enlargement to guide: an alias such as resize_2; resize, those of scores at the end; 'resize_*', all. "
         "Repeat for more. Default: auto, the last convolution of each of the last three stages.",
     ),
     click.option(

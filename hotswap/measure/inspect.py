@@ -11,12 +11,12 @@ from hotswap.measure.status import status
 from hotswap.network.dry_run import Call, Inputs
 from hotswap.tables import render
 from hotswap.targets.choose import automatic, why_not
-from hotswap.targets.choose_enlargements import is_automatic
 from hotswap.targets.convolution import SwappedLayer, why_not_swappable
 from hotswap.targets.lookup import Names, look_up
 from hotswap.targets.own_convolution import own_weight
 from hotswap.targets.plan import Plan, Resize, Swap, named, why_not_guided
 from hotswap.targets.sites import find
+from hotswap.targets.verdicts import factor, place, times, verdict
 from hotswap.targets.window import sliding_of
 from pac_ops.geometry import Pair
 
@@ -54,7 +54,10 @@ class ResizeInfo:
     input_size: tuple[int, int]
     output_size: tuple[int, int]
     why_no_target: str | None  # None where it can be guided
+    factor: float  # from the coarse map over all enlargements in a row
+    place: str  # "scores", "mixed ...", "features: ...", or "unknown: ..."; empty where nothing is enlarged
     automatic: bool  # whether the target "resize" takes it
+    verdict: str  # the same with its reason
     swap: Resize | None = None  # where it is swapped
 
 
@@ -97,11 +100,12 @@ class Inspection:
             enlargements = [
                 (
                     *(r.alias, named(r.path, r.call), r.mode, f"{_by(r.input_size)} -> {_by(r.output_size)}"),
-                    *("target" if r.automatic else None, r.why_no_target or "yes"),
+                    *(times(r.factor), r.place, r.verdict, r.why_no_target or "yes"),
                 )
                 for r in self.resizes
             ]
-            tables.append(render(("alias", "resizing", "mode", "size", '"resize"', "can be a target"), enlargements))
+            heads = ("alias", "resizing", "mode", "size", "factor", "place", '"resize"', "can be a target")
+            tables.append(render(heads, enlargements))
         return "\n".join([*tables, *(f"note: {note}" for note in self.notes)])
 
 
@@ -222,7 +226,10 @@ def _resizes(names: Names, plan: Plan | None, example_inputs: Inputs | None) -> 
             why_no_target=_swapped_already(swap)
             if (swap := swap_of.get(site.name))
             else site.why_not or why_not_guided(site.mode, footprint=2),
-            automatic=swap is None and is_automatic(site, footprint=2),
+            factor=factor(site),
+            place=place(site),
+            automatic=swap is None and verdict(site, footprint=2).taken,
+            verdict=str(verdict(site, footprint=2)),
             swap=swap,
         )
         for alias, site in sites.by_alias.items()

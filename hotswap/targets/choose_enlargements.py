@@ -1,6 +1,6 @@
 """Picks the enlargements among the targets, and finds their guides."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from hotswap.targets.enlargement import mode_of
 from hotswap.targets.lookup import Name, Names, shown
 from hotswap.targets.plan import Resize, why_not_guided
 from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
+from hotswap.targets.verdicts import EVERY, in_short, verdict
 
-RESIZE = "resize"  # as a target: every enlargement by 2 or more
+RESIZE = "resize"  # as a target: the enlargements that guiding helps
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ def split(
 ) -> SplitRequest:
     """Tell enlargements from convolutions in `wanted`, and in `guide` and `guide_scale` where they are mappings.
 
-    An enlargement is named by "resize" (all by 2 or more), by its alias `resize_{i}` or a pattern over these, or,
-    where it is a module, by that or its path. A pattern that matches no convolution is tried on these paths. Those
-    `known`, which are guided already, keep their names.
+    An enlargement is named by "resize" (those that guiding helps: see `verdict`), by its alias `resize_{i}` or a
+    pattern over these, or, where it is a module, by that or its path. A pattern that matches no convolution is tried
+    on these paths, and "resize_*" always. Those `known`, which are guided already, keep their names.
 
     Raises:
         HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
@@ -63,17 +64,12 @@ def split(
         else:
             convolutions.append(name)
     alone = not convolutions
-    guides, other_guides = _per_site(names, sites, "guide", guide, taken, alone=alone)
-    scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, taken, alone=alone)
+    guides, other_guides = _per_site(names, sites, "guide", guide, taken, footprint, alone=alone)
+    scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, taken, footprint, alone=alone)
     chosen = tuple(
         Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in taken
     )
     return SplitRequest(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
-
-
-def is_automatic(site: Site, footprint: int) -> bool:
-    """Whether the target "resize" takes a site."""
-    return site.doubles and site.why_not is None and why_not_guided(site.mode, footprint) is None
 
 
 def _may_enlarge(names: Names, name: Any) -> bool:
@@ -84,6 +80,8 @@ def _may_enlarge(names: Names, name: Any) -> bool:
     modules = dict(names.model.named_modules())
     if name in modules and name:
         return mode_of(modules[name]) is not None
+    if name == EVERY:
+        return True
     if is_pattern(name):
         layers = (nn.Conv2d, nn.ConvTranspose2d)
         convolutions = [path for path, m in modules.items() if isinstance(m, layers) and mode_of(m) is None]
@@ -98,10 +96,11 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
         return site.why_not or why_not_guided(site.mode, footprint)
 
     modules = dict(names.model.named_modules())
-    if isinstance(name, str) and (is_pattern(name) or (name == RESIZE and name not in modules)):
-        matched = [site for site in sites if _matches(sites, site, name)]
-        nothing = _none(sites, name, why_not)
-        return usable(str(name), matched, why_not, lambda site: site.name, nothing, notes)
+    if name == RESIZE and name not in modules:
+        return _helped(sites, footprint, notes)
+    if isinstance(name, str) and is_pattern(name):
+        matched = [site for site in sites if _matches(sites, site, name, footprint)]
+        return usable(name, matched, why_not, lambda site: site.name, "no convolution or enlargement", notes)
     site = sites.by_alias.get(name) if isinstance(name, str) else None
     if site is None:
         if isinstance(name, str) and name not in modules:
@@ -116,24 +115,33 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
     return [site]
 
 
-def _none(sites: Sites, name: Name, why_not: Callable[[Site], str | None]) -> str:
-    """A message for a target that matched nothing; "resize" leaves out enlargements by less than 2."""
-    smaller = [site for site in sites if name == RESIZE and not why_not(site)]
-    if not smaller:
-        return "no convolution or enlargement"
-    aliases = ", ".join(
-        f'"{sites.alias_of[site]}" ({_times(site.input_size)} to {_times(site.output_size)})' for site in smaller[:3]
+def _helped(sites: Sites, footprint: int, notes: list[str]) -> list[Site]:
+    """The enlargements that guiding helps; a note names those that are left.
+
+    Raises:
+        HotswapError: where there are none, with the verdict on each.
+    """
+    labels = {site: f"{sites.alias_of[site]} ({in_short(site, footprint)})" for site in sites}
+    taken = [site for site in sites if verdict(site, footprint).taken]
+    left = ", ".join(label for site, label in labels.items() if site not in taken)
+    every = f'"{EVERY}" takes all that can be guided'
+    if not taken:
+        raise HotswapError(
+            f'target "{RESIZE}" takes none of {left}: guiding features did harm where it was measured. {every}'
+            if left
+            else f'target "{RESIZE}" takes nothing, as the network enlarges no map (hotswap.inspect lists its layers)'
+        )
+    notes.append(
+        f'"{RESIZE}" takes ' + ", ".join(f"{labels[site]}: {verdict(site, footprint).reason}" for site in taken)
     )
-    return f"no enlargement by 2 or more along both axes; name one by less by its alias: {aliases}"
+    if left:
+        notes.append(f'"{RESIZE}" leaves {left}; {every}')
+    return taken
 
 
-def _times(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
-
-
-def _matches(sites: Sites, site: Site, name: Any) -> bool:
+def _matches(sites: Sites, site: Site, name: str, footprint: int) -> bool:
     if name == RESIZE:
-        return site.doubles
+        return verdict(site, footprint).taken
     keys = [sites.alias_of[site]] + ([site.path] if site.call is None else [])
     return bool(match(name, keys, {}))
 
@@ -142,25 +150,27 @@ def _matches(sites: Sites, site: Site, name: Any) -> bool:
 
 
 def _per_site(
-    names: Names, sites: Sites, what: str, value: Any, chosen: Iterable[Site], *, alone: bool
+    names: Names, sites: Sites, what: str, value: Any, chosen: Iterable[Site], footprint: int, *, alone: bool
 ) -> tuple[dict[Site, Any], Any]:
     """The value of each enlargement, and the rest of a mapping, for the convolutions."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(chosen, value), value
 
     def matched(key: Any) -> list[Site]:
-        return [site for site in chosen if _is_key(names, sites, site, key)] if _may_enlarge(names, key) else []
+        if not _may_enlarge(names, key):
+            return []
+        return [site for site in chosen if _is_key(names, sites, site, key, footprint)]
 
     labels = {site: f"{sites.alias_of[site]} ({site.name})" for site in chosen}
     return by_target(what, value, labels, matched, RESIZE, others_too=not alone)
 
 
-def _is_key(names: Names, sites: Sites, site: Site, key: Name) -> bool:
+def _is_key(names: Names, sites: Sites, site: Site, key: Name, footprint: int) -> bool:
     if isinstance(key, nn.Module):
         return site.call is None and names.model.get_submodule(site.path) is key
     if key == sites.alias_of[site] or (site.call is None and key == site.path):
         return True
-    return is_general(key, RESIZE) and _matches(sites, site, key)
+    return is_general(key, RESIZE) and _matches(sites, site, key, footprint)
 
 
 def _sources(names: Names, sites: Sites, site: Site, guide: Any) -> tuple[str, ...]:

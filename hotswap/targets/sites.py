@@ -6,8 +6,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hotswap.network.dry_run import Inputs, hookable, mode, observe, removed_afterwards
+from hotswap.network.dry_run import Inputs, hookable, mode, removed_afterwards, run_once
 from hotswap.targets.call_sites import Chain, begun, chain_here
+from hotswap.targets.dataflow import Flow, Place
 from hotswap.targets.enlargement import mode_of, why_not_enlarged
 from hotswap.targets.origins import Origins
 from hotswap.targets.plan import Resize, named
@@ -47,16 +48,12 @@ class Site:
     why_not: str | None  # None where it can be guided
     identity: Identity | None = None  # of the call; None where the module itself is meant
     at: tuple[str, ...] = ()  # the same as a plan keeps it
+    place: Place | None = None  # of an enlargement that the outputs depend on, in all its calls
 
     @property
     def name(self) -> str:
         """The site in a few words."""
         return named(self.path, self.call)
-
-    @property
-    def doubles(self) -> bool:
-        """Whether it enlarges by 2 or more along both axes; an odd size was rounded up when it was halved."""
-        return all(fine >= 2 * coarse - 1 for fine, coarse in zip(self.output_size, self.input_size, strict=True))
 
 
 @dataclass
@@ -100,7 +97,7 @@ def find(model: nn.Module, example_inputs: Inputs | None, known: Iterable[Resize
     """
     watch = _Watch(model, known)
     with mode(model, training=False), watch.hooked(), watch:  # the mode first: GraphModules may have other forwards
-        observe(model, example_inputs)
+        run_once(model, example_inputs, watch.restart, watch.flow)
     return watch.sites
 
 
@@ -125,11 +122,22 @@ class _Watch(TorchFunctionMode):
         self._running: list[_Forward] = []
         self._names: dict[nn.Module, dict[nn.Module, str]] = {}  # by module, of those inside it
         self._constants = _Constants(model)
-        self._forget()
+        self._function = ""  # what the network calls at the moment
+        self.flow = Flow(self._doing)
+        self.restart()
 
-    def _forget(self) -> None:
+    def restart(self) -> None:
+        """Forget what was seen of an attempt that failed."""
         self.sites = Sites()
         self._unmet = dict(self._numbers)
+
+    def _doing(self, operator: str) -> str:
+        """What runs at the moment: a module that has none inside, or a function in one that has."""
+        module = self._running[-1].module if self._running else None
+        path = "" if module is None else self._paths[module]
+        if module is not None and path and next(module.children(), None) is None:
+            return path
+        return f"{self._function or operator} in {path or 'the network'}"
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -150,12 +158,15 @@ class _Watch(TorchFunctionMode):
                     module.__dict__.pop("forward", None)
 
     def _followed(self, module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+        enlarges = self._modes[module] is not None and not _has_own_forward(module)
+
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
             path = self._paths[module]
             self._running.append(_Forward(module, Origins(args, kwargs)))
             try:
-                output = begun(plain, *args, **kwargs)
+                with self.flow.hidden() if enlarges else nullcontext():
+                    output = begun(plain, *args, **kwargs)
                 for key, turns in self._running[-1].turns.items():
                     self.sites.turns.setdefault((path, key), set()).add(tuple(turns))
                 return output
@@ -169,7 +180,8 @@ class _Watch(TorchFunctionMode):
             if self._name(module) is not None:
                 self._running[-1].origins.enter()
         elif self._paths[module] == "":
-            self._forget()  # what was seen of an attempt that failed
+            self.restart()
+            self.flow.begin(inputs)
             self.sites.image_size = _size(inputs[0] if inputs else None)
             self._constants.forget()  # the inputs themselves were made by functions
 
@@ -179,9 +191,14 @@ class _Watch(TorchFunctionMode):
         if self._running and (name := self._name(module)) is not None:
             self._running[-1].origins.leave(name, inputs, output)
         if (mode := self._modes[module]) is not None:
-            self._note(path, None, mode, inputs[0] if inputs else None, fine, why_not_enlarged(mode, module))
+            self._note(path, None, mode, inputs[0] if inputs else None, output, why_not_enlarged(mode, module))
         if fine is not None:  # only now, as nothing guides itself
             self.sites.sizes.setdefault(path, fine)
+        if not self._running and path == "":
+            places = self.flow.places(output)
+            self.sites.by_call |= {
+                key: replace(site, place=places.get(key)) for key, site in self.sites.by_call.items()
+            }
 
     def _name(self, module: nn.Module) -> str | None:
         """The name of a module inside the one whose forward runs; None outside it, and where hooks cannot be."""
@@ -194,19 +211,28 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note calls of F.interpolate, but for those of modules that are sites themselves."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        before, self._function = self._function, str(getattr(func, "__name__", "")).strip("_")
+        try:
+            with self.flow.hidden() if self._enlarges(func) else nullcontext():
+                result = func(*args, **kwargs)
+        finally:
+            self._function = before
         self._constants.follow(func, (args, kwargs), result)
         if not self._running:
             return result
         forward = self._running[-1]
-        if func is F.interpolate and self._modes[forward.module] is None:
+        if self._enlarges(func):
             given = bound(args, kwargs)
             mode = given["mode"]
             why_not = why_not_enlarged(mode, antialias=given["antialias"])
             named = self._identify(forward, given["input"])
-            self._note(self._paths[forward.module], named, str(mode), given["input"], _size(result), why_not)
+            self._note(self._paths[forward.module], named, str(mode), given["input"], result, why_not)
         forward.origins.follow(func, args, kwargs, result)
         return result
+
+    def _enlarges(self, func: Any) -> bool:
+        """Whether a function is an enlargement by itself, and not what a module does that is one."""
+        return func is F.interpolate and bool(self._running) and self._modes[self._running[-1].module] is None
 
     def _identify(self, forward: _Forward, given: Any) -> "_Named":
         """The number and identity of the running call of F.interpolate among its forward's."""
@@ -230,10 +256,12 @@ class _Watch(TorchFunctionMode):
         named: "_Named | None",
         mode: str,
         given: Any,
-        fine: Pair | None,
+        result: Any,
         why_not: str | None,
     ) -> None:
-        coarse = _size(given)
+        call, identity, at = named or _Named(None)
+        self.flow.enlarged((path, call), given, result)
+        coarse, fine = _size(given), _size(result)
         if coarse is None or fine is None:
             return
         if why_not is None and (fine[0] < coarse[0] or fine[1] < coarse[1] or fine == coarse):
@@ -245,7 +273,6 @@ class _Watch(TorchFunctionMode):
         sizes = (self.sites.image_size, *self.sites.sizes.values())
         if why_not is None and not any(fine_enough(size, fine) for size in sizes):
             why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
-        call, identity, at = named or _Named(None)
         self.sites.by_call.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
 
 
@@ -298,6 +325,10 @@ def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     given = _SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     return given.arguments
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    return isinstance(module, nn.Upsample) and type(module).forward is not nn.Upsample.forward
 
 
 def _size(x: Any) -> Pair | None:

@@ -28,7 +28,7 @@ def swapped(targets, guide="auto", **options):
     return hotswap.convert(network(), targets, guide, calibrate_on=[IMAGES], deviation=0.4, **options)
 
 
-@pytest.mark.parametrize("targets", ["auto", "resize"])
+@pytest.mark.parametrize("targets", ["auto", "resize_*"])
 def test_shuffled_guides_are_those_of_another_image(targets):
     model = swapped(targets, "input")
     plain, own, own_alike = network()(IMAGES), model(IMAGES), model(ALIKE)
@@ -121,7 +121,7 @@ TINY = {
             "about": "guided",
             "changes": {
                 "model": {"checkpoint": "arm:start"},
-                "swaps": [{"targets": "resize", "guide": "input"}],
+                "swaps": [{"targets": "resize_*", "guide": "input"}],
                 "calibration": {"deviation": 0.4},
             },
             "trained": False,

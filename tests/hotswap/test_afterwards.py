@@ -207,7 +207,7 @@ class Enlarged(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["fx", "hooks"])
-@pytest.mark.parametrize("targets", [["target"], ["resize"]])
+@pytest.mark.parametrize("targets", [["target"], ["resize_*"]])
 def test_tracers_are_refused_in_a_line_and_the_advice_works(targets, method, image, monkeypatch):
     if method == "hooks":
         networks.enlarge_by_hooks(monkeypatch)
@@ -248,7 +248,7 @@ class Everything(nn.Module):
 def test_what_is_built_from_a_converted_class_is_plain(method):
     """As PEFT builds a low-rank layer, `type(layer)(...)`, and others a network like one at hand, `type(network)()`."""
     image = torch.rand(1, 3, 8, 8)
-    targets = ["conv", "up", "pool", "wider", "resize"]
+    targets = ["conv", "up", "pool", "wider", "resize_*"]
     net = hotswap.convert(Everything().eval(), targets, "stem", guide_scale=0.5, method=method, example_inputs=image)
     expected = net(image)
     for path, arguments in (("conv", (8, 2, 1)), ("up", (8, 4, 3)), ("pool", (3, 2, 1)), ("wider", (None, 2.0))):

@@ -98,7 +98,7 @@ def kept(model, verb, *, fails=None):
 def test_converting_keeps_what_a_network_is(model, method, inplace):
     before, plain = State(model), type(model)
     options = {"method": method, "example_inputs": IMAGE, "guide_scale": 0.5, "inplace": inplace}
-    targets, guide = ["target", "resize"], "input"
+    targets, guide = ["target", "resize_*"], "input"
     swapped = hotswap.convert(model, targets, guide, **options)
     assert before.differences(model) == []
     assert before.differences(swapped, copied=not inplace) == []
@@ -111,7 +111,7 @@ def test_converting_keeps_what_a_network_is(model, method, inplace):
 
 
 def test_verbs_keep_a_plain_network(model, tmp_path):
-    plan = kept(model, lambda m: hotswap.plan(m, ["target", "resize"], "input", example_inputs=IMAGE))
+    plan = kept(model, lambda m: hotswap.plan(m, ["target", "resize_*"], "input", example_inputs=IMAGE))
     kept(model, lambda m: hotswap.inspect(m, IMAGE))
     kept(model, hotswap.status)
     kept(model, lambda m: hotswap.apply(m, plan, example_inputs=IMAGE))
@@ -125,7 +125,7 @@ def test_verbs_keep_a_plain_network(model, tmp_path):
 
 
 def test_verbs_keep_a_swapped_network(model, tmp_path):
-    swapped = hotswap.convert(model, ["target", "resize"], "input", example_inputs=IMAGE, calibrate_on=[IMAGE])
+    swapped = hotswap.convert(model, ["target", "resize_*"], "input", example_inputs=IMAGE, calibrate_on=[IMAGE])
     kept(swapped, lambda m: hotswap.calibrate(m, [IMAGE]))
     kept(swapped, lambda m: hotswap.verify(m, [IMAGE]))
     kept(swapped, hotswap.status)
@@ -155,6 +155,8 @@ def test_a_network_that_has_not_run_yet_is_left_to_run(lazy, inplace):
 
 @pytest.mark.parametrize("name", ["training", "nested"])
 def test_what_takes_longer_keeps_a_network_too(name, tmp_path):
-    swapped = hotswap.convert(NETWORKS[name](), ["target", "resize"], "input", guide_scale=0.5, example_inputs=IMAGE)
+    swapped = hotswap.convert(
+        NETWORKS[name](), ["target", "resize_*"], "input", guide_scale=0.5, example_inputs=IMAGE
+    )
     kept(swapped, lambda m: hotswap.export(m, tmp_path / "w.pt2", example_inputs=IMAGE, dynamic=False))
     kept(swapped, lambda m: hotswap.report(m, IMAGE, tmp_path / "w.html"))

@@ -71,9 +71,9 @@ CASES = {
     "window conserved": Case(networks.Plain, {"targets": "target", "guide": "guide", "conserve": "window"}),
     "a learned scale": Case(networks.Plain, {"targets": "target", "guide": "guide", "learn_scale": True}),
     "chosen by itself": Case(Segmenter, AUTO),
-    "enlargements": Case(Segmenter, {"targets": "resize", "guide": "input"}, ("fx",)),
-    "enlargements, wide": Case(Segmenter, {"targets": "resize", "guide": "input", "footprint": 4}, ("fx",)),
-    "both": Case(Segmenter, {"targets": ["auto", "resize"], "guide": "input", "learn_scale": True}, ("fx",)),
+    "enlargements": Case(Segmenter, {"targets": "resize_*", "guide": "input"}, ("fx",)),
+    "enlargements, wide": Case(Segmenter, {"targets": "resize_*", "guide": "input", "footprint": 4}, ("fx",)),
+    "both": Case(Segmenter, {"targets": ["auto", "resize_*"], "guide": "input", "learn_scale": True}, ("fx",)),
 }
 PAIRS = [(name, method) for name, case in CASES.items() for method in case.methods]
 every_case = pytest.mark.parametrize(("name", "method"), PAIRS)
@@ -175,7 +175,7 @@ def test_half_precision_there(name, method, dtype, gpu):
 def test_calibrated_compiled_and_moved(gpu):
     """What follows a conversion: scales from data, a graph, and the CPU again."""
     net, batches = Segmenter().eval().to(gpu), [torch.rand(SIZE, device=gpu) for _ in range(2)]
-    swapped = hotswap.convert(net, "resize", "input", calibrate_on=batches, deviation=0.4)
+    swapped = hotswap.convert(net, "resize_*", "input", calibrate_on=batches, deviation=0.4)
     assert all(abs(check.deviation - 0.4) < 0.02 for check in hotswap.verify(swapped, batches).targets)
     result = swapped(batches[0])
     torch._dynamo.reset()

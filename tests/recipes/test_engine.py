@@ -25,7 +25,10 @@ from recipes.training import Trainer
 
 ARMS = {"plain": {}, "swapped": {"swaps": [{"targets": "second", "guide": "input"}], "calibration": {"batches": 1}}}
 EVERYTHING = {
-    "swaps": [{"targets": "second", "guide": "input", "learn_scale": True}, {"targets": "resize", "guide": "input"}],
+    "swaps": [
+        {"targets": "second", "guide": "input", "learn_scale": True},
+        {"targets": "resize_*", "guide": "input"},
+    ],
     "calibration": {"deviation": 0.2, "batches": 2},
     "accumulation": 2,
     "optimiser": {"name": "sgd", "lr": 0.05, "momentum": 0.8, "factors": {"scales": 3, "head": 0.5}, "clip": 1.0},

@@ -34,7 +34,7 @@ def test_rates_over_time(schedule, unit, rates):
 @pytest.fixture(scope="module")
 def swapped():
     model = hotswap.convert(Small(), "second", "first", learn_scale=True, example_inputs=IMAGE)
-    return hotswap.convert(model, "resize", "input", learn_scale=True, example_inputs=IMAGE)
+    return hotswap.convert(model, "resize_*", "input", learn_scale=True, example_inputs=IMAGE)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Net(nn.Module):
 
 
 IMAGE = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
-EVERY = ["resize", "transposed"]
+EVERY = ["resize_*", "transposed"]
 ALIASES = ["resize_1", "resize_2", "resize_3", "resize_4", "resize_5"]
 
 

@@ -68,7 +68,7 @@ class Pooled(nn.Module):
 
 def test_a_network_with_inputs_of_its_own_loads_on_examples(tmp_path):
     x = torch.rand(1, 5, 8, 10)
-    model = hotswap.convert(Pooled(), "resize", "input", guide_scale=3.0, example_inputs=x)
+    model = hotswap.convert(Pooled(), "resize_*", "input", guide_scale=3.0, example_inputs=x)
     hotswap.save(model, tmp_path / "m.safetensors")
     with pytest.raises(HotswapError, match="no 2-D convolution"):
         hotswap.load(tmp_path / "m.safetensors", Pooled())

@@ -53,7 +53,7 @@ def test_convert_verify_calibrate_revert(here, one, other):
 
 def test_guided_enlargements_are_reverted_by_name(here):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Upsample(scale_factor=2, mode="bilinear"))
-    hotswap.save(hotswap.convert(net, "resize", "input"), "s.pt")
+    hotswap.save(hotswap.convert(net, "resize_*", "input"), "s.pt")
     assert "reverted 1 swaps: 1" in run("revert", "s.pt", "-o", "p.pt").stdout
     assert json.loads(run("revert", "s.pt", "-o", "q.pt", "--json").stdout)["targets"] == ["1"]
 
@@ -111,7 +111,7 @@ def test_a_network_of_one_size(here):
     """Every command looks at it with an image of the size that was named, or with the images it has."""
     torch.save(networks.OfOneSize().state_dict(), "one.pth")
     net, size = "networks:OfOneSize", ("--input-size", "24x32")
-    swap = ("--target", "resize", "--guide", "input", "--target", "target")
+    swap = ("--target", "resize_*", "--guide", "input", "--target", "target")
     convert = ("convert", net, "--weights", "one.pth", *swap, *size)
     result = run(*convert, "--calibrate-on", "photos", "-o", "s.pt")
     assert "not checked by a run" not in result.stdout

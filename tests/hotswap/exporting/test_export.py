@@ -45,8 +45,8 @@ class Fixed(networks.Plain):
         return super().forward(x) + torch.zeros(2, SIZE[2] // 2, SIZE[3] // 2)
 
 
-def swapped(net=None, targets=("body.target", "resize"), guide=None):
-    guide = {"body.target": "body.guide", "resize": "input"} if guide is None else guide
+def swapped(net=None, targets=("body.target", "resize_*"), guide=None):
+    guide = {"body.target": "body.guide", "resize_*": "input"} if guide is None else guide
     torch.manual_seed(0)
     net = Segmenter() if net is None else net
     return hotswap.convert(net.eval(), list(targets), guide, guide_scale=SCALE, example_inputs=torch.rand(SIZE))

@@ -138,7 +138,7 @@ def random_network(seed):
         "resize": choose.choice(["area", "area", "bilinear", "nearest"]),
         "method": choose.choice(["fx", "hooks"]),
     }
-    targets = ["target"] if kind is Convolution else ["resize"]
+    targets = ["target"] if kind is Convolution else ["resize_*"]
     swapped = hotswap.convert(net, targets, guide, example_inputs=torch.rand(2, 3, *SIZE), **options)
     return swapped, f"seed {seed}: {net}, {targets}, {guide}, {options}"
 

@@ -57,7 +57,7 @@ class Nested(nn.Module):
         return F.interpolate(y, size=x.shape[2:], mode="bilinear")
 
 
-def guided(net, targets="resize", guide="input", **options):
+def guided(net, targets="resize_*", guide="input", **options):
     torch.manual_seed(0)
     return hotswap.convert(net.eval(), targets, guide, **{"guide_scale": SCALE} | options)
 
@@ -220,7 +220,7 @@ def test_a_plan_that_catches_a_guide_where_nothing_is_is_refused(image):
 
 def test_with_convolutions_beside(image):
     """Which cannot be traced through it, and so are swapped by hooks too."""
-    converted = guided(Data(), ["second", "resize"], {"second": "first", "resize": "input"}, example_inputs=image)
+    converted = guided(Data(), ["second", "resize_*"], {"second": "first", "resize_*": "input"}, example_inputs=image)
     assert hotswap.status(converted).plan.method == "hooks"
     alone = guided(Data(), "second", "first", example_inputs=image, method="hooks")
     alone.load_state_dict(converted.state_dict())

@@ -117,7 +117,7 @@ class Defaults(Base):
 def test_an_input_with_a_default_can_guide_and_goes_by_its_name(method, image):
     net = Defaults().eval()
     options = {"guide_scale": 1.0, "example_inputs": image, "method": method}
-    converted = hotswap.convert(net, ["target", "resize"], "input", **options)
+    converted = hotswap.convert(net, ["target", "resize_*"], "input", **options)
     found = converted(image)
     assert not torch.allclose(found, net(image))
     close(converted(pixels=image), found)
@@ -172,17 +172,17 @@ class InALoop(nn.Module):
 
 @pytest.mark.parametrize("method", ["fx", "hooks"])
 def test_a_graph_for_enlargements_has_the_code_of_blocks_with_swapped_convolutions(method, image):
-    net, guides = InALoop().eval(), {"block.target": "block.stem", "resize": "block.stem"}
+    net, guides = InALoop().eval(), {"block.target": "block.stem", "resize_*": "block.stem"}
     options = {"example_inputs": image, "method": method, "guide_scale": 1.0}
-    swapped = hotswap.convert(net, ["block.target", "resize"], guides, **options)
-    one, other = (hotswap.convert(net, name, "block.stem", **options)(image) for name in ("block.target", "resize"))
+    swapped = hotswap.convert(net, ["block.target", "resize_*"], guides, **options)
+    one, other = (hotswap.convert(net, name, "block.stem", **options)(image) for name in ("block.target", "resize_*"))
     assert not torch.allclose(swapped(image), one)
     assert not torch.allclose(swapped(image), other)
     torch.testing.assert_close(hotswap.revert(swapped)(image), net(image))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize(("targets", "method"), [("target", "fx"), ("target", "hooks"), ("resize", "auto")])
+@pytest.mark.parametrize(("targets", "method"), [("target", "fx"), ("target", "hooks"), ("resize_*", "auto")])
 def test_networks_compiled_in_place_are_swapped_as_others(targets, method, inplace, image):
     options = {"guide_scale": 1.0, "example_inputs": image, "method": method}
     net = Defaults().eval()
@@ -209,10 +209,10 @@ class Around(Base):
 
 @pytest.mark.parametrize("method", ["fx", "hooks"])
 def test_a_module_around_a_guided_enlargement_guides(method, image):
-    net, guides = Around().eval(), {"target": "around", "resize": "input"}
+    net, guides = Around().eval(), {"target": "around", "resize_*": "input"}
     options = {"example_inputs": image, "guide_scale": 1.0}
-    swapped = hotswap.convert(net, ["target", "resize"], guides, method=method, **options)
-    enlarged = hotswap.convert(net.around, "resize", "input", **options)(image)
+    swapped = hotswap.convert(net, ["target", "resize_*"], guides, method=method, **options)
+    enlarged = hotswap.convert(net.around, "resize_*", "input", **options)(image)
     steered = hotswap.convert(net, "target", "around", **options)
     steered.around.register_forward_hook(lambda *_: enlarged)
     close(swapped(image), steered(image))

@@ -90,7 +90,7 @@ KINDS = {
 TARGETS = {
     "convolution": (["target"], "guide"),
     "by image": (["target"], "input"),
-    "both": (["target", "resize"], "input"),
+    "both": (["target", "resize_*"], "input"),
 }
 
 
@@ -168,7 +168,7 @@ def test_it_is_calibrated_saved_and_loaded(kind, tmp_path):
 def test_its_own_graph_is_guided():
     """So are its code, what is built on its graph, and what an interpreter makes of it."""
     model = torch.fx.symbolic_trace(Net()).eval()
-    swapped = hotswap.convert(model, ["target", "resize"], "input", guide_scale=2.0, example_inputs=IMAGE)
+    swapped = hotswap.convert(model, ["target", "resize_*"], "input", guide_scale=2.0, example_inputs=IMAGE)
     expected = out(swapped)
     assert "interpolate" in model.code
     assert "interpolate(" not in swapped.code
@@ -182,7 +182,7 @@ def test_its_own_graph_is_guided():
 @pytest.mark.parametrize("kind", ["traced", "extractor"])
 def test_an_edit_of_its_graph_is_carried_out_and_no_longer_reverted(kind):
     model = KINDS[kind]().eval()
-    swapped = hotswap.convert(model, "resize", "input", guide_scale=2.0, example_inputs=IMAGE)
+    swapped = hotswap.convert(model, "resize_*", "input", guide_scale=2.0, example_inputs=IMAGE)
     expected = out(swapped).exp()
     for graph in {id(x): x for x in vars(swapped).values() if isinstance(x, torch.fx.Graph)}.values():
         guided = next(node for node in graph.nodes if node.op == "call_module" and "hotswap" in str(node.target))
@@ -200,7 +200,7 @@ def test_an_edit_of_its_graph_is_carried_out_and_no_longer_reverted(kind):
 
 def test_a_graph_that_no_longer_guides_is_refused():
     model = torch.fx.symbolic_trace(Net()).eval()
-    swapped = hotswap.convert(model, "resize", "input", guide_scale=2.0, example_inputs=IMAGE)
+    swapped = hotswap.convert(model, "resize_*", "input", guide_scale=2.0, example_inputs=IMAGE)
     expected = out(swapped)
     with pytest.raises(hotswap.HotswapError, match="must give the swapped .* its guide"):
         swapped.graph = copy.deepcopy(model.graph)
@@ -233,7 +233,7 @@ def test_a_graph_for_each_mode_stays_with_its_mode(training):
     model = create_feature_extractor(Switching(), ["interpolate"])
     model.norm.eval()
     model.train(training)
-    swapped = hotswap.convert(model, ["target", "resize"], "input", guide_scale=0, example_inputs=IMAGE)
+    swapped = hotswap.convert(model, ["target", "resize_*"], "input", guide_scale=0, example_inputs=IMAGE)
     assert swapped.training is training
     for mode in (training, not training, training):
         model.train(mode)
@@ -294,7 +294,7 @@ class FromOnnx(nn.Module):
 
 def test_what_reads_sizes_from_its_buffers_is_exported(tmp_path):
     model = with_leaves(Net(FromOnnx()))
-    swapped = hotswap.convert(model, "resize", "input", guide_scale=2.0, example_inputs=IMAGE)
+    swapped = hotswap.convert(model, "resize_*", "input", guide_scale=2.0, example_inputs=IMAGE)
     before = dict(swapped.named_buffers())
     made = hotswap.export(swapped, tmp_path / "w.pt2", example_inputs=IMAGE)
     assert made.inputs[0] in ((1, 3, 16, 16), (1, 3, "height", "width"))  # the second with torch 2.8

@@ -154,7 +154,7 @@ def test_a_real_network_with_a_check():
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         before = net(image)
-        net = hotswap.convert(net, "resize", "input", example_inputs=image, guide_scale=0.0)
+        net = hotswap.convert(net, "resize_*", "input", example_inputs=image, guide_scale=0.0)
         torch.testing.assert_close(net(image), before, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="Wrong input shape height=66, width=64"):
         net(torch.rand(1, 3, 66, 64))

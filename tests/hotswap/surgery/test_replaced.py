@@ -114,7 +114,7 @@ def test_by_fx_targets_that_were_replaced_are_named(tmp_path, change):
 def test_enlargements_that_were_replaced_are_named():
     for method in ("fx", "hooks"):
         net = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")).eval()
-        net = hotswap.convert(net, "resize", "input", guide_scale=1.0, method=method, example_inputs=IMAGE)
+        net = hotswap.convert(net, "resize_*", "input", guide_scale=1.0, method=method, example_inputs=IMAGE)
         net(IMAGE)
         net[1] = nn.Upsample(scale_factor=2, mode="bilinear")
         with pytest.raises(hotswap.HotswapError, match="replaced since the swap: target '1'"):

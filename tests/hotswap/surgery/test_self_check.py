@@ -129,7 +129,7 @@ def notes_of(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("batches", ["list", "generator", "tuples"])
-@pytest.mark.parametrize("targets", [("target", "stem"), ("resize", "input")])
+@pytest.mark.parametrize("targets", [("target", "stem"), ("resize_*", "input")])
 def test_batches_are_the_example_where_none_is_given(batches, targets):
     other = 1 - IMAGE
     data = {

@@ -80,7 +80,7 @@ UNKNOWN = {
     "checkpoint": lambda net, x, skip: isinstance(checkpoint(F.relu, skip, use_reentrant=True), torch.Tensor),
     "as_tensor": lambda net, x, skip: isinstance(torch.as_tensor(skip), torch.Tensor),
 }
-TARGETS = {"convolution": ("target", "stem"), "enlargement": ("resize", "input")}
+TARGETS = {"convolution": ("target", "stem"), "enlargement": ("resize_*", "input")}
 
 
 def plain(ask):

@@ -245,18 +245,18 @@ ENLARGING = nn.Sequential(conv(3, stride=2), nn.Upsample(scale_factor=2, mode="b
 @pytest.mark.parametrize("verb", [hotswap.plan, hotswap.convert])
 def test_values_are_checked_whatever_the_targets(verb, values, message):
     with pytest.raises(hotswap.HotswapError, match=message):
-        verb(ENLARGING, "resize", "input", **values)
+        verb(ENLARGING, "resize_*", "input", **values)
     if values != {"kernel": "inv_1_1_fixed"}:
         with pytest.raises(hotswap.HotswapError, match=message):
             verb(VGG, **values)
     if verb is hotswap.convert and "conserve" in values:
         with pytest.raises(hotswap.HotswapError, match=message):
-            verb(ENLARGING, "resize", "input", calibrate_on=torch.rand(1, 3, 16, 16), **values)
+            verb(ENLARGING, "resize_*", "input", calibrate_on=torch.rand(1, 3, 16, 16), **values)
 
 
 def test_a_kernel_beside_enlargements_is_the_convolutions():
     both = nn.Sequential(conv(3), conv(stride=2), conv(), *ENLARGING[1:])
-    made = hotswap.plan(both, ["2", "resize"], {"2": "0", "resize": "input"}, kernel="inv_1_1_fixed")
+    made = hotswap.plan(both, ["2", "resize_*"], {"2": "0", "resize_*": "input"}, kernel="inv_1_1_fixed")
     assert [swap.kernel for swap in made.swaps + made.resizes] == ["inv_1_1_fixed", "gaussian"]
 
 

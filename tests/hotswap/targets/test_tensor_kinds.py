@@ -44,8 +44,8 @@ class Segmenter(nn.Module):
 SWAPS = {
     "convolutions": (["down.0", "down.2", "pool", "mirrored", "back"], "fine"),
     "convolutions by the image, resized": (["mirrored", "pool"], "input"),
-    "enlargements": ("resize", "input"),
-    "enlargements by features": ("resize", "fine"),
+    "enlargements": ("resize_*", "input"),
+    "enlargements by features": ("resize_*", "fine"),
 }
 
 

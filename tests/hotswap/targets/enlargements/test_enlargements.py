@@ -19,13 +19,21 @@ from hotswap.targets.enlargement import is_bilinear
 
 def test_inspect_lists_resizings_in_the_order_of_their_calls(net):
     found = hotswap.inspect(net, IMAGE)
-    listed = [(r.alias, r.path, r.call, r.mode, r.input_size, r.output_size, r.automatic) for r in found.resizes]
+    listed = [(r.alias, r.path, r.call, r.mode, r.input_size, r.output_size) for r in found.resizes]
     assert listed == [
-        ("resize_1", "block", 0, "bilinear", (3, 5), (6, 10), True),
-        ("resize_2", "block", 1, "bilinear", (6, 10), (12, 20), True),
-        ("resize_3", "up", None, "bilinear", (6, 10), (12, 20), True),
-        ("resize_4", "transposed", None, "transposed", (12, 20), (24, 40), True),
-        ("resize_5", "near", None, "nearest", (3, 5), (24, 40), False),
+        ("resize_1", "block", 0, "bilinear", (3, 5), (6, 10)),
+        ("resize_2", "block", 1, "bilinear", (6, 10), (12, 20)),
+        ("resize_3", "up", None, "bilinear", (6, 10), (12, 20)),
+        ("resize_4", "transposed", None, "transposed", (12, 20), (24, 40)),
+        ("resize_5", "near", None, "nearest", (3, 5), (24, 40)),
+    ]
+    chosen = [(r.factor, r.place, r.automatic) for r in found.resizes]
+    assert chosen == [
+        (2, "features: block.conv follows", False),
+        (2, "features: block.conv follows", False),
+        (4, "scores", True),  # a ladder with the next
+        (4, "scores", True),
+        (8, "scores", False),
     ]
     assert "reads one coarse pixel" in found.resizes[4].why_no_target
     text = str(found)
@@ -45,14 +53,15 @@ def test_inspect_shows_swapped_enlargements_by_the_names_they_had(net):
     assert list(swaps) == ["resize_1", "resize_3"]
     assert found.notes[0].startswith("2 are swapped")
     assert re.search(r"swapped already: guide input, scale [\d.]+, deviation 0\.5", found.resizes[0].why_no_target)
-    assert [r.automatic for r in found.resizes] == [False, True, False, True, False]
+    assert [r.automatic for r in found.resizes] == [False, False, False, True, False]
     json.dumps(found.to_dict())
 
 
 def test_odd_sizes_count_as_halved(net):
     odd = torch.rand(1, 3, 27, 45)
-    sizes = {r.alias: (r.input_size, r.automatic) for r in hotswap.inspect(net, odd).resizes}
-    assert sizes["resize_1"] == ((4, 6), True)  # to 7 x 12
+    sizes = {r.alias: (r.input_size, r.output_size, r.automatic) for r in hotswap.inspect(net, odd).resizes}
+    assert sizes["resize_1"] == ((4, 6), (7, 12), False)
+    assert sizes["resize_3"] == ((7, 12), (14, 24), True)
     converted = convert(net, guide_scale=0.0, example_inputs=odd)
     assert_same(run(net, odd), run(converted, odd))
 
@@ -74,7 +83,7 @@ def test_bilinear_transposed_convolutions_are_known(stride, size, groups):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("target", [*ALIASES[:4], "resize", "up", "transposed"])
+@pytest.mark.parametrize("target", [*ALIASES[:4], "resize_*", "up", "transposed"])
 def test_identical_where_k_is_1(net, target, training):
     net.train(training)
     converted = convert(net, [target], guide_scale=0.0)
@@ -109,7 +118,7 @@ def test_edges_follow_the_guide():
 
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     image = ((x - 30) ** 2 + (y - 35) ** 2 < 400).float()[None, None]
-    converted = hotswap.convert(Mask(), "resize", calibrate_on=image, deviation=0.2, example_inputs=image)
+    converted = hotswap.convert(Mask(), "resize_*", calibrate_on=image, deviation=0.2, example_inputs=image)
     before, after = ((model(image) - image).abs().mean() for model in (Mask(), converted))
     assert after < 0.5 * before
 
@@ -176,6 +185,6 @@ def test_another_size_that_is_no_enlargement_is_left_plain():
             return F.interpolate(F.avg_pool2d(image, 4), size=(20, 20), mode="bilinear")
 
     example = torch.rand(1, 3, 32, 32)
-    converted = hotswap.convert(ToSize(), "resize", guide_scale=2.0, example_inputs=example)
+    converted = hotswap.convert(ToSize(), "resize_*", guide_scale=2.0, example_inputs=example)
     large = torch.rand(1, 3, 120, 120)  # of which 30 x 30 are left
     assert torch.equal(converted(large), ToSize()(large))

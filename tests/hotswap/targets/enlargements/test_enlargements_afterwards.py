@@ -38,7 +38,7 @@ class Unpacking(nn.Module):
         return {"out": F.interpolate(self.mix(x), scale_factor=2, mode="bilinear")}
 
 
-@pytest.mark.parametrize("targets", ["resize", ["mix", "resize_2"]], ids=str)
+@pytest.mark.parametrize("targets", ["resize_*", ["mix", "resize_2"]], ids=str)
 def test_a_network_that_unpacks_what_a_part_returns(targets, way):
     torch.manual_seed(0)
     net = Unpacking().eval()
@@ -69,7 +69,7 @@ class InEvaluation(nn.Module):
 @pytest.mark.parametrize("by", ["module", "call"])
 def test_an_enlargement_in_evaluation_alone(by):
     net, x = InEvaluation(by), torch.rand(1, 3, 8, 10)
-    swapped = hotswap.convert(net, "resize", "input", guide_scale=4.0, example_inputs=x)
+    swapped = hotswap.convert(net, "resize_*", "input", guide_scale=4.0, example_inputs=x)
     torch.testing.assert_close(swapped(x), net(x), rtol=0, atol=0)
     expected = pac_ops.pacresize2d(net(x), x, scale=4.0)
     torch.testing.assert_close(swapped.eval()(x), expected)
@@ -80,21 +80,21 @@ def test_another_call_in_training_is_refused_where_code_is_rewritten(way):
     net, x = InEvaluation("another"), torch.rand(1, 3, 8, 10)
     if way == "fx":
         with pytest.raises(HotswapError, match="makes in evaluation, and in training it makes another, which would"):
-            hotswap.convert(net, "resize", "input", example_inputs=x)
+            hotswap.convert(net, "resize_*", "input", example_inputs=x)
     assert hotswap.status(net).plan is None
 
 
 def test_a_part_that_cannot_be_opened_is_left_to_hooks():
     net = Unpacking().eval()
-    traced = run(convert(copy.deepcopy(net), "resize"))
+    traced = run(convert(copy.deepcopy(net), "resize_*"))
     net.encoder.register_forward_hook(lambda *_: None)
-    converted = convert(net, "resize")
+    converted = convert(net, "resize_*")
     assert "enlargements not by fx: " in str(hotswap.status(converted))
     assert_same(run(converted), traced)
 
 
 def test_mixed_with_convolutions(net):
-    converted = convert(net, ["resize", "block.conv"], {"resize": "input", "block.conv": "b"}, guide_scale=0.0)
+    converted = convert(net, ["resize_*", "block.conv"], {"resize_*": "input", "block.conv": "b"}, guide_scale=0.0)
     assert_same(run(net), run(converted))
     assert_same(run(copy.deepcopy(net).train()), run(copy.deepcopy(converted).train()))
     plan = hotswap.status(converted).plan
@@ -143,7 +143,7 @@ def test_calibrate_verify_and_status(net):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_save_and_load(net, tmp_path, suffix):
     options = {"learn_scale": True, "calibrate_on": IMAGE, "guide_scale": "auto"}
-    converted = convert(net, ["resize", "block.conv"], {"resize": "input", "block.conv": "b"}, **options)
+    converted = convert(net, ["resize_*", "block.conv"], {"resize_*": "input", "block.conv": "b"}, **options)
     hotswap.save(converted, tmp_path / f"net{suffix}")
     loaded = hotswap.load(tmp_path / f"net{suffix}", Net()).eval()
     assert_same(run(converted), run(loaded), rtol=0, atol=0)
@@ -229,7 +229,7 @@ class Sized(nn.Module):
 @pytest.mark.parametrize("factor", [None, 2.5, (2, 2.5)])
 def test_export_with_dynamic_height_and_width(factor):
     image, auto = torch.rand(2, 3, 28, 31), torch.export.Dim.AUTO
-    converted = convert(Sized(factor).eval(), "resize", example_inputs=image)
+    converted = convert(Sized(factor).eval(), "resize_*", example_inputs=image)
     program = torch.export.export(converted, (image,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     other = torch.rand(3, 3, 40, 52)
     torch.testing.assert_close(program.module()(other), run(converted, other))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hotswap.measure.status import Status, status
     from hotswap.measure.verify import Verification, verify
     from hotswap.reporting.api import Report, report
+    from hotswap.searching.api import search
+    from hotswap.searching.result import SearchResult
     from hotswap.surgery.registry import register_concrete_args, register_leaf
     from hotswap.targets.plan import Plan, Swap
     from hotswap.targets.window import register_padding
@@ -34,6 +36,8 @@ else:
         "hotswap.measure.status": ("Status", "status"),
         "hotswap.measure.verify": ("Verification", "verify"),
         "hotswap.reporting.api": ("Report", "report"),
+        "hotswap.searching.api": ("search",),
+        "hotswap.searching.result": ("SearchResult",),
         "hotswap.surgery.registry": ("register_concrete_args", "register_leaf"),
         "hotswap.targets.plan": ("Plan", "Swap"),
         "hotswap.targets.window": ("register_padding",),
@@ -60,6 +64,7 @@ __all__ = [
     "Inspection",
     "Plan",
     "Report",
+    "SearchResult",
     "Status",
     "Swap",
     "Verification",
@@ -77,6 +82,7 @@ __all__ = [
     "report",
     "revert",
     "save",
+    "search",
     "status",
     "verify",
 ]

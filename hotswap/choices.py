@@ -11,3 +11,5 @@ LABELS, MAPS = "labels", "maps"  # how a report draws outputs
 OUTPUTS = (AUTO, LABELS, MAPS)
 ONNX, PROGRAM = "onnx", "exported-program"  # what is exported
 EXPORTS = (ONNX, PROGRAM)
+MIOU, IOU, EDGES, RMSE, EPE = "miou", "iou", "edges", "rmse", "epe"  # what a search chooses by
+METRICS = (AUTO, MIOU, IOU, EDGES, RMSE, EPE)

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from hotswap.errors import HotswapError
+from hotswap.measure.edges import near_edges
 from pac_ops.binary import labels_of, two_classes
 from recipes import config
 from recipes.datasets import Tensors
@@ -141,22 +142,6 @@ class SegmentationMeasure:
     def compute(self) -> dict[str, float]:
         """`miou`, `boundary_iou_3`, `boundary_iou_5`, each 0..1."""
         return {name: float(metric.compute()) for name, metric in self.metrics.items()}
-
-
-def near_edges(labels: Tensor, distance: int) -> Tensor:
-    """Pixels within a distance of a change of label: [B, H, W] bool. Those beside a change are at distance 1.
-
-    Distances are the larger of those along the two axes. What is ignored counts as a label, because data sets mark
-    edges by it.
-    """
-    edges = torch.zeros_like(labels, dtype=torch.bool)
-    across, down = labels[..., 1:] != labels[..., :-1], labels[..., 1:, :] != labels[..., :-1, :]
-    edges[..., 1:] |= across
-    edges[..., :-1] |= across
-    edges[..., 1:, :] |= down
-    edges[..., :-1, :] |= down
-    window = 2 * distance - 1
-    return F.max_pool2d(edges[:, None].float(), window, stride=1, padding=distance - 1)[:, 0] > 0
 
 
 def _classes(prediction: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, completion, installation, networks, options, reports, sharing
+from hotswap.cli import checkpoints, completion, installation, networks, options, reports, search, sharing
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -57,6 +57,7 @@ def _others() -> dict[str, EntryPoint]:
     epilog=examples(
         "hotswap inspect torchvision:vgg16",
         "hotswap convert torchvision:vgg16 --weights vgg16.pth -o swapped.safetensors",
+        "hotswap search mypackage.nets:segmenter --images photos --labels labels -o best.safetensors",
         "hotswap calibrate swapped.safetensors --images photos -o calibrated.safetensors",
         "hotswap verify calibrated.safetensors --images photos",
         "hotswap report calibrated.safetensors --images photos -o report.html",
@@ -81,7 +82,7 @@ def main() -> None:
     """
 
 
-for module in (networks, checkpoints, reports, sharing, installation):
+for module in (networks, search, checkpoints, reports, sharing, installation):
     for command in module.COMMANDS:
         main.add_command(command)
 completion.install()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.api import revert
-from hotswap.checkpoint.load import load_checkpoint
+from hotswap.checkpoint.load import load_checkpoint, load_weights
 from hotswap.checkpoint.read import read
 from hotswap.cli import output
 from hotswap.cli.options import ImageOptions, Size
@@ -37,6 +37,19 @@ def build(model: str, *, initialise: bool = False) -> nn.Module:
     if names.parse(model).is_factory and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (sys.path holds text)
         sys.path.insert(0, here)
     return providers.build(model, trusted=True, initialise=initialise)
+
+
+def load_plain_weights(network: nn.Module, weights: str) -> None:
+    """Load a checkpoint of the plain network, in place.
+
+    Raises:
+        HotswapError: where it does not fit, or is of a swapped network.
+    """
+    saved = read(weights)
+    if saved.metadata is not None and saved.metadata.plan is not None:
+        raise HotswapError(f"{weights!r} holds a swapped network already; `hotswap revert` it first")
+    for text in (*saved.notes, *load_weights(network, saved, mapped=True)):
+        output.note(text)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import click
 
 from hotswap.choices import FOOTPRINTS, METHODS, RESIZE_MODES
 from hotswap.cli import completion, early, options, output
-from hotswap.errors import HotswapError
 from hotswap.files import destinations
 from hotswap.files.atomic import check_readable
 from hotswap.zoo import names
@@ -135,12 +134,7 @@ def plan(
     )
 )
 @options.model_argument
-@click.option(
-    "--weights",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt. Default: a saved model's own.",
-)
+@options.weights
 @_choices
 @click.option(
     "--calibrate-on",
@@ -198,7 +192,7 @@ def convert(
     if weights is None and not (dry_run and calibrate_on is None):
         weights = providers.weights(model)
     if weights is not None:
-        _load(network, weights)
+        inputs.load_plain_weights(network, weights)
     if calibrate_on is None:
         done, converted = _carry_out(network, plan_file, prepared.input_size, given, check)
     else:
@@ -262,14 +256,3 @@ def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = 
             raise click.UsageError("--plan says what to swap: leave out --target, --guide and the other choices.")
         check_readable(plan_file)
     return given
-
-
-def _load(network: "nn.Module", weights: str) -> None:
-    from hotswap.checkpoint.load import load_weights
-    from hotswap.checkpoint.read import read
-
-    saved = read(weights)
-    if saved.metadata is not None and saved.metadata.plan is not None:
-        raise HotswapError(f"{weights!r} holds a swapped network already; `hotswap revert` it first")
-    for text in (*saved.notes, *load_weights(network, saved, mapped=True)):
-        output.note(text)

@@ -151,6 +151,12 @@ input_size = click.option(
     metavar="[[C]xH]xW",
     help="Size of the input: CxHxW, HxW or N. Default: the network's own, or 224.",
 )
+weights = click.option(
+    "--weights",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="The trained weights: .safetensors, .pt, .pth, .bin or .ckpt. Default: a saved model's own.",
+)
 own_model = click.option(
     "--model",
     metavar="MODEL",

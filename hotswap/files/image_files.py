@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import PathLike
 
+Item = TypeVar("Item")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -24,6 +26,6 @@ def find(folder: PathLike, limit: int) -> list[Path]:
     return spread(images, limit)
 
 
-def spread(files: Sequence[Path], limit: int) -> list[Path]:
-    """At most `limit` files, evenly spread over all."""
+def spread(files: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` files, or pairs of files, evenly spread over all."""
     return [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else list(files)

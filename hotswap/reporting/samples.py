@@ -58,7 +58,7 @@ def from_folder(network: nn.Module, folder: str | os.PathLike[str], form: images
 
 def from_batches(network: nn.Module, batches: Batches, limit: int, inputs: Pick | None = None) -> Samples:
     """The first `limit` images of some batches. A picture shows its smallest value black and its largest white."""
-    single = chain.from_iterable(map(_one_by_one, as_batches(network, batches, inputs)))
+    single = chain.from_iterable(map(one_by_one, as_batches(network, batches, inputs)))
     first = [next(single)]  # as_batches refuses to give none
     for arguments in single:
         first.append(arguments)
@@ -66,7 +66,7 @@ def from_batches(network: nn.Module, batches: Batches, limit: int, inputs: Pick 
             break
     more = len(first) > limit
     chosen = first[:limit]
-    items = (Sample(f"image {i}", x, _stretched(x)) for i, x in enumerate(chosen, start=1))
+    items = (Sample(f"image {i}", x, stretched(x)) for i, x in enumerate(chosen, start=1))
     return Samples(items, len(chosen), _images(len(chosen)) + (", the first of those given" if more else ""))
 
 
@@ -74,7 +74,7 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def _one_by_one(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+def one_by_one(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """Split a batch into single images: every tensor with the batch size of the first argument is split."""
     first = arguments[0] if arguments else None
     if not isinstance(first, Tensor) or first.dim() != 4:
@@ -90,7 +90,8 @@ def _part(x: Any, index: int, batch: int) -> Any:
     return x[index : index + 1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x
 
 
-def _stretched(arguments: tuple[Any, ...]) -> Pixels | None:
+def stretched(arguments: tuple[Any, ...]) -> Pixels | None:
+    """The first argument as a picture, its smallest value black and its largest white; None where it is no image."""
     first = arguments[0] if arguments else None
     if not isinstance(first, Tensor) or first.dim() != 4 or first.shape[1] not in (1, 3):
         return None

@@ -1,7 +1,6 @@
 """Readers of data files, with errors that name the file and its source."""
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 
 from hotswap.errors import HotswapError, one_line
+from hotswap.files import flo
 from hotswap.files.atomic import is_file, is_folder, is_there
 from hotswap.zoo.images import opened
 
 PathLike = str | os.PathLike[str]
-_FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float32
-_FLO_LARGEST = 100_000  # pixels along an axis; more is a damaged header
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,8 @@ def read_flo(path: PathLike, source: Source) -> Tensor:
     """
     with source.reading(path):
         raw = Path(path).read_bytes()
-    if raw[:4] != _FLO_MAGIC:
-        raise source.error(path, f"is no .flo file: it must begin with {_FLO_MAGIC!r}, got {raw[:4]!r}")
-    width, height = struct.unpack("<ii", raw[4:12]) if len(raw) >= 12 else (0, 0)
-    if not (0 < width < _FLO_LARGEST and 0 < height < _FLO_LARGEST):
-        raise source.error(path, f"is damaged: its header says {width} x {height} pixels")
-    expected = 12 + 8 * width * height
-    if len(raw) != expected:
-        raise source.error(path, f"is damaged: it must hold {expected} bytes, got {len(raw)}")
-    flow = np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2)
-    return torch.from_numpy(flow.astype(np.float32)).permute(2, 0, 1).contiguous()
+    try:
+        flow = flo.parse(raw)
+    except ValueError as error:
+        raise source.error(path, str(error)) from error
+    return torch.from_numpy(flow).permute(2, 0, 1).contiguous()

@@ -83,3 +83,25 @@ def test_its_convolutions_are_swapped(network, horses):
             swapped = hotswap.convert(network, target, last[0], guide_scale=scale, example_inputs=image)
             assert hotswap.status(swapped).plan.method == "fx"
             assert (float((swapped(image) - expected).norm() / expected.norm()) > 1e-5) is changes
+
+
+def test_a_search_says_that_it_helps_on_horses(network):
+    before = State(network)
+    result = hotswap.search(
+        network,
+        HORSES,
+        labels=HORSES / "masks",
+        class_index=HORSE,
+        input_size=(3, SIZE, SIZE),
+        mean=(0.5,),
+        std=(0.5,),
+        limit=40,
+    )
+    assert before.differences(network) == []
+    assert result.size == (SIZE, SIZE)
+    whole, near = (result.chosen.gains[name] for name in ("iou", "edges"))
+    assert whole.images == near.images == 24
+    assert result.swap
+    assert whole.better > 0.02
+    assert near.better > 0.06
+    assert result.sentence.startswith("Swap this: resize_3 with ")

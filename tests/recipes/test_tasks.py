@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hotswap.errors import HotswapError
+from hotswap.measure.edges import near_edges
 from recipes import config
 from recipes.datasets import collate
-from recipes.tasks import near_edges, predict, task
+from recipes.tasks import predict, task
 
 SEGMENTATION = task(config.Segmentation(name="segmentation"))
 

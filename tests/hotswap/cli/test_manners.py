@@ -123,6 +123,7 @@ FAILING = {  # each for want of a file, a module or a network
     ("push",): ("gone.pt", "owner/name"),
     ("report",): ("gone.pt", "--images", "photos", "-o", "out.html"),
     ("revert",): ("gone.pt", "-o", "out.pt"),
+    ("search",): ("nowhere:x", "--images", "photos", "--labels", "photos", "-o", "out.pt"),
     ("verify",): ("gone.pt",),
 }
 

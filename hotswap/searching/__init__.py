@@ -1,0 +1,1 @@
+"""Whether a swap helps on labelled images, before any training."""

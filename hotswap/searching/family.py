@@ -1,0 +1,134 @@
+"""The swaps that a search tries: enlargements guided by the image, in a few ways and strengths."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hotswap.api import convert, plan
+from hotswap.errors import HotswapError
+from hotswap.measure.compare import swapped_layers
+from hotswap.network.names import INPUT
+from hotswap.surgery import install
+from hotswap.surgery.prepare import sharing_weights
+from hotswap.targets.choose_enlargements import RESIZE
+from hotswap.targets.plan import Plan
+
+Options = Mapping[str, Any]  # arguments of hotswap.convert
+LAST = "last"  # as targets: the last of the enlargements that "resize" takes
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # times the scale at which calibration has the mean of 1 - K be 0.5
+FAMILY: tuple[Options, ...] = tuple(
+    {"targets": targets, "footprint": footprint} for targets in (RESIZE, LAST) for footprint in (2, 4)
+)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A swapped network that shares the plain one's weights, at the scales that calibration found."""
+
+    options: Options
+    network: nn.Module
+    plan: Plan
+    scales: Mapping[str, float]  # of the guide, by layer
+
+    @property
+    def targets(self) -> str:
+        """The enlargements, for people."""
+        return ", ".join(entry.target_alias or entry.name for entry in self.plan.entries)
+
+    @property
+    def text(self) -> str:
+        """The options beside the targets, for people."""
+        return _text(self.options)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure at one strength."""
+
+    structure: Structure
+    strength: float
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others, also in another run of the same search."""
+        return f"{self.structure.targets}; {self.structure.text}; {self.strength:g}"
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scale of each layer's guide."""
+        return tuple(scale * self.strength for scale in self.structure.scales.values())
+
+    def at_its_scale(self) -> nn.Module:
+        """The structure's network, with each scale of this candidate's strength."""
+        for path, layer in swapped_layers(self.structure.network).items():
+            layer.guide_scale = self.structure.scales[path] * self.strength
+        return self.structure.network
+
+
+def structures(
+    model: nn.Module, family: Sequence[Options], data: Sequence[tuple[Any, ...]]
+) -> tuple[list[Structure], list[str]]:
+    """Swap the network in every way of a family.
+
+    Args:
+        model: the plain network, which is left as it is.
+        family: arguments of `hotswap.convert`; the guide is the image where none is named.
+        data: a few inputs; scales that are not named are calibrated on them.
+
+    Returns:
+        The swapped networks, each way once, and notes on ways that cannot be.
+
+    Raises:
+        HotswapError: where none can be.
+    """
+    made: dict[tuple[Any, ...], Structure] = {}
+    notes: list[str] = []
+    refusal: HotswapError | None = None
+    for options in family:
+        given = {"guide": INPUT, "example_inputs": data[0]} | dict(options)
+        try:
+            given["targets"] = _named(model, given)
+            key = (*given["targets"], _text(options))
+            if key not in made:
+                measured: dict[str, Any] = {} if "guide_scale" in given else {"calibrate_on": data}
+                network = convert(sharing_weights(model), inplace=True, **given, **measured)
+                made[key] = _structure(options, network)
+        except HotswapError as error:
+            refusal = refusal or error
+            notes.append(f"not tried: {options.get('targets', RESIZE)}, {_text(options)} ({error})")
+    if not made:
+        raise HotswapError(f"there is nothing to try: {refusal or 'the family is empty'}")
+    return list(made.values()), notes
+
+
+def candidates(ways: Sequence[Structure]) -> list[Candidate]:
+    """Every way at every strength; a way whose scale was named has that alone."""
+    return [
+        Candidate(way, strength)
+        for way in ways
+        for strength in ((1.0,) if "guide_scale" in way.options else STRENGTHS)
+    ]
+
+
+def _named(model: nn.Module, given: dict[str, Any]) -> list[str]:
+    """The targets of a way by their aliases or paths."""
+    measured = ("guide_scale", "conserve", "deviation")
+    options = {name: value for name, value in given.items() if name not in measured}
+    if last := options.get("targets", RESIZE) == LAST:
+        options["targets"] = RESIZE
+    entries = plan(model, **{"targets": RESIZE} | options, check=False).entries
+    return [entry.target_alias or entry.target for entry in (entries[-1:] if last else entries)]
+
+
+def _structure(options: Options, network: nn.Module) -> Structure:
+    swapped = install.current_plan(network)
+    assert swapped is not None  # noqa: S101 (it was just converted)
+    scales = {path: layer.guide_scale for path, layer in swapped_layers(network).items()}
+    return Structure(options, network, swapped, scales)
+
+
+def _text(options: Options) -> str:
+    shown = {name: value for name, value in options.items() if name not in ("targets", "guide_scale")}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())

@@ -14,9 +14,10 @@ from hotswap.surgery import install
 from hotswap.surgery.prepare import sharing_weights
 from hotswap.targets.choose_enlargements import RESIZE
 from hotswap.targets.plan import Plan
+from hotswap.targets.verdicts import EVERY
 
 Options = Mapping[str, Any]  # arguments of hotswap.convert
-LAST = "last"  # as targets: the last of the enlargements that "resize" takes
+LAST = "last"  # as targets: one enlargement alone, see `_last`
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # times the scale at which calibration has the mean of 1 - K be 0.5
 FAMILY: tuple[Options, ...] = tuple(
     {"targets": targets, "footprint": footprint} for targets in (RESIZE, LAST) for footprint in (2, 4)
@@ -84,23 +85,22 @@ def structures(
         HotswapError: where none can be.
     """
     made: dict[tuple[Any, ...], Structure] = {}
-    notes: list[str] = []
-    refusal: HotswapError | None = None
+    refused: dict[str, str] = {}  # why not, and the first that it is true of
     for options in family:
-        given = {"guide": INPUT, "example_inputs": data[0]} | dict(options)
+        given = {"guide": INPUT, "targets": RESIZE, "example_inputs": data[0]} | dict(options)
         try:
-            given["targets"] = _named(model, given)
-            key = (*given["targets"], _text(options))
+            if given["targets"] == LAST:
+                given["targets"] = _last(model, given)
+            key = (*_taken(model, given), _text(options))
             if key not in made:
                 measured: dict[str, Any] = {} if "guide_scale" in given else {"calibrate_on": data}
                 network = convert(sharing_weights(model), inplace=True, **given, **measured)
                 made[key] = _structure(options, network)
         except HotswapError as error:
-            refusal = refusal or error
-            notes.append(f"not tried: {options.get('targets', RESIZE)}, {_text(options)} ({error})")
+            refused.setdefault(str(error), f"targets={options.get('targets', RESIZE)}, {_text(options)}")
     if not made:
-        raise HotswapError(f"there is nothing to try: {refusal or 'the family is empty'}")
-    return list(made.values()), notes
+        raise HotswapError(f"there is nothing to try: {next(iter(refused), 'the family is empty')}")
+    return list(made.values()), [f"not tried: {what} ({why})" for why, what in refused.items()]
 
 
 def candidates(ways: Sequence[Structure]) -> list[Candidate]:
@@ -112,14 +112,19 @@ def candidates(ways: Sequence[Structure]) -> list[Candidate]:
     ]
 
 
-def _named(model: nn.Module, given: dict[str, Any]) -> list[str]:
-    """The targets of a way by their aliases or paths."""
+def _taken(model: nn.Module, given: dict[str, Any]) -> list[str]:
+    """What would be swapped, by aliases or paths."""
     measured = ("guide_scale", "conserve", "deviation")
     options = {name: value for name, value in given.items() if name not in measured}
-    if last := options.get("targets", RESIZE) == LAST:
-        options["targets"] = RESIZE
-    entries = plan(model, **{"targets": RESIZE} | options, check=False).entries
-    return [entry.target_alias or entry.target for entry in (entries[-1:] if last else entries)]
+    return [entry.target_alias or entry.target for entry in plan(model, **options, check=False).entries]
+
+
+def _last(model: nn.Module, given: dict[str, Any]) -> str:
+    """The last of the enlargements that "resize" takes; where it takes none, of all that can be guided."""
+    try:
+        return _taken(model, given | {"targets": RESIZE})[-1]
+    except HotswapError:
+        return _taken(model, given | {"targets": EVERY})[-1]
 
 
 def _structure(options: Options, network: nn.Module) -> Structure:

@@ -81,15 +81,30 @@ def smoothing_filter(
     return torch.outer(side, side)[None, None]
 
 
-def centres(guide: Tensor, window: Window, smoothing: Tensor | None) -> Tensor:
-    """The guide at the centre of each window, smoothed where a filter is given: [B, G, H, W] -> [B, G, Ho, Wo].
+def centred_distance2d(guide: Tensor, window: Window, smoothing: Tensor | None, *, asymmetric: bool) -> Tensor:
+    """||f_j - c_i||^2, or where asymmetric ||max(f_j - c_i, 0)||^2, with c the guide smoothed by a filter, if given.
+
+    [B, G, H, W] -> [B, 1, kh, kw, Ho, Wo]. In PyTorch's own operations, for guides that are compared otherwise than
+    pixel with pixel; their gradient keeps no copy of the guide a tap, but where asymmetric.
+    """
+    padded = pad(guide.to(accumulate_dtype(guide.dtype)), window)
+    c_i = _centres(padded, window, smoothing)
+    distances = []
+    for _, _, f_j in taps(padded, window, c_i.shape[2], c_i.shape[3]):
+        seen = torch.maximum(f_j, c_i) if asymmetric else f_j
+        # Its backward holds the two arguments, a view among them, and not their difference.
+        distances.append(F.mse_loss(seen, c_i, reduction="none").sum(dim=1, keepdim=True))
+    return torch.stack(distances, dim=2).unflatten(2, window.kernel_size)
+
+
+def _centres(padded: Tensor, window: Window, smoothing: Tensor | None) -> Tensor:
+    """The guide at the centre of each window, smoothed where a filter is given: -> [B, G, Ho, Wo].
 
     The guide counts as zero outside the image, for the smoothing too.
     """
-    guide = guide.to(accumulate_dtype(guide.dtype))
     (kh, kw), (sy, sx), _, (dy, dx) = window
-    ho, wo = window.output_size(guide.shape[2], guide.shape[3])
-    padded, n = pad(guide, window), 1
+    ho, wo = window._replace(padding=(0, 0)).output_size(padded.shape[2], padded.shape[3])
+    n = 1
     if smoothing is not None:
         n = smoothing.shape[-1]
         padded = F.pad(padded, (n // 2,) * 4)
@@ -99,7 +114,7 @@ def centres(guide: Tensor, window: Window, smoothing: Tensor | None) -> Tensor:
         return near[:, :, ::sy, ::sx]
     # A sum over views, not a convolution: autocast would narrow that one.
     filtering = Window((n, n), (sy, sx))
-    weight = smoothing.to(guide.dtype)[0, 0]
+    weight = smoothing.to(padded.dtype)[0, 0]
     smooth = torch.zeros_like(near[:, :, :ho, :wo])
     for i, j, view in taps(near, filtering, ho, wo):
         smooth = smooth + weight[i, j] * view

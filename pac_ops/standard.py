@@ -29,7 +29,6 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
         "area_average2d",
         "squared_distance2d",
         "gaussian_kernel2d",
-        "centred_distance2d",
         "pacconv2d",
         "pacconv_transpose2d",
         "pacpool2d",
@@ -88,13 +87,6 @@ def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:
 
 def _gaussian_kernel2d(guide: Tensor, *window: Ints) -> Tensor:
     return torch.exp(-0.5 * _squared_distance2d(guide, *window))
-
-
-def _centred_distance2d(centre: Tensor, guide: Tensor, *window: Any) -> Tensor:
-    *sizes, asymmetric = window
-    sliding, wide = window_of(*sizes), accumulate_dtype(guide.dtype)
-    away = [f - centre.to(wide) for f in _seen(guide.to(wide), sliding)]
-    return _as_kernel([_square_length(x.clamp_min(0) if asymmetric else x) for x in away], sliding.kernel_size)
 
 
 def _pacconv2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:

@@ -10,8 +10,7 @@ from torch.fx.proxy import Proxy
 import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.targets.window import Sliding
-from pac_ops import library
-from pac_ops.adapting import centres
+from pac_ops.adapting import centred_distance2d
 from pac_ops.area import area_average2d, has_size
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Window
@@ -160,8 +159,7 @@ def shared_guides(
 
 def _distance(guide: Tensor, window: Window, *, asymmetric: bool) -> Tensor:
     if asymmetric:
-        clipped: Tensor = library.centred_distance2d(centres(guide, window, None), guide, *window, asymmetric)
-        return clipped
+        return centred_distance2d(guide, window, None, asymmetric=True)
     return pac_ops.squared_distance2d(guide, *window)
 
 

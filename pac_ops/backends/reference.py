@@ -39,27 +39,6 @@ def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> 
     return _scatter(per_tap, window, guide.shape[2], guide.shape[3]).to(guide.dtype)
 
 
-def centred_distance2d(centre: Tensor, guide: Tensor, window: Window, asymmetric: bool) -> Tensor:
-    """||f_j - c_i||^2 from given centres c, or ||max(f_j - c_i, 0)||^2 where asymmetric.
-
-    [B, G, Ho, Wo], [B, G, H, W] -> [B, 1, kh, kw, Ho, Wo].
-    """
-    wide = accumulate_dtype(guide.dtype)
-    away = all_taps(guide.to(wide), window) - centre.to(wide)[:, :, None, None]
-    return (away.clamp_min(0) if asymmetric else away).square().sum(dim=1, keepdim=True)
-
-
-def centred_distance2d_backward(
-    grad: Tensor, centre: Tensor, guide: Tensor, window: Window, asymmetric: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `centred_distance2d` with respect to centre and guide."""
-    wide = accumulate_dtype(guide.dtype)
-    away = all_taps(guide.to(wide), window) - centre.to(wide)[:, :, None, None]
-    pull = 2 * grad * (away.clamp_min(0) if asymmetric else away)
-    grad_centre = -pull.sum(dim=(2, 3))
-    return grad_centre.to(centre.dtype), _scatter(pull, window, guide.shape[2], guide.shape[3]).to(guide.dtype)
-
-
 def pacconv2d(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:

@@ -120,8 +120,7 @@ def packernel2d(
     elif smoothing is None and not function.asymmetric:
         per_tap = library.squared_distance2d(padded, *on_guide)
     else:
-        centre = adapting.centres(padded, on_guide, smoothing)
-        per_tap = library.centred_distance2d(centre, padded, *on_guide, function.asymmetric)
+        per_tap = adapting.centred_distance2d(padded, on_guide, smoothing, asymmetric=function.asymmetric)
     if channel_wise:
         per_tap = per_tap[:, 0].unflatten(0, guide.shape[:2])
     kernel = per_tap if in_one_pass else adapting.kernel_of(per_tap, function, inv_alpha, inv_lambda)

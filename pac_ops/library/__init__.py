@@ -12,7 +12,6 @@ from pac_ops.library.observers import may_split, untraced
 from pac_ops.library.operators import window_of
 
 __all__ = [
-    "centred_distance2d",
     "gaussian_kernel2d",
     "may_split",
     "pacconv2d",
@@ -30,7 +29,6 @@ gradients.register()
 
 squared_distance2d = call_of("squared_distance2d")
 gaussian_kernel2d = call_of("gaussian_kernel2d")
-centred_distance2d = call_of("centred_distance2d")
 pacconv2d = call_of("pacconv2d")
 pacconv_transpose2d = call_of("pacconv_transpose2d")
 pacpool2d = call_of("pacpool2d")

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.library import second_order
 from pac_ops.library.calls import call_of, define_gradient
-from pac_ops.library.operators import OPERATORS, Operator, window_of
+from pac_ops.library.operators import OPERATORS, Operator
 
 
 def register() -> None:
@@ -20,7 +19,6 @@ def register() -> None:
         elif operator.name in ("squared_distance2d", "resize_distance2d"):
             _register_quadratic(operator)
     _register_gaussian()
-    _register_centred()
 
 
 def _save(ctx: Any, *tensors: Tensor) -> None:
@@ -185,35 +183,3 @@ def _register_gaussian() -> None:
         return slope
 
     define_gradient("gaussian_kernel2d", setup, vjp, jvp)
-
-
-def _register_centred() -> None:
-    """Distances from given centres; they have a kink where they are asymmetric, hence `second_order`."""
-    run_backward = call_of("centred_distance2d_backward")
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        centre, guide, *ctx.options = inputs
-        _save(ctx, centre, guide)
-
-    def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return *run_backward(grad, *ctx.saved_tensors, *ctx.options), *_no_gradients(ctx.options)
-
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (centre, guide), (*window, asymmetric) = ctx.saved_tensors, ctx.options
-        along = _or_zeros(tangents[:2], (centre, guide))
-        return second_order.centred_tangent(centre, guide, along[0], along[1], window_of(*window), asymmetric)
-
-    def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.options = inputs[3:]
-
-    def backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
-        (grad, centre, guide), (*window, asymmetric) = ctx.saved_tensors, ctx.options
-        along_centre, along_guide = vectors
-        values = second_order.centred_distance2d(
-            grad, centre, guide, along_centre, along_guide, window_of(*window), asymmetric
-        )
-        return *values, *_no_gradients(ctx.options)
-
-    define_gradient("centred_distance2d", setup, vjp, jvp)
-    define_gradient("centred_distance2d_backward", backward_setup, backward_vjp, _refuse_forward_mode)

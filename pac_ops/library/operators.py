@@ -94,11 +94,6 @@ def _for_distances(guide: Tensor, *window: Ints) -> tuple[Any, ...]:
     return guide, window_of(*window)
 
 
-def _for_centred(centre: Tensor, guide: Tensor, *options: Any) -> tuple[Any, ...]:
-    *window, asymmetric = options
-    return centre, guide, window_of(*window), asymmetric
-
-
 def _for_convolution(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
 ) -> tuple[Any, ...]:
@@ -117,10 +112,6 @@ def _for_enlargement(one: Tensor, other: Tensor, *where: Any) -> tuple[Any, ...]
 def _shape_of_distances(guide: Tensor, *options: Ints) -> tuple[int, ...]:
     window, (b, _, height, width) = window_of(*options), guide.shape
     return b, 1, *window.kernel_size, *window.output_size(height, width)
-
-
-def _shape_of_centred(centre: Tensor, guide: Tensor, kernel_size: Ints, *_: Any) -> tuple[int, ...]:
-    return centre.shape[0], 1, *kernel_size, *centre.shape[2:]
 
 
 def _shape_of_enlarged_distances(guide: Tensor, coarse: Tensor, *where: Any) -> tuple[int, ...]:
@@ -142,14 +133,12 @@ def _shape_of_sums(input: Tensor, kernel: Tensor, *_: Any) -> tuple[int, ...]:
 
 
 _CONV = f"{_SLIDING}, int groups"
-_CENTRED = f"{_WINDOW}, bool asymmetric"
 _CONVOLVED = ("input", "kernel", "weight")
 _WEIGHED = ("input", "kernel")
 
 OPERATORS = (
     Operator("squared_distance2d", ("guide",), _WINDOW, _for_distances, _shape_of_distances),
     Operator("gaussian_kernel2d", ("guide",), _WINDOW, _for_distances, _shape_of_distances),
-    Operator("centred_distance2d", ("centre", "guide"), _CENTRED, _for_centred, _shape_of_centred, chosen_by=1),
     Operator("pacconv2d", _CONVOLVED, _CONV, _for_convolution, _shape_of_convolution, linear=True, bias=True),
     Operator(
         "pacconv_transpose2d", _CONVOLVED, _CONV, _for_convolution, _shape_of_transposed, linear=True, bias=True

@@ -20,18 +20,17 @@ def tensors(config, size, dtype):
     b = torch.randn(4, dtype=dtype)
     k = pac_ops.packernel2d(f, None, 3, tuple(stride), tuple(padding), dilation=tuple(dilation))[0]
     g = torch.randn(size[0], 4, *k.shape[-2:], dtype=dtype)
-    c = torch.randn(size[0], 2, *k.shape[-2:], dtype=dtype)
     over = torch.rand(size[0], 1, 3, 3, *size[1:], dtype=k.dtype)
-    return tuple(t.detach().requires_grad_() for t in (v, f, c, k, over, w, b, g))
+    return tuple(t.detach().requires_grad_() for t in (v, f, k, over, w, b, g))
 
 
 def arguments(op, config, size, dtype):
     """Example calls of a registered operator, every tensor requiring its gradient."""
-    v, f, c, k, over, w, b, g = tensors(config, size, dtype)
+    v, f, k, over, w, b, g = tensors(config, size, dtype)
     *window, groups = config
     sizes = [[3, 3], *window]
     turned = w.detach().transpose(0, 1).reshape(4, 2 // groups, 3, 3).contiguous().requires_grad_()
-    small = c.detach()[:, :, :2, :2].contiguous().requires_grad_()  # f made coarse
+    small = torch.randn(size[0], 2, 2, 2, dtype=dtype, requires_grad=True)  # f made coarse
     enlargements = [(None, False, 2), ([1.7, 1.7], True, 4)]
     enlargements = enlargements[: 1 if dtype == torch.float64 else 2]  # of 16 neighbours, gradients take too long
 
@@ -44,10 +43,6 @@ def arguments(op, config, size, dtype):
             return [(f, *sizes)]
         case "squared_distance2d_backward":
             return [(k, f, *sizes)]
-        case "centred_distance2d":
-            return [(c, f, *sizes, asymmetric) for asymmetric in (False, True)]
-        case "centred_distance2d_backward":
-            return [(k, c, f, *sizes, asymmetric) for asymmetric in (False, True)]
         case "pacconv2d":
             return [(v, k, w, b, *window, groups), (v, k, w, None, *window, groups)]
         case "pacconv2d_backward":

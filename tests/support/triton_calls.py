@@ -51,10 +51,8 @@ def calls(operator, case, dtype):
         shared = make(b, c, *image), k
     elif operator == "pacpool2d, channel-wise":
         shared = make(b, c, *image), make(b, c, *window.kernel_size, *size, dtype=torch.float32)
-    elif operator in ("squared_distance2d", "gaussian_kernel2d"):
-        shared = (make(b, g, *image),)
     else:
-        shared = make(b, g, *size), make(b, g, *image)
+        shared = (make(b, g, *image),)
     name = operator.split(",")[0]
     if name.startswith("pacconv"):
         grad = make(b, o, *size)
@@ -66,8 +64,7 @@ def calls(operator, case, dtype):
         return (name, (*shared, window)), (f"{name}_backward", (make(b, c, *size), *shared, window, (True, True)))
     if name == "gaussian_kernel2d":  # its gradient is the distance's
         return ((name, (*shared, window)),)
-    asymmetric = (operator.endswith("asymmetric"),) if name == "centred_distance2d" else ()
-    return (name, (*shared, window, *asymmetric)), (f"{name}_backward", (k, *shared, window, *asymmetric))
+    return (name, (*shared, window)), (f"{name}_backward", (k, *shared, window))
 
 
 OPERATORS = [
@@ -77,8 +74,6 @@ OPERATORS = [
     "pacpool2d, channel-wise",
     "squared_distance2d",
     "gaussian_kernel2d",
-    "centred_distance2d",
-    "centred_distance2d, asymmetric",
 ]
 
 

@@ -15,8 +15,6 @@ from pac_ops.backends.blocked.convolution import (
     pacconv_transpose2d_backward,
 )
 from pac_ops.backends.blocked.distance import (
-    centred_distance2d,
-    centred_distance2d_backward,
     gaussian_kernel2d,
     squared_distance2d,
     squared_distance2d_backward,

@@ -1,4 +1,4 @@
-"""Squared distances: between pixels once for each pair, from given centres tap by tap."""
+"""Squared distances, once for each pair of pixels."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pac_ops.backends.blocked.rows import bands, crop, tap_views
+from pac_ops.backends.blocked.rows import bands, crop
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Pair, Window, pad
 
@@ -52,43 +52,6 @@ def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> 
                 to_one += pull
                 to_other -= pull
     return crop(grad_padded, window).to(guide.dtype)
-
-
-def centred_distance2d(centre: Tensor, guide: Tensor, window: Window, asymmetric: bool) -> Tensor:
-    """See `reference.centred_distance2d`."""
-    wide = accumulate_dtype(guide.dtype)
-    padded, c_i = pad(guide.to(wide), window), centre.to(wide)
-    b, g, ho, wo = centre.shape
-    out = padded.new_empty(b, 1, *window.kernel_size, ho, wo)
-    for n in range(b):
-        for rows in bands(ho, 4 * g * wo):
-            for i, j, f_j in tap_views(padded[n], window, rows, wo):
-                away = f_j - c_i[n, :, rows]
-                if asymmetric:
-                    away.clamp_min_(0)
-                torch.sum(away.square_(), dim=0, out=out[n, 0, i, j, rows])
-    return out
-
-
-def centred_distance2d_backward(
-    grad: Tensor, centre: Tensor, guide: Tensor, window: Window, asymmetric: bool
-) -> tuple[Tensor, Tensor]:
-    """See `reference.centred_distance2d_backward`."""
-    wide = accumulate_dtype(guide.dtype)
-    padded, c_i = pad(guide.to(wide), window), centre.to(wide)
-    b, g, ho, wo = centre.shape
-    grad_padded, grad_centre = torch.zeros_like(padded), torch.zeros_like(c_i)
-    for n in range(b):
-        for rows in bands(ho, 4 * g * wo):
-            views = zip(*(tap_views(x[n], window, rows, wo) for x in (padded, grad_padded)), strict=True)
-            for (i, j, f_j), (_, _, to_f) in views:
-                away = f_j - c_i[n, :, rows]
-                if asymmetric:
-                    away.clamp_min_(0)
-                pull = away.mul_(2 * grad[n, 0, i, j, rows])
-                to_f += pull
-                grad_centre[n, :, rows] -= pull
-    return grad_centre.to(centre.dtype), crop(grad_padded, window).to(guide.dtype)
 
 
 class _Pairs(NamedTuple):

@@ -4,15 +4,10 @@ Convolution is an implicit matrix product, K applied to the taps as they are pac
 products. Pooling, depthwise convolution and enlargement (`native_resize`) go row by row; distances are computed once
 for each pair of pixels where there is a window for every pixel, else row by row. Nothing is padded or copied beyond
 what a core's cache holds. A transposed convolution is one ordinary convolution for each position modulo the stride.
-What it has no code for (gradients of distances, distances from given centres, transposed depthwise gradients) is
-`cpu`'s.
+What it has no code for (gradients of distances, transposed depthwise gradients) is `cpu`'s.
 """
 
-from pac_ops.backends.blocked.distance import (
-    centred_distance2d,
-    centred_distance2d_backward,
-    squared_distance2d_backward,
-)
+from pac_ops.backends.blocked.distance import squared_distance2d_backward
 from pac_ops.backends.native.compiled import why_not_built
 from pac_ops.backends.native.convolution import pacconv2d, pacconv2d_backward
 from pac_ops.backends.native.distance import gaussian_kernel2d, squared_distance2d

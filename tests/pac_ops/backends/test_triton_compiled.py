@@ -42,10 +42,7 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize(
     "operator",
     ["pacconv2d", "pacconv2d, depthwise", "pacpool2d, channel-wise", "squared_distance2d", OPERATORS[-1]]
-    + [
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("pacconv_transpose2d", "pacpool2d", "centred_distance2d")
-    ],
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("pacconv_transpose2d", "pacpool2d")],
 )
 def test_kernels_compile_for_a_gpu(operator, compiled, monkeypatch):
     """With the default tiles, for channels side by side; matrix products on Hopper's matrix units."""

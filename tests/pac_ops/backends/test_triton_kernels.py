@@ -85,7 +85,7 @@ def test_whole_table(operator, case, dtype):
 
 @on_device
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("operator", ["pacconv2d", "pacconv_transpose2d", "pacpool2d", "centred_distance2d"])
+@pytest.mark.parametrize("operator", ["pacconv2d", "pacconv_transpose2d", "pacpool2d", "squared_distance2d"])
 def test_any_memory_layout(operator, layout):
     case = small(channels=16, out_channels=17, height=3, width=4, kernel_size=(1, 3), padding=(0, 1))
     check(operator, case, torch.float32, layout=LAYOUTS[layout])

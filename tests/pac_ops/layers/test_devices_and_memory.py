@@ -49,8 +49,6 @@ def test_the_reference_path_stays_on_its_device():
             reference.squared_distance2d(x, window),
             reference.gaussian_kernel2d(x, window),
             reference.squared_distance2d_backward(kernel, x, window),
-            reference.centred_distance2d(centre, x, window, True),
-            *reference.centred_distance2d_backward(kernel, centre, x, window, True),
             reference.pacconv2d(x, kernel, weight, bias, window, 1),
             *reference.pacconv2d_backward(centre, x, kernel, weight, window, 1, (True,) * 3),
             reference.pacconv_transpose2d(centre, wide, weight, bias, window, 1),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, completion, installation, networks, options, reports, search, sharing
+from hotswap.cli import checkpoints, installation, networks, options, reports, search, sharing
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -85,4 +85,3 @@ def main() -> None:
 for module in (networks, search, checkpoints, reports, sharing, installation):
     for command in module.COMMANDS:
         main.add_command(command)
-completion.install()

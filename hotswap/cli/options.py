@@ -136,7 +136,7 @@ no_check = click.option(
     help="Leave out the comparison of the swapped network, at guide scale 0, with the plain one.",
 )
 CHECKPOINT_FILES = "What to write: .safetensors, .pt or .pth."
-model_argument = click.argument("model", shell_complete=completion.networks)
+model_argument = click.argument("model", shell_complete=completion.files)
 checkpoint_argument = click.argument("checkpoint", shell_complete=completion.files)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 output = writes(CHECKPOINT_FILES)
@@ -160,7 +160,7 @@ weights = click.option(
 own_model = click.option(
     "--model",
     metavar="MODEL",
-    shell_complete=completion.networks,
+    shell_complete=completion.files,
     help="The plain network, where the file does not name one of torchvision's or timm's.",
 )
 deviation = click.option(

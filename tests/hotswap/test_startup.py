@@ -71,7 +71,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
 
 
 COMPLETED = {"hotswap ": "verify", "hotswap fine": "finetune", "hotswap convert --met": "--method", "hotswap data ": "check",
-             "hotswap plan m --resize ": "nearest", "hotswap inspect timm:test_res": "test_resnet"}  # fmt: skip
+             "hotswap plan m --resize ": "nearest", "hotswap inspect my_": "file,my_"}  # fmt: skip
 
 
 def test_completion_imports_nothing_heavy(tmp_path):

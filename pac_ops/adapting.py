@@ -94,7 +94,8 @@ def centred_distance2d(guide: Tensor, window: Window, smoothing: Tensor | None, 
         seen = torch.maximum(f_j, c_i) if asymmetric else f_j
         # Its backward holds the two arguments, a view among them, and not their difference.
         distances.append(F.mse_loss(seen, c_i, reduction="none").sum(dim=1, keepdim=True))
-    return torch.stack(distances, dim=2).unflatten(2, window.kernel_size)
+    per_tap: Tensor = torch.stack(distances, dim=2).unflatten(2, window.kernel_size)
+    return per_tap
 
 
 def _centres(padded: Tensor, window: Window, smoothing: Tensor | None) -> Tensor:

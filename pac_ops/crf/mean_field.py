@@ -7,7 +7,7 @@ computed of a pixel does not depend on the bands.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from pac_ops.binary import one_channel, two_classes
 from pac_ops.crf.pairwise import PairwiseKernel
 from pac_ops.functional.convolution import pacconv2d
 from pac_ops.functional.kernel import packernel2d
-from pac_ops.geometry import Pair
+from pac_ops.geometry import Pair, Window
 
 MOST_HELD = 2**24  # elements of all K together that are made once a call: 64 MiB
 TAPS_OF_A_BAND = 2**22  # elements of K that are held at a time where there are more
@@ -86,72 +86,24 @@ def pooled_guide(feature: Tensor, blur: int) -> Tensor:
 
 def inferred(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
     """All steps: -> logQ [B, C, H, W]."""
-    if too_large(steps, unary, features):
-        return in_bands(steps, unary, features)
-    logits = unary.enlarged()
-    kernels = _adapting_kernels(steps[0], features)
-    log_q, last, scales = logits, None, []
+    in_bands = too_large(steps, unary, features)
+    parts = [_Part.of(spec, feature, in_bands) for spec, feature in zip(steps[0].specs, features, strict=True)]
+    logits = None if in_bands else unary.enlarged()
+    log_q = _channel_by_channel(unary) if logits is None else logits
+    last, terms = None, []
     for step in steps:
-        if step is not last:
-            last, scales = step, _scales(step, logits, kernels)
-        log_q = _next_log_q(step, logits, log_q, kernels, scales)
+        if step is not last:  # the steps of a PacCRF are one
+            last, terms = step, [_Term.of(step, index, part, unary) for index, part in enumerate(parts)]
+        q = F.softmax(log_q, dim=1)
+        if logits is None:
+            _next_in_place(log_q, q, step, terms, unary)
+        else:
+            log_q = weighed(logits, step.unary_weight)
+            for term in terms:
+                ((_, message),) = term.messages(pooled(q, term.part.blur))
+                log_q = log_q - term.weight * enlarged_message(message, term.part.blur, unary.size)
+        del q  # before there is the next one
     return log_q
-
-
-def _adapting_kernels(step: Step, features: Sequence[Tensor]) -> list[Tensor | None]:
-    """K of every pairwise kernel, None for `na`; they serve all steps."""
-    kernels: list[Tensor | None] = []
-    for spec, feature in zip(step.specs, features, strict=True):
-        if spec.compat_type == "na":
-            kernels.append(None)
-            continue
-        window, guide = make_window(spec.kernel_size, 1, "same", spec.dilation), pooled_guide(feature, spec.blur)
-        kernels.append(packernel2d(guide, None, window.kernel_size, 1, window.padding, dilation=window.dilation)[0])
-    return kernels
-
-
-def _scales(step: Step, unary: Tensor, kernels: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """D^-1/2 of every pairwise kernel that normalises symmetrically; it serves all steps of one set of weights.
-
-    A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
-    """
-    scales: list[Tensor | None] = []
-    for spec, messenger, kernel in zip(step.specs, step.messengers, kernels, strict=True):
-        if kernel is None or not spec.symmetric_normalization:
-            scales.append(None)
-            continue
-        inside = pooled(unary.new_ones((1, 1, *unary.shape[2:]), dtype=kernel.dtype), spec.blur)
-        inside = inside.expand(unary.shape[0], -1, -1, -1)
-        sliding: Any = (1, messenger.padding, messenger.dilation)
-        weight: Tensor = messenger.weight  # type: ignore[assignment]
-        sums = pacconv2d(inside, kernel, weight.to(kernel.dtype), None, *sliding)
-        scales.append(inverse_root(sums).to(unary.dtype))
-    return scales
-
-
-def _next_log_q(
-    step: Step, unary: Tensor, log_q: Tensor, kernels: Sequence[Tensor | None], scales: Sequence[Tensor | None]
-) -> Tensor:
-    """One mean-field step: [B, C, H, W] -> [B, C, H, W], of the two classes of a binary logit."""
-    q = F.softmax(log_q, dim=1)
-    result = weighed(unary, step.unary_weight)
-    for index, (kernel, scale) in enumerate(zip(kernels, scales, strict=True)):
-        weight: Tensor = getattr(step.pairwise_weights, str(index))
-        result = result - weight * _message(step, index, q, kernel, scale)
-    return result
-
-
-def _message(step: Step, index: int, q: Tensor, kernel: Tensor | None, scale: Tensor | None) -> Tensor:
-    spec, messenger, compat = step.specs[index], step.messengers[index], step.compat[index]
-    height, width = q.shape[2:]
-    q = pooled(q, spec.blur)
-    if scale is not None:
-        q = q * scale
-    message: Tensor = messenger(q) if kernel is None else messenger(q, None, kernel)
-    if scale is not None:
-        message = message * scale
-    message = compat(message)
-    return enlarged_message(message, spec.blur, (height, width))
 
 
 def too_large(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> bool:
@@ -167,36 +119,34 @@ def too_large(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -
     return elements > MOST_HELD
 
 
-def in_bands(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
-    """All steps: -> logQ [B, C, H, W]."""
-    b, classes = unary.logits.shape[:2]
-    guides = [pooled_guide(f, spec.blur) for spec, f in zip(steps[0].specs, features, strict=True)]
+def _channel_by_channel(unary: Unary) -> Tensor:
+    classes = unary.logits.shape[1]
+    enlarged = unary.logits.new_empty(unary.logits.shape[0], classes, *unary.size)
+    for c in range(classes):
+        enlarged[:, c : c + 1] = unary.enlarged(slice(c, c + 1))
+    return enlarged
+
+
+def _next_in_place(log_q: Tensor, q: Tensor, step: Step, terms: "Sequence[_Term]", unary: Unary) -> None:
+    """One step, where no map beside these two is held whole."""
+    b, classes = q.shape[:2]
     one_by_one = [slice(c, c + 1) for c in range(classes)]
-    log_q = unary.logits.new_empty(b, classes, *unary.size)
     for channel in one_by_one:
-        log_q[:, channel] = unary.enlarged(channel)
-    last, terms = None, []
-    for step in steps:
-        if step is not last:  # the steps of a PacCRF are one
-            last, terms = step, [_Term.of(step, index, guide, unary) for index, guide in enumerate(guides)]
-        q = F.softmax(log_q, dim=1)
+        log_q[:, channel] = weighed(unary.enlarged(channel), step.unary_weight)
+    for term in terms:
+        blur = term.part.blur
+        if blur == 1:
+            for rows, message in term.messages(q):
+                log_q[:, :, rows] -= term.weight * message
+            continue
+        small = q.new_empty(b, classes, *term.part.guide.shape[2:])
         for channel in one_by_one:
-            log_q[:, channel] = weighed(unary.enlarged(channel), step.unary_weight)
-        for term in terms:
-            if term.blur == 1:
-                for rows, message in term.messages(q):
-                    log_q[:, :, rows] -= term.weight * message
-                continue
-            small = q.new_empty(b, classes, *term.guide.shape[2:])
-            for channel in one_by_one:
-                small[:, channel] = pooled(q[:, channel], term.blur)
-            whole = torch.empty_like(small)
-            for rows, message in term.messages(small):
-                whole[:, :, rows] = message
-            for channel in one_by_one:
-                log_q[:, channel] -= term.weight * enlarged_message(whole[:, channel], term.blur, unary.size)
-        del q  # before there is the next one
-    return log_q
+            small[:, channel] = pooled(q[:, channel], blur)
+        whole = torch.empty_like(small)
+        for rows, message in term.messages(small):
+            whole[:, :, rows] = message
+        for channel in one_by_one:
+            log_q[:, channel] -= term.weight * enlarged_message(whole[:, channel], blur, unary.size)
 
 
 def enlarged_message(message: Tensor, blur: int, size: Pair) -> Tensor:
@@ -206,66 +156,98 @@ def enlarged_message(message: Tensor, blur: int, size: Pair) -> Tensor:
     return F.interpolate(message, scale_factor=float(blur), mode="bilinear")[:, :, : size[0], : size[1]]
 
 
+class _Part(NamedTuple):
+    """What a pairwise term is in all steps."""
+
+    window: Window
+    blur: int
+    steered: bool
+    guide: Tensor  # pooled
+    kernel: Tensor | None  # K of the whole image, where it is held
+    high: int | None  # rows of a band; None where there is one, the whole image
+
+    @classmethod
+    def of(cls, spec: PairwiseKernel, feature: Tensor, in_bands: bool) -> "_Part":
+        window, guide = make_window(spec.kernel_size, 1, "same", spec.dilation), pooled_guide(feature, spec.blur)
+        part = cls(window, spec.blur, spec.compat_type != "na", guide, None, None)
+        if not in_bands:
+            return part._replace(kernel=part.kernel_of(slice(None)))
+        taps = guide.shape[0] * guide.shape[3] * math.prod(window.kernel_size)  # of a row
+        return part._replace(high=max(1, TAPS_OF_A_BAND // taps))
+
+    @property
+    def padding(self) -> Pair:
+        """What remains to be put around rows of a map: a band has all of its rows."""
+        rows, columns = self.window.padding
+        return rows if self.high is None else 0, columns
+
+    @property
+    def bands(self) -> Iterator[slice]:
+        """The rows that are made at a time."""
+        height = self.guide.shape[2]
+        if self.high is None:
+            yield slice(None)
+            return
+        for first in range(0, height, self.high):
+            yield slice(first, min(first + self.high, height))
+
+    def around(self, x: Tensor, rows: slice) -> Tensor:
+        """What the windows of some rows see of a map, padded to `self.padding`."""
+        if self.high is None:
+            return x
+        reach, height = self.window.padding[0], x.shape[2]
+        near = slice(max(0, rows.start - reach), min(height, rows.stop + reach))
+        return F.pad(x[:, :, near], (0, 0, reach - (rows.start - near.start), reach - (near.stop - rows.stop)))
+
+    def kernel_of(self, rows: slice) -> Tensor | None:
+        """K of some rows; None where the guide does not steer."""
+        if self.kernel is not None or not self.steered:
+            return self.kernel
+        seen, window = self.around(self.guide, rows), self.window
+        return packernel2d(seen, None, window.kernel_size, 1, self.padding, dilation=window.dilation)[0]
+
+
 class _Term(NamedTuple):
     """A pairwise term of a step."""
 
-    messenger: Any  # a PacConv2d, or a Conv2d
+    part: _Part
+    filters: Tensor
     shared: bool
-    steered: bool
     compat: nn.Module
     weight: Tensor
-    blur: int
-    guide: Tensor  # pooled
     root: Tensor | None  # D^-1/2
 
     @classmethod
-    def of(cls, step: Step, index: int, guide: Tensor, unary: Unary) -> "_Term":
+    def of(cls, step: Step, index: int, part: _Part, unary: Unary) -> "_Term":
         spec: PairwiseKernel = step.specs[index]
         weight: Tensor = getattr(step.pairwise_weights, str(index))
-        steered = spec.compat_type != "na"
-        parts = (step.messengers[index], spec.shared, steered, step.compat[index], weight, spec.blur, guide)
-        bare = cls(*parts, root=None)
-        if not (steered and spec.symmetric_normalization):
+        filters: Tensor = step.messengers[index].weight  # type: ignore[assignment]
+        bare = cls(part, filters, spec.shared, step.compat[index], weight, root=None)
+        if not (part.steered and spec.symmetric_normalization):
             return bare
         logits = unary.logits
-        wide = torch.promote_types(guide.dtype, torch.float32)
+        wide = torch.promote_types(part.guide.dtype, torch.float32)
+        # A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
         inside = pooled(logits.new_ones(1, 1, *unary.size, dtype=wide), spec.blur).expand(logits.shape[0], -1, -1, -1)
-        root = logits.new_empty(logits.shape[0], 1, *guide.shape[2:])
-        filters = bare.messenger.weight.to(wide)
-        for rows, seen, kernel in bare.bands(inside):
-            sums = bare.sent(seen, kernel, filters)
-            root[:, :, rows] = inverse_root(sums).to(root.dtype)
-        return cls(*parts, root=root)
+        sums = bare._replace(filters=filters.to(wide)).sent(inside)
+        return bare._replace(root=torch.cat([inverse_root(x).to(logits.dtype) for _, x in sums], dim=2))
 
     def messages(self, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows, and what is sent to them."""
-        for rows, seen, kernel in self.bands(q, self.root):
-            message = self.sent(seen, kernel, self.messenger.weight)
+        for rows, message in self.sent(q):
+            yield rows, self.compat(message if self.root is None else message * self.root[:, :, rows])
+
+    def sent(self, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and what their windows' taps add up to."""
+        sliding = (1, self.part.padding, self.part.window.dilation)
+        for rows in self.part.bands:
+            seen, kernel = self.part.around(q, rows), self.part.kernel_of(rows)
             if self.root is not None:
-                message = message * self.root[:, :, rows]
-            yield rows, self.compat(message)
-
-    def sent(self, seen: Tensor, kernel: Tensor | None, weight: Tensor) -> Tensor:
-        sliding = (1, (0, self.messenger.padding[1]), self.messenger.dilation)
-        if kernel is None:
-            return F.conv2d(seen, weight, None, *sliding)
-        return pacconv2d(seen, kernel, weight, None, *sliding, shared_filters=self.shared)
-
-    def bands(self, q: Tensor, factor: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Rows, what their windows see of q, and K."""
-        b, _, height, width = q.shape
-        kernel_size, (reach, beside) = self.messenger.kernel_size, self.messenger.padding
-        high = max(1, TAPS_OF_A_BAND // (b * width * math.prod(kernel_size)))
-        for first in range(0, height, high):
-            rows = slice(first, min(first + high, height))
-            near = slice(max(0, rows.start - reach), min(height, rows.stop + reach))
-            past = (0, 0, reach - (rows.start - near.start), reach - (near.stop - rows.stop))
-            seen = q[:, :, near] if factor is None else q[:, :, near] * factor[:, :, near]
-            kernel = None
-            if self.steered:
-                around = F.pad(self.guide[:, :, near], past)
-                kernel = packernel2d(around, None, kernel_size, 1, (0, beside), dilation=self.messenger.dilation)[0]
-            yield rows, F.pad(seen, past), kernel
+                seen = seen * self.part.around(self.root, rows)
+            if kernel is None:
+                yield rows, F.conv2d(seen, self.filters, None, *sliding)
+            else:
+                yield rows, pacconv2d(seen, kernel, self.filters, None, *sliding, shared_filters=self.shared)
 
 
 def inverse_root(sums: Tensor) -> Tensor:

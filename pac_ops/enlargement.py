@@ -13,7 +13,7 @@ from pac_ops.arguments import IntOrPair, pair
 from pac_ops.geometry import Pair
 
 Factor = float | Sequence[float]
-FOOTPRINTS = (2, 4)
+FOOTPRINTS = (2, 4, 6, 8)
 _LARGEST = 2**16  # pixels a side
 
 
@@ -21,7 +21,7 @@ class Enlargement(NamedTuple):
     """Where the coarse pixels lie, as `torch.nn.functional.interpolate` takes it, and how many count along each axis.
 
     With footprint 2 neighbours and weights are those of mode="bilinear": 2 x 2 under a tent that ends at the next
-    pixel. With footprint 4 they are 4 x 4, under a tent of twice the width.
+    pixel. With footprint n they are n x n, under a tent of n/2 times the width.
 
     A factor below 2 may leave an axis as long as it was: PyTorch copies along it on the CPU, whatever the factor; on
     other devices it copies only where both axes stay as long, and else spaces the pixels as the factor says.
@@ -39,12 +39,13 @@ class Enlargement(NamedTuple):
 
     def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """Weights of these rows, [Ho, n], and columns, [Wo, n], not normalised; 0 outside the map."""
-        down, across = (self._tent(*axis) for axis in self._places(coarse, fine, device))
+        down, across = (_tent(*axis, self.footprint) for axis in self._places(coarse, fine, device))
         return down, across
 
-    def _tent(self, place: Tensor, near: Tensor, last: int) -> Tensor:
-        weight = ((place - near).abs() * (-2 / self.footprint) + 1).clamp_min(0)
-        return weight * torch.logical_and(near >= 0, near <= last)
+    def plain_weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weights of these rows and columns in mode="bilinear": 0 for all but the 2 in the middle."""
+        down, across = (_tent(*axis, 2) for axis in self._places(coarse, fine, device))
+        return down, across
 
     def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
         """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
@@ -69,6 +70,11 @@ class Enlargement(NamedTuple):
                 place = place * (1 - copied) + pixel * copied
         place = place.clamp(0, last)
         return place, place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last
+
+
+def _tent(place: Tensor, near: Tensor, last: int, footprint: int) -> Tensor:
+    weight = ((place - near).abs() * (-2 / footprint) + 1).clamp_min(0)
+    return weight * torch.logical_and(near >= 0, near <= last)
 
 
 def _stays(axis: int, coarse: Pair, fine: Pair, device: torch.device) -> int:

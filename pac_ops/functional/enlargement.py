@@ -25,6 +25,7 @@ def pacresize2d(
     coarse_guide: Tensor | None = None,
     scale: float | Tensor = 1.0,
     footprint: int = 2,
+    residual: bool = False,
 ) -> Tensor:
     """Enlarge a map bilinearly, each weight multiplied by K between the fine pixel and that coarse neighbour.
 
@@ -33,6 +34,11 @@ def pacresize2d(
     the input's size. So edges fall where the guide's do. With K = 1 (a constant guide, or scale=0) this is
     `F.interpolate`. Neighbours with w = 0 do not count at all; but infinity times a weight of 0 is
     nan, as there.
+
+    Neighbours further away, of a wider footprint, help the output to follow the guide, but their w smooth the map
+    wherever the guide is flat. `residual` takes that back: v'_i + bilinear(v)_i - sum_j w_ij v_j / sum_j w_ij, which
+    is `F.interpolate` again with K = 1, and as sharp as it in flat places; beside an edge of the guide it may
+    overshoot. With footprint 2 the two are one.
 
     Args:
         input: v, [B, C, h, w].
@@ -43,8 +49,10 @@ def pacresize2d(
         recompute_scale_factor: as in `F.interpolate`: with it, the sizes say where the coarse pixels lie.
         coarse_guide: g, [B, G, h, w]; by default the guide's area average.
         scale: s, a number or a tensor of one element.
-        footprint: 2 for the 2 x 2 neighbours of mode="bilinear"; 4 for 4 x 4 neighbours under a tent of twice the
-            width, so that a pixel may follow one further away. With K = 1 that is smoother than `F.interpolate`.
+        footprint: n, for n x n neighbours: 2, those of mode="bilinear"; 4, 6 or 8 under a tent of n/2 times the
+            width, so that a pixel may follow one further away.
+        residual: what the guide changes alone is added to mode="bilinear"; without it a footprint wider than 2 is,
+            with K = 1, smoother than `F.interpolate`. Weights may then be negative, so the input must be finite.
 
     Returns:
         [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
@@ -52,11 +60,12 @@ def pacresize2d(
     coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     if library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint):
         out = input.new_empty(*input.shape[:2], *guide.shape[2:])
-        for rows, band in bands(input, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
+        where = Enlargement(factors, align_corners, footprint)
+        for rows, band in bands(input, guide, coarse_guide, where, scale, residual):
             out[:, :, rows] = band
         return out
     distance = resize_distance2d(guide, coarse_guide, factors, align_corners, footprint)
-    kernel = resize_kernel2d(distance, (input.shape[2], input.shape[3]), factors, align_corners, scale)
+    kernel = resize_kernel2d(distance, (input.shape[2], input.shape[3]), factors, align_corners, scale, residual)
     result: Tensor = library.pacresize2d(input, kernel, factors, align_corners, footprint)
     return result
 
@@ -75,7 +84,7 @@ def resize_distance2d(
         coarse_guide: g, [B, G, h, w], no larger, of the guide's dtype or, for a half-precision guide, float32.
         scale_factor: as in `F.interpolate`, where it says where the coarse pixels lie; else None.
         align_corners: as in `F.interpolate`.
-        footprint: n, the neighbours along each axis: 2 or 4.
+        footprint: n, the neighbours along each axis: 2, 4, 6 or 8.
 
     Returns:
         [B, 1, n, n, H, W], float32 (float64 for a float64 guide).
@@ -93,6 +102,7 @@ def resize_kernel2d(
     scale_factor: Factor | None = None,
     align_corners: bool = False,
     scale: float | Tensor = 1.0,
+    residual: bool = False,
 ) -> Tensor:
     """The weight of each coarse neighbour, w_ij K_ij over their sum: a softmax of log w_ij - s^2/2 ||f_i - g_j||^2.
 
@@ -102,17 +112,20 @@ def resize_kernel2d(
         scale_factor: see `resize_distance2d`.
         align_corners: see `resize_distance2d`.
         scale: s, a number or a tensor of one element.
+        residual: see `pacresize2d`: to these weights those of mode="bilinear" are added, and w_ij over their sum is
+            taken off.
 
     Returns:
         [B, 1, n, n, H, W], float32 (float64 for float64 distances); exactly 0 where w_ij = 0.
     """
     check_tensor("distance", distance)
     if distance.dim() != 6 or distance.shape[2] not in FOOTPRINTS or distance.shape[3] != distance.shape[2]:
-        raise ValueError(f"distance must be [B, 1, n, n, H, W] with n 2 or 4, got {list(distance.shape)}")
+        sizes = ", ".join(map(str, FOOTPRINTS))
+        raise ValueError(f"distance must be [B, 1, n, n, H, W] with n one of {sizes}, got {list(distance.shape)}")
     coarse, fine = pair("input_size", input_size, 1), (distance.shape[4], distance.shape[5])
     _check_enlarges(coarse, fine)
     where = Enlargement(factors_of(scale_factor), align_corners, distance.shape[2])
-    return _weights(distance, coarse, where, scale)
+    return _weights(distance, coarse, where, scale, residual)
 
 
 def checked(
@@ -167,7 +180,7 @@ def needs_bands(guide: Tensor, coarse_guide: Tensor, footprint: int) -> bool:
 
 
 def bands(
-    input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor
+    input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor, residual: bool
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the enlargement, from the top down, and what they hold, [B, C, rows, W]."""
     coarse, (b, _, height, width) = (input.shape[2], input.shape[3]), guide.shape
@@ -176,19 +189,31 @@ def bands(
         rows = slice(first, min(first + high, height))
         here = where._replace(band=(rows.start, rows.stop, height))
         distance = choose.implementation(guide).resize_distance2d(guide[:, :, rows], coarse_guide, here)
-        kernel = _weights(distance, coarse, here, scale)
+        kernel = _weights(distance, coarse, here, scale, residual)
         yield rows, choose.implementation(input).pacresize2d(input, kernel, here)
 
 
-def _weights(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor) -> Tensor:
+def _weights(
+    distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool
+) -> Tensor:
     """See `resize_kernel2d`."""
     distance = distance.to(accumulate_dtype(distance.dtype))
     fine = (distance.shape[4], distance.shape[5])
-    weights = where.weights(coarse, fine, distance.device)
-    down, across = (w.log().to(distance.dtype).transpose(0, 1) for w in weights)  # [n, H or W]
+    weights = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
+    down, across = (w.log().to(distance.dtype) for w in weights)
     half = -0.5 * _scale(scale, distance) ** 2
     logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
-    return logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
+    kernel = logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
+    if not residual or where.footprint == 2:
+        return kernel
+    smooth = _separable(*(w / w.sum(dim=0) for w in weights))
+    plain = _separable(*(w.transpose(0, 1) for w in where.plain_weights(coarse, fine, distance.device)))
+    return kernel + (plain - smooth).to(kernel.dtype)
+
+
+def _separable(down: Tensor, across: Tensor) -> Tensor:
+    """[n, H] and [n, W] -> [n, n, H, W], their products."""
+    return down[:, None, :, None] * across[None, :, None, :]
 
 
 def _output(

@@ -1,5 +1,6 @@
 """Labels of enlarged class scores, without the enlarged scores in memory."""
 
+import itertools
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ def pacresize2d_labels(
     coarse_guide: Tensor | None = None,
     scale: float | Tensor = 1.0,
     footprint: int = 2,
+    residual: bool = False,
 ) -> Tensor:
     """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
 
@@ -42,6 +44,7 @@ def pacresize2d_labels(
         coarse_guide: see `pacresize2d`.
         scale: see `pacresize2d`.
         footprint: see `pacresize2d`.
+        residual: see `pacresize2d`.
 
     Returns:
         Labels [B, H, W], int64, which take 8 bytes a pixel: `.to(torch.uint8)` holds 256 classes.
@@ -60,20 +63,26 @@ def pacresize2d_labels(
             )
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
-    infinite = library.untraced(input) and not bool(input.isfinite().all())
-    seen = _apart(input) if infinite else input
+    where = Enlargement(factors, align_corners, footprint)
+    impossible = None
+    if library.untraced(input) and not bool(input.isfinite().all()):
+        input, impossible = _apart(input)
     if not (library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint)):
         options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": footprint}
-        scores = pacresize2d(seen, guide, scale_factor=factors, coarse_guide=coarse_guide, **options)
-        return labels_of(_together(scores) if infinite else scores)
+        options |= {"scale_factor": factors, "coarse_guide": coarse_guide}
+        scores = pacresize2d(input, guide, residual=residual, **options)
+        return labels_of(scores if impossible is None else _without(scores, pacresize2d(impossible, guide, **options)))
     labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)
-    for rows, band in bands(seen, guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale):
-        labels[:, rows] = labels_of(_together(band) if infinite else band)
+    # A residual's weights may cancel; what is impossible counts by weights that are not negative.
+    lost = () if impossible is None else bands(impossible, guide, coarse_guide, where, scale, False)
+    every_band = bands(input, guide, coarse_guide, where, scale, residual)
+    for (rows, band), more in itertools.zip_longest(every_band, lost):
+        labels[:, rows] = labels_of(band if more is None else _without(band, more[1]))
     return labels
 
 
-def _apart(scores: Tensor) -> Tensor:
-    """Finite scores, then 1 for each that is -inf: [B, C, h, w] -> [B, 2C, h, w].
+def _apart(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite scores, 0 for each that is -inf, and 1 for these.
 
     A neighbour whose weight underflows would make nan of -inf, and nan is the largest to argmax.
     """
@@ -81,10 +90,9 @@ def _apart(scores: Tensor) -> Tensor:
     possible = scores.masked_fill(impossible, 0)
     if not bool(possible.isfinite().all()):
         raise ValueError("input must be finite, or -inf where a class is impossible, got nan or +inf in it")
-    return torch.cat([possible, impossible.to(scores.dtype)], dim=1)
+    return possible, impossible.to(scores.dtype)
 
 
-def _together(enlarged: Tensor) -> Tensor:
+def _without(scores: Tensor, impossible: Tensor) -> Tensor:
     """The scores that `_apart` separated, enlarged."""
-    scores, impossible = enlarged.chunk(2, dim=1)
     return scores.masked_fill(impossible > 0, -math.inf)

@@ -37,7 +37,7 @@ def make(*shape, dtype=torch.float64, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def spelt_out(v, f, place, scale, footprint):
+def spelt_out(v, f, place, scale, footprint, residual=False):
     """The equation, pixel by pixel, in Python numbers. v: [h, w], f: [G, H, W]."""
     g = F.adaptive_avg_pool2d(f, v.shape)
     out = torch.empty(f.shape[1:], dtype=torch.float64)
@@ -58,27 +58,32 @@ def spelt_out(v, f, place, scale, footprint):
 
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
-            total = weights = 0.0
+            total = weights = smooth = flat = plain = 0.0
             for j in range(v.shape[0]):
                 for i in range(v.shape[1]):
                     reach = footprint // 2
-                    w = max(0, 1 - abs(at(0, y) - j) / reach) * max(0, 1 - abs(at(1, x) - i) / reach)
+                    down, across = abs(at(0, y) - j), abs(at(1, x) - i)
+                    w = max(0, 1 - down / reach) * max(0, 1 - across / reach)
                     d = (f[:, y, x] - g[:, j, i]).square().sum().item()
                     k = w * math.exp(-(scale**2) / 2 * d)
                     total, weights = total + k * v[j, i].item(), weights + k
-            out[y, x] = total / weights
+                    smooth, flat = smooth + w * v[j, i].item(), flat + w
+                    plain += max(0, 1 - down) * max(0, 1 - across) * v[j, i].item()
+            out[y, x] = total / weights + (plain - smooth / flat if residual else 0.0)
     return out
 
 
-@pytest.mark.parametrize("footprint", [2, 4])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("footprint", [2, 4, 8])
 @pytest.mark.parametrize("place", PLACES, ids=str)
-def test_the_equation_spelt_out(place, footprint):
+def test_the_equation_spelt_out(place, footprint, residual):
     v = make(1, 1, 3, 4)
     size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (6, 9)
     place = place if "scale_factor" in place else place | {"size": (6, 9)}
     f = make(1, 2, *size, seed=1)
-    expected = spelt_out(v[0, 0], f[0], place, 0.8, footprint)
-    torch.testing.assert_close(pacresize2d(v, f, **place, scale=0.8, footprint=footprint)[0, 0], expected)
+    expected = spelt_out(v[0, 0], f[0], place, 0.8, footprint, residual)
+    out = pacresize2d(v, f, **place, scale=0.8, footprint=footprint, residual=residual)
+    torch.testing.assert_close(out[0, 0], expected)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -89,10 +94,10 @@ def test_without_a_difference_in_the_guide_it_is_interpolate(backend, dtype, pla
     f = make(2, 4, *expected.shape[2:], dtype=dtype)
     constant = make(2, 4, 1, 1, dtype=dtype).expand_as(f)
     with pac_ops.use_backend(backend):
-        for guide, scale in ((f, 0.0), (constant, 1.0)):
-            out = pacresize2d(v, guide, **place, scale=scale)
+        for guide, scale, footprint in ((f, 0.0, 2), (constant, 1.0, 2), (f, 0.0, 4), (constant, 1.0, 6)):
+            out = pacresize2d(v, guide, **place, scale=scale, footprint=footprint, residual=True)
             assert out.dtype == dtype
-            assert_close(out, expected, dtype, f"scale {scale}")
+            assert_close(out, expected, dtype, f"scale {scale}, footprint {footprint}")
 
 
 def random_call(chance):
@@ -157,7 +162,7 @@ def test_twenty_thousand_random_calls():
     print(check_random_calls(20_000, seed=5))
 
 
-def gradients(v, f, g, s, grad, place, footprint):
+def gradients(v, f, g, s, grad, place, footprint, residual):
     leaves = {"input": v, "guide": f, "coarse": g, "scale": s}
     leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
     out = pacresize2d(
@@ -167,20 +172,21 @@ def gradients(v, f, g, s, grad, place, footprint):
         coarse_guide=leaves["coarse"],
         scale=leaves["scale"],
         footprint=footprint,
+        residual=residual,
     )
     out.backward(grad)
     return {"output": out.detach()} | {f"d{name}": x.grad for name, x in leaves.items()}
 
 
-def check(backend, dtype, place, footprint, batch, channels, guide_channels, coarse):
+def check(backend, dtype, place, footprint, batch, channels, guide_channels, coarse, residual=False):
     v = make(batch, channels, *coarse, dtype=dtype)
     size = F.interpolate(v.double(), mode="bilinear", **place).shape[2:]
     f, g = make(batch, guide_channels, *size, dtype=dtype, seed=1), make(batch, guide_channels, *coarse, dtype=dtype)
     s, grad = torch.tensor(0.7, dtype=dtype), make(batch, channels, *size, dtype=dtype, seed=2)
     with pac_ops.use_backend("reference"):
-        expected = gradients(*(x.double() for x in (v, f, g, s, grad)), place, footprint)
+        expected = gradients(*(x.double() for x in (v, f, g, s, grad)), place, footprint, residual)
     with pac_ops.use_backend(backend):
-        actual = gradients(v, f, g, s, grad, place, footprint)
+        actual = gradients(v, f, g, s, grad, place, footprint, residual)
     for name, value in actual.items():
         assert value.dtype == dtype
         # The scale's gradient is one sum over all pixels, which may cancel.
@@ -188,11 +194,11 @@ def check(backend, dtype, place, footprint, batch, channels, guide_channels, coa
         assert_close(value, expected[name], dtype, f"{backend} {name}", floor)
 
 
-@pytest.mark.parametrize("footprint", [2, 4])
+@pytest.mark.parametrize(("footprint", "residual"), [(2, False), (4, False), (6, True)])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize(("backend", "dtype"), pairs(TOLERANCE))
-def test_output_and_every_gradient(backend, dtype, place, footprint):
-    check(backend, dtype, place, footprint, 2, 3, 4, (7, 5))
+def test_output_and_every_gradient(backend, dtype, place, footprint, residual):
+    check(backend, dtype, place, footprint, 2, 3, 4, (7, 5), residual)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
@@ -209,7 +215,7 @@ def test_random_options(backend, dtype, data):
     )
     place |= {"align_corners": data.draw(st.booleans())}
     sizes = [data.draw(st.integers(0 if n == 2 else 1, 3)) for n in range(3)]
-    check(backend, dtype, place, data.draw(st.sampled_from([2, 4])), *sizes, coarse)
+    check(backend, dtype, place, data.draw(st.sampled_from([2, 4, 6, 8])), *sizes, coarse, data.draw(st.booleans()))
 
 
 @pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64]))
@@ -350,7 +356,7 @@ def test_autocast_and_copies():
         ({"scale_factor": 0.5}, ValueError, "scale_factor must be at least 1, got 0.5"),
         ({"scale_factor": "2"}, TypeError, "scale_factor must be a number or a pair of numbers, got '2'"),
         ({"recompute_scale_factor": True}, ValueError, "recompute_scale_factor must be False without"),
-        ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, got 3"),
+        ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, 6, 8, got 3"),
         ({"scale": torch.ones(2)}, ValueError, r"scale must be a number or a tensor of one element, got \[2\]"),
         (
             {"coarse_guide": torch.zeros(2, 2, 5, 5)},

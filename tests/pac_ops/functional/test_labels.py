@@ -29,7 +29,8 @@ def call(draw, dtype):
     by_factor = draw.random() < 0.5
     size = (int(h * factor), int(w * factor)) if by_factor else (draw.randint(h, 6 * h), draw.randint(w, 6 * w))
     options = {"scale_factor": factor} if by_factor else {"size": size}
-    options |= {"footprint": draw.choice((2, 4)), "align_corners": draw.random() < 0.3}
+    options |= {"footprint": draw.choice((2, 4, 6)), "residual": draw.random() < 0.5}
+    options |= {"align_corners": draw.random() < 0.3}
     options |= {"scale": draw.choice((0.0, 2.0, torch.tensor(9.0)))}
     band = draw.choice((1, 3, 7)) * batch * size[1] * options["footprint"] ** 2
     return (scores.to(dtype), torch.rand(batch, 3, *size).to(dtype)), options, band
@@ -84,16 +85,18 @@ def test_refuses_a_gradient(name):
         assert pacresize2d_labels(**tensors).dtype == torch.int64
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("footprint", [2, 4])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_impossible_class_is_never_chosen(footprint, channels, monkeypatch):
+def test_an_impossible_class_is_never_chosen(footprint, channels, residual, monkeypatch):
     """Also where a neighbour's weight underflows, which makes nan of -inf in the scores."""
     scores, image = torch.randn(1, channels, 5, 6), torch.rand(1, 3, 17, 23)
     scores[:, -1, 1:3, 2:] = -math.inf
     options = {"scale": 60.0, "footprint": footprint}
     assert pacresize2d(scores, image, **options).isnan().any()
-    # The oracle: scores that are finite, and the weight of what is impossible, in doubles.
     lost = pacresize2d((scores == -math.inf).double(), image, **options) > 0
+    options |= {"residual": residual}
+    # The oracle: scores that are finite, and the weight of what is impossible, in doubles.
     possible = pacresize2d(scores.double().masked_fill(scores == -math.inf, 0), image, **options)
     expected = labelled(possible.masked_fill(lost, -math.inf))
     assert torch.equal(pacresize2d_labels(scores, image, **options), expected)

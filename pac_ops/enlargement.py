@@ -31,11 +31,13 @@ class Enlargement(NamedTuple):
     align_corners: bool
     footprint: int
     band: Sequence[int] | None = None  # the fine rows at hand: the first, the one after the last, of how many
+    held: Sequence[int] | None = None  # the coarse rows at hand, likewise; where `band` is not None
 
     def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours; at the border one is repeated."""
         (_, rows, last), (_, columns, end) = self._places(coarse, fine, device)
-        return rows.clamp(0, last).long(), columns.clamp(0, end).long()
+        above = 0 if self.held is None else self.held[0]
+        return rows.clamp(0, last).long() - above, columns.clamp(0, end).long()
 
     def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """Weights of these rows, [Ho, n], and columns, [Wo, n], not normalised; 0 outside the map."""
@@ -47,11 +49,30 @@ class Enlargement(NamedTuple):
         down, across = (_tent(*axis, 2) for axis in self._places(coarse, fine, device))
         return down, across
 
+    def steps(self, coarse: Pair, fine: Pair, count: int) -> list[tuple[Pair, "Enlargement"]]:
+        """The output size of each of `count` steps, and the step: the first by what is left, the others by 2."""
+        sizes = [fine]
+        for _ in range(count - 1):
+            rows, columns = (self._halved(n, least) for n, least in zip(sizes[0], coarse, strict=True))
+            sizes.insert(0, (rows, columns))
+        factors = self.scale_factor
+        if factors is not None:  # the first step's pixels lie as the last one's, over the same area
+            factors = [factor * (n / after) for factor, n, after in zip(factors, sizes[0], fine, strict=True)]
+        first, later = self._replace(scale_factor=factors), self._replace(scale_factor=None)
+        return [(size, later if index else first) for index, size in enumerate(sizes)]
+
+    def _halved(self, n: int, least: int) -> int:
+        halved = n // 2 + 1 if self.align_corners else (n + 1) // 2  # 2n - 1 from n with the corners aligned
+        larger: Any = torch.sym_max(halved, least)
+        at_least: int = larger
+        return at_least
+
     def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
         """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
         if self.band is None:
             return [self._axis(axis, coarse, fine, device) for axis in (0, 1)]
         first, after, height = self.band
+        coarse = coarse if self.held is None else (self.held[2], coarse[1])
         (place, near, last), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
         return [(place[first:after], near[first:after], last), across]
 

@@ -1,18 +1,15 @@
 """Guided enlargement as functions."""
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 from pac_ops import library
 from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
-from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of
+from pac_ops.functional.steps import guided_chain
+from pac_ops.functional.weights import guided_weights
 from pac_ops.geometry import Pair
-
-TAPS_OF_A_BAND = 2**19  # weights of neighbours that are held at a time, where nothing is recorded: 2 MiB stay near
 
 
 def pacresize2d(
@@ -26,6 +23,7 @@ def pacresize2d(
     scale: float | Tensor = 1.0,
     footprint: int = 2,
     residual: bool = False,
+    steps: int = 1,
 ) -> Tensor:
     """Enlarge a map bilinearly, each weight multiplied by K between the fine pixel and that coarse neighbour.
 
@@ -40,6 +38,10 @@ def pacresize2d(
     is `F.interpolate` again with K = 1, and as sharp as it in flat places; beside an edge of the guide it may
     overshoot. With footprint 2 the two are one.
 
+    In `steps` an enlargement by 2^steps is as many by 2, each with the guide at its size, so that a pixel follows
+    what was sharpened before it. To a residual the difference of mode="bilinear" at once and in steps is added, and
+    with K = 1 it is `F.interpolate` again.
+
     Args:
         input: v, [B, C, h, w].
         guide: f, [B, G, H, W], of the output's size; any G, any floating dtype.
@@ -53,21 +55,22 @@ def pacresize2d(
             width, so that a pixel may follow one further away.
         residual: what the guide changes alone is added to mode="bilinear"; without it a footprint wider than 2 is,
             with K = 1, smoother than `F.interpolate`. Weights may then be negative, so the input must be finite.
+        steps: how many; all but the first enlarge by 2, the first by what is left.
 
     Returns:
         [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
     """
-    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
-    if library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint):
-        out = input.new_empty(*input.shape[:2], *guide.shape[2:])
-        where = Enlargement(factors, align_corners, footprint)
-        for rows, band in bands(input, guide, coarse_guide, where, scale, residual):
-            out[:, :, rows] = band
-        return out
-    distance = resize_distance2d(guide, coarse_guide, factors, align_corners, footprint)
-    kernel = resize_kernel2d(distance, (input.shape[2], input.shape[3]), factors, align_corners, scale, residual)
-    result: Tensor = library.pacresize2d(input, kernel, factors, align_corners, footprint)
-    return result
+    coarse_guide, factors = checked(
+        input, guide, size, scale_factor, recompute_scale_factor, coarse_guide, footprint, steps
+    )
+    where = Enlargement(factors, align_corners, footprint)
+    chain = guided_chain(guide, coarse_guide, where, scale, residual, steps)
+    if not (library.may_split(input, guide, coarse_guide, scale) and chain.needs_bands):
+        return chain.whole(input)
+    out = input.new_empty(*input.shape[:2], *guide.shape[2:])
+    for rows, band in chain.bands(input):
+        out[:, :, rows] = band
+    return out
 
 
 def resize_distance2d(
@@ -125,7 +128,7 @@ def resize_kernel2d(
     coarse, fine = pair("input_size", input_size, 1), (distance.shape[4], distance.shape[5])
     _check_enlarges(coarse, fine)
     where = Enlargement(factors_of(scale_factor), align_corners, distance.shape[2])
-    return _weights(distance, coarse, where, scale, residual)
+    return guided_weights(distance, coarse, where, scale, residual)
 
 
 def checked(
@@ -135,10 +138,14 @@ def checked(
     scale_factor: Factor | None,
     recompute: bool,
     coarse_guide: Tensor | None,
+    footprint: int,
+    steps: int,
 ) -> tuple[Tensor, tuple[float, float] | None]:
     """The coarse guide, and the factors where they, rather than the sizes, say where the coarse pixels lie."""
     check_image("input", input)
     check_image("guide", guide)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a number of at least 1, got {steps!r}")
     coarse = (input.shape[2], input.shape[3])
     fine, factors = _output(coarse, guide, size, scale_factor, recompute)
     if guide.shape[0] != input.shape[0] or (guide.shape[2], guide.shape[3]) != fine:
@@ -153,6 +160,7 @@ def checked(
         raise ValueError(
             f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
         )
+    _check_guides(guide, coarse_guide, footprint)
     return coarse_guide, factors
 
 
@@ -173,49 +181,6 @@ def _check_guides(guide: Tensor, coarse_guide: Tensor, footprint: int) -> None:
         raise ValueError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {footprint!r}")
 
 
-def needs_bands(guide: Tensor, coarse_guide: Tensor, footprint: int) -> bool:
-    """Whether there are more pixels than one band has."""
-    _check_guides(guide, coarse_guide, footprint)
-    return guide.shape[0] * guide.shape[2] * guide.shape[3] * footprint**2 > TAPS_OF_A_BAND
-
-
-def bands(
-    input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor, residual: bool
-) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the enlargement, from the top down, and what they hold, [B, C, rows, W]."""
-    coarse, (b, _, height, width) = (input.shape[2], input.shape[3]), guide.shape
-    high = max(1, TAPS_OF_A_BAND // (b * width * where.footprint**2))
-    for first in range(0, height, high):
-        rows = slice(first, min(first + high, height))
-        here = where._replace(band=(rows.start, rows.stop, height))
-        distance = choose.implementation(guide).resize_distance2d(guide[:, :, rows], coarse_guide, here)
-        kernel = _weights(distance, coarse, here, scale, residual)
-        yield rows, choose.implementation(input).pacresize2d(input, kernel, here)
-
-
-def _weights(
-    distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool
-) -> Tensor:
-    """See `resize_kernel2d`."""
-    distance = distance.to(accumulate_dtype(distance.dtype))
-    fine = (distance.shape[4], distance.shape[5])
-    weights = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
-    down, across = (w.log().to(distance.dtype) for w in weights)
-    half = -0.5 * _scale(scale, distance) ** 2
-    logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
-    kernel = logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
-    if not residual or where.footprint == 2:
-        return kernel
-    smooth = _separable(*(w / w.sum(dim=0) for w in weights))
-    plain = _separable(*(w.transpose(0, 1) for w in where.plain_weights(coarse, fine, distance.device)))
-    return kernel + (plain - smooth).to(kernel.dtype)
-
-
-def _separable(down: Tensor, across: Tensor) -> Tensor:
-    """[n, H] and [n, W] -> [n, n, H, W], their products."""
-    return down[:, None, :, None] * across[None, :, None, :]
-
-
 def _output(
     coarse: Pair, guide: Tensor, size: IntOrPair | None, scale_factor: Factor | None, recompute: bool
 ) -> tuple[Pair, tuple[float, float] | None]:
@@ -229,16 +194,6 @@ def _output(
         fine = (guide.shape[2], guide.shape[3]) if size is None else pair("size", size, 1)
         return fine, None
     return enlarged_size(coarse, None, factors), None if recompute else factors
-
-
-def _scale(scale: float | Tensor, distance: Tensor) -> float | Tensor:
-    if not isinstance(scale, Tensor):
-        return scale
-    check_tensor("scale", scale)
-    check_devices(distance.device, {"scale": scale}, "guide")
-    if scale.numel() != 1:
-        raise ValueError(f"scale must be a number or a tensor of one element, got {list(scale.shape)}")
-    return scale.to(accumulate_dtype(distance.dtype)).reshape(())
 
 
 def _check_enlarges(coarse: Pair, fine: Pair) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,8 @@ from pac_ops import library
 from pac_ops.arguments import IntOrPair
 from pac_ops.binary import labels_of
 from pac_ops.enlargement import Enlargement, Factor
-from pac_ops.functional.enlargement import bands, checked, needs_bands, pacresize2d
+from pac_ops.functional.enlargement import checked
+from pac_ops.functional.steps import guided_chain
 
 
 def pacresize2d_labels(
@@ -25,6 +25,7 @@ def pacresize2d_labels(
     scale: float | Tensor = 1.0,
     footprint: int = 2,
     residual: bool = False,
+    steps: int = 1,
 ) -> Tensor:
     """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
 
@@ -45,6 +46,7 @@ def pacresize2d_labels(
         scale: see `pacresize2d`.
         footprint: see `pacresize2d`.
         residual: see `pacresize2d`.
+        steps: see `pacresize2d`.
 
     Returns:
         Labels [B, H, W], int64, which take 8 bytes a pixel: `.to(torch.uint8)` holds 256 classes.
@@ -54,7 +56,9 @@ def pacresize2d_labels(
         ValueError: where an argument has the wrong shape or value, a score is nan or +inf, or where a gradient would
             be recorded: labels have none.
     """
-    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    coarse_guide, factors = checked(
+        input, guide, size, scale_factor, recompute_scale_factor, coarse_guide, footprint, steps
+    )
     for name, x in {"input": input, "guide": guide, "coarse_guide": coarse_guide, "scale": scale}.items():
         if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             raise ValueError(
@@ -63,21 +67,19 @@ def pacresize2d_labels(
             )
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
-    where = Enlargement(factors, align_corners, footprint)
+    chain = guided_chain(guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale, residual, steps)
     impossible = None
     if library.untraced(input) and not bool(input.isfinite().all()):
         input, impossible = _apart(input)
-    if not (library.may_split(input, guide, coarse_guide, scale) and needs_bands(guide, coarse_guide, footprint)):
-        options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": footprint}
-        options |= {"scale_factor": factors, "coarse_guide": coarse_guide}
-        scores = pacresize2d(input, guide, residual=residual, **options)
-        return labels_of(scores if impossible is None else _without(scores, pacresize2d(impossible, guide, **options)))
+    # A residual's weights may be negative and cancel; what is impossible counts by weights that do not.
+    lost = chain._replace(guided=chain.guided._replace(residual=False), plain=None)
+    if not (library.may_split(input, guide, coarse_guide, scale) and chain.needs_bands):
+        scores = chain.whole(input)
+        return labels_of(scores if impossible is None else _without(scores, lost.whole(impossible)))
     labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)
-    # A residual's weights may cancel; what is impossible counts by weights that are not negative.
-    lost = () if impossible is None else bands(impossible, guide, coarse_guide, where, scale, False)
-    every_band = bands(input, guide, coarse_guide, where, scale, residual)
-    for (rows, band), more in itertools.zip_longest(every_band, lost):
-        labels[:, rows] = labels_of(band if more is None else _without(band, more[1]))
+    more = itertools.repeat(None) if impossible is None else (band for _, band in lost.bands(impossible))
+    for (rows, band), lost_here in zip(chain.bands(input), more, strict=False):
+        labels[:, rows] = labels_of(band if lost_here is None else _without(band, lost_here))
     return labels
 
 

@@ -15,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import pac_ops
 from pac_ops import PacResize2d, pacresize2d, resize_distance2d, resize_kernel2d
+from pac_ops.functional import steps
 
 # Arguments of F.interpolate for an input of 7 x 5: even, odd and non-integer factors, a single pixel's row.
 PLACES = [
@@ -94,10 +95,15 @@ def test_without_a_difference_in_the_guide_it_is_interpolate(backend, dtype, pla
     f = make(2, 4, *expected.shape[2:], dtype=dtype)
     constant = make(2, 4, 1, 1, dtype=dtype).expand_as(f)
     with pac_ops.use_backend(backend):
-        for guide, scale, footprint in ((f, 0.0, 2), (constant, 1.0, 2), (f, 0.0, 4), (constant, 1.0, 6)):
-            out = pacresize2d(v, guide, **place, scale=scale, footprint=footprint, residual=True)
+        calls = ((f, 0.0, 2, 1), (constant, 1.0, 2, 1), (f, 0.0, 4, 1), (constant, 1.0, 6, 1), (f, 0.0, 6, 3))
+        for guide, scale, footprint, steps in calls:
+            out = pacresize2d(v, guide, **place, scale=scale, footprint=footprint, residual=True, steps=steps)
             assert out.dtype == dtype
-            assert_close(out, expected, dtype, f"scale {scale}, footprint {footprint}")
+            if steps == 1 or dtype in (torch.float64, torch.float32):
+                assert_close(out, expected, dtype, f"scale {scale}, footprint {footprint}, {steps} steps")
+            else:  # what is between the steps is rounded too
+                bound = 8 * torch.finfo(dtype).eps * v.double().abs().max()
+                assert (out.double() - expected).abs().max() < bound
 
 
 def random_call(chance):
@@ -293,6 +299,73 @@ def test_wide_footprint_reaches_a_pixel_further():
     assert wide == pytest.approx(1)
 
 
+# --- steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("coarse", "sizes", "place"),
+    [
+        ((5, 7), [(10, 14), (20, 28), (40, 56)], {}),
+        ((5, 7), [(10, 13), (19, 25), (37, 50)], {}),  # halves are rounded up, and the first step does the rest
+        ((5, 7), [(9, 13), (17, 25), (33, 49)], {"align_corners": True}),
+        ((5, 7), [(5, 7), (6, 14), (12, 28)], {}),  # no coarser than the input
+    ],
+    ids=str,
+)
+def test_steps_are_single_enlargements_one_after_the_other(coarse, sizes, place, residual):
+    v, f = make(2, 3, *coarse), make(2, 2, *sizes[-1], seed=1)
+    guides = [F.adaptive_avg_pool2d(f, sizes[1])]
+    guides = [F.adaptive_avg_pool2d(guides[0], sizes[0]), guides[0], f]
+    options = place | {"scale": 0.8, "footprint": 4}
+    expected, near, plain = v, F.adaptive_avg_pool2d(f, coarse), v
+    for guide, size in zip(guides, sizes, strict=True):
+        expected = pacresize2d(expected, guide, coarse_guide=near, residual=residual, **options)
+        near, plain = guide, F.interpolate(plain, size, mode="bilinear", **place)
+    if residual:
+        expected = expected + F.interpolate(v, sizes[-1], mode="bilinear", **place) - plain
+    torch.testing.assert_close(pacresize2d(v, f, residual=residual, steps=3, **options), expected)
+
+
+def test_steps_of_a_factor_that_is_not_the_ratio_of_the_sizes():
+    """17 pixels of 7 by 2.5: all steps lie over 6.8 of them, as F.interpolate's pixels do."""
+    v, f = make(1, 1, 7, 7), make(1, 2, 17, 17, seed=1)
+    out = pacresize2d(v, f, scale_factor=2.5, scale=0.8, footprint=2, steps=2)
+    near = F.adaptive_avg_pool2d(f, 7)
+    middle = F.adaptive_avg_pool2d(f, 9)
+    first = resize_distance2d(middle, near, 2.5 * 9 / 17)
+    kernel = resize_kernel2d(first, 7, 2.5 * 9 / 17, scale=0.8)
+    between = pac_ops.library.pacresize2d(v, kernel, (2.5 * 9 / 17,) * 2, False, 2)
+    torch.testing.assert_close(out, pacresize2d(between, f, coarse_guide=middle, scale=0.8))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("place", [{}, {"align_corners": True}, {"scale_factor": (6.3, 5)}], ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64, torch.float32]))
+def test_rows_of_steps_are_those_of_the_whole(backend, dtype, place, residual, monkeypatch):
+    v = make(2, 3, 9, 5, dtype=dtype)
+    size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (61, 33)
+    f = make(2, 2, *size, dtype=dtype, seed=1)
+    monkeypatch.setattr(steps, "ROWS_OF_A_BAND", 5)
+    for footprint, count in ((2, 2), (4, 3), (8, 3)):
+        options = place | {"scale": 0.8, "footprint": footprint, "residual": residual, "steps": count}
+        with pac_ops.use_backend(backend):
+            whole = pacresize2d(v, f, **options)
+            with monkeypatch.context() as patched:
+                patched.setattr(steps, "TAPS_OF_A_BAND", 1)
+                assert_close(pacresize2d(v, f, **options), whole.double(), dtype, f"{footprint}, {count}")
+
+
+def test_gradients_through_steps():
+    v, f = make(1, 2, 2, 3).requires_grad_(), make(1, 2, 8, 11, seed=1).requires_grad_()
+    s = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+
+    def run(v, f, s):
+        return pacresize2d(v, f, scale=s, footprint=4, residual=True, steps=2)
+
+    assert gradcheck(run, (v, f, s))
+
+
 # --- PyTorch's paths ----------------------------------------------------------------------------------------
 
 
@@ -356,6 +429,7 @@ def test_autocast_and_copies():
         ({"scale_factor": 0.5}, ValueError, "scale_factor must be at least 1, got 0.5"),
         ({"scale_factor": "2"}, TypeError, "scale_factor must be a number or a pair of numbers, got '2'"),
         ({"recompute_scale_factor": True}, ValueError, "recompute_scale_factor must be False without"),
+        ({"steps": 0}, ValueError, "steps must be a number of at least 1, got 0"),
         ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, 6, 8, got 3"),
         ({"scale": torch.ones(2)}, ValueError, r"scale must be a number or a tensor of one element, got \[2\]"),
         (

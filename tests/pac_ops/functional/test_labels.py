@@ -10,7 +10,7 @@ from oracle import pairs
 
 import pac_ops
 from pac_ops import pacresize2d, pacresize2d_labels
-from pac_ops.functional import enlargement
+from pac_ops.functional import steps
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -29,7 +29,11 @@ def call(draw, dtype):
     by_factor = draw.random() < 0.5
     size = (int(h * factor), int(w * factor)) if by_factor else (draw.randint(h, 6 * h), draw.randint(w, 6 * w))
     options = {"scale_factor": factor} if by_factor else {"size": size}
-    options |= {"footprint": draw.choice((2, 4, 6)), "residual": draw.random() < 0.5}
+    options |= {
+        "footprint": draw.choice((2, 4, 6)),
+        "residual": draw.random() < 0.5,
+        "steps": draw.choice((1, 1, 2, 3)),
+    }
     options |= {"align_corners": draw.random() < 0.3}
     options |= {"scale": draw.choice((0.0, 2.0, torch.tensor(9.0)))}
     band = draw.choice((1, 3, 7)) * batch * size[1] * options["footprint"] ** 2
@@ -46,7 +50,7 @@ def test_labels_are_the_argmax_of_the_scores_and_bands_are_the_whole(backend, dt
             whole = pacresize2d(*tensors, **options)
             assert torch.equal(pacresize2d_labels(*tensors, **options), labelled(whole))
             with monkeypatch.context() as patched:
-                patched.setattr(enlargement, "TAPS_OF_A_BAND", band)
+                patched.setattr(steps, "TAPS_OF_A_BAND", band)
                 in_bands = pacresize2d(*tensors, **options)
                 assert torch.equal(pacresize2d_labels(*tensors, **options), labelled(in_bands))
         # torch's softmax takes another exponential for the last pixels of a tensor than for the others
@@ -54,7 +58,7 @@ def test_labels_are_the_argmax_of_the_scores_and_bands_are_the_whole(backend, dt
 
 
 def test_neither_scores_nor_weights_of_the_whole_are_held(monkeypatch):
-    monkeypatch.setattr(enlargement, "TAPS_OF_A_BAND", 2**12)
+    monkeypatch.setattr(steps, "TAPS_OF_A_BAND", 2**12)
     scores, image = torch.randn(1, 40, 8, 8), torch.rand(1, 3, 128, 128)
     plane, pixels = image[0, 0].nbytes, 2**12 // 4
     held = largest_tensor(lambda: pacresize2d_labels(scores, image))
@@ -64,7 +68,7 @@ def test_neither_scores_nor_weights_of_the_whole_are_held(monkeypatch):
 
 def test_traced_it_is_whole_and_the_same(monkeypatch):
     """A trace of bands would be right for the traced size alone."""
-    monkeypatch.setattr(enlargement, "TAPS_OF_A_BAND", 100)
+    monkeypatch.setattr(steps, "TAPS_OF_A_BAND", 100)
     scores, image = torch.randn(1, 3, 6, 5), torch.rand(1, 3, 24, 20)
     expected = labelled(pacresize2d(scores, image))
     torch._dynamo.reset()
@@ -100,7 +104,7 @@ def test_an_impossible_class_is_never_chosen(footprint, channels, residual, monk
     possible = pacresize2d(scores.double().masked_fill(scores == -math.inf, 0), image, **options)
     expected = labelled(possible.masked_fill(lost, -math.inf))
     assert torch.equal(pacresize2d_labels(scores, image, **options), expected)
-    monkeypatch.setattr(enlargement, "TAPS_OF_A_BAND", 3 * 23 * footprint**2)
+    monkeypatch.setattr(steps, "TAPS_OF_A_BAND", 3 * 23 * footprint**2)
     assert torch.equal(pacresize2d_labels(scores, image, **options), expected)
 
 

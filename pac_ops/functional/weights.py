@@ -1,0 +1,48 @@
+"""The weights of coarse neighbours in an enlargement, guided and plain."""
+
+from torch import Tensor
+
+from pac_ops.arguments import check_devices, check_tensor
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlargement import Enlargement
+from pac_ops.geometry import Pair
+
+
+def guided_weights(
+    distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool
+) -> Tensor:
+    """See `resize_kernel2d`."""
+    distance = distance.to(accumulate_dtype(distance.dtype))
+    fine = (distance.shape[4], distance.shape[5])
+    tents = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
+    down, across = (w.log().to(distance.dtype) for w in tents)
+    half = -0.5 * _scale(scale, distance) ** 2
+    logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
+    kernel = logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
+    if not residual or where.footprint == 2:
+        return kernel
+    smooth = _separable(*(w / w.sum(dim=0) for w in tents))
+    plain = _separable(*(w.transpose(0, 1) for w in where.plain_weights(coarse, fine, distance.device)))
+    return kernel + (plain - smooth).to(kernel.dtype)
+
+
+def plain_weights(coarse: Pair, fine: Pair, where: Enlargement, like: Tensor) -> Tensor:
+    """Those of mode="bilinear", [B, 1, n, n, H, W], for a map of this batch, device and dtype."""
+    down, across = (w.transpose(0, 1) for w in where.plain_weights(coarse, fine, like.device))
+    kernel = _separable(down, across).to(accumulate_dtype(like.dtype))
+    return kernel.expand(like.shape[0], 1, *kernel.shape)
+
+
+def _separable(down: Tensor, across: Tensor) -> Tensor:
+    """[n, H] and [n, W] -> [n, n, H, W], their products."""
+    return down[:, None, :, None] * across[None, :, None, :]
+
+
+def _scale(scale: float | Tensor, distance: Tensor) -> float | Tensor:
+    if not isinstance(scale, Tensor):
+        return scale
+    check_tensor("scale", scale)
+    check_devices(distance.device, {"scale": scale}, "guide")
+    if scale.numel() != 1:
+        raise ValueError(f"scale must be a number or a tensor of one element, got {list(scale.shape)}")
+    return scale.to(accumulate_dtype(distance.dtype)).reshape(())

@@ -49,17 +49,19 @@ class Enlargement(NamedTuple):
         down, across = (_tent(*axis, 2) for axis in self._places(coarse, fine, device))
         return down, across
 
-    def steps(self, coarse: Pair, fine: Pair, count: int) -> list[tuple[Pair, "Enlargement"]]:
-        """The output size of each of `count` steps, and the step: the first by what is left, the others by 2."""
+    def steps(self, coarse: Pair, fine: Pair, footprints: Sequence[int]) -> list[tuple[Pair, "Enlargement"]]:
+        """A step for each footprint, and the size of its output: the first by what is left, the others by 2."""
         sizes = [fine]
-        for _ in range(count - 1):
+        for _ in footprints[1:]:
             rows, columns = (self._halved(n, least) for n, least in zip(sizes[0], coarse, strict=True))
             sizes.insert(0, (rows, columns))
         factors = self.scale_factor
         if factors is not None:  # the first step's pixels lie as the last one's, over the same area
             factors = [factor * (n / after) for factor, n, after in zip(factors, sizes[0], fine, strict=True)]
-        first, later = self._replace(scale_factor=factors), self._replace(scale_factor=None)
-        return [(size, later if index else first) for index, size in enumerate(sizes)]
+        return [
+            (size, self._replace(scale_factor=None if index else factors, footprint=footprint))
+            for index, (size, footprint) in enumerate(zip(sizes, footprints, strict=True))
+        ]
 
     def _halved(self, n: int, least: int) -> int:
         halved = n // 2 + 1 if self.align_corners else (n + 1) // 2  # 2n - 1 from n with the corners aligned
@@ -138,6 +140,19 @@ def _ratio(factor: float) -> Fraction | None:
         if all(n * a // b == math.floor(n * factor) for n in range(_LARGEST)):
             return Fraction(a, b)
     return None
+
+
+def footprints(given: int | Sequence[int]) -> tuple[int, ...]:
+    """One footprint for each step, the coarsest first.
+
+    Raises:
+        ValueError: where there are none, or one is not of `FOOTPRINTS`.
+    """
+    each = (given,) if isinstance(given, int) else tuple(given)
+    if not each or any(type(n) is not int or n not in FOOTPRINTS for n in each):
+        choices = ", ".join(map(str, FOOTPRINTS))
+        raise ValueError(f"footprint must be one of {choices}, or one of these for each step, got {given!r}")
+    return each
 
 
 def factors_of(scale_factor: Factor | None) -> tuple[float, float] | None:

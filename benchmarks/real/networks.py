@@ -1,4 +1,4 @@
-"""Networks for CamVid: EfficientNet-Lite0 with its ImageNet weights under three decoders, and HED's VGG16 as FCN-8s."""
+"""Networks for CamVid: EfficientNet-Lite0, with its ImageNet weights, under three decoders."""
 
 from collections.abc import Callable, Sequence
 

@@ -24,13 +24,11 @@ def main(name: str, seed: int, steps: int, out: Path) -> None:
     """Train a network from its ImageNet weights, and save it."""
     torch.manual_seed(seed)
     model = NETWORKS[name]().to(memory_format=torch.channels_last)
-    encoder = {id(p) for p in model.encoder.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in encoder], "lr": ENCODER_RATE},
-        {"params": [p for p in model.parameters() if id(p) not in encoder], "lr": RATE},
-    ]
+    rates = {"encoder": ENCODER_RATE}
+    groups = [{"params": [*part.parameters()], "lr": rates.get(key, RATE)} for key, part in model.named_children()]
     optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [g["lr"] for g in groups], total_steps=steps)
+    most = [rates.get(key, RATE) for key, _ in model.named_children()]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=steps)
     check = frames("val")[:50:5]
     start = time.time()
     model.train()
@@ -45,7 +43,9 @@ def main(name: str, seed: int, steps: int, out: Path) -> None:
             print(f"{name} {seed}: step {step + 1}, loss {loss:.3f}, mIoU {miou(model, check):.4f}, "
                   f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / f"{name}_{seed}.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, out / f"{name}_{seed}.safetensors"
+    )
 
 
 def trained(name: str, seed: int, folder: Path) -> nn.Module:

@@ -1,12 +1,14 @@
 """Guided enlargement as functions."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from pac_ops import library
 from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of
+from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of, footprints
 from pac_ops.functional.steps import guided_chain
 from pac_ops.functional.weights import guided_weights
 from pac_ops.geometry import Pair
@@ -21,9 +23,9 @@ def pacresize2d(
     recompute_scale_factor: bool = False,
     coarse_guide: Tensor | None = None,
     scale: float | Tensor = 1.0,
-    footprint: int = 2,
+    footprint: int | Sequence[int] = 2,
     residual: bool = False,
-    steps: int = 1,
+    bounded: bool = False,
 ) -> Tensor:
     """Enlarge a map bilinearly, each weight multiplied by K between the fine pixel and that coarse neighbour.
 
@@ -38,9 +40,9 @@ def pacresize2d(
     is `F.interpolate` again with K = 1, and as sharp as it in flat places; beside an edge of the guide it may
     overshoot. With footprint 2 the two are one.
 
-    In `steps` an enlargement by 2^steps is as many by 2, each with the guide at its size, so that a pixel follows
-    what was sharpened before it. To a residual the difference of mode="bilinear" at once and in steps is added, and
-    with K = 1 it is `F.interpolate` again.
+    Several footprints are as many steps, each with the guide at its size, so that a pixel follows what was sharpened
+    before it. All but the first enlarge by 2, the first by what is left. To a residual the difference of
+    mode="bilinear" at once and in steps is added, and with K = 1 it is `F.interpolate` again.
 
     Args:
         input: v, [B, C, h, w].
@@ -52,19 +54,19 @@ def pacresize2d(
         coarse_guide: g, [B, G, h, w]; by default the guide's area average.
         scale: s, a number or a tensor of one element.
         footprint: n, for n x n neighbours: 2, those of mode="bilinear"; 4, 6 or 8 under a tent of n/2 times the
-            width, so that a pixel may follow one further away.
+            width, so that a pixel may follow one further away. Or one for each step, the coarsest first: (6, 4, 2)
+            for a factor of 8.
         residual: what the guide changes alone is added to mode="bilinear"; without it a footprint wider than 2 is,
             with K = 1, smoother than `F.interpolate`. Weights may then be negative, so the input must be finite.
-        steps: how many; all but the first enlarge by 2, the first by what is left.
+        bounded: keep every pixel within the range of its neighbours in mode="bilinear", so that a residual does not
+            overshoot: for depth, flow and mattes, whose values count, rather than scores of classes.
 
     Returns:
         [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
     """
-    coarse_guide, factors = checked(
-        input, guide, size, scale_factor, recompute_scale_factor, coarse_guide, footprint, steps
-    )
-    where = Enlargement(factors, align_corners, footprint)
-    chain = guided_chain(guide, coarse_guide, where, scale, residual, steps)
+    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    where = Enlargement(factors, align_corners, 2)
+    chain = guided_chain(guide, coarse_guide, where, footprints(footprint), scale, residual, bounded)
     if not (library.may_split(input, guide, coarse_guide, scale) and chain.needs_bands):
         return chain.whole(input)
     out = input.new_empty(*input.shape[:2], *guide.shape[2:])
@@ -92,7 +94,8 @@ def resize_distance2d(
     Returns:
         [B, 1, n, n, H, W], float32 (float64 for a float64 guide).
     """
-    _check_guides(guide, coarse_guide, footprint)
+    _check_guides(guide, coarse_guide)
+    (footprint,) = footprints([footprint])
     result: Tensor = library.resize_distance2d(
         guide, coarse_guide, factors_of(scale_factor), align_corners, footprint
     )
@@ -138,14 +141,10 @@ def checked(
     scale_factor: Factor | None,
     recompute: bool,
     coarse_guide: Tensor | None,
-    footprint: int,
-    steps: int,
 ) -> tuple[Tensor, tuple[float, float] | None]:
     """The coarse guide, and the factors where they, rather than the sizes, say where the coarse pixels lie."""
     check_image("input", input)
     check_image("guide", guide)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a number of at least 1, got {steps!r}")
     coarse = (input.shape[2], input.shape[3])
     fine, factors = _output(coarse, guide, size, scale_factor, recompute)
     if guide.shape[0] != input.shape[0] or (guide.shape[2], guide.shape[3]) != fine:
@@ -160,11 +159,11 @@ def checked(
         raise ValueError(
             f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
         )
-    _check_guides(guide, coarse_guide, footprint)
+    _check_guides(guide, coarse_guide)
     return coarse_guide, factors
 
 
-def _check_guides(guide: Tensor, coarse_guide: Tensor, footprint: int) -> None:
+def _check_guides(guide: Tensor, coarse_guide: Tensor) -> None:
     check_image("guide", guide)
     check_image("coarse_guide", coarse_guide)
     check_devices(guide.device, {"coarse_guide": coarse_guide}, "guide")
@@ -177,8 +176,6 @@ def _check_guides(guide: Tensor, coarse_guide: Tensor, footprint: int) -> None:
             f"got {list(coarse_guide.shape[:2])}"
         )
     _check_enlarges((coarse_guide.shape[2], coarse_guide.shape[3]), (guide.shape[2], guide.shape[3]))
-    if footprint not in FOOTPRINTS:
-        raise ValueError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {footprint!r}")
 
 
 def _output(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from pac_ops import library
 from pac_ops.arguments import IntOrPair
 from pac_ops.binary import labels_of
-from pac_ops.enlargement import Enlargement, Factor
+from pac_ops.enlargement import Enlargement, Factor, footprints
 from pac_ops.functional.enlargement import checked
 from pac_ops.functional.steps import guided_chain
 
@@ -23,9 +24,8 @@ def pacresize2d_labels(
     recompute_scale_factor: bool = False,
     coarse_guide: Tensor | None = None,
     scale: float | Tensor = 1.0,
-    footprint: int = 2,
+    footprint: int | Sequence[int] = 2,
     residual: bool = False,
-    steps: int = 1,
 ) -> Tensor:
     """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
 
@@ -46,7 +46,6 @@ def pacresize2d_labels(
         scale: see `pacresize2d`.
         footprint: see `pacresize2d`.
         residual: see `pacresize2d`.
-        steps: see `pacresize2d`.
 
     Returns:
         Labels [B, H, W], int64, which take 8 bytes a pixel: `.to(torch.uint8)` holds 256 classes.
@@ -56,9 +55,7 @@ def pacresize2d_labels(
         ValueError: where an argument has the wrong shape or value, a score is nan or +inf, or where a gradient would
             be recorded: labels have none.
     """
-    coarse_guide, factors = checked(
-        input, guide, size, scale_factor, recompute_scale_factor, coarse_guide, footprint, steps
-    )
+    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     for name, x in {"input": input, "guide": guide, "coarse_guide": coarse_guide, "scale": scale}.items():
         if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             raise ValueError(
@@ -67,7 +64,8 @@ def pacresize2d_labels(
             )
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
-    chain = guided_chain(guide, coarse_guide, Enlargement(factors, align_corners, footprint), scale, residual, steps)
+    where = Enlargement(factors, align_corners, 2)
+    chain = guided_chain(guide, coarse_guide, where, footprints(footprint), scale, residual)
     impossible = None
     if library.untraced(input) and not bool(input.isfinite().all()):
         input, impossible = _apart(input)

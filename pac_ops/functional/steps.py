@@ -1,6 +1,6 @@
 """A guided enlargement as a chain of steps, whole or a few rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,18 +80,20 @@ class Chain(NamedTuple):
 
 
 class GuidedChain(NamedTuple):
-    """A guided enlargement: a chain, and what is added to its result so that with K = 1 it is the plain one."""
+    """A guided enlargement: a chain, and what is done to its result."""
 
     guided: Chain
-    plain: tuple[Chain, Chain] | None  # at once, which is added, and in the same steps, which is taken off
+    # Added at once, and taken off in the same steps, so that with K = 1 the result is the plain enlargement.
+    plain: tuple[Chain, Chain] | None
+    bounds: Step | None  # whose neighbours' range no pixel leaves
 
     def whole(self, input: Tensor) -> Tensor:
         """The map, enlarged."""
         out = self.guided.whole(input)
-        if self.plain is None:
-            return out
-        at_once, in_steps = self.plain
-        return out + (at_once.whole(input) - in_steps.whole(input))
+        if self.plain is not None:
+            at_once, in_steps = self.plain
+            out = out + (at_once.whole(input) - in_steps.whole(input))
+        return out if self.bounds is None else _within(out, input, self.bounds.where)
 
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
@@ -105,6 +107,9 @@ class GuidedChain(NamedTuple):
             if self.plain is not None:
                 at_once, in_steps = self.plain
                 out = out + (at_once.rows(input, rows) - in_steps.rows(input, rows))
+            if self.bounds is not None:
+                where, seen = self.bounds.band(rows, input.device)
+                out = _within(out, input[:, :, seen], where)
             yield rows, out
 
     @property
@@ -116,22 +121,43 @@ class GuidedChain(NamedTuple):
 
 
 def guided_chain(
-    guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor, residual: bool, count: int
+    guide: Tensor,
+    coarse_guide: Tensor,
+    where: Enlargement,
+    footprints: Sequence[int],
+    scale: float | Tensor,
+    residual: bool,
+    bounded: bool = False,
 ) -> GuidedChain:
-    """An enlargement to the size of the guide in `count` steps."""
+    """An enlargement to the size of the guide, in a step for each footprint; `where` is mode="bilinear"."""
     coarse, fine = (coarse_guide.shape[2], coarse_guide.shape[3]), (guide.shape[2], guide.shape[3])
-    planned = where.steps(coarse, fine, count)
+    at_once = Step(where, coarse, fine)
+    planned = where.steps(coarse, fine, footprints)
     guides = [guide]
     for size, _ in planned[-2::-1]:
         guides.insert(0, area_average2d(guides[0], size))
-    coarse_guide = coarse_guide if count == 1 else coarse_guide.to(guides[0].dtype)
+    coarse_guide = coarse_guide if len(planned) == 1 else coarse_guide.to(guides[0].dtype)
     steps = []
     for fine_guide, (size, step) in zip(guides, planned, strict=True):
         steps.append(Step(step, coarse, size, (fine_guide, coarse_guide)))
         coarse, coarse_guide = size, fine_guide
-    guided = Chain(tuple(steps), scale, residual)
-    if not residual or count == 1:
-        return GuidedChain(guided, None)
-    bilinear = [step._replace(where=step.where._replace(footprint=2), guides=None) for step in steps]
-    at_once = bilinear[0]._replace(where=where._replace(footprint=2), fine=fine)
-    return GuidedChain(guided, (Chain((at_once,)), Chain(tuple(bilinear))))
+    plain = None
+    if residual and len(steps) > 1:
+        bilinear = [step._replace(where=step.where._replace(footprint=2), guides=None) for step in steps]
+        plain = (Chain((at_once,)), Chain(tuple(bilinear)))
+    return GuidedChain(Chain(tuple(steps), scale, residual), plain, at_once if bounded else None)
+
+
+def _within(enlarged: Tensor, input: Tensor, where: Enlargement) -> Tensor:
+    """Pixels within the range of their coarse neighbours."""
+    rows, columns = where.neighbours((input.shape[2], input.shape[3]), _size(enlarged), input.device)
+    (top, bottom), (left, right) = rows.unbind(dim=1), columns.unbind(dim=1)
+    bounds = []
+    for extreme in (torch.minimum, torch.maximum):
+        across = extreme(input.index_select(3, left), input.index_select(3, right))
+        bounds.append(extreme(across.index_select(2, top), across.index_select(2, bottom)))
+    return torch.minimum(torch.maximum(enlarged, bounds[0]), bounds[1])
+
+
+def _size(x: Tensor) -> Pair:
+    return x.shape[2], x.shape[3]

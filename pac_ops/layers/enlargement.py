@@ -1,6 +1,7 @@
 """Guided enlargement as a layer."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ class PacResize2d(nn.Module):
         recompute_scale_factor: bool = False,
         scale: float = 1.0,
         learn_scale: bool = False,
-        footprint: int = 2,
+        footprint: int | Sequence[int] = 2,
+        residual: bool = False,
+        bounded: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -39,6 +42,7 @@ class PacResize2d(nn.Module):
             raise ValueError(f"scale must be > 0 where learn_scale=True: it is kept as its logarithm, got {scale!r}")
         self.size, self.scale_factor, self.align_corners = size, scale_factor, align_corners
         self.recompute_scale_factor, self.footprint, self.scale = recompute_scale_factor, footprint, scale
+        self.residual, self.bounded = residual, bounded
         logarithm = nn.Parameter(torch.tensor(math.log(scale), device=device, dtype=dtype)) if learn_scale else None
         self.register_parameter("log_scale", logarithm)
 
@@ -56,4 +60,4 @@ class PacResize2d(nn.Module):
         return ", ".join([*shown, f"scale={self.scale}" if self.log_scale is None else "learn_scale=True"])
 
 
-_OPTIONS = ("size", "scale_factor", "align_corners", "recompute_scale_factor", "footprint")
+_OPTIONS = ("size", "scale_factor", "align_corners", "recompute_scale_factor", "footprint", "residual", "bounded")

@@ -95,12 +95,12 @@ def test_without_a_difference_in_the_guide_it_is_interpolate(backend, dtype, pla
     f = make(2, 4, *expected.shape[2:], dtype=dtype)
     constant = make(2, 4, 1, 1, dtype=dtype).expand_as(f)
     with pac_ops.use_backend(backend):
-        calls = ((f, 0.0, 2, 1), (constant, 1.0, 2, 1), (f, 0.0, 4, 1), (constant, 1.0, 6, 1), (f, 0.0, 6, 3))
-        for guide, scale, footprint, steps in calls:
-            out = pacresize2d(v, guide, **place, scale=scale, footprint=footprint, residual=True, steps=steps)
+        calls = ((f, 0.0, 2), (constant, 1.0, 2), (f, 0.0, 4), (constant, 1.0, 6), (f, 0.0, (6, 4, 2)))
+        for guide, scale, footprint in calls:
+            out = pacresize2d(v, guide, **place, scale=scale, footprint=footprint, residual=True)
             assert out.dtype == dtype
-            if steps == 1 or dtype in (torch.float64, torch.float32):
-                assert_close(out, expected, dtype, f"scale {scale}, footprint {footprint}, {steps} steps")
+            if isinstance(footprint, int) or dtype in (torch.float64, torch.float32):
+                assert_close(out, expected, dtype, f"scale {scale}, footprint {footprint}")
             else:  # what is between the steps is rounded too
                 bound = 8 * torch.finfo(dtype).eps * v.double().abs().max()
                 assert (out.double() - expected).abs().max() < bound
@@ -317,20 +317,21 @@ def test_steps_are_single_enlargements_one_after_the_other(coarse, sizes, place,
     v, f = make(2, 3, *coarse), make(2, 2, *sizes[-1], seed=1)
     guides = [F.adaptive_avg_pool2d(f, sizes[1])]
     guides = [F.adaptive_avg_pool2d(guides[0], sizes[0]), guides[0], f]
-    options = place | {"scale": 0.8, "footprint": 4}
+    options = place | {"scale": 0.8}
     expected, near, plain = v, F.adaptive_avg_pool2d(f, coarse), v
-    for guide, size in zip(guides, sizes, strict=True):
+    for guide, size, footprint in zip(guides, sizes, (6, 4, 2), strict=True):
+        options |= {"footprint": footprint}
         expected = pacresize2d(expected, guide, coarse_guide=near, residual=residual, **options)
         near, plain = guide, F.interpolate(plain, size, mode="bilinear", **place)
     if residual:
         expected = expected + F.interpolate(v, sizes[-1], mode="bilinear", **place) - plain
-    torch.testing.assert_close(pacresize2d(v, f, residual=residual, steps=3, **options), expected)
+    torch.testing.assert_close(pacresize2d(v, f, residual=residual, **options | {"footprint": (6, 4, 2)}), expected)
 
 
 def test_steps_of_a_factor_that_is_not_the_ratio_of_the_sizes():
     """17 pixels of 7 by 2.5: all steps lie over 6.8 of them, as F.interpolate's pixels do."""
     v, f = make(1, 1, 7, 7), make(1, 2, 17, 17, seed=1)
-    out = pacresize2d(v, f, scale_factor=2.5, scale=0.8, footprint=2, steps=2)
+    out = pacresize2d(v, f, scale_factor=2.5, scale=0.8, footprint=(2, 2))
     near = F.adaptive_avg_pool2d(f, 7)
     middle = F.adaptive_avg_pool2d(f, 9)
     first = resize_distance2d(middle, near, 2.5 * 9 / 17)
@@ -347,13 +348,13 @@ def test_rows_of_steps_are_those_of_the_whole(backend, dtype, place, residual, m
     size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (61, 33)
     f = make(2, 2, *size, dtype=dtype, seed=1)
     monkeypatch.setattr(steps, "ROWS_OF_A_BAND", 5)
-    for footprint, count in ((2, 2), (4, 3), (8, 3)):
-        options = place | {"scale": 0.8, "footprint": footprint, "residual": residual, "steps": count}
+    for footprint in ((2, 2), [6, 4, 2], (8, 8, 8)):
+        options = place | {"scale": 0.8, "footprint": footprint, "residual": residual, "bounded": residual}
         with pac_ops.use_backend(backend):
             whole = pacresize2d(v, f, **options)
             with monkeypatch.context() as patched:
                 patched.setattr(steps, "TAPS_OF_A_BAND", 1)
-                assert_close(pacresize2d(v, f, **options), whole.double(), dtype, f"{footprint}, {count}")
+                assert_close(pacresize2d(v, f, **options), whole.double(), dtype, f"{footprint}")
 
 
 def test_gradients_through_steps():
@@ -361,9 +362,34 @@ def test_gradients_through_steps():
     s = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
 
     def run(v, f, s):
-        return pacresize2d(v, f, scale=s, footprint=4, residual=True, steps=2)
+        return pacresize2d(v, f, scale=s, footprint=(4, 2), residual=True)
 
     assert gradcheck(run, (v, f, s))
+
+
+@pytest.mark.parametrize("place", [{}, {"align_corners": True}, {"scale_factor": 4}], ids=str)
+def test_bounded_no_pixel_leaves_the_range_of_its_neighbours(place):
+    v, f = make(1, 1, 5, 6), make(1, 2, 20, 24, seed=1)
+    options = place | {"scale": 2.0, "footprint": (4, 2), "residual": True}
+    free, bounded = pacresize2d(v, f, **options), pacresize2d(v, f, bounded=True, **options)
+    # Of every coarse pixel as an image of its own, what mode="bilinear" reads of it.
+    each = torch.eye(30, dtype=torch.float64).view(1, 30, 5, 6)
+    read = (
+        F.interpolate(each, f.shape[2:] if "scale_factor" not in place else None, mode="bilinear", **place)[0] > 1e-12
+    )
+    values = v.flatten()[:, None, None].expand_as(read)
+    least, most = values.where(read, values.max()).amin(0), values.where(read, values.min()).amax(0)
+    inside = (free[0, 0] >= least) & (free[0, 0] <= most)
+    assert not inside.all()
+    assert torch.equal(bounded[0, 0][inside], free[0, 0][inside])
+    # A neighbour of weight 0 may count: at the border one is repeated, on a coarse pixel there is one too many.
+    seen = (bounded[0, 0] >= v.min()) & (bounded[0, 0] <= v.max())
+    assert seen.all()
+    exact = read.sum(0) == 4
+    torch.testing.assert_close(bounded[0, 0][exact], free[0, 0].clamp(least, most)[exact])
+    flat = pacresize2d(v, f, bounded=True, **options | {"scale": 0.0})
+    expected = F.interpolate(v, None if "scale_factor" in place else f.shape[2:], mode="bilinear", **place)
+    torch.testing.assert_close(flat, expected)
 
 
 # --- PyTorch's paths ----------------------------------------------------------------------------------------
@@ -429,8 +455,9 @@ def test_autocast_and_copies():
         ({"scale_factor": 0.5}, ValueError, "scale_factor must be at least 1, got 0.5"),
         ({"scale_factor": "2"}, TypeError, "scale_factor must be a number or a pair of numbers, got '2'"),
         ({"recompute_scale_factor": True}, ValueError, "recompute_scale_factor must be False without"),
-        ({"steps": 0}, ValueError, "steps must be a number of at least 1, got 0"),
-        ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, 6, 8, got 3"),
+        ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, 6, 8, or one of these for each step, got 3"),
+        ({"footprint": ()}, ValueError, r"footprint must be one of .* for each step, got \(\)"),
+        ({"footprint": (4, 3)}, ValueError, r"footprint must be one of .* for each step, got \(4, 3\)"),
         ({"scale": torch.ones(2)}, ValueError, r"scale must be a number or a tensor of one element, got \[2\]"),
         (
             {"coarse_guide": torch.zeros(2, 2, 5, 5)},

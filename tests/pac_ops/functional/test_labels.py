@@ -29,14 +29,11 @@ def call(draw, dtype):
     by_factor = draw.random() < 0.5
     size = (int(h * factor), int(w * factor)) if by_factor else (draw.randint(h, 6 * h), draw.randint(w, 6 * w))
     options = {"scale_factor": factor} if by_factor else {"size": size}
-    options |= {
-        "footprint": draw.choice((2, 4, 6)),
-        "residual": draw.random() < 0.5,
-        "steps": draw.choice((1, 1, 2, 3)),
-    }
+    options |= {"footprint": draw.choice((2, 4, 6, (4, 2), (6, 4, 2))), "residual": draw.random() < 0.5}
     options |= {"align_corners": draw.random() < 0.3}
     options |= {"scale": draw.choice((0.0, 2.0, torch.tensor(9.0)))}
-    band = draw.choice((1, 3, 7)) * batch * size[1] * options["footprint"] ** 2
+    last = options["footprint"] if isinstance(options["footprint"], int) else 2
+    band = draw.choice((1, 3, 7)) * batch * size[1] * last**2
     return (scores.to(dtype), torch.rand(batch, 3, *size).to(dtype)), options, band
 
 

@@ -14,8 +14,9 @@ from hotswap.targets.enlargement import mode_of
 from hotswap.targets.lookup import Name, Names, shown
 from hotswap.targets.plan import Resize, why_not_guided
 from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
-from hotswap.targets.verdicts import EVERY, in_short, verdict
+from hotswap.targets.verdicts import EVERY, factor, in_short, verdict
 
+_FEW = 4  # names that a message lists without leaving some out
 RESIZE = "resize"  # as a target: the enlargements that guiding helps
 
 
@@ -63,6 +64,8 @@ def split(
             taken |= dict.fromkeys(_named(names, sites, name, footprint, notes))
         else:
             convolutions.append(name)
+    if left := [site for site in taken if not verdict(site, footprint).taken]:
+        notes.append(f'"{RESIZE}" would leave {_listed(sites, left, footprint)}')
     alone = not convolutions
     guides, other_guides = _per_site(names, sites, "guide", guide, taken, footprint, alone=alone)
     scales, other_scales = _per_site(names, sites, "guide_scale", guide_scale, taken, footprint, alone=alone)
@@ -121,22 +124,37 @@ def _helped(sites: Sites, footprint: int, notes: list[str]) -> list[Site]:
     Raises:
         HotswapError: where there are none, with the verdict on each.
     """
-    labels = {site: f"{sites.alias_of[site]} ({in_short(site, footprint)})" for site in sites}
-    taken = [site for site in sites if verdict(site, footprint).taken]
-    left = ", ".join(label for site, label in labels.items() if site not in taken)
+    by_reason: dict[str, list[Site]] = {}
+    for site in sites:
+        if (decided := verdict(site, footprint)).taken:
+            by_reason.setdefault(decided.reason, []).append(site)
+    taken = [site for site in sites if any(site in alike for alike in by_reason.values())]
+    left = _listed(sites, [site for site in sites if site not in taken], footprint)
     every = f'"{EVERY}" takes all that can be guided'
     if not taken:
         raise HotswapError(
-            f'target "{RESIZE}" takes none of {left}: guiding features did harm where it was measured. {every}'
+            f'target "{RESIZE}" takes no enlargement here, but {every}: {left}'
             if left
             else f'target "{RESIZE}" takes nothing, as the network enlarges no map (hotswap.inspect lists its layers)'
         )
-    notes.append(
-        f'"{RESIZE}" takes ' + ", ".join(f"{labels[site]}: {verdict(site, footprint).reason}" for site in taken)
-    )
+    for reason, alike in by_reason.items():
+        notes.append(f'"{RESIZE}" takes {_listed(sites, alike, footprint)}: {reason}')
     if left:
         notes.append(f'"{RESIZE}" leaves {left}; {every}')
     return taken
+
+
+def _listed(sites: Sites, chosen: Iterable[Site], footprint: int) -> str:
+    """Sites as messages list them, those of which the same is said together, but for any that do not enlarge."""
+    alike: dict[str, list[str]] = {}
+    listed = list(chosen)
+    for site in [site for site in listed if factor(site) > 1] or listed:
+        alike.setdefault(in_short(site, footprint), []).append(sites.alias_of[site])
+    return ", ".join(f"{_together(aliases)} ({said})" for said, aliases in alike.items())
+
+
+def _together(aliases: Sequence[str]) -> str:
+    return ", ".join(aliases) if len(aliases) <= _FEW else f"{', '.join(aliases[:2])}, ... {aliases[-1]}"
 
 
 def _matches(sites: Sites, site: Site, name: str, footprint: int) -> bool:

@@ -2,7 +2,7 @@
 
 import enum
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotswap.network.nested import parts
-from hotswap.targets.layout import COLUMNS, ROWS, Layout, extents, is_map, of_map, size_of
+from hotswap.targets.layout import COLUMNS, ROWS, Layout, counting, extents, is_map, kinds, of_map, size_of
 from hotswap.targets.plan import named
-from hotswap.targets.position_rules import Mixes, follow, name_of, sums_products, tensors
+from hotswap.targets.position_rules import Mixes, follow, is_constant, name_of, sums_products, tensors
 from pac_ops.geometry import Pair
 
 Key = tuple[str, int | None]  # of an enlargement: see `Sites.by_call`
@@ -145,46 +145,44 @@ class Flow(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not self._hidden:
-            given = tensors([*args, *kwargs.values()])
-            traces = [trace for x in given if (trace := self._of(x)) is not None]
-            if traces:
-                self._follow(func, args, kwargs, given, traces, tensors([result]))
+            self._follow(func, args, kwargs, tensors([*args, *kwargs.values()]), tensors([result]))
         return result
 
-    def _follow(
-        self,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        given: list[Tensor],
-        traces: list[_Trace],
-        outputs: list[Tensor],
-    ) -> None:
+    def _follow(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], outputs: list[Tensor]) -> None:
+        traces = [trace for x in given if (trace := self._of(x)) is not None]
+        behind = self._behind(func, args, kwargs, given, traces, outputs)
+        for x, trace in zip(outputs, behind, strict=True):
+            if trace is None:
+                self._traces.pop(id(x), None)
+                continue
+            self._set(x, trace)
+            if func._schema.is_mutable and x._base is not None:
+                self._write_through(x, x._base, trace)
+
+    def _behind(
+        self, func: Any, args: Any, kwargs: Any, given: list[Tensor], traces: list[_Trace], outputs: list[Tensor]
+    ) -> Sequence[_Trace | None]:
+        """The trace of each output of an operator; None where it does not depend on the image."""
+        if not traces or is_constant(func):
+            return [None] * len(outputs)
         if all(trace.layout is None for trace in traces):
-            joined = _Trace(marks=_worst(trace.marks for trace in traces))
-            self._write(outputs, [joined] * len(outputs))
-            return
+            return [_Trace(marks=_worst(trace.marks for trace in traces))] * len(outputs)
         try:
             if name_of(func).startswith("upsample_") and is_map(traces[0].layout or ()):
-                self._write(outputs, [self._grown(traces[0], _size(given[0]), outputs[0], None)])
-                return
+                return [self._grown(traces[0], _size(given[0]), outputs[0], None)]
             layouts = follow(func, args, kwargs, outputs, self._layout_of)
-            behind = [
-                _IMAGE if layout is None else self._joined(func, given, layout, output)
-                for layout, output in zip(layouts, outputs, strict=True)
-            ]
+            return [None if layout is None else self._joined(func, given, layout) for layout in layouts]
         except Mixes:
-            behind = [self._lost(func, traces, Kind.FEATURES)] * len(outputs)
+            return [self._lost(func, traces, Kind.FEATURES)] * len(outputs)
         except Exception:  # noqa: BLE001 (an operator in a form that nobody thought of must not stop a plain run)
-            behind = [self._lost(func, traces, Kind.UNKNOWN)] * len(outputs)
-        self._write(outputs, behind)
+            return [self._lost(func, traces, Kind.UNKNOWN)] * len(outputs)
 
     def _lost(self, func: Any, traces: Iterable[_Trace], kind: Kind) -> _Trace:
         """The trace of an output whose positions are not those of the inputs."""
         by = self._here(name_of(func))
         return _Trace(marks=_worst(trace.marked(kind, by).marks for trace in traces))
 
-    def _joined(self, func: Any, given: list[Tensor], layout: Layout, output: Tensor) -> _Trace:
+    def _joined(self, func: Any, given: list[Tensor], layout: Layout) -> _Trace:
         """The trace of tensors put together place by place."""
         size = extents(layout)
         details: list[tuple[_Trace, Pair]] = []
@@ -203,24 +201,13 @@ class Flow(TorchDispatchMode):
         detail = (max(d[0] for _, d in details), max(d[1] for _, d in details))
         return _Trace(layout, detail, _worst(marks))
 
-    def _write(self, outputs: list[Tensor], traces: list[_Trace]) -> None:
-        for x, trace in zip(outputs, traces, strict=True):
-            self._set(x, trace)
-            if (base := x._base) is not None and base is not x:
-                self._write_through(x, base, trace)
-
     def _write_through(self, view: Tensor, base: Tensor, trace: _Trace) -> None:
-        """Note what was written into a tensor through a view of it. A view that was only taken adds nothing."""
+        """Note what was written into a tensor through a view of it."""
         known = self._of(base) or _IMAGE
-        if trace.marks.keys() <= known.marks.keys():
-            return
-        if trace.layout is not None and view.dim() == base.dim() and known.layout in (None, trace.layout):
-            pairs = zip(trace.layout, base.shape, strict=True)
-            if all(size_of(part) == size or not any(kind for kind, _ in part) for part, size in pairs):
-                layout = tuple(
-                    part if any(kind for kind, _ in part) else ((("", int(size)),) if size != 1 else ())
-                    for part, size in zip(trace.layout, base.shape, strict=True)
-                )
+        if trace.layout is not None and view.dim() == base.dim():
+            pairs = list(zip(trace.layout, base.shape, strict=True))
+            layout = tuple(part if size_of(part) == size else counting(int(size)) for part, size in pairs)
+            if kinds(layout) == kinds(trace.layout) and known.layout in (None, layout):
                 self._set(base, _Trace(layout, trace.detail, _worst([known.marks, trace.marks])))
                 return
         lost = trace.marked(Kind.UNKNOWN, self._here("copy"))
@@ -277,7 +264,7 @@ def _extent(x: Tensor, layout: Layout, size: Pair) -> Pair:
     full: set[str] = set()
     for place, dimension in enumerate(reversed(layout), start=1):
         if place <= x.dim() and x.shape[-place] != 1:
-            full |= {kind for kind, _ in dimension if kind}
+            full |= {factor.kind for factor in dimension if factor.kind}
     return (size[0] if ROWS in full else 1, size[1] if COLUMNS in full else 1)
 
 

@@ -9,11 +9,13 @@ from torch import Tensor
 from hotswap.targets.layout import (
     Layout,
     broadcast,
+    counting,
     is_map,
     kinds,
     of_map,
     regrouped,
     resized,
+    size_of,
 )
 
 
@@ -78,6 +80,11 @@ def name_of(func: Any) -> str:
     return str(func._schema.name).partition("::")[2].strip("_")
 
 
+def is_constant(func: Any) -> bool:
+    """Whether an operator's result has the form of its input, and nothing of its values."""
+    return name_of(func) in _CONSTANT
+
+
 def sums_products(func: Any) -> bool:
     """Whether an operator that keeps positions apart sums products: its further inputs are weights, and no maps."""
     return _RULES.get(name_of(func)) in (_convolution, _contraction, _linear)
@@ -121,6 +128,12 @@ _POINTWISE = frozenset(
         *("bernoulli", "rrelu_with_noise", "contiguous", "channel_shuffle", "native_channel_shuffle", "where"),
     }
 )
+_CONSTANT = frozenset(
+    {
+        *("zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
+    }
+)
 # Norms in evaluation. Those over all positions only scale a map as a whole.
 _NORMS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm")
 
@@ -152,9 +165,7 @@ def _convolution(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
     moving = [2 + index for index, size in enumerate(weight.shape[2:]) if size != 1 or strides[index] != 1]
     if kinds(layout, (1, *moving)):
         raise Mixes
-    channels: Layout = ((("", int(output.shape[1])),) if output.shape[1] != 1 else (),)
-    places = [resized(layout[index], int(output.shape[index])) for index in range(2, output.dim())]
-    return (layout[0], *channels, *(place for place in places if place is not None))
+    return (layout[0], counting(int(output.shape[1])), *layout[2:])
 
 
 _LEFT, _RIGHT = ("mat1", "batch1", "self"), ("mat2", "batch2", "vec")
@@ -186,7 +197,7 @@ def _linear(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
     layout = _layout(given, of)
     if kinds(layout, (len(layout) - 1,)):
         raise Mixes
-    return (*layout[:-1], (("", int(output.shape[-1])),) if output.shape[-1] != 1 else ())
+    return (*layout[:-1], counting(int(output.shape[-1])))
 
 
 # --- rearranging ----------------------------------------------------------------------------------------------
@@ -211,15 +222,36 @@ def _transpose(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
     return tuple(layout)
 
 
-def _resized(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
-    """Crops and pads."""
-    if given.get("step", 1) != 1 and kinds(_layout(given, of), (_index(given.get("dim", 0), output.dim()),)):
+def _slice(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
+    layout = _layout(given, of)
+    dim = _index(given["dim"], len(layout))
+    if given["step"] != 1 and kinds(layout, (dim,)):
         raise Mixes
-    pairs = zip(_layout(given, of), output.shape, strict=True)
-    dimensions = [resized(dimension, int(size)) for dimension, size in pairs]
-    if any(dimension is None for dimension in dimensions):
+    start = given["start"] or 0
+    cropped = resized(layout[dim], int(output.shape[dim]), start + size_of(layout[dim]) if start < 0 else start)
+    if cropped is None:
         raise Unknown
-    return tuple(dimension for dimension in dimensions if dimension is not None)
+    return (*layout[:dim], cropped, *layout[dim + 1 :])
+
+
+def _split(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
+    layout = _layout(given, of)
+    dim = _index(given["dim"], len(layout))
+    if kinds(layout, (dim,)):
+        raise Unknown
+    return (*layout[:dim], counting(int(output.shape[dim])), *layout[dim + 1 :])
+
+
+def _pad(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
+    layout, before = _layout(given, of), dict(enumerate(given["pad" if "pad" in given else "padding"][::2], start=1))
+    count = len(layout)
+    padded = [
+        resized(dimension, int(output.shape[index]), -before.get(count - index, 0))
+        for index, dimension in enumerate(layout)
+    ]
+    if any(dimension is None for dimension in padded):
+        raise Unknown
+    return tuple(dimension for dimension in padded if dimension is not None)
 
 
 def _select(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
@@ -254,7 +286,7 @@ def _repeat(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
     layout = _layout(given, of)
     padded: Layout = (*((),) * (output.dim() - len(layout)), *layout)
     for dimension, times in zip(padded, given["repeats"], strict=True):
-        if times != 1 and any(kind for kind, _ in dimension):
+        if times != 1 and any(factor.kind for factor in dimension):
             raise Unknown
     same = [d if times == 1 else () for d, times in zip(padded, given["repeats"], strict=True)]
     result = broadcast([tuple(same)], output.shape)
@@ -318,9 +350,9 @@ _RULES: dict[str, _Rule] = {
     "view_copy": _reshape,
     "permute": _permute,
     **dict.fromkeys(("transpose", "t"), _transpose),
-    **dict.fromkeys(("slice", "split", "split_with_sizes", "chunk", "narrow", "unsafe_split"), _resized),
-    **dict.fromkeys(("unsafe_chunk", "tensor_split", "unsafe_split_with_sizes"), _resized),
-    **dict.fromkeys(("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d"), _resized),
+    "slice": _slice,
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split),
+    **dict.fromkeys(("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d"), _pad),
     **dict.fromkeys(("select", "unbind"), _select),
     "cat": _cat,
     "stack": _stack,

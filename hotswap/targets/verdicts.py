@@ -42,10 +42,12 @@ def place(site: Site) -> str:
 
 def in_short(site: Site, footprint: int) -> str:
     """Factor and place; where neither counts, why it cannot be guided."""
-    if (why_not := site.why_not or why_not_guided(site.mode, footprint)) is not None:
+    kind, steps = (Kind.UNKNOWN, 1) if site.place is None else (site.place.kind, site.place.steps)
+    why_not = site.why_not or (why_not_guided(site.mode, footprint) if kind is Kind.SCORES else None)
+    if why_not is not None:
         return f"{times(factor(site))}, cannot be guided: {why_not}"
-    steps = 1 if site.place is None or site.place.kind is not Kind.SCORES else site.place.steps
-    return f"{times(factor(site))}{f' in {steps} steps' if steps > 1 else ''}, {place(site)}"
+    row = f" in {steps} steps" if steps > 1 and kind is Kind.SCORES else ""
+    return f"{times(factor(site))}{row}, {place(site)}"
 
 
 def times(factor: float) -> str:
@@ -72,7 +74,7 @@ def verdict(site: Site, footprint: int) -> Verdict:
     if (reason := why_not_guided(site.mode, footprint)) is not None:
         return Verdict(False, f"it cannot be guided: {reason}")
     if factor(site) < _MODERATE:
-        return Verdict(True, "little is to be gained by so small a factor (0 to +0.5 points)")
+        return Verdict(True, "by so small a factor little is gained as a rule (0 to +0.5 points)")
     return Verdict(True, "nothing but pointwise operations follow")
 
 

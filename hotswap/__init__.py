@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hotswap.measure.verify import Verification, verify
     from hotswap.reporting.api import Report, report
     from hotswap.searching.api import search
+    from hotswap.searching.preview import Preview, preview
     from hotswap.searching.result import SearchResult
     from hotswap.surgery.registry import register_concrete_args, register_leaf
     from hotswap.targets.plan import Plan, Swap
@@ -37,6 +38,7 @@ else:
         "hotswap.measure.verify": ("Verification", "verify"),
         "hotswap.reporting.api": ("Report", "report"),
         "hotswap.searching.api": ("search",),
+        "hotswap.searching.preview": ("Preview", "preview"),
         "hotswap.searching.result": ("SearchResult",),
         "hotswap.surgery.registry": ("register_concrete_args", "register_leaf"),
         "hotswap.targets.plan": ("Plan", "Swap"),
@@ -63,6 +65,7 @@ __all__ = [
     "HotswapError",
     "Inspection",
     "Plan",
+    "Preview",
     "Report",
     "SearchResult",
     "Status",
@@ -75,6 +78,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "preview",
     "push_to_hub",
     "register_concrete_args",
     "register_leaf",

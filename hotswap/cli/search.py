@@ -1,19 +1,25 @@
 """The command that says whether a swap helps: search."""
 
-import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hotswap.choices import METRICS
 from hotswap.cli import completion, early, options, output
 from hotswap.files import destinations
+from hotswap.searching import pairs
 from hotswap.zoo import names
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @click.command(
     epilog=options.examples(
         "hotswap search torchvision:deeplabv3_resnet50 --weights trained.pth --images photos --labels labels \\",
         "    -o best.safetensors",
+        "hotswap search mypackage.nets:segmenter --images photos",
         "hotswap search mypackage.nets:segmenter --images photos --labels masks --class 13 -o best.safetensors",
         "hotswap search mypackage.nets:depth --images photos --labels depth --unit 1000 --metric rmse -o best.pt",
     )
@@ -24,7 +30,6 @@ from hotswap.zoo import names
 @click.option(
     "--labels",
     metavar="DIR",
-    required=True,
     shell_complete=completion.folders,
     help="Folder of labels with the images' names: PNG of indices, VOC colours, masks, depth in 16 bits; .npy; .flo.",
 )
@@ -45,34 +50,46 @@ from hotswap.zoo import names
     help="What depth or flow in files is divided by, such as 1000 for millimetres.",
 )
 @options.image_options(options.limit())
-@options.output
+@options.writes(
+    "What to write: .safetensors, .pt or .pth; and a page with pictures beside it, .html.", required=False
+)
 @options.as_json
 def search(
     model: str,
     weights: str | None,
     images: str,
-    labels: str,
+    labels: str | None,
     metric: str,
     class_index: int | None,
     ignore: int,
     unit: float,
     prepared: options.ImageOptions,
-    path: str,
+    path: str | None,
     as_json: bool,
 ) -> None:
-    """Try guided enlargements on labelled images, without training, and say whether one helps."""
+    """Try guided enlargements on labelled images, without training, and say whether one helps.
+
+    Without labels it says what they change, and where, and chooses nothing.
+    """
     parsed = names.parse(model)
     if weights is None and not (parsed.brings_weights or parsed.is_saved or parsed.is_factory):
         raise click.UsageError("Missing option '--weights': without them the network is untrained.")
-    destinations.check_checkpoint(path)
-    early.check_other_file(path, weights)
+    if labels is None and path is not None:
+        raise click.UsageError("-o is for the swap that is chosen, which needs labels: give --labels as well.")
+    if labels is not None and path is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    page = None if path is None else str(Path(path).with_suffix(".html"))
+    if path is not None and page is not None:
+        destinations.check_checkpoint(path)
+        destinations.check_report(page)
+        early.check_other_file(path, weights)
     early.check_network(model)
     early.check_checkpoint(weights)
     early.check_images(images)
+    if labels is not None:
+        pairs.find(images, labels, prepared.limit)
 
-    from hotswap.checkpoint.write import save
     from hotswap.cli import inputs
-    from hotswap.searching.api import search as search_swaps
     from hotswap.zoo import providers
 
     model = inputs.pinned(model)
@@ -81,6 +98,11 @@ def search(
     if weights is not None:
         inputs.load_plain_weights(network, weights)
     with inputs.explained(network, prepared.input_size):
+        if labels is None:
+            _preview(network, images, prepared, as_json=as_json)
+            return
+        from hotswap.searching.api import search as search_swaps
+
         result = search_swaps(
             network,
             images,
@@ -90,16 +112,25 @@ def search(
             ignore=ignore,
             unit=unit,
             **vars(prepared),
+            page=page,
             resume=f"{path}.search",
             progress=output.with_progress,
         )
-    if result.network is not None:
+    if result.network is not None and path is not None:
+        from hotswap.checkpoint.write import save
+
         save(result.network, path, inputs.recordable(model))
-    output.show(result, as_json=as_json, output=None if result.network is None else os.fspath(path))
-    if result.network is None:
-        output.note(f"{path} is not written, as the network is better left as it is")
-    else:
         output.wrote(path)
+    else:
+        output.note(f"{path} is not written, as the network is better left as it is")
+    output.wrote(str(page))
+    output.show(result, as_json=as_json, output=None if result.network is None else path, page=page)
+
+
+def _preview(network: "nn.Module", images: str, prepared: options.ImageOptions, *, as_json: bool) -> None:
+    from hotswap.searching.preview import preview
+
+    output.show(preview(network, images, **vars(prepared), progress=output.with_progress), as_json=as_json)
 
 
 COMMANDS: tuple[click.Command, ...] = (search,)

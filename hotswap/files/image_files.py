@@ -27,5 +27,5 @@ def find(folder: PathLike, limit: int) -> list[Path]:
 
 
 def spread(files: Sequence[Item], limit: int) -> list[Item]:
-    """At most `limit` files, or pairs of files, evenly spread over all."""
+    """At most `limit` of them, evenly spread over all."""
     return [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else list(files)

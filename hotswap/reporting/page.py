@@ -15,6 +15,20 @@ _OPEN = 4  # targets whose pictures are shown at once; the others open when they
 
 def render(content: Content) -> bytes:
     """The page, in UTF-8. The template engine escapes all text."""
+    plan = json.dumps(content.plan.to_dict(), indent=2)  # as `hotswap convert --plan` reads it
+    return filled(
+        "report.html",
+        c=content,
+        bars=BARS,
+        open_targets=_OPEN,
+        plan_json=plan,
+        plan_uri="data:application/json;base64," + base64.b64encode(plan.encode("utf-8", "replace")).decode("ascii"),
+        ramp=[f"#{bytes(colour).hex()}" for colour in colours.ramp_palette()[::51]],
+    )
+
+
+def filled(template: str, **values: object) -> bytes:
+    """A page from one of the templates, in UTF-8."""
     environment = Environment(
         loader=PackageLoader("hotswap.reporting", "templates"),
         autoescape=True,
@@ -23,17 +37,8 @@ def render(content: Content) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= _FILTERS
-    plan = json.dumps(content.plan.to_dict(), indent=2)  # as `hotswap convert --plan` reads it
-    text = environment.get_template("report.html").render(
-        c=content,
-        bars=BARS,
-        open_targets=_OPEN,
-        plan_json=plan,
-        plan_uri="data:application/json;base64," + base64.b64encode(plan.encode("utf-8", "replace")).decode("ascii"),
-        ramp=[f"#{bytes(colour).hex()}" for colour in colours.ramp_palette()[::51]],
-    )
     # Names of files can hold bytes that UTF-8 cannot encode.
-    return text.encode("utf-8", "replace")
+    return environment.get_template(template).render(**values).encode("utf-8", "replace")
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -8,10 +8,10 @@ from torch import nn
 from hotswap.choices import METRICS
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import PathLike
+from hotswap.files.destinations import check_report
 from hotswap.network.names import AUTO
 from hotswap.searching.family import FAMILY, Options
 from hotswap.searching.result import SearchResult
-from hotswap.surgery import install
 
 if TYPE_CHECKING:
     from hotswap.network.batches import Batches, Pick
@@ -39,6 +39,7 @@ def search(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     inputs: "Pick | None" = None,
+    page: PathLike | None = None,
     resume: PathLike | None = None,
     progress: "Progress | None" = None,
 ) -> SearchResult:
@@ -71,6 +72,7 @@ def search(
         mean: for a folder: see `report`.
         std: as mean.
         inputs: for batches: see `verify`.
+        page: an HTML file to write, with the tables and pictures.
         resume: a file for what has been measured so far; a search that was interrupted goes on from it. It is removed
             in the end.
         progress: see `report`.
@@ -79,14 +81,19 @@ def search(
         HotswapError: where the network has no enlargement to guide, or images and labels do not fit it or each other.
     """
     from hotswap.searching import samples, work
+    from hotswap.searching.page import write
 
-    if install.current_plan(model) is not None:
-        raise HotswapError("search begins with a plain network, and this one is swapped; hotswap.revert it first")
     if isinstance(metric, str) and metric not in METRICS:
         raise HotswapError(f"metric must be one of {', '.join(METRICS)} or a function, got {metric!r}")
     if not 0 < choose_on < 1:
         raise HotswapError(f"choose_on must be between 0 and 1, got {choose_on!r}")
+    if page is not None:
+        check_report(page)
     question = work.Question(metric, higher_is_better, class_index, ignore, choose_on)
     options = samples.FolderOptions(limit, input_size, mean, std, unit, question.numbers)
     source = samples.source_for(model, images, labels, inputs, options)
-    return work.carry_out(model, source, question, family, resume, progress or (lambda items, *_: items))
+    track = progress or (lambda items, *_: items)
+    result = work.carry_out(model, source, question, family, resume, track, pictured=page is not None)
+    if page is not None:
+        write(result, type(model).__name__, page)
+    return result

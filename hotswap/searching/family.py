@@ -18,6 +18,7 @@ from hotswap.targets.verdicts import EVERY
 
 Options = Mapping[str, Any]  # arguments of hotswap.convert
 LAST = "last"  # as targets: one enlargement alone, see `_last`
+CALIBRATED_ON = 2  # images
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # times the scale at which calibration has the mean of 1 - K be 0.5
 FAMILY: tuple[Options, ...] = tuple(
     {"targets": targets, "footprint": footprint} for targets in (RESIZE, LAST) for footprint in (2, 4)
@@ -61,6 +62,16 @@ class Candidate:
         """The scale of each layer's guide."""
         return tuple(scale * self.strength for scale in self.structure.scales.values())
 
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """Enlargements, options and scales, for tables."""
+        return self.structure.targets, self.structure.text, ", ".join(f"{scale:.3g}" for scale in self.scales)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: what is swapped, arguments of `hotswap.convert`, and scales."""
+        way = self.structure
+        return {"targets": way.targets, "options": dict(way.options), "scales": list(self.scales)}
+
     def at_its_scale(self) -> nn.Module:
         """The structure's network, with each scale of this candidate's strength."""
         for path, layer in swapped_layers(self.structure.network).items():
@@ -82,8 +93,10 @@ def structures(
         The swapped networks, each way once, and notes on ways that cannot be.
 
     Raises:
-        HotswapError: where none can be.
+        HotswapError: where none can be, or the network is swapped already.
     """
+    if install.current_plan(model) is not None:
+        raise HotswapError("a search begins with a plain network, and this one is swapped; hotswap.revert it first")
     made: dict[tuple[Any, ...], Structure] = {}
     refused: dict[str, str] = {}  # why not, and the first that it is true of
     for options in family:

@@ -1,49 +1,32 @@
 """Successive halving: many candidates on a few images, fewer on more."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
+from hotswap.errors import HotswapError
 from hotswap.reporting.samples import Progress
-from hotswap.searching.family import Candidate, Structure
+from hotswap.searching.family import Candidate
 from hotswap.searching.ledger import PLAIN, Ledger
-from hotswap.searching.replay import Replay
+from hotswap.searching.running import Runner
 from hotswap.searching.samples import Source
 from hotswap.searching.statistics import Gain, Sums, gain
 from hotswap.searching.tasks import Metric, Task
 
 _LEFT = 3  # candidates that are tried on all images of the choosing part
 _FEWEST = 4  # images of a round
-_SAME = 1e-4  # of the largest value: by how much a replayed output may differ from a whole run's
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
     """Everything that candidates are measured with."""
 
-    plain: nn.Module
-    structures: Sequence[Structure]
+    runner: Runner
     source: Source
     task: Task
     ledger: Ledger
     progress: Progress
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        networks = [structure.network for structure in self.structures]
-        self._replay = Replay(self.plain, networks)
-        self._checked: set[int] = set()
-        self._stack = ExitStack()
-        self._stack.enter_context(self._replay.installed(networks))
-
-    def close(self) -> None:
-        """Leave the networks as they were."""
-        self._stack.close()
 
     def measure(self, candidates: Sequence[Candidate], images: Iterable[int], what: str) -> None:
         """Measure candidates and the plain network on images, where that has not been done."""
@@ -69,30 +52,14 @@ class Bench:
     def _measure(self, candidates: Sequence[Candidate], index: int) -> None:
         name = self.source.name(index)
         item = self.source.read(index)
-        prepared = self.task.prepare(item.truth)
-        plain = self._replay.plain(item.sample.arguments)
+        plain = self.runner.plain(item.sample.arguments)
+        prepared = self.task.prepare(item.truth, self.runner.size_of(plain))
         if self.ledger.get(PLAIN, name) is None:
             self.ledger.put(PLAIN, name, self.task.measure(plain, prepared))
         for candidate in candidates:
             if self.ledger.get(candidate.key, name) is None:
-                output = self.output(candidate, item.sample.arguments)
+                output = self.runner.swapped(candidate, item.sample.arguments)
                 self.ledger.put(candidate.key, name, self.task.measure(output, prepared))
-
-    def output(self, candidate: Candidate, arguments: tuple[Any, ...]) -> Any:
-        """A candidate's output for the image that the plain network has just been run on.
-
-        The first of each structure is compared with a run of the whole network.
-        """
-        network = candidate.at_its_scale()
-        output = self._replay.swapped(network, arguments)
-        if id(network) in self._checked:
-            return output
-        self._checked.add(id(network))
-        whole = self._replay.swapped(network, arguments, whole=True)
-        if _differs(*(self.task.layout.map_of(x) for x in (output, whole))):
-            self._replay.forget()
-            self.notes.append("the network does not repeat its own numbers, so every candidate was run as a whole")
-        return whole
 
 
 def choose(bench: Bench, candidates: Sequence[Candidate], images: Sequence[int]) -> list[tuple[Candidate, list[int]]]:
@@ -100,6 +67,9 @@ def choose(bench: Bench, candidates: Sequence[Candidate], images: Sequence[int])
 
     Returns:
         Every candidate with the images that it was last measured on, the best first.
+
+    Raises:
+        HotswapError: where labels hold nothing to measure by.
     """
     order = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
     metric = bench.task.metrics[0]
@@ -109,6 +79,8 @@ def choose(bench: Bench, candidates: Sequence[Candidate], images: Sequence[int])
     for number, count in enumerate(counts, start=1):
         seen = sorted(order[:count])
         bench.measure(running, seen, f"round {number} of {len(counts)}: {len(running)} swaps, {count} images")
+        if not bench.rows(PLAIN, seen, metric).any():
+            raise HotswapError(f"nothing counts in the labels of the first {count} images that were looked at")
         better = {candidate.key: bench.gain(candidate, seen, metric).better for candidate in running}
         running.sort(key=lambda candidate: -better[candidate.key])
         keep = len(running) if number == len(counts) else max(_LEFT, -(-len(running) // 2))
@@ -123,11 +95,3 @@ def _counts(candidates: int, images: int) -> list[int]:
     while candidates > _LEFT:
         candidates, rounds = max(_LEFT, -(-candidates // 2)), rounds + 1
     return [max(min(_FEWEST, images), images >> (rounds - number)) for number in range(1, rounds + 1)]
-
-
-def _differs(x: torch.Tensor, whole: torch.Tensor) -> bool:
-    finite = whole[whole.isfinite()].abs()
-    slack = _SAME * float(finite.max()) if finite.numel() else 0.0
-    return x.shape != whole.shape or not torch.allclose(
-        x.double(), whole.double(), rtol=0, atol=slack, equal_nan=True
-    )

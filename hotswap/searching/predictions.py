@@ -32,13 +32,11 @@ class Layout:
             return 1
         return self.shape[-1] if self.channels_last else self.shape[1]
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        if len(self.shape) == 3:
-            return self.shape[1], self.shape[2]
-        first = 1 if self.channels_last else 2
-        return self.shape[first], self.shape[first + 1]
+    def size_of(self, output: Any) -> tuple[int, int]:
+        """Height and width of an output's map, which may vary with the image's."""
+        shape = _tensors(output)[self.where].shape
+        first = 1 if len(shape) == 3 or self.channels_last else 2
+        return shape[first], shape[first + 1]
 
     def map_of(self, output: Any) -> Tensor:
         """[C, H, W] of one image's output; whole numbers where they are labels."""

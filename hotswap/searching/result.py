@@ -1,9 +1,9 @@
 """The result of a search: a table and one sentence."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -11,6 +11,9 @@ from hotswap.searching.family import Candidate
 from hotswap.searching.statistics import Gain
 from hotswap.searching.tasks import Metric
 from hotswap.tables import render
+
+if TYPE_CHECKING:
+    from hotswap.searching.drawing import Pictured
 
 Gains = Mapping[str, Gain]  # by metric
 
@@ -24,13 +27,15 @@ class Tried:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        way = self.candidate.structure
-        return {
-            "targets": way.targets,
-            "options": dict(way.options),
-            "scales": list(self.candidate.scales),
-            "gains": {name: gain.to_dict() for name, gain in self.gains.items()},
-        }
+        gains = {name: gain.to_dict() for name, gain in self.gains.items()}
+        return self.candidate.to_dict() | {"gains": gains}
+
+
+class Table(NamedTuple):
+    """A table for people."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,10 @@ class SearchResult:
     chosen: Tried  # with its gains on these images
     tried: tuple[Tried, ...]  # on the choosing images, the best first
     metrics: tuple[Metric, ...]  # the first is the one that was chosen by
-    size: tuple[int, int]  # of the maps that were compared
+    sizes: tuple[tuple[int, int], ...]  # of the maps that were compared, to which labels were brought
     images: str  # where they are from, in words
     notes: tuple[str, ...] = ()
+    pictures: "tuple[Pictured, ...]" = field(default=(), repr=False)  # where a page was asked for
     network: nn.Module | None = field(default=None, repr=False)  # swapped as chosen; None where it is to be left
 
     @property
@@ -69,32 +75,36 @@ class SearchResult:
             "swap": self.swap,
             "sentence": self.sentence,
             "metric": self.metrics[0].name,
-            "size": list(self.size),
+            "sizes": [list(size) for size in self.sizes],
             "images": self.images,
             "chosen": self.chosen.to_dict(),
             "tried": [tried.to_dict() for tried in self.tried],
             "notes": list(self.notes),
         }
 
+    @property
+    def tried_table(self) -> Table:
+        """Every swap on the choosing images, the best first."""
+        names = [f"gain: {metric.title}" for metric in self.metrics]
+        columns = ("enlargements", "swap", "guide scale", "images", *names)
+        return Table(columns, tuple(self._row(tried) for tried in self.tried))
+
+    @property
+    def held_table(self) -> Table:
+        """The chosen one on the images that had no part in the choice."""
+        rows = [
+            (m.title, m.text(gain.plain), m.text(gain.swapped), _with_margin(m, gain), gain.images)
+            for m in self.metrics
+            for gain in [self.chosen.gains[m.name]]
+        ]
+        return Table(("metric", "plain", "swapped", "gain (95 %)", "images"), tuple(rows))
+
     def __str__(self) -> str:
         """Tables: the choice, then the chosen one on the other images; notes; and the sentence."""
-        names = [metric.title for metric in self.metrics]
-        rows = [self._row(tried) for tried in self.tried]
-        columns = ("enlargements", "swap", "guide scale", "images", *(f"gain: {name}" for name in names))
-        held = [
-            (
-                metric.title,
-                *(metric.text(value) for value in (gain.plain, gain.swapped)),
-                _with_margin(metric, gain),
-                gain.images,
-            )
-            for metric in self.metrics
-            for gain in [self.chosen.gains[metric.name]]
-        ]
         parts = [
-            render(columns, rows),
-            f"the first on other images ({self.images}; maps of {self.size[0]} x {self.size[1]}):",
-            render(("metric", "plain", "swapped", "gain (95 %)", "images"), held),
+            render(self.tried_table.columns, self.tried_table.rows),
+            f"the first on other images ({self.images}; maps of {sizes_text(self.sizes)}, labels too):",
+            render(self.held_table.columns, self.held_table.rows),
             *(f"note: {note}" for note in self.notes),
             self.sentence,
         ]
@@ -103,12 +113,15 @@ class SearchResult:
     def _row(self, tried: Tried) -> tuple[Any, ...]:
         gains = [tried.gains[metric.name] for metric in self.metrics]
         return (
-            tried.candidate.structure.targets,
-            tried.candidate.structure.text,
-            _scales(tried.candidate),
+            *tried.candidate.row,
             gains[0].images,
             *(_with_margin(metric, gain) for metric, gain in zip(self.metrics, gains, strict=True)),
         )
+
+
+def sizes_text(sizes: Sequence[tuple[int, int]]) -> str:
+    """Heights and widths, for people."""
+    return " x ".join(map(str, sizes[0])) if len(sizes) == 1 else f"{len(sizes)} sizes"
 
 
 def _with_margin(metric: Metric, gain: Gain) -> str:
@@ -117,10 +130,6 @@ def _with_margin(metric: Metric, gain: Gain) -> str:
     return f"{metric.signed(gain.better)} ± {metric.signed(gain.margin).removeprefix('+')}"
 
 
-def _scales(candidate: Candidate) -> str:
-    return ", ".join(f"{scale:.3g}" for scale in candidate.scales)
-
-
 def _described(candidate: Candidate) -> str:
-    way = candidate.structure
-    return f"{way.targets} with {way.text}, guide_scale={_scales(candidate)}"
+    targets, text, scales = candidate.row
+    return f"{targets} with {text}, guide_scale={scales}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,10 +109,11 @@ class Given:
         several: Iterable[Any] = [batches] if isinstance(batches, Tensor) else batches
         for batch in several:
             (arguments,) = as_batches(network, [batch], inputs)
-            truth = labels(batch) if labels is not None else _beside(batch, len(arguments), picked=inputs is not None)
+            label = labels(batch) if labels is not None else _beside(batch, len(arguments), picked=inputs is not None)
+            truth = torch.from_numpy(label) if isinstance(label, np.ndarray) else label
             for *single, label in one_by_one((*arguments, truth)):
                 name = f"image {len(self.items) + 1}"
-                label = label[0] if isinstance(label, Tensor) and label.dim() > 2 else label
+                label = (label[0] if label.dim() > 2 else label).cpu() if isinstance(label, Tensor) else label
                 _check_beside(label, single[0], name)
                 self.items.append(Labelled(Sample(name, tuple(single), stretched(tuple(single))), label))
         if not self.items:
@@ -150,8 +152,8 @@ class FolderOptions:
     input_size: tuple[int | None, int, int] | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
-    unit: float
-    numbers: bool | None  # whether labels are depth or flow; None where files tell
+    unit: float = 1.0
+    numbers: bool | None = None  # whether labels are depth or flow; None where files tell
 
 
 def source_for(

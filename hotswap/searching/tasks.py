@@ -47,12 +47,20 @@ class Task(Protocol):
     layout: Layout
     metrics: tuple[Metric, ...]
 
-    def prepare(self, truth: Any) -> Any:
-        """A truth at the output's size, with what is computed of it once for all candidates."""
+    def prepare(self, truth: Any, size: tuple[int, int]) -> Any:
+        """A truth at the map's size, with what is computed of it once for all candidates."""
         ...
 
     def measure(self, output: Any, prepared: Any) -> Measured:
         """One image's row for each metric."""
+        ...
+
+    def shown(self, output: Any) -> Tensor:
+        """What is compared: labels [H, W], or numbers [C, H, W]."""
+        ...
+
+    def truth(self, prepared: Any) -> Tensor | None:
+        """The same of a prepared truth; labels that do not count are -1, numbers nan. None where it is no map."""
         ...
 
 
@@ -85,9 +93,9 @@ class Classes:
         }
         self.metrics = (both.pop(by), *both.values())
 
-    def prepare(self, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, truth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Labels, and where edges are near."""
-        labels = resized_labels(truth, self.layout.size)
+        labels = resized_labels(truth, size)
         counted = labels[labels != self.ignore]
         if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < self.classes:
             raise HotswapError(
@@ -99,9 +107,18 @@ class Classes:
     def measure(self, output: Any, prepared: tuple[Tensor, Tensor]) -> Measured:
         """Hits, predicted and true pixels of each class."""
         labels, near = prepared
-        predicted = self.layout.labels_of(output).cpu()
+        predicted = self.shown(output)
         counts = labels != self.ignore
         return {MIOU: self._row(predicted, labels, counts), EDGES: self._row(predicted, labels, counts & near)}
+
+    def shown(self, output: Any) -> Tensor:
+        """Labels."""
+        return self.layout.labels_of(output).cpu()
+
+    def truth(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        """Labels, -1 where nothing counts."""
+        labels, _ = prepared
+        return labels.masked_fill(labels == self.ignore, -1)
 
     def _row(self, predicted: Tensor, labels: Tensor, counts: Tensor) -> Sums:
         ours, true = predicted[counts], labels[counts]
@@ -117,16 +134,23 @@ class OneClass:
         self.layout, self.ignore = layout, ignore
         self.predicted = 1 if wanted is None or (layout.channels == 1 and not layout.labels) else wanted
         self.true = 1 if masks or wanted is None else wanted
+        self.binary = wanted is None and not masks
         both = {
             IOU: Metric(IOU, "IoU", mean_of_images, unit=100),
             EDGES: Metric(EDGES, f"IoU within {EDGE_DISTANCE} px of edges", mean_of_images, unit=100),
         }
         self.metrics = (both.pop(by), *both.values())
 
-    def prepare(self, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def prepare(self, truth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """The class, what counts, and where edges are near."""
-        labels = resized_labels(truth, self.layout.size)
+        labels = resized_labels(truth, size)
         counts = labels != self.ignore
+        if self.binary and bool((labels[counts] > 1).any()):
+            raise HotswapError(
+                f"labels must be 0, 1, or {self.ignore} where nothing counts (ignore), as the network tells two "
+                f"classes apart, got {int(labels[counts].max())}; say which is meant by class_index (on the command "
+                "line: --class)"
+            )
         here = torch.where(counts, (labels == self.true).long(), -1)
         near = counts & near_edges(here[None], EDGE_DISTANCE)[0]
         return here == 1, counts, near & (near & (here == 1)).any()
@@ -134,8 +158,17 @@ class OneClass:
     def measure(self, output: Any, prepared: tuple[Tensor, Tensor, Tensor]) -> Measured:
         """IoU of the whole image, and near edges where it has some."""
         true, counts, near = prepared
-        ours = self.layout.labels_of(output).cpu() == self.predicted
+        ours = self.shown(output) == 1
         return {IOU: _iou(ours, true, counts), EDGES: _iou(ours, true, near)}
+
+    def shown(self, output: Any) -> Tensor:
+        """1 where the class is."""
+        return (self.layout.labels_of(output).cpu() == self.predicted).long()
+
+    def truth(self, prepared: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """1 where the class is, -1 where nothing counts."""
+        true, counts, _ = prepared
+        return true.long().masked_fill(~counts, -1)
 
 
 def _iou(ours: Tensor, true: Tensor, counts: Tensor) -> Sums:
@@ -154,20 +187,23 @@ class Numbers:
         title = {RMSE: "RMSE", EPE: "end-point error"}[by]
         self.metrics: tuple[Metric, ...] = (Metric(by, title, mean_of_images, higher_is_better=False),)
 
-    def prepare(self, truth: Tensor) -> Tensor:
-        """[C, H, W] at the output's size, by the nearest pixel, which mixes nothing across edges."""
+    def prepare(self, truth: Tensor, size: tuple[int, int]) -> Tensor:
+        """[C, H, W] at the map's size, by the nearest pixel, which mixes nothing across edges; flow in its pixels."""
         truth = truth if truth.dim() == 3 else truth[None]
         if len(truth) != self.layout.channels:
             raise HotswapError(
                 f"labels must have the {self.layout.channels} channels of the network's map, got {len(truth)}"
             )
-        if tuple(truth.shape[1:]) == self.layout.size:
+        height, width = truth.shape[1:]
+        if (height, width) == size:
             return truth.double()
-        return F.interpolate(truth[None].double(), self.layout.size, mode="nearest-exact")[0]
+        resized = F.interpolate(truth[None].double(), size, mode="nearest-exact")[0]
+        factors = torch.tensor([size[1] / width, size[0] / height], dtype=torch.float64)
+        return resized * factors[:, None, None] if self.metrics[0].name == EPE else resized
 
     def measure(self, output: Any, prepared: Tensor) -> Measured:
         """The error of one image; end-point errors of all pixels count alike."""
-        difference = self.layout.map_of(output).cpu().double() - prepared
+        difference = self.shown(output) - prepared
         known = difference.isfinite().all(dim=0)
         squares = difference.square().sum(dim=0)[known]
         if not squares.numel():
@@ -175,6 +211,14 @@ class Numbers:
         if self.metrics[0].name == EPE:
             return {EPE: np.array([float(squares.sqrt().sum()), float(squares.numel())])}
         return {RMSE: np.array([float((squares / len(difference)).mean().sqrt()), 1.0])}
+
+    def shown(self, output: Any) -> Tensor:
+        """Numbers."""
+        return self.layout.map_of(output).cpu().double()
+
+    def truth(self, prepared: Tensor) -> Tensor:
+        """Numbers."""
+        return prepared
 
 
 class Own:
@@ -185,7 +229,7 @@ class Own:
         name = getattr(function, "__name__", type(function).__name__)
         self.metrics: tuple[Metric, ...] = (Metric(name, name, mean_of_images, higher_is_better),)
 
-    def prepare(self, truth: Any) -> Any:
+    def prepare(self, truth: Any, size: tuple[int, int]) -> Any:
         """The label as it was given."""
         return truth
 
@@ -193,6 +237,14 @@ class Own:
         """A row (value, 1); a value that is nan does not count."""
         value = float(self.function(self.layout.map_of(output), prepared))
         return {self.metrics[0].name: np.zeros(2) if math.isnan(value) else np.array([value, 1.0])}
+
+    def shown(self, output: Any) -> Tensor:
+        """Labels where there are several channels, else numbers."""
+        several = self.layout.labels or self.layout.channels > 1
+        return self.layout.labels_of(output).cpu() if several else self.layout.map_of(output).cpu().double()
+
+    def truth(self, prepared: Any) -> None:
+        """Not known: the label may be anything."""
 
 
 def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,18 +8,18 @@ from torch import nn
 from hotswap.choices import EPE, RMSE
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import PathLike
-from hotswap.measure.compare import run
+from hotswap.files.image_files import spread
 from hotswap.network.names import AUTO
 from hotswap.reporting.samples import Progress
 from hotswap.searching import tasks
-from hotswap.searching.family import Options, candidates, structures
+from hotswap.searching.drawing import draw
+from hotswap.searching.family import CALIBRATED_ON, Options, candidates, structures
 from hotswap.searching.halving import Bench, choose
 from hotswap.searching.ledger import Ledger, asked
-from hotswap.searching.predictions import layout_of
 from hotswap.searching.result import SearchResult, Tried
+from hotswap.searching.running import Runner, layout_for
 from hotswap.searching.samples import Source
 
-_CALIBRATED_ON = 2  # images
 _LEAST = 8  # images: four to choose on, four to report on
 
 
@@ -46,18 +46,21 @@ def carry_out(
     family: Sequence[Options],
     resume: PathLike | None,
     progress: Progress,
+    *,
+    pictured: bool,
 ) -> SearchResult:
     """Search as `hotswap.search` says.
 
     Raises:
         HotswapError: where there are too few images, or see there.
     """
+    if not source.about.labelled:
+        raise HotswapError("a search needs labels to choose by; hotswap.preview says what swaps change without them")
     if len(source) < _LEAST:
         raise HotswapError(f"a search needs at least {_LEAST} labelled images, got {len(source)}")
     first = max(_LEAST // 2, min(len(source) - _LEAST // 2, round(question.choose_on * len(source))))
     to_choose, to_report = range(first), range(first, len(source))
-    example = source.read(0).sample.arguments
-    layout = layout_of(run(model, example), (example[0].shape[2], example[0].shape[3]))
+    layout = layout_for(model, source.read(0).sample.arguments)
     task = tasks.task_for(
         layout,
         question.metric,
@@ -67,23 +70,32 @@ def carry_out(
         ignore=question.ignore,
         higher_is_better=question.higher_is_better,
     )
-    few = to_choose[:: max(1, first // _CALIBRATED_ON)][:_CALIBRATED_ON]
+    few = spread(to_choose, CALIBRATED_ON)
     ways, notes = structures(model, family, [source.read(i).sample.arguments for i in few])
     ledger = Ledger(resume, "" if resume is None else asked(model, question, source.about.form))
-    bench = Bench(model, ways, source, task, ledger, progress, [*source.about.notes, *notes])
+    notes = [*source.about.notes, *notes]
     done = False
     try:
-        ranked = choose(bench, candidates(ways), to_choose)
-        best = ranked[0][0]
-        bench.measure([best], to_report, f"the best of {len(ranked)} on {len(to_report)} other images")
+        with Runner(model, ways, layout, notes) as runner:
+            bench = Bench(runner, source, task, ledger, progress)
+            ranked = choose(bench, candidates(ways), to_choose)
+            best = ranked[0][0]
+            bench.measure([best], to_report, f"the best of {len(ranked)} on {len(to_report)} other images")
+            pictures = draw(bench, best, to_report) if pictured else ()
         done = True
     finally:
-        bench.close()
         ledger.close(done=done)
     chosen = Tried(best, bench.gains(best, to_report))
     tried = tuple(Tried(each, bench.gains(each, seen)) for each, seen in ranked)
     swap = chosen.gains[task.metrics[0].name].is_clear
-    network = best.at_its_scale() if swap else None
     return SearchResult(
-        swap, chosen, tried, task.metrics, layout.size, source.about.description, tuple(bench.notes), network
+        swap=swap,
+        chosen=chosen,
+        tried=tried,
+        metrics=task.metrics,
+        sizes=tuple(runner.sizes),
+        images=source.about.description,
+        notes=tuple(notes),
+        pictures=pictures,
+        network=best.at_its_scale() if swap else None,
     )

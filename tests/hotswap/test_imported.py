@@ -98,7 +98,7 @@ def test_a_search_says_that_it_helps_on_horses(network):
         limit=40,
     )
     assert before.differences(network) == []
-    assert result.size == (SIZE, SIZE)
+    assert result.sizes == ((SIZE, SIZE),)
     whole, near = (result.chosen.gains[name] for name in ("iou", "edges"))
     assert whole.images == near.images == 24
     assert result.swap

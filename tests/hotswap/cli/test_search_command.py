@@ -23,7 +23,7 @@ def test_it_writes_the_swapped_network_and_says_so(folders):
     done = run("search", NET, "--images", "photos", "--labels", "labels", *FORM, "-o", "best.pt")
     assert done.stdout.splitlines()[-1].startswith("Swap this: resize_1 ")
     assert "wrote best.pt" in done.stderr
-    assert sorted(path.name for path in Path().iterdir()) == ["best.pt", "labels", "photos"]
+    assert sorted(path.name for path in Path().iterdir()) == ["best.html", "best.pt", "labels", "photos"]
     best = hotswap.load("best.pt", model=blobs.Coarse())
     again = json.loads(
         run("search", NET, "--images", "photos", "--labels", "labels", *FORM, "-o", "best.pt", "--json").stdout

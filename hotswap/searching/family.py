@@ -55,7 +55,8 @@ class Candidate:
     @property
     def key(self) -> str:
         """What tells it from all others, also in another run of the same search."""
-        return f"{self.structure.targets}; {self.structure.text}; {self.strength:g}"
+        scales = " ".join(f"{scale:.6g}" for scale in self.scales)
+        return f"{self.structure.targets}; {self.structure.text}; {scales}"
 
     @property
     def scales(self) -> tuple[float, ...]:

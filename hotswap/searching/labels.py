@@ -154,4 +154,5 @@ def _numbers(file: Path, raw: Raw, unit: float) -> Tensor:
         x[values == 0] = np.nan
     x = x / (255 if raw.bits == 8 else unit)
     first = values.ndim == 3 and values.shape[0] <= 2 < values.shape[2]  # channels come first in some .npy
-    return torch.from_numpy(np.ascontiguousarray(x if values.ndim == 2 or first else x.transpose(2, 0, 1)))
+    channels = x[None] if values.ndim == 2 else x if first else x.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(channels))

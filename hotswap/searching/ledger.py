@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import hotswap
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import PathLike, check_writable
 from hotswap.searching.tasks import Measured
@@ -27,23 +28,14 @@ class Ledger:
         self._rows: dict[tuple[str, str], Measured] = {}
         self._file: IO[str] | None = None
         self.path = None if path is None else Path(path)
-        self.resumed = 0  # rows that were there already
         if self.path is None:
             return
         check_writable(self.path)
-        head = {"format": _FORMAT, "asked": asked}
-        lines = self._lines()
-        try:
-            if lines[:1] != [head]:
-                self.path.write_text(json.dumps(head) + "\n", encoding="utf-8")
-                lines = [head]
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise HotswapError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
-        for line in lines[1:]:
+        self._head = {"format": _FORMAT, "asked": asked}
+        head, *lines = self._lines() or [{}]
+        for line in lines if head == self._head else []:
             rows = {metric: np.array(row, dtype=np.float64) for metric, row in line["rows"].items()}
             self._rows[line["candidate"], line["image"]] = rows
-        self.resumed = len(self._rows)
 
     def get(self, candidate: str, image: str) -> Measured | None:
         """What was measured."""
@@ -51,7 +43,24 @@ class Ledger:
 
     def put(self, candidate: str, image: str, rows: Measured) -> None:
         """Keep what was measured."""
+        if self.path is not None and self._file is None:
+            self._file = self._begun(self.path)
         self._rows[candidate, image] = rows
+        self._append(candidate, image, rows)
+
+    def _begun(self, path: Path) -> IO[str]:
+        """The file, with what is known already, which leaves out a line that was cut off."""
+        try:
+            file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise HotswapError(f"cannot write {str(path)!r}: {error.strerror}") from error
+        file.write(json.dumps(self._head) + "\n")
+        self._file = file
+        for (candidate, image), rows in self._rows.items():
+            self._append(candidate, image, rows)
+        return file
+
+    def _append(self, candidate: str, image: str, rows: Measured) -> None:
         if self._file is not None:
             line = {"candidate": candidate, "image": image, "rows": {k: row.tolist() for k, row in rows.items()}}
             self._file.write(json.dumps(line) + "\n")
@@ -59,29 +68,36 @@ class Ledger:
 
     def close(self, *, done: bool) -> None:
         """Close the file, and remove it where the search is done."""
-        if self._file is not None and self.path is not None:
+        if self._file is not None:
             self._file.close()
             self._file = None
-            if done:
-                self.path.unlink(missing_ok=True)
+        if done and self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def _lines(self) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = []
-        try:
-            text = self.path.read_text(encoding="utf-8") if self.path is not None and self.path.exists() else ""
-        except (OSError, UnicodeDecodeError):
+        if self.path is None or not self.path.exists():
             return []
+        refusal = f"{str(self.path)!r} is no file that a search left to go on from; name another, or remove it"
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise HotswapError(f"cannot read {str(self.path)!r}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise HotswapError(refusal) from error
+        lines: list[dict[str, Any]] = []
         for line in text.splitlines():
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:
-                break
-        return [line for line in lines if isinstance(line, dict)]
+                break  # cut off when it was written
+        if text and not (lines and isinstance(lines[0], dict) and "asked" in lines[0]):
+            raise HotswapError(refusal)
+        return lines
 
 
 def asked(model: nn.Module, *what: Any) -> str:
     """A digest of a network's weights and of everything else that results depend on."""
-    digest = hashlib.sha256(repr((type(model).__qualname__, what)).encode())
+    digest = hashlib.sha256(repr((hotswap.__version__, type(model).__qualname__, what)).encode())
     for name, x in model.state_dict().items():
         digest.update(name.encode())
         digest.update(bytes_of(x))

@@ -145,7 +145,7 @@ def _share(value: float) -> str:
 
 def _of_labels(layout: "Layout") -> bool:
     """Whether a map is one of classes, as `hotswap.report` takes it: neither one channel of numbers nor a picture."""
-    return layout.labels or layout.channels not in (1, 3) or layout.threshold > 0
+    return layout.labels or layout.channels not in (1, 3)
 
 
 def _shown(layout: "Layout", output: Any) -> Tensor:

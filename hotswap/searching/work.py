@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -32,6 +33,12 @@ class Question:
     class_index: int | None
     ignore: int
     choose_on: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What measured rows depend on."""
+        own = None if isinstance(self.metric, str) else f"{self.metric.__module__}.{self.metric.__qualname__}"
+        return own or self.metric, self.class_index, self.ignore
 
     @property
     def numbers(self) -> bool | None:
@@ -72,7 +79,7 @@ def carry_out(
     )
     few = spread(to_choose, CALIBRATED_ON)
     ways, notes = structures(model, family, [source.read(i).sample.arguments for i in few])
-    ledger = Ledger(resume, "" if resume is None else asked(model, question, source.about.form))
+    ledger = Ledger(resume, "" if resume is None else asked(model, question.key, source.about.form))
     notes = [*source.about.notes, *notes]
     done = False
     try:

@@ -1,8 +1,13 @@
 """`hotswap.search`: what it chooses and what it says, on networks and pictures where the answer is known."""
 
+import json
+
 import blobs
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import hotswap
 from hotswap.errors import HotswapError
@@ -57,3 +62,207 @@ def test_where_the_image_says_nothing_it_says_leave_it():
 def test_a_network_without_an_enlargement_is_refused(batches):
     with pytest.raises(HotswapError, match="there is nothing to try: .*the network enlarges no map"):
         hotswap.search(torch.nn.Conv2d(3, 4, 3, padding=1), batches)
+
+
+# --- other labels and metrics -------------------------------------------------------------------------------------
+
+
+class Depth(nn.Module):
+    """The grey of an image on cells of 8 x 8, enlarged: depth, where depth is grey."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 8, 8)
+        nn.init.constant_(self.conv.weight, 1 / 192)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, image):
+        return F.interpolate(self.conv(image), image.shape[-2:], mode="bilinear")[:, 0]
+
+
+def colour_means(seed):
+    image, labels = blobs.picture(seed)
+    return image, blobs.COLOURS.mean(1)[labels]
+
+
+def test_depth_is_better_where_its_error_is_less():
+    pictures = [colour_means(seed) for seed in range(12)]
+    result = hotswap.search(Depth().eval(), [(image[None], depth[None]) for image, depth in pictures])
+    assert result.swap
+    gain = result.chosen.gains["rmse"]
+    assert gain.swapped < gain.plain
+    assert gain.better == pytest.approx(gain.plain - gain.swapped)
+    errors = [(result.network(image[None])[0] - depth).square().mean().sqrt().item() for image, depth in pictures[5:]]
+    assert gain.swapped == pytest.approx(np.mean(errors), rel=1e-5)
+    assert "of RMSE" in result.sentence
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_function_is_a_metric(batches, higher):
+    def share_right(scores, labels):
+        return (scores.argmax(0) == labels).float().mean().item() * (1 if higher else -1)
+
+    result = hotswap.search(blobs.Coarse().eval(), batches, metric=share_right, higher_is_better=higher)
+    assert result.swap
+    assert [metric.title for metric in result.metrics] == ["share_right"]
+
+
+def test_labels_may_be_picked_and_be_arrays(batches):
+    mappings = [{"image": image, "truth": labels.numpy()} for image, labels in batches]
+    options = {"inputs": lambda batch: batch["image"], "labels": lambda batch: batch["truth"]}
+    one = hotswap.search(blobs.Coarse().eval(), mappings, **options)
+    assert one.to_dict() == hotswap.search(blobs.Coarse().eval(), batches).to_dict()
+
+
+def test_a_family_of_ones_own(batches):
+    ways = [{"targets": "last", "guide_scale": 8.0}, {"targets": "resize_1", "footprint": 4}, {"targets": "resize_9"}]
+    result = hotswap.search(blobs.Coarse().eval(), batches, family=ways)
+    assert len(result.tried) == 1 + 4
+    assert [tried.candidate.scales for tried in result.tried if tried.candidate.structure.options == ways[0]] == [
+        (8.0,)
+    ]
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("not tried: targets=resize_9")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "dice"}, "metric must be one of auto, miou, iou, edges, rmse, epe or a function, got 'dice'"),
+        ({"choose_on": 1.0}, "choose_on must be between 0 and 1"),
+        ({"labels": "folder"}, "labels must be a function that picks them of a batch"),
+        ({"labels": lambda batch: None}, "a search needs labels to choose by; hotswap.preview"),
+        ({"labels": lambda batch: batch[1][:, :, :50]}, "their aspect ratios must be the same"),
+        ({"labels": lambda batch: batch[1] + 4}, "labels must be from 0 to 3"),
+        (
+            {"labels": lambda batch: torch.full_like(batch[1], 255)},
+            "nothing counts in the labels of the first 4 images",
+        ),
+        ({"page": "page.txt"}, "must end in .html"),
+        ({"family": []}, "there is nothing to try"),
+    ],
+)
+def test_mistakes_are_one_line(batches, options, message):
+    with pytest.raises(HotswapError, match=message):
+        hotswap.search(blobs.Coarse().eval(), batches, **options)
+
+
+def test_too_few_images_and_swapped_networks_are_refused(batches):
+    net = blobs.Coarse().eval()
+    with pytest.raises(HotswapError, match="at least 8 labelled images, got 6"):
+        hotswap.search(net, batches[:2])
+    with pytest.raises(HotswapError, match="a search begins with a plain network"):
+        hotswap.search(hotswap.convert(net, "resize", "input", calibrate_on=batches[:1]), batches)
+
+
+# --- going on -----------------------------------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    pass
+
+
+def stops_after(count):
+    def progress(items, total, what):
+        nonlocal count
+        for item in items:
+            if count == 0:
+                raise StopError
+            count -= 1
+            yield item
+
+    return progress
+
+
+def test_an_interrupted_search_goes_on(batches, tmp_path):
+    net, file = blobs.Coarse().eval(), tmp_path / "so_far"
+    counts = []
+
+    def counting(items, total, what):
+        counts.append(total)
+        return items
+
+    whole = hotswap.search(net, batches, progress=counting)
+    images, counts = sum(counts), []
+    with pytest.raises(StopError):
+        hotswap.search(net, batches, resume=file, progress=stops_after(14))
+    with file.open("a") as stream:
+        stream.write('{"candidate": "cut o')
+    with pytest.raises(StopError):
+        hotswap.search(net, batches, resume=file, progress=stops_after(2))
+    again = hotswap.search(net, batches, resume=file, progress=counting)
+    assert again.to_dict() == whole.to_dict()
+    assert images - sum(counts) == 16
+    assert not file.exists()
+
+
+def test_what_was_asked_otherwise_is_begun_anew(batches, tmp_path):
+    net, file = blobs.Coarse().eval(), tmp_path / "so_far"
+    with pytest.raises(StopError):
+        hotswap.search(net, batches, resume=file, progress=stops_after(14))
+    measured = file.read_text()
+    one_image = 1 + 1 + 8  # lines: what was asked, the plain network, the swaps
+    for change in ({}, {"metric": "edges"}, {"ignore": 3}):
+        file.write_text(measured)
+        with pytest.raises(StopError):
+            hotswap.search(net, batches, resume=file, progress=stops_after(1), **change)
+        assert (len(file.read_text().splitlines()) == one_image) is bool(change)
+    with torch.no_grad():
+        net.conv.weight.mul_(1.1)
+    file.write_text(measured)
+    with pytest.raises(StopError):
+        hotswap.search(net, batches, resume=file, progress=stops_after(1))
+    assert len(file.read_text().splitlines()) == one_image
+    assert json.loads(file.read_text().splitlines()[0])["format"] == 1
+
+
+def test_another_file_is_not_overwritten(batches, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(HotswapError, match="is no file that a search left to go on from"):
+        hotswap.search(blobs.Coarse().eval(), batches, resume=file)
+    assert file.read_text() == "mine"
+
+
+# --- without labels -----------------------------------------------------------------------------------------------
+
+
+def test_a_preview_says_what_changes_and_where(batches):
+    net = blobs.Coarse().eval()
+    result = hotswap.preview(net, [images for images, _ in batches])
+    assert len(result.changes) == 8
+    assert 0 < result.near_edges < 0.6
+    for change in result.changes:
+        assert 0 < change.changed < 0.2
+        assert change.near_edges > 0.8
+    assert str(result).endswith("only they can say whether a change is for the better.")
+    strongest = result.changes[3]
+    swapped = hotswap.convert(
+        net, "resize", "input", guide_scale=strongest.candidate.scales[0], example_inputs=batches[0][0]
+    )
+    with torch.no_grad():
+        changed = [(swapped(x).argmax(1) != net(x).argmax(1)).float().mean((1, 2)) for x, _ in batches]
+    assert strongest.changed == pytest.approx(float(torch.cat(changed).mean()), abs=1e-4)
+
+
+def test_a_preview_of_numbers(batches):
+    result = hotswap.preview(Depth().eval(), [images for images, _ in batches])
+    assert "by more than 1% of the map's range" in str(result)
+    assert all(0 < change.changed < 1 for change in result.changes)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_sentence_and_six_images(batches, tmp_path):
+    page = tmp_path / "page.html"
+    result = hotswap.search(blobs.Coarse().eval(), batches, page=page)
+    text = page.read_text()
+    assert result.sentence in text
+    assert text.count('<article class="output">') == 6
+    better = [image.better for image in result.pictures]
+    assert better == sorted(better, reverse=True)
+    for caption in ("image", "label", "plain", "swapped"):
+        assert text.count(f"<figcaption>{caption}</figcaption>") == 6
+    assert text.count("green: right only when swapped") >= 6
+    assert "http" not in text.replace("http-equiv", "")

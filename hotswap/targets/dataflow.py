@@ -191,8 +191,8 @@ class Flow(TorchDispatchMode):
                 continue
             if trace.layout is not None and trace.detail is not None:
                 details.append((trace, trace.detail))
-            elif not sums_products(func):
-                details.append((trace, _extent(x, layout, size)))
+            else:
+                details.append((trace, (1, 1) if sums_products(func) else _extent(x, layout, size)))
         marks: list[dict[int, _Mark]] = []
         for trace, _ in details:
             others = [other for other in details if other[0] is not trace]

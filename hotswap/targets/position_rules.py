@@ -1,6 +1,7 @@
 """What PyTorch's operators do to the positions of a map: keep them apart, each at a place of its own, or mix them."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _rule(func: Any, outputs: Sequence[Tensor]) -> "_Rule":
     name = name_of(func)
     if name in _RULES:
         return _RULES[name]
-    if torch.Tag.pointwise in func.tags or name in _POINTWISE:
+    if _is_pointwise(func):
         return _pointwise
     if any(norm in name for norm in _NORMS):
         return _norm
@@ -73,6 +74,13 @@ def _rule(func: Any, outputs: Sequence[Tensor]) -> "_Rule":
     if {argument.name for argument in func._schema.arguments} & {"dim", "dims"}:
         return _along
     raise Unknown
+
+
+@cache
+def _is_pointwise(func: Any) -> bool:
+    """Whether PyTorch says so of it, or of what it does in place."""
+    alike = getattr(getattr(torch.ops.aten, name_of(func), None), func._overloadname, func)
+    return torch.Tag.pointwise in {*func.tags, *alike.tags} or name_of(func) in _POINTWISE
 
 
 def name_of(func: Any) -> str:
@@ -126,6 +134,7 @@ _POINTWISE = frozenset(
         *("copy", "to_copy", "empty_like", "dropout", "native_dropout", "prelu", "prelu_kernel", "fill", "zero"),
         *("log_sigmoid", "log_sigmoid_forward", "lift_fresh", "detach", "alias", "masked_fill", "floor_divide"),
         *("bernoulli", "rrelu_with_noise", "contiguous", "channel_shuffle", "native_channel_shuffle", "where"),
+        *("hardswish", "exponential", "normal", "uniform", "bucketize", "polar", "complex"),
     }
 )
 _CONSTANT = frozenset(
@@ -324,14 +333,29 @@ def _along(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
 
 
 def _index_tensors(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
-    """`x[:, order]`: positions stay where no dimension of theirs is indexed."""
-    layout, indices = _layout(given, of), given["indices"]
+    """`x[:, order]`, where positions stay that are not indexed, and `palette[classes]`."""
+    indices = given["indices"]
     indexed = [at for at, index in enumerate(indices) if index is not None]
+    layout, own = of(_input(given)), len(indexed) == 1 and of(indices[indexed[0]])
+    if layout is None and own and indexed == [0]:
+        return _looked_up(own, output)
+    if layout is None or len(indexed) != 1 or indices[indexed[0]].dim() != 1:
+        raise Unknown
     if kinds(layout, indexed):
         raise Mixes
-    if len(indexed) != 1 or indices[indexed[0]].dim() != 1:
-        raise Unknown
     return _pointwise({"self": _input(given)}, output, lambda x: _without(of(x), indexed[0]))
+
+
+def _embedding(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
+    layout = of(given["indices"])
+    if layout is None:
+        raise Unknown
+    return _looked_up(layout, output)
+
+
+def _looked_up(classes: Layout, output: Tensor) -> Layout:
+    """The layout of what a table has for each class."""
+    return (*classes, *(counting(int(size)) for size in output.shape[len(classes) :]))
 
 
 def _pixel_shuffle(given: _Given, output: Tensor, of: LayoutOf) -> Layout:
@@ -359,5 +383,6 @@ _RULES: dict[str, _Rule] = {
     "repeat": _repeat,
     "expand": _expand,
     "index": _index_tensors,
+    "embedding": _embedding,
     "pixel_shuffle": _pixel_shuffle,
 }

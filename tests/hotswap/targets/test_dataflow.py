@@ -82,6 +82,9 @@ POINTWISE = {
     "in place": lambda net, y: y.add_(1).clamp_(0, 1).mul_(2),
     "sums over channels": lambda net, y: (y.sum(1), y.var(1), y.logsumexp(1), F.normalize(y, dim=1), y.cumsum(1)),
     "top classes": lambda net, y: y.gather(1, y.topk(2, 1).indices),
+    "a palette": lambda net, y: torch.ones(6, 3)[y.argmax(1)],
+    "an embedding": lambda net, y: F.embedding(y.argmax(1), torch.ones(6, 3)),
+    "noise": lambda net, y: F.gumbel_softmax(F.hardswish(y), dim=1),
     "one-hot": lambda net, y: F.one_hot(y.argmax(1), 6),
     "queries": lambda net, y: torch.einsum("bc,bchw->bhw", net.pointwise.weight[:1, :, 0, 0], y),
     "gated by itself": lambda net, y: y * net.pointwise(y).sigmoid(),
@@ -110,10 +113,15 @@ MIXING = {
         lambda net, y: F.grid_sample(y, torch.zeros(1, 64, 64, 2), align_corners=False),
         "grid_sample in the network",
     ),
+    "weights from features": (
+        lambda net, y: torch.einsum("bc,bchw->bhw", net.spatial(y).mean((2, 3)), y),
+        "spatial",
+    ),
     "the largest of all": (lambda net, y: y / y.max(), "max in the network"),
 }
 UNKNOWN = {
     "written into a larger canvas": (lambda net, y: written(y, 80), "setitem in the network follows"),
+    "places of some values": (lambda net, y: torch.where(y > 0), "where in the network follows"),
     "unshuffled pixels": (lambda net, y: F.pixel_unshuffle(y, 2), "pixel_unshuffle in the network follows"),
     "no output": (lambda net, y: net.unused, "no output is seen to depend on it"),
     "an operator of others": (

@@ -18,10 +18,12 @@ from pathlib import Path
 import click
 import forks
 import networks
+import numpy as np
 import pytest
 import tiny_datasets
 import torch
 import yaml
+from PIL import Image
 
 import hotswap
 from hotswap.cli import main
@@ -188,6 +190,10 @@ from torch import nn
 def segmenter():
     body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
     return nn.Sequential(OrderedDict(body=body, head=nn.Conv2d(4, 2, 1)))
+
+def coarse():
+    up = nn.Upsample(scale_factor=8, mode="bilinear")
+    return nn.Sequential(OrderedDict(body=nn.Conv2d(3, 4, 8, 8), head=nn.Conv2d(4, 3, 1), up=up))
 """
 RECIPE = """
 model: {name: "recipes.backbones:SmallSegmenter", options: {classes: 6}}
@@ -216,14 +222,24 @@ def prepare(page, words, work):
             (work / "mynets.py").write_text(NETS)
         elif word.startswith("data/"):
             tiny_datasets.voc(path, tiny_datasets.LISTS)
+        elif word.endswith(("labels", "labels/")):
+            labelled_photos(work / "photos", path)
         elif before == "--weights":
-            forks.run(save_weights, words[words.index("convert") + 1], path, folder=work)
+            forks.run(save_weights, words[2], path, folder=work)
         elif before in ("export", "verify", "calibrate", "report") and path.suffix:
             net = providers.build("timm:test_resnet", trusted=True)
             hotswap.save(hotswap.convert(net, guide_scale=0.5), path, "timm:test_resnet")
     if "joint_depth_pac_x4" in words:
         (work / "data" / "nyu").mkdir(parents=True)
         tiny_datasets.nyu(work / "data" / "nyu", (24, 32), count=6)
+
+
+def labelled_photos(photos, labels):
+    """As many as a search needs at least, each with a label."""
+    labels.mkdir()
+    for i in range(8):
+        tiny_datasets.picture(photos / f"{i}.jpg", (40, 48))
+        Image.fromarray(np.tile(np.arange(48, dtype=np.uint8) // 16, (40, 1))).save(labels / f"{i}.png")
 
 
 def save_weights(network, path):

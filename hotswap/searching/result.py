@@ -64,10 +64,8 @@ class SearchResult:
         if self.swap:
             levels = f"{metric.text(gain.plain)} becomes {metric.text(gain.swapped)}"
             return f"Swap this: {what} gains {by} (95 %: {between}) {where}; {levels}."
-        return (
-            f"Leave it: the best of {len(self.tried)} swaps, {what}, gains {by} (95 %: {between}) {where}, "
-            "which may be chance or is a loss."
-        )
+        why = "which is a loss" if gain.better < -gain.margin else "which is no more than chance may give"
+        return f"Leave it: the best of {len(self.tried)} swaps, {what}, gains {by} (95 %: {between}) {where}, {why}."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -103,7 +101,7 @@ class SearchResult:
         """Tables: the choice, then the chosen one on the other images; notes; and the sentence."""
         parts = [
             render(self.tried_table.columns, self.tried_table.rows),
-            f"the first on other images ({self.images}; maps of {sizes_text(self.sizes)}, labels too):",
+            f"the first, on other images ({self.images}; maps of {sizes_text(self.sizes)}, labels too):",
             render(self.held_table.columns, self.held_table.rows),
             *(f"note: {note}" for note in self.notes),
             self.sentence,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotswap.network.nested import parts
@@ -81,6 +82,8 @@ _IMAGE = _Trace()
 
 class Flow(TorchDispatchMode):
     """Follows tensors from the image through the enlargements to the outputs of a running network."""
+
+    supports_higher_order_operators = True  # such as torch.cond, of which is only known what goes in and out
 
     def __init__(self, here: Callable[[str], str]) -> None:
         """Follow a network.
@@ -156,17 +159,19 @@ class Flow(TorchDispatchMode):
                 self._traces.pop(id(x), None)
                 continue
             self._set(x, trace)
-            if func._schema.is_mutable and x._base is not None:
+            if isinstance(func, OpOverload) and func._schema.is_mutable and x._base is not None:
                 self._write_through(x, x._base, trace)
 
     def _behind(
         self, func: Any, args: Any, kwargs: Any, given: list[Tensor], traces: list[_Trace], outputs: list[Tensor]
     ) -> Sequence[_Trace | None]:
         """The trace of each output of an operator; None where it does not depend on the image."""
-        if not traces or is_constant(func):
+        if not traces or (isinstance(func, OpOverload) and is_constant(func)):
             return [None] * len(outputs)
         if all(trace.layout is None for trace in traces):
             return [_Trace(marks=_worst(trace.marks for trace in traces))] * len(outputs)
+        if not isinstance(func, OpOverload):
+            return [self._lost(func, traces, Kind.UNKNOWN)] * len(outputs)
         try:
             if name_of(func).startswith("upsample_") and is_map(traces[0].layout or ()):
                 return [self._grown(traces[0], _size(given[0]), outputs[0], None)]
@@ -179,7 +184,7 @@ class Flow(TorchDispatchMode):
 
     def _lost(self, func: Any, traces: Iterable[_Trace], kind: Kind) -> _Trace:
         """The trace of an output whose positions are not those of the inputs."""
-        by = self._here(name_of(func))
+        by = self._here(name_of(func) if isinstance(func, OpOverload) else str(func))
         return _Trace(marks=_worst(trace.marked(kind, by).marks for trace in traces))
 
     def _joined(self, func: Any, given: list[Tensor], layout: Layout) -> _Trace:
@@ -203,11 +208,12 @@ class Flow(TorchDispatchMode):
 
     def _write_through(self, view: Tensor, base: Tensor, trace: _Trace) -> None:
         """Note what was written into a tensor through a view of it."""
-        known = self._of(base) or _IMAGE
+        before = self._of(base)
+        known = before or _IMAGE
         if trace.layout is not None and view.dim() == base.dim():
             pairs = list(zip(trace.layout, base.shape, strict=True))
             layout = tuple(part if size_of(part) == size else counting(int(size)) for part, size in pairs)
-            if kinds(layout) == kinds(trace.layout) and known.layout in (None, layout):
+            if kinds(layout) == kinds(trace.layout) and (before is None or before.layout == layout):
                 self._set(base, _Trace(layout, trace.detail, _worst([known.marks, trace.marks])))
                 return
         lost = trace.marked(Kind.UNKNOWN, self._here("copy"))

@@ -129,6 +129,7 @@ def _index(dimension: int, count: int) -> int:
 
 # --- place by place -------------------------------------------------------------------------------------------
 
+# Beside those that PyTorch calls pointwise. `empty_like` is what a dry run has in place of a batch norm.
 _POINTWISE = frozenset(
     {
         *("copy", "to_copy", "empty_like", "dropout", "native_dropout", "prelu", "prelu_kernel", "fill", "zero"),

@@ -52,7 +52,7 @@ def in_short(site: Site, footprint: int) -> str:
 
 def times(factor: float) -> str:
     """A factor as people write it."""
-    return f"x{factor:.1f}".removesuffix(".0")
+    return f"x{factor:.2g}" if factor < 1 else f"x{factor:.1f}".removesuffix(".0")
 
 
 def verdict(site: Site, footprint: int) -> Verdict:

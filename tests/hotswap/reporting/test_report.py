@@ -45,7 +45,7 @@ def kinds(tmp_path_factory):
     """A report on every kind of target, in evaluation, with its network."""
     torch.manual_seed(3)
     model = Kinds()
-    wanted = ["seven", "nine", "pool", "up", "resize"]
+    wanted = ["seven", "nine", "pool", "up", "resize_*"]
     model = hotswap.convert(model, wanted, "input", guide_scale=1.5, conserve="window", example_inputs=IMAGES[:1])
     path = tmp_path_factory.mktemp("kinds") / "report.html"
     return model, hotswap.report(model, IMAGES, path), Page(path)

@@ -64,6 +64,12 @@ def half_written(net, y):
     return canvas
 
 
+def over_a_finer_map(net, y):
+    canvas = net.image.repeat(1, 3, 1, 1)
+    canvas[:, :6] = y
+    return canvas
+
+
 POINTWISE = {
     "1x1 convolution": lambda net, y: net.pointwise(y),
     "norms": lambda net, y: net.norms(y),
@@ -121,6 +127,11 @@ MIXING = {
 }
 UNKNOWN = {
     "written into a larger canvas": (lambda net, y: written(y, 80), "setitem in the network follows"),
+    "a branch": (
+        lambda net, y: torch.cond(torch.ones(()) > 0, lambda z: z + 1, lambda z: z - 1, (y,)),
+        "cond in the network follows",
+    ),
+    "written over a finer map": (over_a_finer_map, "setitem in the network follows"),
     "places of some values": (lambda net, y: torch.where(y > 0), "where in the network follows"),
     "unshuffled pixels": (lambda net, y: F.pixel_unshuffle(y, 2), "pixel_unshuffle in the network follows"),
     "no output": (lambda net, y: net.unused, "no output is seen to depend on it"),
@@ -155,7 +166,7 @@ def test_what_cannot_be_followed_is_said(behind):
     after, said = UNKNOWN[behind]
 
     def forward(net, x):
-        net.unused = net.coarse(x)
+        net.unused, net.image = net.coarse(x), x
         return after(net, up(net.coarse(x)))
 
     assert sites(forward) == [(4, f"unknown: {said}")]

@@ -64,6 +64,7 @@ def main(out: Path, steps: int) -> None:
     show(hotswap.verify(calibrated, photos.values()))
 
     console.rule("[bold]4. Its enlargements guided by the image, no convolution swapped")
+    # All of them: "resize" leaves them to its finest side output, which they are mixed with.
     guided = hotswap.convert(hed, "resize_*", "input", calibrate_on=list(photos.values()))
     show(hotswap.status(guided))
     check(guided.state_dict().keys() == hed.state_dict().keys(), "no parameters were added")
@@ -155,7 +156,7 @@ def tune_both(out: Path, steps: int) -> tuple[HedSegmenter, HedSegmenter, Path]:
     show(hotswap.status(guided))
 
     table = Table("network", "mIoU before tuning", f"after {steps} steps", "loss, last 10 steps")
-    networks = {"plain": plain, "swapped": swapped, "enlargements guided": guided}
+    networks = {"plain": plain, "swapped": swapped, "last enlargement guided": guided}
     for name, network in networks.items():
         before = evaluate(network, test)
         losses = finetune(network, train, steps=steps, lr=1e-4, seed=1, label=name, console=console)

@@ -94,7 +94,7 @@ def test_all_networks_are_tuned_and_only_one_has_swapped_convolutions(monkeypatc
     assert (first[0], second[0]) == (id(plain), id(swapped))
     assert first[1] is second[1]  # the same data,
     assert first[3] == second[3] == 32  # all parameters
-    assert third[3] == 32 + 3  # and a scale for each guided enlargement
+    assert third[3] == 32 + 1  # and a scale for the last enlargement
     without_label = [{k: v for k, v in run[2].items() if k != "label"} for run in (first, second, third)]
     assert without_label[0] == without_label[1] == without_label[2]  # the same budget, rate and seed
     # Both start from the same weights: the swap was made after the score layers were trained.

@@ -8,6 +8,7 @@ import click
 from hotswap.choices import METRICS
 from hotswap.cli import completion, early, options, output
 from hotswap.files import destinations
+from hotswap.files.atomic import is_there
 from hotswap.searching import pairs
 from hotswap.zoo import names
 
@@ -97,26 +98,35 @@ def search(
     weights = weights or providers.weights(model)
     if weights is not None:
         inputs.load_plain_weights(network, weights)
-    with inputs.explained(network, prepared.input_size):
-        if labels is None:
+    if labels is None or path is None:
+        with inputs.explained(network, prepared.input_size):
             _preview(network, images, prepared, as_json=as_json)
-            return
-        from hotswap.searching.api import search as search_swaps
+        return
+    from hotswap.searching.api import search as search_swaps
 
-        result = search_swaps(
-            network,
-            images,
-            labels=labels,
-            metric=metric,
-            class_index=class_index,
-            ignore=ignore,
-            unit=unit,
-            **vars(prepared),
-            page=page,
-            resume=f"{path}.search",
-            progress=output.with_progress,
-        )
-    if result.network is not None and path is not None:
+    so_far = f"{path}.search"
+    if is_there(so_far):
+        output.note(f"going on from {so_far}, if it was measured for the same search")
+    try:
+        with inputs.explained(network, prepared.input_size):
+            result = search_swaps(
+                network,
+                images,
+                labels=labels,
+                metric=metric,
+                class_index=class_index,
+                ignore=ignore,
+                unit=unit,
+                **vars(prepared),
+                page=page,
+                resume=so_far,
+                progress=output.with_progress,
+            )
+    except KeyboardInterrupt:
+        if is_there(so_far):
+            output.note(f"the same command goes on from what was measured, in {so_far}")
+        raise
+    if result.network is not None:
         from hotswap.checkpoint.write import save
 
         save(result.network, path, inputs.recordable(model))

@@ -15,6 +15,8 @@ from hotswap.surgery.prepare import sharing_weights
 from hotswap.targets.choose_enlargements import RESIZE
 from hotswap.targets.plan import Plan
 from hotswap.targets.verdicts import EVERY
+from hotswap.zoo import image_stats
+from hotswap.zoo.image_stats import ImageStats
 
 Options = Mapping[str, Any]  # arguments of hotswap.convert
 LAST = "last"  # as targets: one enlargement alone, see `_last`
@@ -71,7 +73,8 @@ class Candidate:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what is swapped, arguments of `hotswap.convert`, and scales."""
         way = self.structure
-        return {"targets": way.targets, "options": dict(way.options), "scales": list(self.scales)}
+        options = {name: value if _is_plain(value) else repr(value) for name, value in way.options.items()}
+        return {"targets": way.targets, "options": options, "scales": list(self.scales)}
 
     def at_its_scale(self) -> nn.Module:
         """The structure's network, with each scale of this candidate's strength."""
@@ -81,7 +84,7 @@ class Candidate:
 
 
 def structures(
-    model: nn.Module, family: Sequence[Options], data: Sequence[tuple[Any, ...]]
+    model: nn.Module, family: Sequence[Options], data: Sequence[tuple[Any, ...]], stats: ImageStats
 ) -> tuple[list[Structure], list[str]]:
     """Swap the network in every way of a family.
 
@@ -89,6 +92,7 @@ def structures(
         model: the plain network, which is left as it is.
         family: arguments of `hotswap.convert`; the guide is the image where none is named.
         data: a few inputs; scales that are not named are calibrated on them.
+        stats: how images were normalised, which the swapped networks declare.
 
     Returns:
         The swapped networks, each way once, and notes on ways that cannot be.
@@ -108,8 +112,9 @@ def structures(
             key = (*_taken(model, given), _text(options))
             if key not in made:
                 measured: dict[str, Any] = {} if "guide_scale" in given else {"calibrate_on": data}
-                network = convert(sharing_weights(model), inplace=True, **given, **measured)
-                made[key] = _structure(options, network)
+                network = sharing_weights(model)
+                image_stats.put(network, stats)
+                made[key] = _structure(options, convert(network, inplace=True, **given, **measured))
         except HotswapError as error:
             refused.setdefault(str(error), f"targets={options.get('targets', RESIZE)}, {_text(options)}")
     if not made:
@@ -150,4 +155,11 @@ def _structure(options: Options, network: nn.Module) -> Structure:
 
 def _text(options: Options) -> str:
     shown = {name: value for name, value in options.items() if name not in ("targets", "guide_scale")}
-    return ", ".join(f"{name}={value}" for name, value in shown.items())
+    return ", ".join(f"{name}={value}" for name, value in shown.items()) or "defaults"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)

@@ -114,7 +114,8 @@ def preview(
     source = samples.source_for(model, images, None, inputs, options)
     layout = layout_for(model, source.read(0).sample.arguments)
     few = spread(range(len(source)), CALIBRATED_ON)
-    ways, refused = structures(model, family, [source.read(i).sample.arguments for i in few])
+    data = [source.read(i).sample.arguments for i in few]
+    ways, refused = structures(model, family, data, source.about.stats)
     notes = [*source.about.notes, *refused]
     field = candidates(ways)
     seen: dict[str, list[tuple[float, float]]] = {each.key: [] for each in field}

@@ -21,6 +21,7 @@ from hotswap.searching.labels import Reader, reader_for
 from hotswap.searching.ledger import bytes_of
 from hotswap.searching.pairs import Pair, find
 from hotswap.zoo import image_stats, images
+from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.images import Form
 
 Truth = Callable[[Any], Any]  # the label of a batch
@@ -45,6 +46,15 @@ class About:
     numbers: bool  # labels are depth or flow
     form: tuple[Form, bool] | None = None  # of images in files, and whether these keep about their own size
     notes: tuple[str, ...] = ()
+
+    @property
+    def stats(self) -> ImageStats:
+        """How images in files were normalised."""
+        if self.form is None:
+            return ImageStats()
+        form, _ = self.form
+        mean, std = (values * (form.shape[0] // len(values)) for values in (form.mean, form.std))
+        return ImageStats(mean, std)
 
 
 class Source(Protocol):
@@ -118,13 +128,18 @@ class Given:
                 self.items.append(Labelled(Sample(name, tuple(single), stretched(tuple(single))), label))
         if not self.items:
             raise HotswapError("batches must hold at least one batch of inputs, got none")
+        having = [item for item in self.items if item.truth is not None]
+        without = len(self.items) - len(having)
+        notes = (f"{without} of {len(self.items)} images have no label",) if having and without else ()
+        self.items = having or self.items
         truths = [item.truth for item in self.items if isinstance(item.truth, Tensor)]
         numbers = any(x.is_floating_point() for x in truths)
         self.about = About(
             f"{len(self.items)} images",
-            labelled=all(item.truth is not None for item in self.items),
+            labelled=bool(having),
             masks=not numbers and all(x.dtype == torch.bool or int(x.max()) <= 1 for x in truths if x.numel()),
             numbers=numbers,
+            notes=notes,
         )
 
     def __len__(self) -> int:

@@ -62,7 +62,11 @@ def carry_out(
         HotswapError: where there are too few images, or see there.
     """
     if not source.about.labelled:
-        raise HotswapError("a search needs labels to choose by; hotswap.preview says what swaps change without them")
+        raise HotswapError(
+            "a search needs labels to choose by, and the network gets all that these batches hold: pick by inputs and "
+            "labels, such as inputs=lambda batch: batch[0], labels=lambda batch: batch[1]; without labels "
+            "hotswap.preview says what swaps change"
+        )
     if len(source) < _LEAST:
         raise HotswapError(f"a search needs at least {_LEAST} labelled images, got {len(source)}")
     first = max(_LEAST // 2, min(len(source) - _LEAST // 2, round(question.choose_on * len(source))))
@@ -78,7 +82,8 @@ def carry_out(
         higher_is_better=question.higher_is_better,
     )
     few = spread(to_choose, CALIBRATED_ON)
-    ways, notes = structures(model, family, [source.read(i).sample.arguments for i in few])
+    data = [source.read(i).sample.arguments for i in few]
+    ways, notes = structures(model, family, data, source.about.stats)
     ledger = Ledger(resume, "" if resume is None else asked(model, question.key, source.about.form))
     notes = [*source.about.notes, *notes]
     done = False

@@ -11,6 +11,8 @@ from command_line import error_of, run
 from PIL import Image
 
 import hotswap
+from hotswap.checkpoint.read import read
+from hotswap.searching.tasks import Classes
 
 NET, FORM = "blobs:Coarse", ("--mean", "0", "--std", "1")
 
@@ -128,3 +130,40 @@ def test_wrong_usage(folders, words, message):
     assert message in run("search", NET, "--images", "photos", *words, code=2).stderr
     missing = run("search", "torchvision:fcn_resnet50", "--images", "photos", code=2)
     assert "Missing option '--weights'" in missing.stderr
+
+
+def test_ctrl_c_leaves_what_was_measured_and_the_same_command_goes_on(folders, monkeypatch):
+    words = ("search", NET, "--images", "photos", "--labels", "labels", *FORM, "-o", "best.pt", "--json")
+    whole = json.loads(run(*words).stdout)
+    Path("best.pt").unlink()
+    Path("best.html").unlink()
+    calls = []
+    measure = Classes.measure
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(Classes, "measure", interrupted)
+    stopped = run(*words, code=1)
+    assert "the same command goes on from what was measured, in best.pt.search" in stopped.stderr
+    assert sorted(path.name for path in Path().iterdir()) == ["best.pt.search", "labels", "photos"]
+    again = run(*words)
+    assert "note: going on from best.pt.search" in again.stderr
+    assert json.loads(again.stdout) == whole
+    assert len(calls) == 30 + total(whole) - 29
+    assert not Path("best.pt.search").exists()
+
+
+def total(result):
+    """How often a network was measured: the swaps on the images that each was tried on, the plain one on all."""
+    seen = sum(tried["gains"]["miou"]["images"] for tried in result["tried"])
+    return seen + result["chosen"]["gains"]["miou"]["images"] + 20
+
+
+def test_the_file_says_how_images_were_normalised(folders):
+    run("search", NET, "--images", "photos", "--labels", "labels", "--mean", "0", "--std", "1", "-o", "best.pt")
+    metadata = read("best.pt").metadata
+    assert (metadata.images.mean, metadata.images.std) == ((0.0,) * 3, (1.0,) * 3)

@@ -114,6 +114,14 @@ def test_labels_may_be_picked_and_be_arrays(batches):
     assert one.to_dict() == hotswap.search(blobs.Coarse().eval(), batches).to_dict()
 
 
+def test_images_without_a_label_are_left_out(batches):
+    few = [batches[0], *[(image[None], None) for image in batches[1][0]], *batches[1:]]
+    result = hotswap.search(blobs.Coarse().eval(), few)
+    assert result.notes == ("3 of 23 images have no label",)
+    whole = hotswap.search(blobs.Coarse().eval(), batches)
+    assert result.to_dict() == whole.to_dict() | {"notes": list(result.notes)}
+
+
 def test_a_family_of_ones_own(batches):
     ways = [{"targets": "last", "guide_scale": 8.0}, {"targets": "resize_1", "footprint": 4}, {"targets": "resize_9"}]
     result = hotswap.search(blobs.Coarse().eval(), batches, family=ways)
@@ -131,7 +139,10 @@ def test_a_family_of_ones_own(batches):
         ({"metric": "dice"}, "metric must be one of auto, miou, iou, edges, rmse, epe or a function, got 'dice'"),
         ({"choose_on": 1.0}, "choose_on must be between 0 and 1"),
         ({"labels": "folder"}, "labels must be a function that picks them of a batch"),
-        ({"labels": lambda batch: None}, "a search needs labels to choose by; hotswap.preview"),
+        (
+            {"labels": lambda batch: None},
+            "a search needs labels to choose by, and .*; without labels hotswap.preview",
+        ),
         ({"labels": lambda batch: batch[1][:, :, :50]}, "their aspect ratios must be the same"),
         ({"labels": lambda batch: batch[1] + 4}, "labels must be from 0 to 3"),
         (

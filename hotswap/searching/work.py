@@ -63,8 +63,8 @@ def carry_out(
     """
     if not source.about.labelled:
         raise HotswapError(
-            "a search needs labels to choose by, and the network gets all that these batches hold: pick by inputs and "
-            "labels, such as inputs=lambda batch: batch[0], labels=lambda batch: batch[1]; without labels "
+            "a search needs labels to choose by, and the network gets all that these batches hold: pick by inputs "
+            "and labels, as by inputs=lambda batch: batch[0], labels=lambda batch: batch[1]; without labels "
             "hotswap.preview says what swaps change"
         )
     if len(source) < _LEAST:

@@ -2,8 +2,11 @@
 
 Written from the equations, to be read; slow and hungry (it stores all k*k taps of everything). Every
 other backend is held against it in float64, and it serves any device or dtype that nothing else does.
-No fast path imports this module.
+No fast path imports this module. Exported files have most of its forwards (`standard`), with any size open.
 """
+
+from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +15,15 @@ from torch import Tensor
 from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement
-from pac_ops.geometry import Window, all_taps, spread, taps
+from pac_ops.geometry import Window, all_taps, pad, spread, taps
 
 
 def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
     """||f_i - f_j||^2 between the window's centre and each tap: [B, G, H, W] -> [B, 1, kh, kw, Ho, Wo]."""
-    f_j = all_taps(guide.to(accumulate_dtype(guide.dtype)), window)
-    kh, kw = window.kernel_size
-    f_i = f_j[:, :, kh // 2, kw // 2, None, None]
-    return (f_i - f_j).square().sum(dim=1, keepdim=True)
+    padded, size = pad(guide.to(accumulate_dtype(guide.dtype)), window), window.output_size(*guide.shape[2:])
+    f_j = [view for _, _, view in taps(padded, window, *size)]
+    f_i = f_j[len(f_j) // 2]
+    return _square_lengths([f_i - f for f in f_j], window.kernel_size)
 
 
 def gaussian_kernel2d(guide: Tensor, window: Window) -> Tensor:
@@ -157,14 +160,18 @@ def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tens
 
     [B, G, Ho, Wo], [B, G, h, w] -> [B, 1, n, n, Ho, Wo].
     """
-    return _away(guide, coarse, where).square().sum(dim=1, keepdim=True)
+    wide = accumulate_dtype(guide.dtype)
+    held = _neighbours(coarse.to(wide), where, guide.shape[2], guide.shape[3])
+    return _square_lengths([guide.to(wide) - g_j for g_j in held], (where.footprint, where.footprint))
 
 
 def resize_distance2d_backward(
     grad: Tensor, guide: Tensor, coarse: Tensor, where: Enlargement
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `resize_distance2d` with respect to both guides."""
-    pull = 2 * grad * _away(guide, coarse, where)
+    wide = accumulate_dtype(guide.dtype)
+    g_j = _stacked(_neighbours(coarse.to(wide), where, guide.shape[2], guide.shape[3]), where)
+    pull = 2 * grad * (guide.to(wide)[:, :, None, None] - g_j)
     to_coarse = _to_neighbours(-pull, where, coarse)
     return pull.sum(dim=(2, 3)).to(guide.dtype), to_coarse.to(coarse.dtype)
 
@@ -172,8 +179,9 @@ def resize_distance2d_backward(
 def pacresize2d(input: Tensor, kernel: Tensor, where: Enlargement) -> Tensor:
     """v'_i = sum_j K_ij v_j over the coarse neighbours: [B, C, h, w], [B, 1, n, n, Ho, Wo] -> [B, C, Ho, Wo]."""
     wide = accumulate_dtype(input.dtype)
-    v_j = _neighbours(input.to(wide), where, kernel.shape[4], kernel.shape[5])
-    return (v_j * kernel.to(wide)).sum(dim=(2, 3)).to(input.dtype)
+    held = _neighbours(input.to(wide), where, kernel.shape[4], kernel.shape[5])
+    weighed = [v_j * k for v_j, k in zip(held, kernel.to(wide).flatten(2, 3).unbind(dim=2), strict=True)]
+    return reduce(torch.add, weighed).to(input.dtype)
 
 
 def pacresize2d_backward(
@@ -186,22 +194,29 @@ def pacresize2d_backward(
     if needs[0]:
         grad_input = _to_neighbours(g_i * kernel.to(wide), where, input).to(input.dtype)
     if needs[1]:
-        v_j = _neighbours(input.to(wide), where, kernel.shape[4], kernel.shape[5])
+        v_j = _stacked(_neighbours(input.to(wide), where, kernel.shape[4], kernel.shape[5]), where)
         grad_kernel = (g_i * v_j).sum(dim=1, keepdim=True).to(kernel.dtype)
     return grad_input, grad_kernel
 
 
-def _away(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:
-    """f_i - g_j: [B, G, n, n, Ho, Wo]."""
-    wide = accumulate_dtype(guide.dtype)
-    g_j = _neighbours(coarse.to(wide), where, guide.shape[2], guide.shape[3])
-    return guide.to(wide)[:, :, None, None] - g_j
+def _square_lengths(per_tap: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """One [B, G, H, W] a tap -> [B, 1, kh, kw, H, W]. No `square`: ONNX exporters decompose whole graphs for it."""
+    lengths: Tensor = torch.stack([(x * x).sum(dim=1, keepdim=True) for x in per_tap], dim=2).unflatten(2, size)
+    return lengths
 
 
-def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> Tensor:
-    """The values of every fine pixel's coarse neighbours: [B, C, h, w] -> [B, C, n, n, Ho, Wo]."""
+def _neighbours(x: Tensor, where: Enlargement, ho: int, wo: int) -> list[Tensor]:
+    """For each neighbour of a footprint, its values at every fine pixel: [B, C, h, w] -> [B, C, Ho, Wo]."""
     rows, columns = where.neighbours((x.shape[2], x.shape[3]), (ho, wo), x.device)
-    return x[:, :, rows.T[:, None, :, None], columns.T[None, :, None, :]]
+    down = [x.index_select(2, near) for near in rows.unbind(dim=1)]
+    across = columns.unbind(dim=1)
+    return [y.index_select(3, near) for y in down for near in across]
+
+
+def _stacked(held: Sequence[Tensor], where: Enlargement) -> Tensor:
+    """One [B, C, Ho, Wo] a neighbour -> [B, C, n, n, Ho, Wo]."""
+    together: Tensor = torch.stack(list(held), dim=2).unflatten(2, (where.footprint, where.footprint))
+    return together
 
 
 def _to_neighbours(per_tap: Tensor, where: Enlargement, like: Tensor) -> Tensor:

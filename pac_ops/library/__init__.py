@@ -9,7 +9,6 @@ on every backend.
 from pac_ops.library import gradients, operators
 from pac_ops.library.calls import call_of
 from pac_ops.library.observers import may_split, untraced
-from pac_ops.library.operators import window_of
 
 __all__ = [
     "gaussian_kernel2d",
@@ -21,7 +20,6 @@ __all__ = [
     "resize_distance2d",
     "squared_distance2d",
     "untraced",
-    "window_of",
 ]
 
 operators.register()

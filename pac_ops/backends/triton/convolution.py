@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from pac_ops.backends.signatures import Gradients, Needs
-from pac_ops.backends.triton.gather import gather
-from pac_ops.backends.triton.walk import Walk, sliding, spreading
+from pac_ops.backends.triton.gather import gathered, input_and_kernel_gradients
+from pac_ops.backends.triton.walk import sliding, spreading
 from pac_ops.backends.triton.weight_gradient import weight_gradient
 from pac_ops.geometry import Window
 
@@ -14,7 +14,7 @@ def pacconv2d(
 ) -> Tensor:
     """See `reference.pacconv2d`."""
     filters = _by_tap(weight, groups)
-    return _convolved(input, kernel, filters, bias, weight.shape[0], sliding(window), groups)
+    return gathered(input, kernel, filters, bias, weight.shape[0], sliding(window), groups)
 
 
 def pacconv2d_backward(
@@ -23,7 +23,7 @@ def pacconv2d_backward(
     """See `reference.pacconv2d_backward`."""
     walk = sliding(window)
     filters = _by_tap(weight, groups).mT
-    grad_input, grad_kernel = _input_and_kernel_gradients(grad, input, kernel, filters, walk, groups, needs)
+    grad_input, grad_kernel = input_and_kernel_gradients(grad, input, kernel, filters, walk, groups, needs)
     grad_weight = None
     if needs[2]:
         summed = weight_gradient(grad, input, kernel, walk, groups, at_source=False)
@@ -36,7 +36,7 @@ def pacconv_transpose2d(
 ) -> Tensor:
     """See `reference.pacconv_transpose2d`."""
     filters = _by_tap(weight.flip(2, 3), groups).mT
-    return _convolved(input, kernel, filters, bias, weight.shape[1] * groups, spreading(window), groups)
+    return gathered(input, kernel, filters, bias, weight.shape[1] * groups, spreading(window), groups)
 
 
 def pacconv_transpose2d_backward(
@@ -45,45 +45,12 @@ def pacconv_transpose2d_backward(
     """See `reference.pacconv_transpose2d_backward`."""
     walk = spreading(window)
     filters = _by_tap(weight.flip(2, 3), groups)
-    grad_input, grad_kernel = _input_and_kernel_gradients(grad, input, kernel, filters, walk, groups, needs)
+    grad_input, grad_kernel = input_and_kernel_gradients(grad, input, kernel, filters, walk, groups, needs)
     grad_weight = None
     if needs[2]:
         summed = weight_gradient(input, grad, kernel, walk.back, groups, at_source=True)
         grad_weight = summed.flip(2, 3).to(weight.dtype).contiguous()
     return grad_input, grad_kernel, grad_weight
-
-
-def _convolved(
-    input: Tensor, kernel: Tensor, filters: Tensor, bias: Tensor | None, channels: int, walk: Walk, groups: int
-) -> Tensor:
-    size = (input.shape[0], channels, kernel.shape[4], kernel.shape[5])
-    out, _ = gather(input, kernel, filters, bias, size, walk, groups, dtype=input.dtype)
-    assert out is not None  # noqa: S101 (for the type checker)
-    return out
-
-
-def _input_and_kernel_gradients(
-    grad: Tensor, input: Tensor, kernel: Tensor, filters: Tensor, walk: Walk, groups: int, needs: Needs
-) -> tuple[Tensor | None, Tensor | None]:
-    """Each pixel of the input gathers from the outputs that read it, by the walk back."""
-    if not (needs[0] or needs[1]):
-        return None, None
-    b, c, height, width = input.shape
-    factor = input if needs[1] else None
-    grad_input, grad_kernel = gather(
-        grad,
-        kernel,
-        filters,
-        None,
-        (b, c, height, width),
-        walk.back,
-        groups,
-        at_source=True,
-        factor=factor,
-        output=needs[0],
-        dtype=input.dtype,
-    )
-    return grad_input, None if grad_kernel is None else grad_kernel.to(kernel.dtype)
 
 
 def _by_tap(weight: Tensor, groups: int) -> Tensor:

@@ -11,6 +11,7 @@ serves both gradients.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -321,3 +322,26 @@ def gather(
     else:
         _DOT.launch(grid, x, arguments)
     return out, None if slabs is None else slabs.sum(dim=0) if slabbed else slabs[0]
+
+
+def gathered(
+    x: Tensor, kernel: Tensor, weight: Tensor | None, bias: Tensor | None, channels: int, walk: Walk, groups: int
+) -> Tensor:
+    """The sum alone, of K's height and width; see `gather`."""
+    size = (x.shape[0], channels, kernel.shape[4], kernel.shape[5])
+    out, _ = gather(x, kernel, weight, bias, size, walk, groups, dtype=x.dtype)
+    assert out is not None  # noqa: S101 (for the type checker)
+    return out
+
+
+def input_and_kernel_gradients(
+    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor | None, walk: Walk, groups: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of `gathered`: a pixel of the input gathers from the outputs that read it, by the walk back."""
+    if not (needs[0] or needs[1]):
+        return None, None
+    b, c, height, width = input.shape
+    factor = input if needs[1] else None
+    options: dict[str, Any] = {"at_source": True, "factor": factor, "output": needs[0], "dtype": input.dtype}
+    grad_input, grad_kernel = gather(grad, kernel, weight, None, (b, c, height, width), walk.back, groups, **options)
+    return grad_input, None if grad_kernel is None else grad_kernel.to(kernel.dtype)

@@ -6,7 +6,6 @@ its unit, a number that errors in it are multiplied by.
 """
 
 import importlib
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hotswap.errors import HotswapError
 from hotswap.network.names import closest
+from hotswap.network.preserve import random_numbers_kept
 
 Tensors = Tensor | tuple[Tensor, ...]
 Item = tuple[Tensors, Tensors]
@@ -85,19 +85,8 @@ class Draws(Dataset[Item]):
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's generators with some numbers; restore their states afterwards."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 (data sets may use it)
-    with torch.random.fork_rng(devices=[]):  # a GPU's generator is seeded, but not restored
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():  # before that, torch.manual_seed would remember each call for later
-            torch.cuda.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before)
-            np.random.set_state(numpy_before)  # noqa: NPY002
+    with random_numbers_kept(int(np.random.SeedSequence(numbers).generate_state(1)[0])):
+        yield
 
 
 def batches(dataset: Dataset[Item], numbers: Sequence[list[int]], workers: int = 0) -> Iterator[Item]:

@@ -1,7 +1,7 @@
 """Losses and metrics, for each kind of truth."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,38 +18,7 @@ from recipes.datasets import Tensors
 EDGE_DISTANCES = (3, 5)  # pixels from an edge, within which boundary quality is measured
 
 
-class Task(Protocol):
-    """The loss and the metrics of a kind of truth."""
-
-    best: str  # the metric that says which checkpoint is the best
-    higher_is_better: bool
-
-    def total(self, prediction: Tensor, truth: Tensors) -> Tensor:
-        """The loss, summed over the pixels that count."""
-        ...
-
-    def count(self, truth: Tensors) -> int:
-        """The number of pixels, or of numbers, that count."""
-        ...
-
-    def measure(self) -> "Measure":
-        """New metrics, for one pass over a data set."""
-        ...
-
-
-class Measure(Protocol):
-    """Metrics over a data set, of all processes together."""
-
-    def update(self, prediction: Tensor, truth: Tensors) -> None:
-        """Add a batch."""
-        ...
-
-    def compute(self) -> dict[str, float]:
-        """The metrics by name."""
-        ...
-
-
-def task(settings: config.Task) -> Task:
+def task(settings: config.Task) -> "Task":
     """The task of a recipe."""
     match settings:
         case config.Segmentation():
@@ -160,6 +129,29 @@ def _check_labels(truth: Tensor, classes: int, ignore: int) -> None:
 # --- depth and flow ---------------------------------------------------------------------------------------
 
 
+class Mean:
+    """The mean of an error over a data set, of all processes together, in the truth's unit.
+
+    Args:
+        name: of the metric.
+        errors: of predicted and true maps [B, C, H, W] and the truth's unit, [B] or [].
+    """
+
+    def __init__(self, name: str, errors: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        self.name, self.errors, self.metric = name, errors, MeanMetric()
+
+    def update(self, prediction: Tensor, truth: Tensors) -> None:
+        """Add a batch of maps."""
+        expected = target(truth)
+        _check_same_shape(prediction, expected)
+        unit = torch.ones((), device=expected.device) if isinstance(truth, Tensor) else truth[1]
+        self.metric.to(expected.device).update(self.errors(prediction, expected, unit))
+
+    def compute(self) -> dict[str, float]:
+        """The mean, by its name."""
+        return {self.name: float(self.metric.compute())}
+
+
 class _Regression:
     """The loss between maps of the same shape."""
 
@@ -199,45 +191,11 @@ class Depth(_Regression):
         """Pixels whose truth is known."""
         return int(target(truth).isfinite().sum())
 
-    def measure(self) -> "DepthMeasure":
-        """Root mean square error."""
-        return DepthMeasure(self.border)
+    def measure(self) -> Mean:
+        """Root mean square error of each image without its rim, where the truth is known; the mean over images."""
+        return Mean(self.best, self._errors)
 
-
-class _Mean:
-    """The mean of an error over a data set, in the truth's unit."""
-
-    name: str
-
-    def __init__(self) -> None:
-        self.metric = MeanMetric()
-
-    def update(self, prediction: Tensor, truth: Tensors) -> None:
-        """Add a batch of maps [B, C, H, W]."""
-        expected = target(truth)
-        _check_same_shape(prediction, expected)
-        unit = torch.ones((), device=expected.device) if isinstance(truth, Tensor) else truth[1]  # [B], or []
-        self.metric.to(expected.device).update(self.errors(prediction, expected, unit))
-
-    def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
-        """The errors to average."""
-        raise NotImplementedError
-
-    def compute(self) -> dict[str, float]:
-        """The mean, by its name."""
-        return {self.name: float(self.metric.compute())}
-
-
-class DepthMeasure(_Mean):
-    """Root mean square error of each image without its rim, where the truth is known; the mean over images."""
-
-    name = "rmse"
-
-    def __init__(self, border: int) -> None:
-        super().__init__()
-        self.border = border
-
-    def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
+    def _errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
         """One for each image of which some truth is known."""
         rim = slice(self.border, -self.border or None)
         squares = (prediction - truth)[..., rim, rim].double().square()
@@ -265,17 +223,11 @@ class Flow(_Regression):
         """Pixels, or numbers where the loss is not the end-point error."""
         return super().count(truth) // (2 if self.loss == "epe" else 1)
 
-    def measure(self) -> "FlowMeasure":
-        """End-point error."""
-        return FlowMeasure()
+    def measure(self) -> Mean:
+        """The distance between predicted and true vector; the mean over the pixels of all images."""
+        return Mean(self.best, self._errors)
 
-
-class FlowMeasure(_Mean):
-    """The distance between predicted and true vector; the mean over the pixels of all images."""
-
-    name = "epe"
-
-    def errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
+    def _errors(self, prediction: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
         """One for each pixel."""
         distance: Tensor = (prediction - truth).double().norm(dim=1)
         return distance * unit[..., None, None]
@@ -286,3 +238,7 @@ def _check_same_shape(prediction: Tensor, truth: Tensor) -> None:
         raise HotswapError(
             f"the network must give maps of the truth's shape {list(truth.shape)}, got {list(prediction.shape)}"
         )
+
+
+Task = Segmentation | Depth | Flow
+Measure = SegmentationMeasure | Mean

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hotswap.measure.compare import Swapped
-from hotswap.network.dry_run import device_of, mode
+from hotswap.network.dry_run import device_of, mode, removed_afterwards
 from hotswap.reporting.samples import Progress, Sample
 from hotswap.reporting.timing import MOST_ROUNDS, ROUNDS, Run, Use, measured
-from hotswap.targets import kernels
-from hotswap.targets.convolution import SwappedLayer
 from hotswap.targets.enlargement import GuidedInterpolate
 from hotswap.targets.forward_ops import Shared
 
@@ -28,19 +26,11 @@ class Cost:
 
     plain: Use
     swapped: Use
-    guide: Use | None = None  # the part of `swapped` that the guide's distances take
-    shared: int = 1  # how many targets use the same distances
-
-    @property
-    def total(self) -> float:
-        """Milliseconds of the swapped layer, with its share of the distances."""
-        saved = 0.0 if self.guide is None else self.guide.milliseconds * (1 - 1 / self.shared)
-        return self.swapped.milliseconds - saved
 
     @property
     def time_ratio(self) -> float:
         """Swapped over plain."""
-        return self.total / max(self.plain.milliseconds, 1e-9)
+        return self.swapped.milliseconds / max(self.plain.milliseconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,6 @@ def measure(
     device = device_of(model)
     steps = iter(progress(range(len(layers)), len(layers), "timing targets"))
     costs: dict[str, Cost] = {}
-    keys: dict[str, object] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(layer: Swapped, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -76,7 +65,6 @@ def measure(
                 next(steps, None)
                 arguments = (*given, *keywords.values())  # the input, the guides, and what else an enlargement gets
                 costs[name] = _of_target(name, layer, arguments, plain, device)
-                keys[name] = _distances_of(name, layer, arguments)
 
         return hook
 
@@ -85,23 +73,11 @@ def measure(
             lambda: plain(*_copied(sample.arguments)), lambda: model(*_copied(sample.arguments)), device
         )
         # Each target is timed while the network runs, so that no input has to be stored.
-        handles = [x.register_forward_pre_hook(hook_for(name), with_kwargs=True) for name, x in layers.items()]
-        try:
+        hooks = (x.register_forward_pre_hook(hook_for(name), with_kwargs=True) for name, x in layers.items())
+        with removed_afterwards(hooks):
             model(*_copied(sample.arguments))
-        finally:
-            for handle in handles:
-                handle.remove()
     next(steps, None)  # the bar is full
-    costs = {n: replace(c, shared=list(keys.values()).count(keys[n])) for n, c in costs.items()}
     return Costs(network, costs, _conditions(device, sample))
-
-
-def _distances_of(name: str, layer: Swapped, arguments: tuple[Any, ...]) -> object:
-    """A key that is equal for layers that share their distances."""
-    if not isinstance(layer, SwappedLayer) or not isinstance(arguments[1], Shared):
-        return name
-    swap = layer.swap
-    return swap.guide, layer.sliding, swap.resize, arguments[1].size, kernels.parse(swap.kernel).asymmetric
 
 
 def _of_target(
@@ -112,17 +88,14 @@ def _of_target(
     device: torch.device,
 ) -> Cost:
     input, guides, *further = arguments
-    if isinstance(guides, Shared):
+    if isinstance(guides, Shared):  # whose distances are made already
         guides = guides.guides
     forward: Callable[..., Any] = layer.forward  # without hooks, which would be timed too
     if isinstance(layer, GuidedInterpolate):
         stock: Callable[..., Any] = layer._plain
     else:
         stock = plain.get_submodule(name).forward
-    cost = _side_by_side(lambda: stock(input, *further), lambda: forward(input, guides, *further), device)
-    if not isinstance(layer, SwappedLayer):
-        return cost
-    return replace(cost, guide=measured([lambda: layer.distance(input, guides)], device)[0])
+    return _side_by_side(lambda: stock(input, *further), lambda: forward(input, guides, *further), device)
 
 
 def _side_by_side(plain: Run, swapped: Run, device: torch.device) -> Cost:

@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
@@ -15,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs, hookable, removed_afterwards, run_once
 from hotswap.network.names import INPUT
-from hotswap.targets.forward_ops import image_size, require_given, require_value, shared_guides
 from hotswap.targets.guided_layer import Entry, Tap
 
 _ACTIVATION_NAMES = {
@@ -34,24 +31,6 @@ _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 _PASSING_NAMES = {"DropPath", "StochasticDepth"}
 _LEADING_ON = {"add", "iadd", "radd", "batch_norm", "instance_norm", "group_norm", "layer_norm"}  # functions
 
-# Modules and functions that read their input and return new memory. All others are taken to overwrite it.
-_READING_MODULES = (
-    nn.modules.conv._ConvNd,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.Linear,
-    nn.GroupNorm,
-    nn.LayerNorm,
-)
-_READING_FUNCTIONS: set[Any] = {
-    operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, torch.sigmoid,
-    F.conv2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.batch_norm, getattr,
-    image_size, shared_guides, require_value, require_given,
-}  # fmt: skip
-_READING_METHODS = {"add", "mean", "mul", "size", "dim"}
 _IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
@@ -94,18 +73,6 @@ def is_in_place(node: Node, root: nn.Module) -> bool:
     name = _function_name(node)
     asked = node.kwargs.get("inplace", False) or any(argument is True for argument in node.args[1:])
     return node.target in _IN_PLACE_OPERATORS or name.endswith("_") or bool(asked)
-
-
-def only_reads(node: Node, memory: Sequence[Node], root: nn.Module) -> bool:
-    """Whether a node is known to leave `memory`, nodes that share storage, as it is and not to return it."""
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        return isinstance(module, _READING_MODULES) or (is_activation(node, root) and not is_in_place(node, root))
-    if node.target in _IN_PLACE_OPERATORS:
-        return node.args[0] not in memory  # x += memory
-    if node.op == "call_function":
-        return node.target in _READING_FUNCTIONS or (is_activation(node, root) and not is_in_place(node, root))
-    return node.op == "call_method" and node.target in _READING_METHODS
 
 
 def _leads_on(node: Node, root: nn.Module) -> bool:

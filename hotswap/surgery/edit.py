@@ -12,7 +12,7 @@ from torch.fx import Node
 from hotswap.errors import HotswapError
 from hotswap.network.names import INPUT, relative
 from hotswap.surgery import call_nodes, graph_calls
-from hotswap.surgery.activations import after_activation, is_in_place, only_reads
+from hotswap.surgery.activations import after_activation
 from hotswap.surgery.path_tracer import OPENED, OpenedCall
 from hotswap.surgery.scope import all_paths
 from hotswap.targets import kernels
@@ -49,11 +49,11 @@ class Edit:
             HotswapError: where a target or a guide is never called, or it is not clear which call guides.
         """
         readings = self._readings(plan)
-        guide_of: dict[Node, Node] = {}  # activation -> what to read, a copy where it is overwritten later
+        guide_of: dict[Node, Node] = {}  # activation -> a copy, as the network may overwrite it later
         for reading in readings:
             for activation, source in zip(reading.activations, reading.entry.guide, strict=True):
                 if activation not in guide_of:
-                    guide_of[activation] = _unchanging(self.graph, activation, self.root, source)
+                    guide_of[activation] = _copied(self.graph, activation, source)
         guides = [tuple(guide_of[activation] for activation in reading.activations) for reading in readings]
         keys = [_alike(each, self.modules[r.entry.target], r.entry) for r, each in zip(readings, guides, strict=True)]
         latest: dict[tuple[Any, ...], Node] = {}  # distances that several targets share, by key
@@ -168,14 +168,8 @@ def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:
     return first
 
 
-def _unchanging(graph: torch.fx.Graph, tap: Node, root: nn.Module, guide_name: str) -> Node:
-    """The activation itself where nothing overwrites it in place, else a copy taken at once."""
-    same_memory = [tap]
-    if is_in_place(tap, root):
-        same_memory += tap.all_input_nodes
-    users = {user for node in same_memory for user in node.users if user is not tap}
-    if all(only_reads(user, same_memory, root) for user in users):
-        return tap
+def _copied(graph: torch.fx.Graph, tap: Node, guide_name: str) -> Node:
+    """A copy of an activation, taken at once."""
     with graph.inserting_after(tap):
         return _beside(tap, graph.call_function(guide_copy, (guide_name, tap)))
 

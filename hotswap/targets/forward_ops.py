@@ -164,7 +164,7 @@ def _distance(guide: Tensor, window: Window, *, asymmetric: bool) -> Tensor:
 
 
 def guide_copy(guide_name: str, guide: Any) -> Tensor:
-    """A copy of a guide that the network will overwrite before its last target has read it.
+    """A copy of a guide, which the network may overwrite before its last target has read it.
 
     Raises:
         HotswapError: where the guide is no image-like tensor.

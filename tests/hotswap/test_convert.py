@@ -155,7 +155,7 @@ def test_vgg16_with_the_papers_names_is_the_papers_swap():
     assert {s.guide for s in swaps} == {("features.7",)}  # conv2_2
     assert {s.guide_scale for s in swaps} == {1e-4}
     [code] = model.features.__dict__[CODE]["forward"]
-    assert "('features.7',), (_8,)" in code.evaluation.source  # taken after its ReLU, features.8
+    assert "guide_copy('features.7', _8)" in code.evaluation.source  # taken after its ReLU, features.8
 
     auto = hotswap.convert(networks.thin_vgg16())
     assert hotswap.status(auto).plan == hotswap.status(model).plan

@@ -1,4 +1,4 @@
-"""Procedural scenes: textured shapes in front of each other, with exact labels, depth and boundaries.
+"""Procedural scenes: textured shapes in front of each other, with exact labels and depth.
 
 Made for experiments that need no download. A shape's class is its texture, in colours drawn at random, so that no
 colour tells a class; where two shapes meet, the picture has an edge exactly where the labels do, up to half a pixel.
@@ -30,7 +30,6 @@ class Scene:
     image: Tensor  # [3, H, W], RGB in 0..1
     labels: Tensor  # [H, W], int64: index into CLASSES
     depth: Tensor  # [1, H, W], from NEAR to FAR
-    boundaries: Tensor  # [H, W], bool: pixels with a pixel of another shape to the right or below
 
 
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
@@ -83,17 +82,16 @@ def draw(size: int, random: np.random.Generator) -> Scene:
     fine = size * OVERSAMPLING
     y, x = (np.mgrid[:fine, :fine] + 0.5) / fine  # 0..1
     image = _coloured(_texture(0, x, y, random), random)
-    labels, shapes = np.zeros((fine, fine), np.int64), np.zeros((fine, fine), np.int64)
-    depth = np.full((fine, fine), FAR)
+    labels, depth = np.zeros((fine, fine), np.int64), np.full((fine, fine), FAR)
     count = int(random.integers(*SHAPES))
     distances = np.sort(random.uniform(NEAR + 1, FAR - 1, count))[::-1]
-    for shape, distance in enumerate(distances, start=1):
+    for distance in distances:
         inside = _shape(x, y, random)
         label = int(random.integers(1, len(CLASSES)))
         painted = _coloured(_texture(label, x, y, random), random)
         slope = random.uniform(-1, 1, 2)
         image[:, inside] = painted[:, inside]
-        labels[inside], shapes[inside] = label, shape
+        labels[inside] = label
         depth[inside] = (distance + slope[0] * (x - 0.5) + slope[1] * (y - 0.5))[inside]
     light = 1 + random.uniform(-0.25, 0.25) * (x - 0.5) + random.uniform(-0.25, 0.25) * (y - 0.5)
     picture = (image * light).reshape(3, size, OVERSAMPLING, size, OVERSAMPLING).mean((2, 4))
@@ -104,15 +102,7 @@ def draw(size: int, random: np.random.Generator) -> Scene:
         torch.from_numpy(picture.clip(0, 1)).float(),
         torch.from_numpy(labels[at, at].copy()),
         torch.from_numpy(depth[at, at].copy()).float()[None],
-        torch.from_numpy(_boundaries(shapes[at, at])),
     )
-
-
-def _boundaries(shapes: npt.NDArray[np.int64]) -> Inside:
-    edges = np.zeros(shapes.shape, bool)
-    edges[:, :-1] |= shapes[:, :-1] != shapes[:, 1:]
-    edges[:-1] |= shapes[:-1] != shapes[1:]
-    return edges
 
 
 # --- shapes: which points are inside ---------------------------------------------------------------------

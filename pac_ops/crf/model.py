@@ -204,9 +204,7 @@ class PacCRF(nn.Module):
     def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Run all steps; see the class."""
         self._check(unary, features)
-        return mean_field.finish(
-            mean_field.inferred([self] * self.num_steps, Unary.of(unary), features), self.final_output, self.channels
-        )
+        return self._inferred(Unary.of(unary), features)
 
     def refine(self, logits: Tensor, image: Tensor) -> Tensor:
         """Refine coarse or fine logits [B, C, h, w] along an image [B, 3, H, W]: [B, C, H, W].
@@ -232,9 +230,11 @@ class PacCRF(nn.Module):
         features = self.dense_features.of(image)
         if image.shape[0] != logits.shape[0]:
             raise ValueError(f"image must have the logits' batch of {logits.shape[0]}, got {image.shape[0]}")
-        return mean_field.finish(
-            mean_field.inferred([self] * self.num_steps, unary, features), self.final_output, self.channels
-        )
+        return self._inferred(unary, features)
+
+    def _inferred(self, unary: Unary, features: Sequence[Tensor]) -> Tensor:
+        log_q = mean_field.inferred([self] * self.num_steps, unary, features)
+        return mean_field.finish(log_q, self.final_output, self.channels)
 
     def _check(self, unary: Tensor, features: Sequence[Tensor]) -> None:
         check_image("unary", unary)

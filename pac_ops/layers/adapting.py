@@ -66,11 +66,13 @@ class AdaptingLayer(nn.Module):
         options |= {name: getattr(self, name) for name in _OPTIONS}
         return packernel2d(guide, mask, window.kernel_size, **sliding, **options)
 
-    def _kernel_repr(self) -> str:
+    def extra_repr(self) -> str:
+        """The stock layer's, and what differs from a gaussian kernel."""
         shown = [] if self.kernel_type == "gaussian" else [f"kernel_type={self.kernel_type}"]
         shown += [] if self.smooth_kernel_type == "none" else [f"smooth_kernel_type={self.smooth_kernel_type}"]
         shown += ["normalize_kernel=True"] if self.normalize_kernel else []
-        return "".join(f", {text}" for text in shown)
+        shown += ["shared_filters=True"] if getattr(self, "shared_filters", False) else []
+        return super().extra_repr() + "".join(f", {text}" for text in shown)
 
 
 def check_call(

@@ -48,7 +48,7 @@ def _padded(x: Tensor, padding: Pair, mode: str) -> Tensor:
     return F.pad(x, (columns, columns, rows, rows), mode=mode)
 
 
-class PacConv2d(nn.Conv2d, AdaptingLayer):
+class PacConv2d(AdaptingLayer, nn.Conv2d):
     """Pixel-adaptive convolution (Su et al., CVPR 2019) with `torch.nn.Conv2d`'s arguments, weights and sizes.
 
     Called with a guide of the input's height and width, `layer(input, guide)`, or with an adapting kernel made
@@ -120,13 +120,8 @@ class PacConv2d(nn.Conv2d, AdaptingLayer):
         assert output_mask is not None  # noqa: S101 (for the type checker)
         return out, output_mask.to(mask.dtype)
 
-    def extra_repr(self) -> str:
-        """`torch.nn.Conv2d`'s, and what differs from a gaussian kernel."""
-        shared = ", shared_filters=True" if self.shared_filters else ""
-        return f"{super().extra_repr()}{self._kernel_repr()}{shared}"  # type: ignore[no-untyped-call]
 
-
-class PacConvTranspose2d(nn.ConvTranspose2d, AdaptingLayer):
+class PacConvTranspose2d(AdaptingLayer, nn.ConvTranspose2d):
     """Pixel-adaptive transposed convolution with `torch.nn.ConvTranspose2d`'s arguments, weights and sizes.
 
     Guided upsampling (Su et al., CVPR 2019, section 4.1): the guide has the *output's* height and width. Otherwise it
@@ -184,8 +179,3 @@ class PacConvTranspose2d(nn.ConvTranspose2d, AdaptingLayer):
         options = (window.stride, window.padding, extra, self.groups, window.dilation, self.shared_filters)
         out = pacconv_transpose2d(seen, kernel, self.weight, self.bias, *options)
         return out if output_mask is None else (out, output_mask)
-
-    def extra_repr(self) -> str:
-        """`torch.nn.ConvTranspose2d`'s, and what differs from a gaussian kernel."""
-        shared = ", shared_filters=True" if self.shared_filters else ""
-        return f"{super().extra_repr()}{self._kernel_repr()}{shared}"  # type: ignore[no-untyped-call]

@@ -77,4 +77,4 @@ class PacPool2d(AdaptingLayer):
         shown = f"kernel_size={window.kernel_size}, stride={window.stride}, padding={window.padding}"
         shown += "" if window.dilation == (1, 1) else f", dilation={window.dilation}"
         shown += ", ceil_mode=True" if self.ceil_mode else ""
-        return shown + (", channel_wise=True" if self.channel_wise else "") + self._kernel_repr()
+        return shown + (", channel_wise=True" if self.channel_wise else "") + super().extra_repr()

@@ -191,7 +191,7 @@ def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seeds):
 
 
 def test_what_is_traced_is_not_decomposed(tmp_path, monkeypatch):
-    """Decomposing a network for either format takes twice as long as tracing it."""
+    """Decomposing a network takes twice as long as tracing it; torch.onnx does it for its own table."""
 
     def decompose(*_, **__):
         raise AssertionError("decomposed")
@@ -199,8 +199,7 @@ def test_what_is_traced_is_not_decomposed(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
     for seed in (0, 8):  # an enlargement, a convolution
         net, _ = random_network(seed)
-        for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
-            hotswap.export(net, path, example_inputs=torch.rand(1, 3, *SIZE))
+        hotswap.export(net, tmp_path / "net.pt2", example_inputs=torch.rand(1, 3, *SIZE))
 
 
 class Writing(nn.Module):

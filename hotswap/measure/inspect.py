@@ -114,6 +114,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
 
     Other layers are listed where they can be targets: average pools, modules that call `F.conv2d` with their weight.
 
+    Of each resizing also its factor, its place, and whether "resize" takes it and why; see `verdict`.
     Also what "auto" takes, and of a converted network the swaps, with warnings. One run, on fake tensors where the
     network takes them: nothing is computed then. The network does not change.
 

@@ -133,8 +133,7 @@ def candidates(ways: Sequence[Structure]) -> list[Candidate]:
 
 def _taken(model: nn.Module, given: dict[str, Any]) -> list[str]:
     """What would be swapped, by aliases or paths."""
-    measured = ("guide_scale", "conserve", "deviation")
-    options = {name: value for name, value in given.items() if name not in measured}
+    options = {name: given[name] for name in ("targets", "guide", "footprint", "example_inputs") if name in given}
     return [entry.target_alias or entry.target for entry in plan(model, **options, check=False).entries]
 
 

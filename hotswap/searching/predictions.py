@@ -1,6 +1,6 @@
 """The map in a network's output: scores of classes, labels or numbers, one row an image row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,16 @@ class Layout:
             return 1
         return self.shape[-1] if self.channels_last else self.shape[1]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first output's map."""
+        return self._sides(self.shape)
+
     def size_of(self, output: Any) -> tuple[int, int]:
         """Height and width of an output's map, which may vary with the image's."""
-        shape = _tensors(output)[self.where].shape
+        return self._sides(_tensors(output)[self.where].shape)
+
+    def _sides(self, shape: Sequence[int]) -> tuple[int, int]:
         first = 1 if len(shape) == 3 or self.channels_last else 2
         return shape[first], shape[first + 1]
 

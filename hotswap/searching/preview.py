@@ -108,15 +108,16 @@ def preview(
         HotswapError: where the network has no enlargement to guide, or there are no images.
     """
     from hotswap.searching import samples
-    from hotswap.searching.running import Runner, layout_for
+    from hotswap.searching.running import Runner, layout_for, of_small_maps
 
     options = samples.FolderOptions(limit, input_size, mean, std)
     source = samples.source_for(model, images, None, inputs, options)
-    layout = layout_for(model, source.read(0).sample.arguments)
+    example = source.read(0).sample.arguments
+    layout = layout_for(model, example)
     few = spread(range(len(source)), CALIBRATED_ON)
     data = [source.read(i).sample.arguments for i in few]
     ways, refused = structures(model, family, data, source.about.stats)
-    notes = [*source.about.notes, *refused]
+    notes = [*source.about.notes, *of_small_maps(layout, example), *refused]
     field = candidates(ways)
     seen: dict[str, list[tuple[float, float]]] = {each.key: [] for each in field}
     edges = []

@@ -83,6 +83,16 @@ def layout_for(model: nn.Module, arguments: tuple[Any, ...]) -> Layout:
     return layout_of(output, (image.shape[2], image.shape[3]))
 
 
+def of_small_maps(layout: Layout, arguments: tuple[Any, ...]) -> list[str]:
+    """A note where a network's map is smaller than its image, and so is enlarged by others."""
+    height, width = layout.size
+    rows, columns = arguments[0].shape[2:]
+    if rows < 2 * height or columns < 2 * width:
+        return []
+    sizes = f"{height} x {width} is smaller than its image, {rows} x {columns}"
+    return [f"the network's map of {sizes}: what enlarges it outside the network is not tried here"]
+
+
 @contextmanager
 def _of_that_size(arguments: tuple[Any, ...]) -> Iterator[None]:
     try:

@@ -18,7 +18,7 @@ from hotswap.searching.family import CALIBRATED_ON, Options, candidates, structu
 from hotswap.searching.halving import Bench, choose
 from hotswap.searching.ledger import Ledger, asked
 from hotswap.searching.result import SearchResult, Tried
-from hotswap.searching.running import Runner, layout_for
+from hotswap.searching.running import Runner, layout_for, of_small_maps
 from hotswap.searching.samples import Source
 
 _LEAST = 8  # images: four to choose on, four to report on
@@ -71,7 +71,8 @@ def carry_out(
         raise HotswapError(f"a search needs at least {_LEAST} labelled images, got {len(source)}")
     first = max(_LEAST // 2, min(len(source) - _LEAST // 2, round(question.choose_on * len(source))))
     to_choose, to_report = range(first), range(first, len(source))
-    layout = layout_for(model, source.read(0).sample.arguments)
+    example = source.read(0).sample.arguments
+    layout = layout_for(model, example)
     task = tasks.task_for(
         layout,
         question.metric,
@@ -85,7 +86,7 @@ def carry_out(
     data = [source.read(i).sample.arguments for i in few]
     ways, notes = structures(model, family, data, source.about.stats)
     ledger = Ledger(resume, "" if resume is None else asked(model, question.key, source.about.form))
-    notes = [*source.about.notes, *notes]
+    notes = [*source.about.notes, *of_small_maps(layout, example), *notes]
     done = False
     try:
         with Runner(model, ways, layout, notes) as runner:

@@ -11,6 +11,11 @@ from torch import nn
 
 import hotswap
 from hotswap.errors import HotswapError
+from hotswap.searching.family import FAMILY, STRENGTHS
+
+SWAPS = (
+    len(FAMILY) // 2 * len(STRENGTHS)
+)  # tried of a network with one enlargement: "resize" and the last are the same
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_where_colours_tell_classes_it_says_which_swap(batches):
     assert [each.gains["miou"].images for each in result.tried] == sorted(
         (each.gains["miou"].images for each in result.tried), reverse=True
     )
-    assert len(result.tried) == 8
+    assert len(result.tried) == SWAPS
 
 
 def test_where_the_image_says_nothing_it_says_leave_it():
@@ -122,10 +127,23 @@ def test_images_without_a_label_are_left_out(batches):
     assert result.to_dict() == whole.to_dict() | {"notes": list(result.notes)}
 
 
+class Quarter(blobs.Coarse):
+    """Its scores at a quarter of the image."""
+
+    def forward(self, image):
+        return {"logits": F.interpolate(self.conv(image), scale_factor=2, mode="bilinear")}
+
+
+def test_a_map_that_is_enlarged_elsewhere_is_compared_at_its_own_size(batches):
+    result = hotswap.search(Quarter().eval(), batches)
+    assert result.sizes == ((16, 24),)
+    assert result.notes[0].startswith("the network's map of 16 x 24 is smaller than its image, 64 x 96")
+
+
 def test_a_family_of_ones_own(batches):
     ways = [{"targets": "last", "guide_scale": 8.0}, {"targets": "resize_1", "footprint": 4}, {"targets": "resize_9"}]
     result = hotswap.search(blobs.Coarse().eval(), batches, family=ways)
-    assert len(result.tried) == 1 + 4
+    assert len(result.tried) == 1 + len(STRENGTHS)
     assert [tried.candidate.scales for tried in result.tried if tried.candidate.structure.options == ways[0]] == [
         (8.0,)
     ]
@@ -212,7 +230,7 @@ def test_what_was_asked_otherwise_is_begun_anew(batches, tmp_path):
     with pytest.raises(StopError):
         hotswap.search(net, batches, resume=file, progress=stops_after(14))
     measured = file.read_text()
-    one_image = 1 + 1 + 8  # lines: what was asked, the plain network, the swaps
+    one_image = 1 + 1 + SWAPS  # lines: what was asked, the plain network, the swaps
     for change in ({}, {"metric": "edges"}, {"ignore": 3}):
         file.write_text(measured)
         with pytest.raises(StopError):
@@ -241,16 +259,18 @@ def test_another_file_is_not_overwritten(batches, tmp_path):
 def test_a_preview_says_what_changes_and_where(batches):
     net = blobs.Coarse().eval()
     result = hotswap.preview(net, [images for images, _ in batches])
-    assert len(result.changes) == 8
+    assert len(result.changes) == SWAPS
     assert 0 < result.near_edges < 0.6
     for change in result.changes:
         assert 0 < change.changed < 0.2
         assert change.near_edges > 0.8
     assert str(result).endswith("only they can say whether a change is for the better.")
-    strongest = result.changes[3]
-    swapped = hotswap.convert(
-        net, "resize", "input", guide_scale=strongest.candidate.scales[0], example_inputs=batches[0][0]
-    )
+    strongest = result.changes[len(STRENGTHS) - 1]
+    scale, options = strongest.candidate.scales[0], strongest.candidate.structure.options
+    images = [images for images, _ in batches]
+    swapped = hotswap.convert(net, guide="input", **options, calibrate_on=images)
+    for resize in hotswap.status(swapped).plan.resizes:
+        swapped.get_submodule(resize.layer_path).guide_scale = scale
     with torch.no_grad():
         changed = [(swapped(x).argmax(1) != net(x).argmax(1)).float().mean((1, 2)) for x, _ in batches]
     assert strongest.changed == pytest.approx(float(torch.cat(changed).mean()), abs=1e-4)

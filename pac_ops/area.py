@@ -1,11 +1,10 @@
 """Area averages of images, which bring a guide to the size of the map it guides.
 
-Under `torch.export` it is one operator, which `pac_ops.standard` writes in operations that leave sizes open:
-exporters take the example's sizes for granted in `torch.nn.functional.adaptive_avg_pool2d`.
+Under `torch.export` they are products with matrices, which leave sizes open: exporters take the example's sizes for
+granted in `torch.nn.functional.adaptive_avg_pool2d`.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +24,7 @@ def area_average2d(image: Tensor, size: Pair) -> Tensor:
     Returns:
         [B, C, h, w], float32 (float64 for a float64 image): a mean of half-precision values is not rounded to one.
     """
-    if torch.compiler.is_exporting():
-        averaged: Tensor = _operator(image, size, False)
-        return averaged
-    return _averaged(image, size)
+    return by_matrices(image, size) if torch.compiler.is_exporting() else _averaged(image, size)
 
 
 def fitted2d(image: Tensor, size: Pair) -> Tensor:
@@ -44,9 +40,13 @@ def fitted2d(image: Tensor, size: Pair) -> Tensor:
     if has_size(image, size):
         return image
     if torch.compiler.is_exporting():
-        fitted: Tensor = _operator(image, size, True)
-        return fitted
-    return _fitted(image, size)
+        return by_matrices(image, size, fit=True)
+    if image.shape[2] < size[0] or image.shape[3] < size[1]:
+        wide = image.to(accumulate_dtype(image.dtype))
+        # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(wide, tuple(size), False, None)
+        return resized
+    return _averaged(image, size)
 
 
 def has_size(image: Tensor, size: Pair) -> bool:
@@ -58,15 +58,21 @@ def has_size(image: Tensor, size: Pair) -> bool:
     return bool(image.shape[2:] == size)
 
 
-def matrices(height: int, width: int, size: Pair, fit: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights of rows, [h, H], and of columns, [w, W], in the result; all four sizes may be symbolic."""
+def by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Tensor:
+    """`area_average2d`, or where `fit` `fitted2d`, as products with weights of rows, [h, H], and of columns, [w, W].
+
+    All four sizes may be symbolic.
+    """
+    wide = image.to(accumulate_dtype(image.dtype))
+    (height, width) = image.shape[-2:]
     sides = tuple(zip((height, width), size, strict=True))
-    averages = [_averages(n, wanted, like) for n, wanted in sides]
+    weights = [_averages(n, wanted, wide) for n, wanted in sides]
     if fit:
-        larger = torch.logical_or(_number(height, like) < size[0], _number(width, like) < size[1])
-        tents = [_tents(n, wanted, like) for n, wanted in sides]
-        averages = [torch.where(larger, tent, mean) for tent, mean in zip(tents, averages, strict=True)]
-    return averages[0], averages[1]
+        larger = torch.logical_or(_number(height, wide) < size[0], _number(width, wide) < size[1])
+        tents = [_tents(n, wanted, wide) for n, wanted in sides]
+        weights = [torch.where(larger, tent, mean) for tent, mean in zip(tents, weights, strict=True)]
+    down, across = weights
+    return down @ (wide @ across.transpose(0, 1))
 
 
 def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
@@ -93,38 +99,3 @@ def _number(n: int, like: Tensor) -> Tensor:
 def _averaged(image: Tensor, size: Sequence[int]) -> Tensor:
     height, width = size
     return F.adaptive_avg_pool2d(image.to(accumulate_dtype(image.dtype)), (height, width))
-
-
-def _fitted(image: Tensor, size: Sequence[int]) -> Tensor:
-    if image.shape[2] < size[0] or image.shape[3] < size[1]:
-        wide = image.to(accumulate_dtype(image.dtype))
-        # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
-        resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(wide, tuple(size), False, None)
-        return resized
-    return _averaged(image, size)
-
-
-@torch.library.custom_op("pac_ops::area_average2d", mutates_args=())
-def _operator(image: Tensor, size: Sequence[int], fit: bool) -> Tensor:
-    """`fitted2d` if `fit`, else `area_average2d`."""
-    averaged = (_fitted if fit else _averaged)(image, size)
-    return averaged.clone() if averaged is image else averaged  # an operator may not return its input
-
-
-@_operator.register_fake
-def _(image: Tensor, size: Sequence[int], fit: bool) -> Tensor:
-    return image.new_empty((*image.shape[:2], *size), dtype=accumulate_dtype(image.dtype))
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    image, ctx.size, ctx.fit = inputs
-    ctx.shape, ctx.dtype = image.shape, image.dtype
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    run = _fitted if ctx.fit else _averaged
-    transposed: Any = torch.func.vjp(lambda x: run(x, ctx.size), grad.new_zeros(ctx.shape))[1]
-    return transposed(grad)[0].to(ctx.dtype), None, None
-
-
-_operator.register_autograd(_backward, setup_context=_setup)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pac_ops import area
 from pac_ops.backends import reference
-from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Window, all_taps, spread
 from pac_ops.library.operators import OPERATORS, Operator, window_of
 
@@ -26,7 +25,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 
     Results agree with the operators' up to rounding. There are no gradients: it is for inference.
     """
-    table: dict[Any, Callable[..., Tensor]] = {torch.ops.pac_ops.area_average2d.default: _area_average2d}
+    table: dict[Any, Callable[..., Tensor]] = {}
     for operator in OPERATORS:
         table[getattr(torch.ops.pac_ops, operator.name).default] = partial(_computed, operator)
     for name, written in (("pacconv2d", _pacconv2d), ("pacconv_transpose2d", _pacconv_transpose2d)):
@@ -68,16 +67,10 @@ def _convolved(
     return F.conv2d(adapted.flatten(1, 2).to(weight.dtype), filters, bias, groups=groups).to(input.dtype)
 
 
-def _area_average2d(image: Tensor, size: Ints, fit: bool) -> Tensor:
-    wide = image.to(accumulate_dtype(image.dtype))
-    down, across = area.matrices(image.shape[-2], image.shape[-1], (size[0], size[1]), fit, wide)
-    return down @ (wide @ across.transpose(0, 1))
-
-
 def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
     if all(isinstance(n, int) and n == 1 for n in output_size):
         return input.mean(dim=(-2, -1), keepdim=True)
-    return _area_average2d(input, output_size, False).to(input.dtype)
+    return area.by_matrices(input, output_size).to(input.dtype)
 
 
 def _adaptive_avg_pool1d(input: Tensor, output_size: Ints) -> Tensor:

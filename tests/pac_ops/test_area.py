@@ -52,7 +52,6 @@ def test_exported_it_is_right_at_every_size(fit, dtype):
     first, others = SIZES[0], SIZES[1:]
     layer, inputs = Average(), [torch.randn(2, 3, *size).to(dtype) for size in first]
     program = torch.export.export(layer, (*inputs, fit), dynamic_shapes=(axes, axes, None))
-    assert [n for n in program.graph.nodes if "area_average2d" in str(n.target)]
     standardised = program.run_decompositions(standard.decompositions()).module()
     for batch, sizes in enumerate((first, *others), 2):
         x, like = (torch.randn(batch, 3, *size).to(dtype) for size in sizes)

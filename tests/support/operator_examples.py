@@ -57,8 +57,6 @@ def arguments(op, config, size, dtype):
             return [(v, k, *window), (v, by_channel, *window)]
         case "pacpool2d_backward":
             return [(g[:, :2], v, k, *window, needs) for needs in ([True, True], [False, True], [True, False])]
-        case "area_average2d":
-            return [(f, [2, 3], False), (f, [7, 4], False), (f, [3, 9], True)]
         case "resize_distance2d":
             return [(f, small, *where) for where in enlargements]
         case "resize_distance2d_backward":

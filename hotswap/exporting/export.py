@@ -31,7 +31,6 @@ from hotswap.exporting.sizes import (
     at,
     difference,
     is_image,
-    largest,
     other_sizes,
     outputs,
     tensors,
@@ -164,7 +163,7 @@ def _exported(model: nn.Module, path: PathLike, kind: str, trials: list[Trial], 
                 )
             gaps.append(gap)
         size = temporary.stat().st_size
-    return Exported(str(path), kind, size, sizes, largest(gaps), tuple(trial.size for trial in trials))
+    return Exported(str(path), kind, size, sizes, max(gaps), tuple(trial.size for trial in trials))
 
 
 def _refuse(seen: str, error: Exception | None, opened: Sequence[int]) -> NoReturn:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from hotswap.network.agreement import distance
+
 BATCH, HEIGHT, WIDTH = 0, 2, 3
 LEAST = 3  # sizes besides the example's that a file with open axes is tried at
 Size = tuple[int, int, int]  # batch, height and width
@@ -158,23 +160,6 @@ def tolerance(model: nn.Module, arguments: tuple[Any, ...]) -> float:
 
 
 def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference relative to an output's largest value; of whole numbers, the share that differs.
-
-    Infinite where shapes differ.
-    """
-    if [x.shape for x in expected] != [x.shape for x in outputs]:
-        return math.inf
-    return largest(_gap(x, y) for x, y in zip(outputs, expected, strict=True) if y.numel())
-
-
-def _gap(x: Tensor, y: Tensor) -> Tensor:
-    if not y.is_floating_point() and not y.is_complex():
-        return (x != y).double().mean()
-    wide = torch.complex128 if y.is_complex() else torch.float64
-    x, y = x.to(wide), y.to(wide)
-    return (x - y).abs().max() / y.abs().max().clamp_min(1e-12)
-
-
-def largest(gaps: Iterable[float | Tensor]) -> float:
-    """The largest gap; unlike `max`, NaN wins."""
-    return float(torch.tensor([0.0, *gaps], dtype=torch.float64).max())
+    """The distance of outputs from the expected ones: see `agreement.distance`."""
+    before, after = ({f"[{place}]": x for place, x in enumerate(each)} for each in (expected, outputs))
+    return distance(before, after).size

@@ -9,13 +9,13 @@ A computed tensor, which `copy.deepcopy` refuses, is copied as a constant: modul
 """
 
 import copy
-from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, GraphModule
 
 from hotswap.errors import HotswapError
+from hotswap.network.nested import tensors_in
 
 Model = TypeVar("Model", bound=nn.Module)
 _GENERATED = "GraphModuleImpl"  # torch's name for the class that it generates for each GraphModule
@@ -46,7 +46,7 @@ class _Memo(dict[Any, Any]):
     """The memo of `copy.deepcopy`, which it asks for a copy before it makes one."""
 
     def __init__(self, model: nn.Module, replaced: dict[int, Any]) -> None:
-        computed = [x for module in model.modules() for x in _tensors(vars(module)) if not x.is_leaf]
+        computed = [x for module in model.modules() for x in tensors_in(vars(module)) if not x.is_leaf]
         super().__init__({id(x): x.detach().clone() for x in computed} | replaced)
         self._uncopied = {id(module): module for module in model.modules() if isinstance(module, GraphModule)}
 
@@ -55,15 +55,6 @@ class _Memo(dict[Any, Any]):
         if module is not None and key not in self:
             return copied(module, self)
         return super().get(key, default)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors among a module's attributes, also those in its lists and mappings; not those of other modules."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
 
 
 def copied(module: GraphModule, memo: dict[int, Any]) -> GraphModule:

@@ -19,9 +19,9 @@ def parts(x: Any) -> list[tuple[str, Any]] | None:
 
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
-    """The tensors in tuples, lists and dicts."""
+    """The tensors in tuples, lists and mappings."""
     if isinstance(x, Tensor):
         yield x
-    elif isinstance(x, tuple | list | dict):
-        for item in x.values() if isinstance(x, dict) else x:
+    elif isinstance(x, tuple | list | Mapping):
+        for item in x.values() if isinstance(x, Mapping) else x:
             yield from tensors_in(item)

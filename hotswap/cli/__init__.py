@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, installation, networks, options, reports, search, sharing
+from hotswap.cli import checkpoints, installation, networks, options, search
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -82,6 +82,6 @@ def main() -> None:
     """
 
 
-for module in (networks, search, checkpoints, reports, sharing, installation):
+for module in (networks, search, checkpoints, installation):
     for command in module.COMMANDS:
         main.add_command(command)

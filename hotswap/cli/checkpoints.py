@@ -1,14 +1,14 @@
-"""Commands about a checkpoint of a swapped network: verify, calibrate, revert, export, diff."""
+"""Commands about a checkpoint of a swapped network: verify, calibrate, revert, export, diff, report, push."""
 
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from hotswap.choices import EXPORTS
+from hotswap.choices import EXPORTS, OUTPUTS
 from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
-from hotswap.files import destinations
+from hotswap.files import destinations, hub, shards
 
 
 @click.command(
@@ -192,4 +192,110 @@ def diff(first: str, second: str, as_json: bool) -> None:
     output.show(compare(*saved), as_json=as_json)
 
 
-COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert, export, diff)
+@click.command(
+    epilog=options.examples(
+        "hotswap report swapped.safetensors --images photos -o report.html",
+        "hotswap report swapped.pt --model mypackage.nets:segmenter --images photos --input-size 320x480 \\",
+        "    --limit 4 -o report.html",
+    )
+)
+@options.checkpoint_argument
+@options.images("Folder of images to show the network on.")
+@options.writes("What to write: .html.")
+@options.own_model
+@options.image_options(options.limit(6, "Show"))
+@click.option(
+    "--outputs",
+    type=click.Choice(OUTPUTS),
+    default="auto",
+    show_default=True,
+    help="How output maps are drawn: the label that is highest (of one channel, whether it is above 0), or numbers. "
+    "auto: one channel as numbers, three as a picture, any other number as labels.",
+)
+@options.as_json
+def report(
+    checkpoint: str,
+    images: str,
+    path: str,
+    model: str | None,
+    prepared: options.ImageOptions,
+    outputs: str,
+    as_json: bool,
+) -> None:
+    """Write one HTML file about a swapped network: what is swapped, what it changes, what it costs."""
+    early.check_other_file(path, checkpoint)
+    destinations.check_report(path)
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    early.check_images(images)
+
+    from hotswap.cli import inputs
+    from hotswap.reporting.api import report as write_report
+
+    network = inputs.load(checkpoint, model, prepared.input_size).network
+    with inputs.explained(network, prepared.input_size):
+        result = write_report(
+            network,
+            images,
+            path,
+            **vars(prepared),
+            outputs=outputs,
+            checkpoint=checkpoint,
+            architecture=model,
+            progress=output.with_progress,
+        )
+    output.show(result, as_json=as_json)
+    output.wrote(path)
+
+
+@click.command(
+    epilog=options.examples(
+        "hotswap push swapped.safetensors owner/name --private",
+        "hotswap push swapped.pt owner/name --model mypackage.nets:segmenter --branch trial",
+    )
+)
+@options.checkpoint_argument
+@click.argument("repository")
+@click.option("--private", is_flag=True, default=None, help="If the repository is created, make it private.")
+@click.option("--branch", metavar="NAME", help="Where to put it; created where there is none. Default: main.")
+@click.option("--message", metavar="TEXT", help="Of the commit.")
+@options.max_shard_size
+@options.own_model
+@options.as_json
+def push(
+    checkpoint: str,
+    repository: str,
+    private: bool | None,
+    branch: str | None,
+    message: str | None,
+    max_shard_size: str | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Put a checkpoint's network on the Hugging Face hub, in REPOSITORY, OWNER/NAME, as one commit.
+
+    It is loaded again as hf-hub:OWNER/NAME, by every command that takes a checkpoint. Needs a token that may write:
+    `hf auth login`, or HF_TOKEN.
+    """
+    early.check_checkpoint(checkpoint)
+    early.check_network(model)
+    hub.parse(f"{hub.PREFIX}{repository}" + ("" if branch is None else f"@{branch}"))
+    if max_shard_size is not None:
+        shards.parse_size(max_shard_size)
+
+    from hotswap.checkpoint.push import push_to_hub
+    from hotswap.cli import inputs
+
+    loaded = inputs.load(checkpoint, model)
+    chosen = {"message": message, "max_shard_size": max_shard_size}
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    address = push_to_hub(
+        loaded.network, repository, architecture=loaded.architecture, private=private, branch=branch, **given
+    )
+    if as_json:
+        output.show_json({"address": address})  # with the commit
+    else:
+        output.say(address)
+
+
+COMMANDS: tuple[click.Command, ...] = (verify, calibrate, revert, export, diff, report, push)

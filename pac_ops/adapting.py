@@ -91,9 +91,9 @@ def centred_distance2d(guide: Tensor, window: Window, smoothing: Tensor | None, 
     c_i = _centres(padded, window, smoothing)
     distances = []
     for _, _, f_j in taps(padded, window, c_i.shape[2], c_i.shape[3]):
-        seen = torch.maximum(f_j, c_i) if asymmetric else f_j
-        # Its backward holds the two arguments, a view among them, and not their difference.
-        distances.append(F.mse_loss(seen, c_i, reduction="none").sum(dim=1, keepdim=True))
+        # The backward of mse_loss holds its two arguments, a view among them, and not their difference.
+        squares = F.relu(f_j - c_i).square() if asymmetric else F.mse_loss(f_j, c_i, reduction="none")
+        distances.append(squares.sum(dim=1, keepdim=True))
     per_tap: Tensor = torch.stack(distances, dim=2).unflatten(2, window.kernel_size)
     return per_tap
 

@@ -50,7 +50,7 @@ class SearchResult:
     images: str  # where they are from, in words
     notes: tuple[str, ...] = ()
     pictures: "tuple[Pictured, ...]" = field(default=(), repr=False)  # where a page was asked for
-    network: nn.Module | None = field(default=None, repr=False)  # swapped as chosen; None where it is to be left
+    network: nn.Module | None = field(default=None, repr=False)  # a copy, swapped as chosen; None: leave it
 
     @property
     def sentence(self) -> str:

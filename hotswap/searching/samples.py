@@ -1,6 +1,7 @@
 """Images with their labels, one at a time: from folders, or from batches of Python."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,19 +90,17 @@ class Folder:
         """Read an image and its label.
 
         Raises:
-            HotswapError: where one cannot be read, or they differ in shape.
+            HotswapError: where one cannot be read.
         """
         pair = self.pairs[index]
-        size = size_of(pair.image)
         keeps_size = self.about.form is not None and self.about.form[1]
-        form = replace(self.form, shape=(self.form.shape[0], *_near(size))) if keeps_size else self.form
+        form = (
+            replace(self.form, shape=(self.form.shape[0], *_near(size_of(pair.image)))) if keeps_size else self.form
+        )
         (batch,) = images.batches([pair.image], form, 1)
         scale = [torch.tensor(values).view(-1, 1, 1) for values in (form.std, form.mean)]
         picture = from_tensor(batch[0].float() * scale[0] + scale[1], 0.0, 1.0)
-        truth = None
-        if self.reader is not None and pair.label is not None:
-            truth = self.reader.read(pair.label)
-            check_shape(truth, size, f"label {str(pair.label)!r}", f"image {pair.image.name!r}")
+        truth = None if self.reader is None or pair.label is None else self.reader.read(pair.label)
         return Labelled(Sample(pair.image.name, (batch.to(self.device),), picture), truth)
 
     def name(self, index: int) -> str:
@@ -170,6 +169,13 @@ class FolderOptions:
     unit: float = 1.0
     numbers: bool | None = None  # whether labels are depth or flow; None where files tell
 
+    def __post_init__(self) -> None:
+        """Check the values a user can get wrong."""
+        if type(self.limit) is not int or self.limit < 1:
+            raise HotswapError(f"limit must be a whole number of at least 1, got {self.limit!r}")
+        if not 0 < self.unit < math.inf:
+            raise HotswapError(f"unit must be a number > 0, got {self.unit!r}")
+
 
 def source_for(
     network: nn.Module,
@@ -181,7 +187,7 @@ def source_for(
     """The images of a search.
 
     Raises:
-        HotswapError: where a folder holds none, or batches do.
+        HotswapError: where there are none, or files cannot be read or do not fit each other.
     """
     if not isinstance(given, str | os.PathLike):
         if labels is not None and not callable(labels):
@@ -201,7 +207,16 @@ def source_for(
         form=(form, options.input_size is None and image_stats.of(network).size is None),
         notes=tuple(notes),
     )
+    for pair in pairs:
+        _check_files(pair, reader)
     return Folder(network, pairs, reader, form, about)
+
+
+def _check_files(pair: Pair, reader: Reader | None) -> None:
+    """Refuse files that cannot be read or do not fit each other, before an hour's work ends with one."""
+    size = size_of(pair.image)
+    if reader is not None and pair.label is not None:
+        check_shape(reader.read(pair.label), size, f"label {str(pair.label)!r}", f"image {pair.image.name!r}")
 
 
 def size_of(file: Path) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from hotswap.searching.ledger import Ledger, asked
 from hotswap.searching.result import SearchResult, Tried
 from hotswap.searching.running import Runner, layout_for, of_small_maps
 from hotswap.searching.samples import Source
+from hotswap.surgery.prepare import copied
 
 _LEAST = 8  # images: four to choose on, four to report on
 
@@ -106,9 +107,9 @@ def carry_out(
         chosen=chosen,
         tried=tried,
         metrics=task.metrics,
-        sizes=tuple(runner.sizes),
+        sizes=tuple(runner.sizes) or (layout.size,),
         images=source.about.description,
         notes=tuple(notes),
         pictures=pictures,
-        network=best.at_its_scale() if swap else None,
+        network=copied(best.at_its_scale()) if swap else None,
     )

@@ -1,6 +1,7 @@
 """`hotswap search`, from folders to a file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import blobs
@@ -102,6 +103,7 @@ def test_a_network_that_does_not_take_the_images_size(folders):
         (("--images", "empty"), "there is no image in 'empty'"),
         (("--labels", "odd"), "'odd/00.png' has 96 x 64 pixels and image '00.png' 64 x 96"),
         (("--labels", "broken"), "cannot read label 'broken/00.png'"),
+        (("--images", "cut"), "cannot read image 'cut/19.png'"),
         (("--limit", "5"), "at least 8 labelled images, got 5"),
         (("-o", "best.onnx"), "a checkpoint's name must end in .safetensors or .pt"),
         (("-o", "nowhere/best.pt"), "there is no folder"),
@@ -111,6 +113,8 @@ def test_a_network_that_does_not_take_the_images_size(folders):
 def test_mistakes_are_one_line(folders, change, message):
     for name in ("empty", "odd", "broken"):
         Path(name).mkdir()
+    shutil.copytree("photos", "cut")
+    Path("cut/19.png").write_bytes(b"nonsense")
     for file in Path("labels").iterdir():
         Image.open(file).transpose(Image.Transpose.ROTATE_90).save(Path("odd", file.name))
         Path("broken", file.name).write_bytes(b"nonsense")

@@ -40,7 +40,8 @@ def test_where_colours_tell_classes_it_says_which_swap(batches):
     net = blobs.Coarse().eval()
     result = hotswap.search(net, batches)
     assert result.swap
-    assert result.sentence.startswith("Swap this: resize_1 with footprint=")
+    assert not {id(x) for x in net.parameters()} & {id(x) for x in result.network.parameters()}
+    assert result.sentence.startswith("Swap this: resize_1 with ")
     assert hotswap.status(net).plan is None
     others = [pair for batch in batches for pair in zip(*batch, strict=True)][
         8:
@@ -169,6 +170,8 @@ def test_a_family_of_ones_own(batches):
         ),
         ({"page": "page.txt"}, "must end in .html"),
         ({"family": []}, "there is nothing to try"),
+        ({"limit": 0}, "limit must be a whole number of at least 1"),
+        ({"unit": 0.0}, "unit must be a number > 0"),
     ],
 )
 def test_mistakes_are_one_line(batches, options, message):

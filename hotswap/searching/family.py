@@ -1,7 +1,7 @@
 """The swaps that a search tries: enlargements guided by the image, in a few ways and strengths."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,9 +22,8 @@ Options = Mapping[str, Any]  # arguments of hotswap.convert
 LAST = "last"  # as targets: one enlargement alone, see `_last`
 CALIBRATED_ON = 2  # images
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # times the scale at which calibration has the mean of 1 - K be 0.5
-FAMILY: tuple[Options, ...] = tuple(
-    {"targets": targets, "footprint": footprint} for targets in (RESIZE, LAST) for footprint in (2, 4)
-)
+_WAYS: tuple[Options, ...] = ({}, {"footprint": 2}, {"footprint": 4})  # the first is what `convert` does unasked
+FAMILY: tuple[Options, ...] = tuple({"targets": targets, **way} for targets in (RESIZE, LAST) for way in _WAYS)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,11 @@ class Structure:
     network: nn.Module
     plan: Plan
     scales: Mapping[str, float]  # of the guide, by layer
+
+    @property
+    def swaps(self) -> tuple[Any, ...]:
+        """What is swapped, and how; two of the same differ in nothing but scales."""
+        return tuple(replace(entry, guide_scale=0.0, deviation=None) for entry in self.plan.entries)
 
     @property
     def targets(self) -> str:
@@ -103,6 +107,7 @@ def structures(
     if install.current_plan(model) is not None:
         raise HotswapError("a search begins with a plain network, and this one is swapped; hotswap.revert it first")
     made: dict[tuple[Any, ...], Structure] = {}
+    known = set[tuple[Any, ...]]()
     refused: dict[str, str] = {}  # why not, and the first that it is true of
     for options in family:
         given = {"guide": INPUT, "targets": RESIZE, "example_inputs": data[0]} | dict(options)
@@ -110,11 +115,14 @@ def structures(
             if given["targets"] == LAST:
                 given["targets"] = _last(model, given)
             key = (*_taken(model, given), _text(options))
-            if key not in made:
-                measured: dict[str, Any] = {} if "guide_scale" in given else {"calibrate_on": data}
-                network = sharing_weights(model)
-                image_stats.put(network, stats)
-                made[key] = _structure(options, convert(network, inplace=True, **given, **measured))
+            if key in known:
+                continue
+            known.add(key)
+            measured: dict[str, Any] = {} if "guide_scale" in given else {"calibrate_on": data}
+            network = sharing_weights(model)
+            image_stats.put(network, stats)
+            structure = _structure(options, convert(network, inplace=True, **given, **measured))
+            made.setdefault(structure.swaps, structure)
         except HotswapError as error:
             refused.setdefault(str(error), f"targets={options.get('targets', RESIZE)}, {_text(options)}")
     if not made:
@@ -154,7 +162,7 @@ def _structure(options: Options, network: nn.Module) -> Structure:
 
 def _text(options: Options) -> str:
     shown = {name: value for name, value in options.items() if name not in ("targets", "guide_scale")}
-    return ", ".join(f"{name}={value}" for name, value in shown.items()) or "defaults"
+    return ", ".join(f"{name}={value}" for name, value in shown.items()) or "default options"
 
 
 def _is_plain(value: Any) -> bool:

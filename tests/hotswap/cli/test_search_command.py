@@ -13,7 +13,7 @@ from PIL import Image
 
 import hotswap
 from hotswap.checkpoint.read import read
-from hotswap.searching.family import FAMILY, STRENGTHS
+from hotswap.searching.family import STRENGTHS
 from hotswap.searching.tasks import Classes
 
 NET, FORM = "blobs:Coarse", ("--mean", "0", "--std", "1")
@@ -70,7 +70,7 @@ def test_without_labels_it_says_what_changes(folders):
     assert "Without labels nothing is chosen" in done.stdout
     result = json.loads(run("search", NET, "--images", "photos", *FORM, "--json", "--limit", "3").stdout)
     assert result["images"] == "3 images from photos"
-    assert len(result["changes"]) == len(FAMILY) // 2 * len(STRENGTHS)
+    assert len(result["changes"]) >= 2 * len(STRENGTHS)
     assert sorted(path.name for path in Path().iterdir()) == ["labels", "photos"]
 
 

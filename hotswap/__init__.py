@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hotswap.searching.preview import Preview, preview
     from hotswap.searching.result import SearchResult
     from hotswap.surgery.registry import register_concrete_args, register_leaf
+    from hotswap.targets.guide_spaces import GuideSpace
     from hotswap.targets.plan import Plan, Swap
     from hotswap.targets.window import register_padding
 else:
@@ -41,6 +42,7 @@ else:
         "hotswap.searching.preview": ("Preview", "preview"),
         "hotswap.searching.result": ("SearchResult",),
         "hotswap.surgery.registry": ("register_concrete_args", "register_leaf"),
+        "hotswap.targets.guide_spaces": ("GuideSpace",),
         "hotswap.targets.plan": ("Plan", "Swap"),
         "hotswap.targets.window": ("register_padding",),
     }
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "Exported",
+    "GuideSpace",
     "HotswapError",
     "Inspection",
     "Plan",

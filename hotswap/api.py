@@ -1,12 +1,12 @@
 """The verbs: plan, apply, convert, revert."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, METHODS, RESIZE_MODES
+from hotswap.choices import CONSERVE_MODES, FX, METHODS, RESIZE_MODES
 from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
@@ -19,6 +19,8 @@ from hotswap.surgery.self_check import SelfCheck
 from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
+from hotswap.targets.forms import Form
+from hotswap.targets.guide_spaces import Space, scale_of
 from hotswap.targets.kernels import DEFAULT_KERNEL, parse
 from hotswap.targets.lookup import Name, look_up
 from hotswap.targets.plan import Plan, Resize, Swap
@@ -33,14 +35,16 @@ def plan(
     targets: Targets = AUTO,
     guide: Guides = AUTO,
     *,
-    guide_scale: Scales = PAPER_SCALE,
+    guide_scale: Scales | None = None,
     learn_scale: bool = False,
     kernel: str = DEFAULT_KERNEL,
     conserve: str | None = None,
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
-    footprint: int = 2,
+    footprint: int | Sequence[int] | str = AUTO,
+    space: Space | str | None = AUTO,
+    bounded: bool | str = AUTO,
     after_activation: bool = True,
     check: bool = True,
 ) -> Plan:
@@ -71,7 +75,15 @@ def plan(
             checks the result; by default one image of the network's usual size. Values count only where the
             network's code looks at them: it is then run on numbers.
         resize: how the guide gets a target's input size: "bilinear", "area" or "nearest".
-        footprint: how many coarse pixels a guided enlargement weighs along each axis: 2, those of the original, or 4.
+        footprint: how many coarse pixels a guided enlargement weighs along each axis: 2, those of the original, 4, 6
+            or 8; or one for each of several steps, all but the first by 2. "auto" is (6, 4, 2) for a factor of 8,
+            (4, 2) for 4, 2 for 2. Whatever it is, with K = 1 a bilinear enlargement stays as it was.
+        space: what an enlargement guided by "input" makes of the image: "lab" (CIE L*a*b*) or "rgb", for which the
+            normalisation is undone that the network declares or data show; a `GuideSpace` that says it; a function
+            [B, C, H, W] -> [B, G, H, W]; or None, the image as it is. "auto" is "lab" where the normalisation is
+            known. The plan says which.
+        bounded: keep every pixel of an enlargement within the range of the 2 x 2 it comes from: for depth, flow and
+            mattes. "auto" does for maps of up to 3 channels, and not for scores of more classes.
         after_activation: take the guide after the activation that follows its module through norms and
             residual sums, as the paper does; False takes the module's own output.
         check: run a swapped copy beside the network before anything else, both on numbers, and see that with its
@@ -89,9 +101,10 @@ def plan(
         "resize": resize,
         "after_activation": after_activation,
     }
-    _check_values(swapping | {"footprint": footprint})
+    _check_values(swapping)
+    form = Form.checked(footprint, space, bounded)
     known = _Inputs(example_inputs)
-    resolved = _planned(model, targets, guide, guide_scale, method, known, swapping, footprint, check).plan
+    resolved = _planned(model, targets, guide, guide_scale, method, known, swapping, form, check).plan
     _require_kernel_used(model, resolved, kernel)
     return resolved
 
@@ -138,7 +151,9 @@ def convert(
     method: str = "auto",
     example_inputs: Inputs | None = None,
     resize: str = "bilinear",
-    footprint: int = 2,
+    footprint: int | Sequence[int] | str = AUTO,
+    space: Space | str | None = AUTO,
+    bounded: bool | str = AUTO,
     after_activation: bool = True,
     inplace: bool = False,
     check: bool = True,
@@ -153,7 +168,7 @@ def convert(
         targets: see `plan`.
         guide: see `plan`.
         guide_scale: a number, a mapping, or "auto": what makes the mean of 1 - K on `calibrate_on` equal `deviation`.
-            By default "auto" where there is data, else the paper's 1e-4.
+            By default "auto" where there is data, else as in `plan`.
         learn_scale: see `plan`.
         kernel: see `plan`.
         conserve: "mean" divides K at each tap by its mean there on `calibrate_on`; see `plan` for "window" and None.
@@ -167,6 +182,8 @@ def convert(
         example_inputs: see `plan`.
         resize: see `plan`.
         footprint: see `plan`.
+        space: see `plan`.
+        bounded: see `plan`.
         after_activation: see `plan`.
         inplace: convert `model` itself instead of a deep copy.
         check: see `plan`.
@@ -175,7 +192,7 @@ def convert(
         HotswapError: where it cannot be done; `model` is then as it was.
     """
     to_calibrate = guide_scale == AUTO or (guide_scale is None and calibrate_on is not None)
-    scale = PAPER_SCALE if guide_scale is None or to_calibrate else guide_scale
+    scale = None if guide_scale is None or to_calibrate else guide_scale
     if conserve == AUTO:
         conserve = None if calibrate_on is None else "mean"
     if calibrate_on is None:
@@ -197,10 +214,11 @@ def convert(
             "inplace must be False where a converted network is converted and calibrated once more: were the "
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
-    _check_values(swapping | {"footprint": footprint})
+    _check_values(swapping)
+    form = Form.checked(footprint, space, bounded)
     data = () if calibrate_on is None else as_batches(model, calibrate_on, inputs)
     known = _Inputs(example_inputs, data)
-    prepared = _planned(model, targets, guide, scale, method, known, swapping, footprint, check)
+    prepared = _planned(model, targets, guide, scale, method, known, swapping, form, check)
     _require_kernel_used(model, prepared.plan, kernel)
     converted = carry_out(model, prepared, inplace)
     if known.batches:
@@ -251,7 +269,6 @@ def _require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "conserve": (None, *CONSERVE_MODES),
     "resize": RESIZE_MODES,
-    "footprint": FOOTPRINTS,
     "learn_scale": (False, True),
     "after_activation": (False, True),
 }
@@ -283,11 +300,11 @@ def _planned(
     model: nn.Module,
     targets: Targets,
     guide: Guides,
-    guide_scale: Scales,
+    guide_scale: Scales | None,
     method: str,
     inputs: "_Inputs",
     swapping: Mapping[str, Any],
-    footprint: int,
+    form: Form,
     check: bool,
 ) -> Prepared:
     if not isinstance(model, nn.Module):
@@ -305,11 +322,14 @@ def _planned(
     swaps = [] if swapped is None else list(swapped.swaps)
     resizes = [] if swapped is None else list(swapped.resizes)
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
-    wanted = split(names, listed(targets), guide, guide_scale, footprint, example_inputs, resizes)
+    scales = PAPER_SCALE if guide_scale is None else guide_scale
+    wanted = split(names, listed(targets), guide, scales, form.footprint, example_inputs, resizes)
     chosen, notes = wanted.enlargements, wanted.notes
     if wanted.others or not chosen:
         convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
         chosen, notes = chosen + convolutions, notes + further
+    spaces, further = form.spaces(model, wanted.enlargements, inputs.images)
+    notes += further
     for each in chosen:
         if each.name in before:
             continue
@@ -323,7 +343,10 @@ def _planned(
             "after_activation": swapping["after_activation"],
         }
         if (site := each.site) is not None:
-            resizes.append(Resize(**common, call=site.call, mode=site.mode, footprint=footprint, at=site.at))
+            own_scale = scale_of(spaces[each.name]) if guide_scale is None else None
+            common |= {"guide_scale": each.guide_scale if own_scale is None else own_scale}
+            entries = form.of(site, spaces[each.name])
+            resizes.append(Resize(**common, **entries, call=site.call, mode=site.mode, at=site.at))
         else:
             size, ins, outs = shape_of(model.get_submodule(each.target))
             shape = {"kernel_size": size, "in_channels": ins, "out_channels": outs}
@@ -366,6 +389,10 @@ class _Inputs:
     def batches(self) -> tuple[tuple[Any, ...], ...]:
         """All batches of the data; an iterator gives them only once."""
         return tuple(self._data)
+
+    def images(self) -> list[Any]:
+        """The first argument of each batch of the data."""
+        return [batch[0] for batch in self.batches if batch]
 
     @property
     def example(self) -> Inputs | None:

@@ -35,18 +35,23 @@ class Model(Part):
         return self
 
 
+Footprint = Literal[2, 4, 6, 8]
+
+
 class Swap(Part):
     """Arguments of one call of `hotswap.convert`."""
 
     targets: str | tuple[str, ...] = "auto"
     guide: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "auto"
-    guide_scale: NotNegative | dict[str, NotNegative] = 1e-4
+    guide_scale: NotNegative | dict[str, NotNegative] | None = None
     learn_scale: bool = False
     kernel: str = "gaussian"
     conserve: Literal["window"] | None = None
     method: Literal["auto", "fx", "hooks"] = "auto"
     resize: Literal["bilinear", "area", "nearest"] = "bilinear"
-    footprint: Literal[2, 4] = 2
+    footprint: Footprint | tuple[Footprint, ...] | Literal["auto"] = "auto"
+    space: Literal["auto", "lab", "rgb"] | None = "auto"
+    bounded: bool | Literal["auto"] = "auto"
     after_activation: bool = True
 
 

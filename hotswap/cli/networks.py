@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hotswap.choices import FOOTPRINTS, METHODS, RESIZE_MODES
+from hotswap.choices import METHODS, RESIZE_MODES, SPACES
 from hotswap.cli import completion, early, options, output
 from hotswap.files import destinations
 from hotswap.files.atomic import check_readable
@@ -53,9 +53,22 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
     click.option("--resize", type=click.Choice(RESIZE_MODES), help="How the guide gets a target's size."),
     click.option(
         "--footprint",
-        type=click.Choice([str(size) for size in FOOTPRINTS]),
-        callback=options.whole_number,
-        help="Coarse pixels an enlargement weighs along each axis. Default: 2.",
+        callback=options.footprint,
+        metavar="auto|N[,N...]",
+        help="Coarse pixels an enlargement weighs along each axis: 2, 4, 6 or 8, or one for each of its steps. "
+        "Default: auto, 6,4,2 for a factor of 8.",
+    ),
+    click.option(
+        "--space",
+        type=click.Choice((*SPACES, options.NOTHING)),
+        help="The colour space in which the image guides an enlargement; none leaves it as the network gets it. "
+        "Default: auto, lab where it is known how images are normalised.",
+    ),
+    click.option(
+        "--bounded/--not-bounded",
+        default=None,
+        help="Keep each pixel of an enlargement in the range of those it comes from. Default: for maps of 1 to 3 "
+        "channels.",
     ),
     click.option(
         "--method",
@@ -247,6 +260,8 @@ def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = 
         given["guide"] = list(given["guide"])
     if "conserve" in given:
         given["conserve"] = options.conserved(given["conserve"])
+    if given.get("space") == options.NOTHING:
+        given["space"] = None
     for name, value in (("guide_scale", "auto"), ("conserve", "mean")):
         if given.get(name) == value and not calibrated:
             option = f"--{name.replace('_', '-')} {value}"

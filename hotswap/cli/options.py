@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from hotswap.choices import CONSERVE_MODES
+from hotswap.choices import CONSERVE_MODES, FOOTPRINTS
 from hotswap.cli import completion
 from hotswap.cli import output as output_module
+from hotswap.network.names import AUTO
 
 NOTHING = "none"  # the command line's word for None
 Command = TypeVar("Command", bound=Callable[..., Any])  # a function, or a click command
@@ -64,9 +65,15 @@ def number_or_auto(ctx: click.Context, param: click.Parameter, text: str | None)
     return number
 
 
-def whole_number(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
-    """Convert the text of a click.Choice of whole numbers."""
-    return None if text is None else int(text)
+def footprint(ctx: click.Context, param: click.Parameter, text: str | None) -> int | tuple[int, ...] | str | None:
+    """Parse auto, a footprint, or one for each step with commas between them."""
+    if text is None or text == AUTO:
+        return text
+    parts = text.split(",")
+    if not all(part in map(str, FOOTPRINTS) for part in parts):
+        choices = ", ".join(map(str, FOOTPRINTS))
+        raise click.BadParameter(f"must be auto, one of {choices}, or one of these for each step, got {text!r}")
+    return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
 
 def kernel(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:

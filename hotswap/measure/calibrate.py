@@ -18,6 +18,7 @@ from hotswap.surgery import install
 from hotswap.tables import render
 from hotswap.targets import kernels
 from hotswap.targets.convolution import SwappedLayer
+from hotswap.targets.guide_spaces import scale_of
 from hotswap.targets.plan import Swap
 
 # What "auto" is, by docs/evidence.md. Convolutions: more costs them at the swap, and buys nothing after it.
@@ -81,7 +82,8 @@ def calibrate(
         model: a converted network; its scales, and what it conserves, are changed in place.
         batches: as for `verify`. A few: all are kept.
         deviation: the mean to reach, between 0 and 1; "auto" is 0.3 for convolutions and 0.5 for enlargements, see
-            docs/evidence.md; None leaves the scales as they are.
+            docs/evidence.md, and leaves the scale where an image guides in a space whose units are known; None leaves
+            all scales as they are.
         conserve: what makes up for K being smaller than 1. "mean" divides it at each tap by its mean there on these
             batches; "window" scales it at every pixel so that its sum over the window is the number of taps inside
             the image; None leaves it, as in the paper.
@@ -106,7 +108,8 @@ def calibrate(
             previous = last
             if deviation is not None:
                 for path, layer in layers.items():
-                    layer.guide_scale = _scale_for(path, layer, last[path], _wanted(layer, deviation))
+                    if (wanted := _wanted(layer, deviation)) is not None:
+                        layer.guide_scale = _scale_for(path, layer, last[path], wanted)
             means: dict[str, tuple[float, ...]] = {}
             if conserve == "mean":
                 measured = _measured(model, data)
@@ -131,9 +134,12 @@ def calibrate(
     return Calibration(deviation, conserve, gap.relative, tuple(results), gap.why_unknown)
 
 
-def _wanted(layer: Swapped, deviation: float | str) -> float:
-    by_kind = CONVOLUTION_DEVIATION if isinstance(layer, SwappedLayer) else RESIZE_DEVIATION
-    return by_kind if isinstance(deviation, str) else deviation
+def _wanted(layer: Swapped, deviation: float | str) -> float | None:
+    if not isinstance(deviation, str):
+        return deviation
+    if isinstance(layer, SwappedLayer):
+        return CONVOLUTION_DEVIATION
+    return RESIZE_DEVIATION if scale_of(layer.swap.space) is None else None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from hotswap.errors import HotswapError
 from hotswap.measure.compare import plain_copy
 from hotswap.measure.status import status
 from hotswap.network.dry_run import Call, Inputs
+from hotswap.network.names import AUTO
 from hotswap.tables import render
 from hotswap.targets.choose import automatic, why_not
 from hotswap.targets.convolution import SwappedLayer, why_not_swappable
@@ -226,11 +227,11 @@ def _resizes(names: Names, plan: Plan | None, example_inputs: Inputs | None) -> 
             output_size=site.output_size,
             why_no_target=_swapped_already(swap)
             if (swap := swap_of.get(site.name))
-            else site.why_not or why_not_guided(site.mode, footprint=2),
+            else site.why_not or why_not_guided(site.mode, footprint=AUTO),
             factor=factor(site),
             place=place(site),
-            automatic=swap is None and verdict(site, footprint=2).taken,
-            verdict=str(verdict(site, footprint=2)),
+            automatic=swap is None and verdict(site, footprint=AUTO).taken,
+            verdict=str(verdict(site, footprint=AUTO)),
             swap=swap,
         )
         for alias, site in sites.by_alias.items()

@@ -81,7 +81,8 @@ def _targets(plan: Plan, figures: Figures, verification: Verification, costs: Co
 
 def _kind(layer: Swapped) -> str:
     if isinstance(layer, GuidedResize):
-        return f"enlargement, {layer.swap.mode}, {layer.swap.footprint} × {layer.swap.footprint} coarse pixels"
+        each = ", ".join(f"{n} × {n}" for n in layer.swap.footprints)
+        return f"enlargement, {layer.swap.mode}, {each} coarse pixels"
     size = " × ".join(map(str, layer.sliding.kernel_size))
     name = {TRANSPOSED: "transposed convolution", POOL: "average pool"}.get(layer.sliding.kind, "convolution")
     plain = plain_name(layer)

@@ -12,7 +12,7 @@ from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.enlargement import mode_of
 from hotswap.targets.lookup import Name, Names, shown
-from hotswap.targets.plan import Resize, why_not_guided
+from hotswap.targets.plan import Footprint, Resize, why_not_guided
 from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
 from hotswap.targets.verdicts import EVERY, factor, in_short, verdict
 
@@ -36,7 +36,7 @@ def split(
     wanted: Sequence[Name],
     guide: Any,
     guide_scale: Any,
-    footprint: int,
+    footprint: Footprint,
     example_inputs: Inputs | None,
     known: Iterable[Resize] = (),
 ) -> SplitRequest:
@@ -92,7 +92,7 @@ def _may_enlarge(names: Names, name: Any) -> bool:
     return name == RESIZE or name.startswith(f"{ALIAS}_")
 
 
-def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[str]) -> list[Site]:
+def _named(names: Names, sites: Sites, name: Name, footprint: Footprint, notes: list[str]) -> list[Site]:
     """The enlargements that a target names."""
 
     def why_not(site: Site) -> str | None:
@@ -118,7 +118,7 @@ def _named(names: Names, sites: Sites, name: Name, footprint: int, notes: list[s
     return [site]
 
 
-def _helped(sites: Sites, footprint: int, notes: list[str]) -> list[Site]:
+def _helped(sites: Sites, footprint: Footprint, notes: list[str]) -> list[Site]:
     """The enlargements that guiding helps; a note names those that are left.
 
     Raises:
@@ -144,7 +144,7 @@ def _helped(sites: Sites, footprint: int, notes: list[str]) -> list[Site]:
     return taken
 
 
-def _listed(sites: Sites, chosen: Iterable[Site], footprint: int) -> str:
+def _listed(sites: Sites, chosen: Iterable[Site], footprint: Footprint) -> str:
     """Sites as messages list them, those of which the same is said together, but for any that do not enlarge."""
     alike: dict[str, list[str]] = {}
     listed = list(chosen)
@@ -157,7 +157,7 @@ def _together(aliases: Sequence[str]) -> str:
     return ", ".join(aliases) if len(aliases) <= _FEW else f"{', '.join(aliases[:2])}, ... {aliases[-1]}"
 
 
-def _matches(sites: Sites, site: Site, name: str, footprint: int) -> bool:
+def _matches(sites: Sites, site: Site, name: str, footprint: Footprint) -> bool:
     if name == RESIZE:
         return verdict(site, footprint).taken
     keys = [sites.alias_of[site]] + ([site.path] if site.call is None else [])
@@ -168,7 +168,7 @@ def _matches(sites: Sites, site: Site, name: str, footprint: int) -> bool:
 
 
 def _per_site(
-    names: Names, sites: Sites, what: str, value: Any, chosen: Iterable[Site], footprint: int, *, alone: bool
+    names: Names, sites: Sites, what: str, value: Any, chosen: Iterable[Site], footprint: Footprint, *, alone: bool
 ) -> tuple[dict[Site, Any], Any]:
     """The value of each enlargement, and the rest of a mapping, for the convolutions."""
     if not isinstance(value, Mapping):
@@ -183,7 +183,7 @@ def _per_site(
     return by_target(what, value, labels, matched, RESIZE, others_too=not alone)
 
 
-def _is_key(names: Names, sites: Sites, site: Site, key: Name, footprint: int) -> bool:
+def _is_key(names: Names, sites: Sites, site: Site, key: Name, footprint: Footprint) -> bool:
     if isinstance(key, nn.Module):
         return site.call is None and names.model.get_submodule(site.path) is key
     if key == sites.alias_of[site] or (site.call is None and key == site.path):

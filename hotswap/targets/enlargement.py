@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.network.derived import derived
+from hotswap.network.names import INPUT
 from hotswap.targets.forward_ops import describe, image_size
+from hotswap.targets.guide_spaces import GuideSpace
 from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swapped_type
 from hotswap.targets.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.area import area_average2d, fitted2d
@@ -42,7 +44,7 @@ class GuidedResize(GuidedLayer[Resize]):
     neutral = False  # whether K is 1, in a copy that is compared with the plain network
 
     def neutralise(self) -> None:
-        """See the base class; the plain enlargement's neighbours alone count, as more change it whatever K is."""
+        """See the base class; the plain enlargement is called where K = 1 is another one."""
         super().neutralise()
         self.neutral = True
 
@@ -59,7 +61,7 @@ class GuidedResize(GuidedLayer[Resize]):
         guide = self._guide(input, guides, further)
         if guide is None:
             return self._plain(input, *further)
-        if self.neutral and self._swap.footprint != 2:
+        if self.neutral and not self._swap.plain_at_zero:
             return self._finished(self._plain(input, *further), input)
         scale = self._swap.guide_scale if self.guide_log_scale is None else self.guide_log_scale.exp()
         factors, align_corners = self._places(input, further)
@@ -71,11 +73,15 @@ class GuidedResize(GuidedLayer[Resize]):
             align_corners,
             scale=scale,
             footprint=self._swap.footprint,
+            residual=self._swap.residual,
+            bounded=self._swap.bounded,
         )
         return self._finished(out, input)
 
     def measured(self, input: Tensor, guides: Sequence[Any], *further: Any) -> tuple[Tensor, Tensor] | None:
         """Squared distances, [B, 1, n, n, H, W], and which neighbours have a weight, bool [n, n, H, W].
+
+        Those of the enlargement at once, where it has steps, with the neighbours of the plain one.
 
         None where the output is not larger than the input.
         """
@@ -84,7 +90,8 @@ class GuidedResize(GuidedLayer[Resize]):
             return None
         coarse, (factors, align_corners) = (input.shape[2], input.shape[3]), self._places(input, further)
         averaged = area_average2d(guide, coarse)
-        distance = pac_ops.resize_distance2d(guide, averaged, factors, align_corners, self._swap.footprint)
+        footprint = self._swap.footprint if isinstance(self._swap.footprint, int) else 2
+        distance = pac_ops.resize_distance2d(guide, averaged, factors, align_corners, footprint)
         flat = distance.new_zeros((1, *distance.shape[1:]))  # of a batch of none, too
         weights = pac_ops.resize_kernel2d(flat, coarse, factors, align_corners, scale=0.0)
         return distance, weights[0, 0] > 0
@@ -93,7 +100,8 @@ class GuidedResize(GuidedLayer[Resize]):
         """The layer's options in print(model)."""
         plain = super().extra_repr()
         footprint = "" if self._swap.footprint == 2 else f"footprint={self._swap.footprint}"
-        return ", ".join(text for text in (plain, *self.shown(), footprint) if text)
+        space = "" if self._swap.space is None else f"space={self._swap.space}"
+        return ", ".join(text for text in (plain, *self.shown(), footprint, space) if text)
 
     def _guide(self, input: Tensor, guides: Sequence[Any] | None, further: tuple[Any, ...]) -> Tensor | None:
         """All guides as one at the output's size; None where the output is not larger than the input."""
@@ -119,8 +127,23 @@ class GuidedResize(GuidedLayer[Resize]):
                     f"guide {source!r} must have the batch size {input.shape[0]} of target {name!r}, got "
                     f"{guide.shape[0]}; take a guide from the same branch"
                 )
-            fitted.append(fitted2d(as_plain(guide), fine))
+            fitted.append(self._in_space(source, fitted2d(as_plain(guide), fine)))
         return fitted[0] if len(fitted) == 1 else torch.cat(fitted, dim=1)
+
+    def _in_space(self, source: str, guide: Tensor) -> Tensor:
+        """The guide in the space that is chosen for the image."""
+        space = self._swap.space
+        if space is None or source != INPUT:
+            return guide
+        if isinstance(space, GuideSpace):
+            return space(guide)
+        image = space(guide)
+        wanted = (guide.shape[0], *guide.shape[2:])
+        if not isinstance(image, Tensor) or image.dim() != 4 or (image.shape[0], *image.shape[2:]) != wanted:
+            raise HotswapError(
+                f"space must give a [B, C, H, W] tensor of the image's batch, height and width, got {describe(image)}"
+            )
+        return image
 
     # Subclasses override some of these.
 

@@ -7,13 +7,15 @@ from typing import Any, ClassVar, TypeVar
 
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, RESIZE_MODES
 from hotswap.errors import HotswapError
-from hotswap.network.names import joined
+from hotswap.network.names import AUTO, INPUT, joined
 from hotswap.tables import render
 from hotswap.targets import kernels
+from hotswap.targets.guide_spaces import SCALES, GuideSpace, Space
 from hotswap.targets.guided_layer import NamedGuide, Tap
 
 TRANSPOSED = "transposed"  # a transposed convolution whose weights are a bilinear interpolation's
 NEAREST = ("nearest", "nearest-exact")
+Footprint = int | tuple[int, ...] | str  # of each step, or AUTO
 MODES = ("bilinear", *NEAREST, TRANSPOSED)
 
 
@@ -68,7 +70,10 @@ class Resize(NamedGuide):
     guide: tuple[str, ...]  # what steers it: module paths, whose outputs do, and "input"; they count as one
     guide_scale: float = 1e-4
     learn_scale: bool = False
-    footprint: int = 2
+    footprint: int | tuple[int, ...] = 2  # of each step, the coarsest first
+    residual: bool = True  # what the guide changes is added to the plain enlargement, so that K = 1 is the same
+    bounded: bool = False  # no pixel leaves the range of its coarse neighbours
+    space: Space | None = None  # what is made of the image before it guides; None leaves it
     deviation: float | None = None  # the mean of 1 - K as measured by `calibrate`; None where it was not
     after_activation: bool = True  # take the guide after the activation that follows its module
     target_alias: str | None = None  # resize_{index}, for people
@@ -87,10 +92,37 @@ class Resize(NamedGuide):
             raise HotswapError(f"call must be null or a number >= 0, got {self.call}")
         if self.mode not in MODES:
             raise HotswapError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.footprint not in FOOTPRINTS:
-            raise HotswapError(f"footprint must be one of {', '.join(map(str, FOOTPRINTS))}, got {self.footprint!r}")
+        check_footprint(self.footprint)
+        if self.space is not None and INPUT not in self.guide:
+            raise HotswapError(f'space must be null where the image ("input") is no guide, as of {self.name!r}')
         if reason := why_not_guided(self.mode, self.footprint):
             raise HotswapError(f"target {self.name!r} cannot be swapped: {reason}")
+
+    @property
+    def footprints(self) -> tuple[int, ...]:
+        """The footprint of each step."""
+        return (self.footprint,) if isinstance(self.footprint, int) else self.footprint
+
+    @property
+    def plain_at_zero(self) -> bool:
+        """Whether it is the plain enlargement where K is 1."""
+        return self.mode not in NEAREST and (self.residual or self.footprint == 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values.
+
+        Raises:
+            HotswapError: where the guide space is a function, which no file can hold.
+        """
+        if self.space is None:
+            return super().to_dict()
+        if not isinstance(self.space, GuideSpace):
+            raise HotswapError(
+                f"the guide space of target {self.name!r} is a function, which cannot be written; convert with "
+                f"one of {', '.join(map(repr, SCALES))} or a hotswap.GuideSpace, or have the network compute it: a "
+                "module of its own, named as the guide"
+            )
+        return replace(self, space=None).to_dict() | {"space": self.space.to_dict()}
 
     @property
     def name(self) -> str:
@@ -110,9 +142,17 @@ def named(path: str, call: int | None) -> str:
     return path if call is None else f"F.interpolate {call} in {path or 'the network'}"
 
 
-def why_not_guided(mode: str, footprint: int) -> str | None:
+def check_footprint(footprint: Any) -> None:
+    """Refuse what is neither a footprint nor one for each of several steps."""
+    each = (footprint,) if isinstance(footprint, int) else footprint
+    if not isinstance(each, tuple) or not each or any(type(n) is not int or n not in FOOTPRINTS for n in each):
+        choices = ", ".join(map(str, FOOTPRINTS))
+        raise HotswapError(f"footprint must be one of {choices}, or one of these for each step, got {footprint!r}")
+
+
+def why_not_guided(mode: str, footprint: Footprint) -> str | None:
     """None if an enlargement of this mode has something to steer under this footprint, else why it has not."""
-    if mode in NEAREST and footprint == 2:
+    if mode in NEAREST and footprint in (2, AUTO):
         return (
             f"mode {mode!r} reads one coarse pixel, so there is nothing to weigh; footprint=4 weighs 4 x 4 "
             "(smoother than the original, also where K = 1)"
@@ -213,7 +253,7 @@ class Plan:
         return "\n".join([*tables, *drift, *(f"note: {note}" for note in self.notes)])
 
 
-_RESIZE_COLUMNS = ("alias", "enlargement", "mode", "footprint", "guide", "scale", "deviation")
+_RESIZE_COLUMNS = ("alias", "enlargement", "mode", "footprint", "guide", "scale", "deviation", "space", "form")
 
 
 def _resize_row(resize: Resize) -> tuple[object, ...]:
@@ -221,10 +261,12 @@ def _resize_row(resize: Resize) -> tuple[object, ...]:
         resize.target_alias,
         resize.name,
         resize.mode,
-        f"{resize.footprint}x{resize.footprint}",
+        ", ".join(f"{n}x{n}" for n in resize.footprints),
         _guide_text(resize.guide_names),
         _scale_text(resize),
         resize.deviation,
+        None if resize.space is None else str(getattr(resize.space, "name", "a function")),
+        ("bounded" if resize.bounded else None) if resize.residual else "smooth",
     )
 
 
@@ -256,7 +298,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "kernel": str,
     "conserve": (str, type(None)),
     "tap_means": (list, type(None)),
-    "footprint": int,
+    "footprint": (int, list),
+    "residual": bool,
+    "bounded": bool,
+    "space": (dict, type(None)),
     "deviation": _OPTIONAL_NUMBER,
     "resize": str,
     "after_activation": bool,
@@ -275,7 +320,7 @@ _ITEMS: dict[str, tuple[Any, str]] = {
 # What older files have not, by kind.
 _LATER: dict[Any, dict[str, Any]] = {
     Swap: {"kernel": kernels.DEFAULT_KERNEL, "conserve": None, "tap_means": None, "deviation": None, "taps": []},
-    Resize: {"taps": [], "at": []},
+    Resize: {"taps": [], "at": [], "residual": False, "bounded": False, "space": None},
 }
 _FORMAT_1: dict[Any, dict[str, Any]] = {
     Swap: {"guide": (list, str), "guide_alias": (list, str, type(None))},
@@ -297,9 +342,25 @@ def _entry(kind: type[Entry], data: Any, index: int) -> Entry:
             count = 2 if name == "kernel_size" else None
             values[name] = _items(values[name], kinds, f"{where}: {name}", wanted, count)
     values["taps"] = tuple(_tap(tap, where) for tap in values["taps"])
+    if isinstance(values.get("footprint"), list):
+        values["footprint"] = tuple(values["footprint"])
+    if values.get("space") is not None:
+        values["space"] = _space(values["space"], where)
     for name in ("guide_scale", "deviation"):
         values[name] = _number(values[name])
     return kind(**values)
+
+
+def _space(value: dict[str, Any], where: str) -> GuideSpace:
+    names = {field.name for field in fields(GuideSpace)}
+    if set(value) != names:
+        raise HotswapError(f"{where}: space must hold {', '.join(sorted(names))}, got {', '.join(map(repr, value))}")
+    numbers = {
+        name: _items(_member(value, name, list, f"{where}: space"), (int, float), f"{where}: {name}", "numbers")
+        for name in ("mean", "std")
+    }
+    name, bgr = (_member(value, key, kind, f"{where}: space") for key, kind in (("name", str), ("bgr", bool)))
+    return GuideSpace(name, **numbers, bgr=bgr)
 
 
 def _number(value: Any) -> float | None:

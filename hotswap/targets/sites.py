@@ -49,6 +49,7 @@ class Site:
     identity: Identity | None = None  # of the call; None where the module itself is meant
     at: tuple[str, ...] = ()  # the same as a plan keeps it
     place: Place | None = None  # of an enlargement that the outputs depend on, in all its calls
+    channels: int = 0  # of the map
 
     @property
     def name(self) -> str:
@@ -273,7 +274,8 @@ class _Watch(TorchFunctionMode):
         sizes = (self.sites.image_size, *self.sites.sizes.values())
         if why_not is None and not any(fine_enough(size, fine) for size in sizes):
             why_not = f"nothing before it is as fine as its output of {fine[0]} x {fine[1]}"
-        self.sites.by_call.setdefault((path, call), Site(path, call, mode, coarse, fine, why_not, identity, at))
+        site = Site(path, call, mode, coarse, fine, why_not, identity, at, channels=given.shape[1])
+        self.sites.by_call.setdefault((path, call), site)
 
 
 class _Named(NamedTuple):

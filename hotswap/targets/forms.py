@@ -1,0 +1,113 @@
+"""The form of a guided enlargement: its steps and their footprints, its bounds, and the space of its guide."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hotswap.choices import FOOTPRINTS, LAB, RGB
+from hotswap.errors import HotswapError
+from hotswap.network.names import AUTO, INPUT
+from hotswap.targets import guide_spaces
+from hotswap.targets.choose import Chosen
+from hotswap.targets.guide_spaces import GuideSpace, Space
+from hotswap.targets.plan import NEAREST, Footprint, check_footprint
+from hotswap.targets.sites import Site
+
+_MAP = 3  # channels, at most, of depth, flow, a matte or an image, whose values count; scores of classes have more
+
+
+@dataclass(frozen=True)
+class Form:
+    """What was asked for, of all enlargements."""
+
+    footprint: Footprint = AUTO
+    space: Space | str | None = AUTO
+    bounded: bool | str = AUTO
+
+    @classmethod
+    def checked(cls, footprint: Any, space: Any, bounded: Any) -> "Form":
+        """Parse the arguments.
+
+        Raises:
+            HotswapError: where one is none of those that there are.
+        """
+        if isinstance(footprint, Sequence) and not isinstance(footprint, str):
+            footprint = tuple(footprint)
+        if footprint != AUTO:
+            check_footprint(footprint)
+        if not (space is None or space in (AUTO, LAB, RGB) or isinstance(space, GuideSpace) or callable(space)):
+            raise HotswapError(
+                f'space must be "{AUTO}", "{LAB}", "{RGB}", a hotswap.GuideSpace, a function of the image, or None, '
+                f"got {space!r}"
+            )
+        if bounded not in (AUTO, True, False):
+            raise HotswapError(f'bounded must be True, False or "{AUTO}", got {bounded!r}')
+        return cls(footprint, space, bounded)
+
+    def of(self, site: Site, space: Space | None) -> dict[str, Any]:
+        """The entries of one enlargement's plan."""
+        bounded = site.channels <= _MAP if isinstance(self.bounded, str) else self.bounded
+        footprint = _footprint(site) if isinstance(self.footprint, str) else self.footprint
+        return {"footprint": footprint, "bounded": bounded and site.mode not in NEAREST, "space": space}
+
+    def spaces(
+        self, model: nn.Module, chosen: Iterable[Chosen], images: Callable[[], Iterable[Any]]
+    ) -> tuple[dict[str, Space | None], tuple[str, ...]]:
+        """The space of each enlargement's guide, by the target's name, and notes on what the image is taken for.
+
+        Args:
+            model: the network, which may declare how its images are normalised.
+            chosen: the enlargements.
+            images: gives images as the network receives them, where it does not.
+
+        Raises:
+            HotswapError: where a space was asked for and the guide is no image, or nothing says how it is normalised.
+        """
+        guides = {each.name: each.guide for each in chosen}
+        if isinstance(self.space, str) and self.space == AUTO:
+            by_image = [name for name, guide in guides.items() if guide == (INPUT,)]
+        else:
+            by_image = list(guides)
+        if self.space is None or not by_image:
+            return dict.fromkeys(guides), ()
+        if self.space != AUTO and (other := [name for name in by_image if INPUT not in guides[name]]):
+            raise HotswapError(
+                f'space must be "{AUTO}" or None where the guide is not "{INPUT}", the image, as of {other[0]!r}'
+            )
+        if not isinstance(self.space, str):
+            return dict.fromkeys(guides) | dict.fromkeys(by_image, self.space), ()
+        name = LAB if self.space == AUTO else self.space
+        space, source = guide_spaces.declared(model, name), "as the network declares"
+        if space is None:
+            space, source = guide_spaces.seen(images(), name), "by the range of the data"
+        if space is not None:
+            note = f"the image guides as {space}, {source}"
+        elif self.space == AUTO:
+            note = (
+                f'the image guides as it is: nothing says how it is normalised, so it cannot guide as "{LAB}", which '
+                f'is better; give calibrate_on, or space=hotswap.GuideSpace("{LAB}", mean, std)'
+            )
+        else:
+            raise HotswapError(
+                f'space="{name}" undoes the normalisation of images, which neither the network declares (as '
+                f"pretrained_cfg) nor data show; give calibrate_on, or space=hotswap.GuideSpace({name!r}, mean, std)"
+            )
+        return dict.fromkeys(guides) | dict.fromkeys(by_image, space), (note,)
+
+
+def _footprint(site: Site) -> int | tuple[int, ...]:
+    """A step for each factor of 2; each step reaches a pixel further on either side than the one after it.
+
+    So the cost is that of 2 x 2 neighbours at full size, and the coarsest map, which is small, sees most of them.
+    """
+    after = 0 if site.place is None else _doublings(site.output_size, site.place.end)
+    steps = max(1, _doublings(site.input_size, site.output_size))
+    wanted = [min(2 * (after + n), FOOTPRINTS[-1]) for n in range(steps, 0, -1)]
+    return wanted[0] if steps == 1 else tuple(wanted)
+
+
+def _doublings(coarse: Sequence[int], fine: Sequence[int]) -> int:
+    return max(round(math.log2(max(b / a, 1))) for a, b in zip(coarse, fine, strict=True))

@@ -30,6 +30,8 @@ class Enlargement(NamedTuple):
     scale_factor: Sequence[float] | None  # vertical, horizontal; None where the sizes alone say it
     align_corners: bool
     footprint: int
+    # How often the coarse map was enlarged by 2 before, to 2n - 1 pixels of n: those, and one between each two.
+    refined: int = 0
     band: Sequence[int] | None = None  # the fine rows at hand: the first, the one after the last, of how many
     held: Sequence[int] | None = None  # the coarse rows at hand, likewise; where `band` is not None
 
@@ -49,25 +51,18 @@ class Enlargement(NamedTuple):
         down, across = (_tent(*axis, 2) for axis in self._places(coarse, fine, device))
         return down, across
 
-    def steps(self, coarse: Pair, fine: Pair, footprints: Sequence[int]) -> list[tuple[Pair, "Enlargement"]]:
-        """A step for each footprint, and the size of its output: the first by what is left, the others by 2."""
-        sizes = [fine]
-        for _ in footprints[1:]:
-            rows, columns = (self._halved(n, least) for n, least in zip(sizes[0], coarse, strict=True))
-            sizes.insert(0, (rows, columns))
-        factors = self.scale_factor
-        if factors is not None:  # the first step's pixels lie as the last one's, over the same area
-            factors = [factor * (n / after) for factor, n, after in zip(factors, sizes[0], fine, strict=True)]
-        return [
-            (size, self._replace(scale_factor=None if index else factors, footprint=footprint))
-            for index, (size, footprint) in enumerate(zip(sizes, footprints, strict=True))
-        ]
+    def steps(self, footprints: Sequence[int]) -> list["Enlargement"]:
+        """A step for each footprint: all but the last put a pixel between each two, and that leads to the fine ones.
 
-    def _halved(self, n: int, least: int) -> int:
-        halved = n // 2 + 1 if self.align_corners else (n + 1) // 2  # 2n - 1 from n with the corners aligned
-        larger: Any = torch.sym_max(halved, least)
-        at_least: int = larger
-        return at_least
+        So every pixel of a map is one of the next map's too, and with K = 1 the steps are the enlargement at once.
+        """
+        between = [Enlargement(None, True, footprint) for footprint in footprints[:-1]]
+        return [*between, self._replace(footprint=footprints[-1], refined=len(between))]
+
+    @property
+    def options(self) -> tuple[Sequence[float] | None, bool, int, int]:
+        """What an operator takes of it."""
+        return self.scale_factor, self.align_corners, self.footprint, self.refined
 
     def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
         """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
@@ -80,24 +75,31 @@ class Enlargement(NamedTuple):
 
     def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor, int]:
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        last, reach = coarse[axis] - 1, self.footprint // 2
+        finer = 2**self.refined
+        unrefined = ((coarse[0] - 1) // finer + 1, (coarse[1] - 1) // finer + 1) if self.refined else coarse
+        last, reach = unrefined[axis] - 1, self.footprint // 2
         pixel = torch.arange(fine[axis], dtype=exact, device=device).unsqueeze(1)
         if self.align_corners:
             place = pixel * (last / max(fine[axis] - 1, 1))
         elif self.scale_factor is None:
-            place = (pixel + 0.5) * (coarse[axis] / fine[axis]) - 0.5
+            place = (pixel + 0.5) * (unrefined[axis] / fine[axis]) - 0.5
         else:
             place = (pixel + 0.5) * (1 / self.scale_factor[axis]) - 0.5
             if self.scale_factor[axis] < 2:
-                copied = _stays(axis, coarse, fine, device)
+                copied = _stays(axis, unrefined, fine, device)
                 place = place * (1 - copied) + pixel * copied
-        place = place.clamp(0, last)
-        return place, place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last
+        place = place.clamp(0, last) * finer
+        return place, place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last * finer
 
 
 def _tent(place: Tensor, near: Tensor, last: int, footprint: int) -> Tensor:
     weight = ((place - near).abs() * (-2 / footprint) + 1).clamp_min(0)
     return weight * torch.logical_and(near >= 0, near <= last)
+
+
+def refined_size(coarse: Pair, times: int) -> Pair:
+    """The height and width of a map with a pixel put between each two, so many times."""
+    return ((coarse[0] - 1) * 2**times + 1, (coarse[1] - 1) * 2**times + 1)
 
 
 def _stays(axis: int, coarse: Pair, fine: Pair, device: torch.device) -> int:

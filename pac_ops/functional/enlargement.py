@@ -9,7 +9,7 @@ from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of, footprints
-from pac_ops.functional.steps import guided_chain
+from pac_ops.functional.steps import guided_steps
 from pac_ops.functional.weights import guided_weights
 from pac_ops.geometry import Pair
 
@@ -40,9 +40,9 @@ def pacresize2d(
     is `F.interpolate` again with K = 1, and as sharp as it in flat places; beside an edge of the guide it may
     overshoot. With footprint 2 the two are one.
 
-    Several footprints are as many steps, each with the guide at its size, so that a pixel follows what was sharpened
-    before it. All but the first enlarge by 2, the first by what is left. To a residual the difference of
-    mode="bilinear" at once and in steps is added, and with K = 1 it is `F.interpolate` again.
+    Several footprints are as many steps, so that a pixel follows what was sharpened before it. All but the last put a
+    pixel between each two of the map, and the last one leads from these to the output, each with the guide at the
+    places of its pixels. With K = 1 and residual that is `F.interpolate` again.
 
     Args:
         input: v, [B, C, h, w].
@@ -66,11 +66,11 @@ def pacresize2d(
     """
     coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     where = Enlargement(factors, align_corners, 2)
-    chain = guided_chain(guide, coarse_guide, where, footprints(footprint), scale, residual, bounded)
-    if not (library.may_split(input, guide, coarse_guide, scale) and chain.needs_bands):
-        return chain.whole(input)
+    steps = guided_steps(guide, coarse_guide, where, footprints(footprint), scale, residual, bounded)
+    if not (library.may_split(input, guide, coarse_guide, scale) and steps.needs_bands):
+        return steps.whole(input)
     out = input.new_empty(*input.shape[:2], *guide.shape[2:])
-    for rows, band in chain.bands(input):
+    for rows, band in steps.bands(input):
         out[:, :, rows] = band
     return out
 

@@ -12,7 +12,7 @@ from pac_ops.arguments import IntOrPair
 from pac_ops.binary import labels_of
 from pac_ops.enlargement import Enlargement, Factor, footprints
 from pac_ops.functional.enlargement import checked
-from pac_ops.functional.steps import guided_chain
+from pac_ops.functional.steps import guided_steps
 
 
 def pacresize2d_labels(
@@ -65,18 +65,18 @@ def pacresize2d_labels(
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
     where = Enlargement(factors, align_corners, 2)
-    chain = guided_chain(guide, coarse_guide, where, footprints(footprint), scale, residual)
+    steps = guided_steps(guide, coarse_guide, where, footprints(footprint), scale, residual)
     impossible = None
     if library.untraced(input) and not bool(input.isfinite().all()):
         input, impossible = _apart(input)
     # A residual's weights may be negative and cancel; what is impossible counts by weights that do not.
-    lost = chain._replace(guided=chain.guided._replace(residual=False), plain=None)
-    if not (library.may_split(input, guide, coarse_guide, scale) and chain.needs_bands):
-        scores = chain.whole(input)
+    lost = steps._replace(residual=False)
+    if not (library.may_split(input, guide, coarse_guide, scale) and steps.needs_bands):
+        scores = steps.whole(input)
         return labels_of(scores if impossible is None else _without(scores, lost.whole(impossible)))
     labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)
     more = itertools.repeat(None) if impossible is None else (band for _, band in lost.bands(impossible))
-    for (rows, band), lost_here in zip(chain.bands(input), more, strict=False):
+    for (rows, band), lost_here in zip(steps.bands(input), more, strict=False):
         labels[:, rows] = labels_of(band if lost_here is None else _without(band, lost_here))
     return labels
 

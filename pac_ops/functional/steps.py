@@ -1,15 +1,17 @@
-"""A guided enlargement as a chain of steps, whole or a few rows at a time."""
+"""A guided enlargement in steps, whole or a few rows at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops import library
-from pac_ops.area import area_average2d
+from pac_ops.area import area_average2d, has_size
 from pac_ops.backends import choose
-from pac_ops.enlargement import Enlargement
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlargement import Enlargement, refined_size
 from pac_ops.functional.weights import guided_weights, plain_weights
 from pac_ops.geometry import Pair
 
@@ -18,109 +20,87 @@ ROWS_OF_A_BAND = 16  # at least, where there are steps: two bands compute some o
 
 
 class Step(NamedTuple):
-    """An enlargement from one size to another; plain where there are no guides."""
+    """An enlargement from one size to another, with the guide at both."""
 
     where: Enlargement
-    coarse: Pair
-    fine: Pair
-    guides: tuple[Tensor, Tensor] | None = None  # at the fine size, and at the coarse one
+    guide: Tensor
+    coarse_guide: Tensor
 
     def enlarged(self, input: Tensor, scale: float | Tensor, residual: bool) -> Tensor:
         """The whole map, through the dispatcher, so that gradients are recorded."""
-        options = (self.where.scale_factor, self.where.align_corners, self.where.footprint)
-        if self.guides is None:
-            kernel = plain_weights(self.coarse, self.fine, self.where, input)
-        else:
-            distance = library.resize_distance2d(*self.guides, *options)
-            kernel = guided_weights(distance, self.coarse, self.where, scale, residual)
-        result: Tensor = library.pacresize2d(input, kernel, *options)
+        distance = library.resize_distance2d(self.guide, self.coarse_guide, *self.where.options)
+        kernel = guided_weights(distance, _size(self.coarse_guide), self.where, scale, residual)
+        result: Tensor = library.pacresize2d(input, kernel, *self.where.options)
         return result
 
-    def band(self, rows: slice, device: torch.device) -> tuple[Enlargement, slice]:
-        """Where the neighbours of some fine rows lie in a map of no other coarse rows, and which these are."""
-        where = self.where._replace(band=(rows.start, rows.stop, self.fine[0]))
-        near = where.neighbours(self.coarse, self.fine, device)[0]
+    def rows(self, input: Tensor, rows: slice, band: "Band", scale: float | Tensor, residual: bool) -> Tensor:
+        """Some fine rows, of the coarse rows that they need."""
+        guide, coarse_guide = self.guide[:, :, rows], self.coarse_guide[:, :, band.seen]
+        distance = choose.implementation(guide).resize_distance2d(guide, coarse_guide, band.where)
+        kernel = guided_weights(distance, _size(self.coarse_guide), band.where, scale, residual)
+        result: Tensor = choose.implementation(input).pacresize2d(input, kernel, band.where)
+        return result
+
+
+class Band(NamedTuple):
+    """The coarse rows that some fine rows need, and where their neighbours lie among them."""
+
+    where: Enlargement
+    seen: slice
+
+    @classmethod
+    def of(cls, where: Enlargement, coarse: Pair, fine: Pair, rows: slice, device: torch.device) -> "Band":
+        """The band of these fine rows."""
+        where = where._replace(band=(rows.start, rows.stop, fine[0]))
+        near = where.neighbours(coarse, fine, device)[0]
         seen = slice(int(near.min()), int(near.max()) + 1)
-        return where._replace(held=(seen.start, seen.stop, self.coarse[0])), seen
-
-    def rows(
-        self, input: Tensor, rows: slice, where: Enlargement, seen: slice, scale: float | Tensor, residual: bool
-    ) -> Tensor:
-        """Some fine rows, of the coarse rows that they need; see `band`."""
-        if self.guides is None:
-            kernel = plain_weights(self.coarse, (rows.stop - rows.start, self.fine[1]), where, input)
-        else:
-            guide, coarse_guide = self.guides[0][:, :, rows], self.guides[1][:, :, seen]
-            distance = choose.implementation(guide).resize_distance2d(guide, coarse_guide, where)
-            kernel = guided_weights(distance, self.coarse, where, scale, residual)
-        result: Tensor = choose.implementation(input).pacresize2d(input, kernel, where)
-        return result
+        return cls(where._replace(held=(seen.start, seen.stop, coarse[0])), seen)
 
 
-class Chain(NamedTuple):
-    """Steps, the coarsest first."""
+class Steps(NamedTuple):
+    """A guided enlargement."""
 
-    steps: tuple[Step, ...]
-    scale: float | Tensor = 1.0
-    residual: bool = False
+    steps: tuple[Step, ...]  # the coarsest first
+    scale: float | Tensor
+    residual: bool
+    bounds: Enlargement | None = None  # of the neighbours whose range no pixel leaves
 
     def whole(self, input: Tensor) -> Tensor:
         """The map, enlarged."""
+        out = input
         for step in self.steps:
-            input = step.enlarged(input, self.scale, self.residual)
-        return input
-
-    def rows(self, input: Tensor, rows: slice) -> Tensor:
-        """Some rows of it, [B, C, rows, W]."""
-        if not self.steps:
-            return input[:, :, rows]
-        where, seen = self.steps[-1].band(rows, input.device)
-        coarse = self._replace(steps=self.steps[:-1]).rows(input, seen)
-        return self.steps[-1].rows(coarse, rows, where, seen, self.scale, self.residual)
-
-
-class GuidedChain(NamedTuple):
-    """A guided enlargement: a chain, and what is done to its result."""
-
-    guided: Chain
-    # Added at once, and taken off in the same steps, so that with K = 1 the result is the plain enlargement.
-    plain: tuple[Chain, Chain] | None
-    bounds: Step | None  # whose neighbours' range no pixel leaves
-
-    def whole(self, input: Tensor) -> Tensor:
-        """The map, enlarged."""
-        out = self.guided.whole(input)
-        if self.plain is not None:
-            at_once, in_steps = self.plain
-            out = out + (at_once.whole(input) - in_steps.whole(input))
-        return out if self.bounds is None else _within(out, input, self.bounds.where)
+            out = step.enlarged(out, self.scale, self.residual)
+        return out if self.bounds is None else _within(out, input, self.bounds)
 
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
-        steps = self.guided.steps
-        height, width = steps[-1].fine
-        least = 1 if len(steps) == 1 else ROWS_OF_A_BAND
-        high = max(least, TAPS_OF_A_BAND // (input.shape[0] * width * steps[-1].where.footprint ** 2))
+        height, width = fine = _size(self.steps[-1].guide)
+        least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
+        high = max(least, TAPS_OF_A_BAND // (input.shape[0] * width * self.steps[-1].where.footprint ** 2))
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
-            out = self.guided.rows(input, rows)
-            if self.plain is not None:
-                at_once, in_steps = self.plain
-                out = out + (at_once.rows(input, rows) - in_steps.rows(input, rows))
+            out = self._rows(input, rows, len(self.steps))
             if self.bounds is not None:
-                where, seen = self.bounds.band(rows, input.device)
-                out = _within(out, input[:, :, seen], where)
+                band = Band.of(self.bounds, _size(input), fine, rows, input.device)
+                out = _within(out, input[:, :, band.seen], band.where)
             yield rows, out
+
+    def _rows(self, input: Tensor, rows: slice, count: int) -> Tensor:
+        """Some rows of what the first steps make, so many of them."""
+        if count == 0:
+            return input[:, :, rows]
+        step = self.steps[count - 1]
+        band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, input.device)
+        return step.rows(self._rows(input, band.seen, count - 1), rows, band, self.scale, self.residual)
 
     @property
     def needs_bands(self) -> bool:
         """Whether a call that records nothing has more pixels than one band."""
-        last = self.guided.steps[-1]
-        assert last.guides is not None  # noqa: S101 (for the type checker)
-        return last.guides[0].shape[0] * last.fine[0] * last.fine[1] * last.where.footprint**2 > TAPS_OF_A_BAND
+        where, guide, _ = self.steps[-1]
+        return guide.shape[0] * guide.shape[2] * guide.shape[3] * where.footprint**2 > TAPS_OF_A_BAND
 
 
-def guided_chain(
+def guided_steps(
     guide: Tensor,
     coarse_guide: Tensor,
     where: Enlargement,
@@ -128,29 +108,69 @@ def guided_chain(
     scale: float | Tensor,
     residual: bool,
     bounded: bool = False,
-) -> GuidedChain:
-    """An enlargement to the size of the guide, in a step for each footprint; `where` is mode="bilinear"."""
-    coarse, fine = (coarse_guide.shape[2], coarse_guide.shape[3]), (guide.shape[2], guide.shape[3])
-    at_once = Step(where, coarse, fine)
-    planned = where.steps(coarse, fine, footprints)
-    guides = [guide]
-    for size, _ in planned[-2::-1]:
-        guides.insert(0, area_average2d(guides[0], size))
-    coarse_guide = coarse_guide if len(planned) == 1 else coarse_guide.to(guides[0].dtype)
-    steps = []
-    for fine_guide, (size, step) in zip(guides, planned, strict=True):
-        steps.append(Step(step, coarse, size, (fine_guide, coarse_guide)))
-        coarse, coarse_guide = size, fine_guide
-    plain = None
-    if residual and len(steps) > 1:
-        bilinear = [step._replace(where=step.where._replace(footprint=2), guides=None) for step in steps]
-        plain = (Chain((at_once,)), Chain(tuple(bilinear)))
-    return GuidedChain(Chain(tuple(steps), scale, residual), plain, at_once if bounded else None)
+) -> Steps:
+    """An enlargement to the size of the guide, with a step for each footprint; `where` is mode="bilinear".
+
+    Args:
+        guide: at the output's size.
+        coarse_guide: at the input's size.
+        where: the enlargement at once.
+        footprints: of the steps, the coarsest first.
+        scale: of the guide.
+        residual: see `pacresize2d`.
+        bounded: see `pacresize2d`.
+    """
+    guides = [coarse_guide, guide]
+    if len(footprints) > 1:
+        between = guides_between(guide, _size(coarse_guide), len(footprints) - 1, where.align_corners)
+        guides = [coarse_guide.to(between[0].dtype), *between, guide]
+    planned = zip(where.steps(footprints), guides[1:], guides, strict=False)
+    return Steps(tuple(Step(*step) for step in planned), scale, residual, where if bounded else None)
+
+
+def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool) -> list[Tensor]:
+    """The guide at the places of a coarse map's pixels with one put between each two; with one more; ...
+
+    Each pixel is a mean of the area around its place: a box at the finest, and 1 2 1 of these at the coarser ones.
+    """
+    sizes = [refined_size(coarse, times) for times in range(1, count + 1)]
+    rows, columns = sizes[-1]
+    if align_corners:
+        twice = (2 * rows - 1, 2 * columns - 1)
+        finest = _halved(
+            guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, twice) else _aligned(guide, twice)
+        )
+    else:
+        cells = area_average2d(guide, (coarse[0] * 2 ** (count + 1), coarse[1] * 2 ** (count + 1)))
+        edge = 2**count - 1  # cells before the first place, and after the last
+        finest = F.avg_pool2d(cells[:, :, edge : edge + 2 * rows, edge : edge + 2 * columns], 2)
+    guides = [finest]
+    for _ in sizes[:-1]:
+        guides.insert(0, _halved(guides[0]))
+    return guides
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Every second pixel of 2n - 1, weighed 1 2 1 with those beside it, at the edge with itself."""
+    for axis in (2, 3):
+        before = (slice(None),) * axis
+        near, between = x[(*before, slice(None, None, 2))], x[(*before, slice(1, None, 2))]
+        first, last = near.narrow(axis, 0, 1), near.narrow(axis, near.shape[axis] - 1, 1)
+        x = (torch.cat([first, between], axis) + torch.cat([between, last], axis)) * 0.25 + near * 0.5
+    return x
+
+
+def _aligned(guide: Tensor, size: Pair) -> Tensor:
+    """mode="bilinear" with align_corners."""
+    where = Enlargement(None, True, 2)
+    kernel = plain_weights(_size(guide), size, where, guide)
+    result: Tensor = library.pacresize2d(guide, kernel.expand(guide.shape[0], 1, *kernel.shape), *where.options)
+    return result
 
 
 def _within(enlarged: Tensor, input: Tensor, where: Enlargement) -> Tensor:
     """Pixels within the range of their coarse neighbours."""
-    rows, columns = where.neighbours((input.shape[2], input.shape[3]), _size(enlarged), input.device)
+    rows, columns = where.neighbours(_size(input), _size(enlarged), input.device)
     (top, bottom), (left, right) = rows.unbind(dim=1), columns.unbind(dim=1)
     bounds = []
     for extreme in (torch.minimum, torch.maximum):

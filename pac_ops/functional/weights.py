@@ -21,16 +21,13 @@ def guided_weights(
     kernel = logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
     if not residual or where.footprint == 2:
         return kernel
-    smooth = _separable(*(w / w.sum(dim=0) for w in tents))
-    plain = _separable(*(w.transpose(0, 1) for w in where.plain_weights(coarse, fine, distance.device)))
-    return kernel + (plain - smooth).to(kernel.dtype)
+    smooth = _separable(*((w / w.sum(dim=0)).to(kernel.dtype) for w in tents))
+    return kernel + (plain_weights(coarse, fine, where, kernel) - smooth)
 
 
 def plain_weights(coarse: Pair, fine: Pair, where: Enlargement, like: Tensor) -> Tensor:
-    """Those of mode="bilinear", [B, 1, n, n, H, W], for a map of this batch, device and dtype."""
-    down, across = (w.transpose(0, 1) for w in where.plain_weights(coarse, fine, like.device))
-    kernel = _separable(down, across).to(accumulate_dtype(like.dtype))
-    return kernel.expand(like.shape[0], 1, *kernel.shape)
+    """Those of mode="bilinear", [n, n, H, W], of a tensor's device and dtype."""
+    return _separable(*(w.transpose(0, 1).to(like.dtype) for w in where.plain_weights(coarse, fine, like.device)))
 
 
 def _separable(down: Tensor, across: Tensor) -> Tensor:

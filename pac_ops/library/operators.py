@@ -16,7 +16,7 @@ Ints = Sequence[int]
 
 _SLIDING = "int[2] stride, int[2] padding, int[2] dilation"
 _WINDOW = f"int[2] kernel_size, {_SLIDING}"
-_ENLARGEMENT = "float[]? scale_factor, bool align_corners, int footprint"
+_ENLARGEMENT = "float[]? scale_factor, bool align_corners, int footprint, int refined=0"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _shape_of_distances(guide: Tensor, *options: Ints) -> tuple[int, ...]:
 
 
 def _shape_of_enlarged_distances(guide: Tensor, coarse: Tensor, *where: Any) -> tuple[int, ...]:
-    *_, footprint = where
+    footprint = Enlargement(*where).footprint
     return guide.shape[0], 1, footprint, footprint, *guide.shape[2:]
 
 

@@ -1,6 +1,7 @@
 """Guided enlargement: against F.interpolate, against its equation spelt out, and every backend against the oracle."""
 
 import copy
+import itertools
 import math
 import pickle
 import random
@@ -302,42 +303,63 @@ def test_wide_footprint_reaches_a_pixel_further():
 # --- steps ----------------------------------------------------------------------------------------------------
 
 
+def means_between(f, coarse, times, align):
+    """The guide at a map's pixels and those put between, by its definition: a box, then 1 2 1, in Python numbers."""
+    for axis in (2, 3):
+        n, size = coarse[axis - 2], f.shape[axis]
+        m = (n - 1) * 2**times + 1
+        width = (size - 1) / (n - 1) / 2**times if align else size / n / 2**times
+        assert width == 2  # so that what is expected is plain: two pixels, or three weighed 1 2 1
+        rows = []
+        for i in range(m):
+            centre = i * 2 if align else 2 * i + 2**times - 0.5
+            taps = (
+                {centre - 1: 0.25, centre: 0.5, centre + 1: 0.25} if align else {centre - 0.5: 0.5, centre + 0.5: 0.5}
+            )
+            rows.append(sum(w * f.select(axis, int(min(max(at, 0), size - 1))) for at, w in taps.items()))
+        f = torch.stack(rows, axis)
+    return f
+
+
+def every_second(x):
+    for axis in (2, 3):
+        n = x.shape[axis]
+        rows = [
+            0.25 * x.select(axis, max(i - 1, 0)) + 0.5 * x.select(axis, i) + 0.25 * x.select(axis, min(i + 1, n - 1))
+            for i in range(0, n, 2)
+        ]
+        x = torch.stack(rows, axis)
+    return x
+
+
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize(
-    ("coarse", "sizes", "place"),
-    [
-        ((5, 7), [(10, 14), (20, 28), (40, 56)], {}),
-        ((5, 7), [(10, 13), (19, 25), (37, 50)], {}),  # halves are rounded up, and the first step does the rest
-        ((5, 7), [(9, 13), (17, 25), (33, 49)], {"align_corners": True}),
-        ((5, 7), [(5, 7), (6, 14), (12, 28)], {}),  # no coarser than the input
-    ],
-    ids=str,
-)
-def test_steps_are_single_enlargements_one_after_the_other(coarse, sizes, place, residual):
-    v, f = make(2, 3, *coarse), make(2, 2, *sizes[-1], seed=1)
-    guides = [F.adaptive_avg_pool2d(f, sizes[1])]
-    guides = [F.adaptive_avg_pool2d(guides[0], sizes[0]), guides[0], f]
-    options = place | {"scale": 0.8}
-    expected, near, plain = v, F.adaptive_avg_pool2d(f, coarse), v
-    for guide, size, footprint in zip(guides, sizes, (6, 4, 2), strict=True):
-        options |= {"footprint": footprint}
-        expected = pacresize2d(expected, guide, coarse_guide=near, residual=residual, **options)
-        near, plain = guide, F.interpolate(plain, size, mode="bilinear", **place)
-    if residual:
-        expected = expected + F.interpolate(v, sizes[-1], mode="bilinear", **place) - plain
-    torch.testing.assert_close(pacresize2d(v, f, residual=residual, **options | {"footprint": (6, 4, 2)}), expected)
-
-
-def test_steps_of_a_factor_that_is_not_the_ratio_of_the_sizes():
-    """17 pixels of 7 by 2.5: all steps lie over 6.8 of them, as F.interpolate's pixels do."""
-    v, f = make(1, 1, 7, 7), make(1, 2, 17, 17, seed=1)
-    out = pacresize2d(v, f, scale_factor=2.5, scale=0.8, footprint=(2, 2))
-    near = F.adaptive_avg_pool2d(f, 7)
-    middle = F.adaptive_avg_pool2d(f, 9)
-    first = resize_distance2d(middle, near, 2.5 * 9 / 17)
-    kernel = resize_kernel2d(first, 7, 2.5 * 9 / 17, scale=0.8)
-    between = pac_ops.library.pacresize2d(v, kernel, (2.5 * 9 / 17,) * 2, False, 2)
-    torch.testing.assert_close(out, pacresize2d(between, f, coarse_guide=middle, scale=0.8))
+@pytest.mark.parametrize("align", [False, True])
+def test_steps_put_pixels_between_one_after_the_other(align, residual):
+    coarse = (5, 4)
+    fine = (33, 25) if align else (40, 32)
+    v, f = make(2, 3, *coarse), make(2, 2, *fine, seed=1)
+    out = pacresize2d(v, f, align_corners=align, scale=0.8, footprint=(6, 4, 2), residual=residual)
+    finest = means_between(f, coarse, 2, align)
+    first, near = every_second(finest), F.adaptive_avg_pool2d(f, coarse)
+    options = {"align_corners": True, "scale": 0.8, "residual": residual}
+    expected = pacresize2d(v, first, coarse_guide=near, footprint=6, **options)
+    expected = pacresize2d(expected, finest, coarse_guide=first, footprint=4, **options)
+    # The last step, pixel by pixel: its neighbours are those around its place among the pixels put between.
+    last = torch.empty_like(out)
+    for y, x in itertools.product(*map(range, fine)):
+        weights, values = [], []
+        places = []
+        for at, n, m in ((y, coarse[0], fine[0]), (x, coarse[1], fine[1])):
+            places.append(4 * min(max(at * (n - 1) / (m - 1) if align else (at + 0.5) * n / m - 0.5, 0), n - 1))
+        for j, i in itertools.product(range(expected.shape[2]), range(expected.shape[3])):
+            w = max(0, 1 - abs(places[0] - j)) * max(0, 1 - abs(places[1] - i))
+            if w > 0:
+                d = (f[:, :, y, x] - finest[:, :, j, i]).square().sum(1)
+                weights.append(w * torch.exp(-(0.8**2) / 2 * d))
+                values.append(expected[:, :, j, i])
+        total = torch.stack(weights)
+        last[:, :, y, x] = (torch.stack(values) * total[:, :, None]).sum(0) / total.sum(0)[:, None]
+    torch.testing.assert_close(out, last)
 
 
 @pytest.mark.parametrize("residual", [False, True])

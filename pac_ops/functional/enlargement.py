@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pac_ops import library
-from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of, footprints
@@ -51,7 +50,8 @@ def pacresize2d(
         scale_factor: as in `F.interpolate`: it gives the size, and says where the coarse pixels lie.
         align_corners: as in `F.interpolate`.
         recompute_scale_factor: as in `F.interpolate`: with it, the sizes say where the coarse pixels lie.
-        coarse_guide: g, [B, G, h, w]; by default the guide's area average.
+        coarse_guide: g, [B, G, h, w]; by default the guide's area average, or, of several steps, its mean around the
+            place of each pixel of the input.
         scale: s, a number or a tensor of one element.
         footprint: n, for n x n neighbours: 2, those of mode="bilinear"; 4, 6 or 8 under a tent of n/2 times the
             width, so that a pixel may follow one further away. Or one for each step, the coarsest first: (6, 4, 2)
@@ -64,9 +64,11 @@ def pacresize2d(
     Returns:
         [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
     """
-    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     where = Enlargement(factors, align_corners, 2)
-    steps = guided_steps(guide, coarse_guide, where, footprints(footprint), scale, residual, bounded)
+    steps = guided_steps(
+        guide, coarse_guide, (input.shape[2], input.shape[3]), where, footprints(footprint), scale, residual, bounded
+    )
     if not (library.may_split(input, guide, coarse_guide, scale) and steps.needs_bands):
         return steps.whole(input)
     out = input.new_empty(*input.shape[:2], *guide.shape[2:])
@@ -97,7 +99,7 @@ def resize_distance2d(
     _check_guides(guide, coarse_guide)
     (footprint,) = footprints([footprint])
     result: Tensor = library.resize_distance2d(
-        guide, coarse_guide, factors_of(scale_factor), align_corners, footprint
+        guide, coarse_guide, *Enlargement(factors_of(scale_factor), align_corners, footprint).options
     )
     return result
 
@@ -141,8 +143,8 @@ def checked(
     scale_factor: Factor | None,
     recompute: bool,
     coarse_guide: Tensor | None,
-) -> tuple[Tensor, tuple[float, float] | None]:
-    """The coarse guide, and the factors where they, rather than the sizes, say where the coarse pixels lie."""
+) -> tuple[float, float] | None:
+    """Check the arguments; the factors where they, rather than the sizes, say where the coarse pixels lie."""
     check_image("input", input)
     check_image("guide", guide)
     coarse = (input.shape[2], input.shape[3])
@@ -153,14 +155,15 @@ def checked(
             f"[{input.shape[0]}, G, {fine[0]}, {fine[1]}], got {list(guide.shape)}"
         )
     check_devices(input.device, {"guide": guide})
+    _check_enlarges(coarse, fine)
     if coarse_guide is None:
-        coarse_guide = area_average2d(guide, coarse)
-    elif isinstance(coarse_guide, Tensor) and coarse_guide.dim() == 4 and coarse_guide.shape[2:] != input.shape[2:]:
+        return factors
+    if isinstance(coarse_guide, Tensor) and coarse_guide.dim() == 4 and coarse_guide.shape[2:] != input.shape[2:]:
         raise ValueError(
             f"coarse_guide must have the input's height and width {list(coarse)}, got {list(coarse_guide.shape[2:])}"
         )
     _check_guides(guide, coarse_guide)
-    return coarse_guide, factors
+    return factors
 
 
 def _check_guides(guide: Tensor, coarse_guide: Tensor) -> None:

@@ -55,7 +55,7 @@ def pacresize2d_labels(
         ValueError: where an argument has the wrong shape or value, a score is nan or +inf, or where a gradient would
             be recorded: labels have none.
     """
-    coarse_guide, factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
+    factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     for name, x in {"input": input, "guide": guide, "coarse_guide": coarse_guide, "scale": scale}.items():
         if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             raise ValueError(
@@ -65,7 +65,9 @@ def pacresize2d_labels(
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
     where = Enlargement(factors, align_corners, 2)
-    steps = guided_steps(guide, coarse_guide, where, footprints(footprint), scale, residual)
+    steps = guided_steps(
+        guide, coarse_guide, (input.shape[2], input.shape[3]), where, footprints(footprint), scale, residual
+    )
     impossible = None
     if library.untraced(input) and not bool(input.isfinite().all()):
         input, impossible = _apart(input)

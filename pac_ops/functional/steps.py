@@ -102,7 +102,8 @@ class Steps(NamedTuple):
 
 def guided_steps(
     guide: Tensor,
-    coarse_guide: Tensor,
+    coarse_guide: Tensor | None,
+    coarse: Pair,
     where: Enlargement,
     footprints: Sequence[int],
     scale: float | Tensor,
@@ -113,17 +114,18 @@ def guided_steps(
 
     Args:
         guide: at the output's size.
-        coarse_guide: at the input's size.
+        coarse_guide: at the input's size; None for means of the guide.
+        coarse: the input's size.
         where: the enlargement at once.
         footprints: of the steps, the coarsest first.
         scale: of the guide.
         residual: see `pacresize2d`.
         bounded: see `pacresize2d`.
     """
-    guides = [coarse_guide, guide]
-    if len(footprints) > 1:
-        between = guides_between(guide, _size(coarse_guide), len(footprints) - 1, where.align_corners)
-        guides = [coarse_guide.to(between[0].dtype), *between, guide]
+    between = guides_between(guide, coarse, len(footprints) - 1, where.align_corners) if len(footprints) > 1 else []
+    if coarse_guide is None:
+        coarse_guide = _halved(between[0]) if between else area_average2d(guide, coarse)
+    guides = [coarse_guide.to(between[0].dtype) if between else coarse_guide, *between, guide]
     planned = zip(where.steps(footprints), guides[1:], guides, strict=False)
     return Steps(tuple(Step(*step) for step in planned), scale, residual, where if bounded else None)
 

@@ -16,7 +16,7 @@ Ints = Sequence[int]
 
 _SLIDING = "int[2] stride, int[2] padding, int[2] dilation"
 _WINDOW = f"int[2] kernel_size, {_SLIDING}"
-_ENLARGEMENT = "float[]? scale_factor, bool align_corners, int footprint, int refined=0"
+_ENLARGEMENT = "float[]? scale_factor, bool align_corners, int footprint, int refined"
 
 
 @dataclass(frozen=True)

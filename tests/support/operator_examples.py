@@ -31,11 +31,11 @@ def arguments(op, config, size, dtype):
     sizes = [[3, 3], *window]
     turned = w.detach().transpose(0, 1).reshape(4, 2 // groups, 3, 3).contiguous().requires_grad_()
     small = torch.randn(size[0], 2, 2, 2, dtype=dtype, requires_grad=True)  # f made coarse
-    enlargements = [(None, False, 2), ([1.7, 1.7], True, 4)]
-    enlargements = enlargements[: 1 if dtype == torch.float64 else 2]  # of 16 neighbours, gradients take too long
+    enlargements = [(None, False, 2, 0), ([1.7, 1.7], True, 4, 0), (None, False, 2, 1)]
+    enlargements = enlargements[:: 2 if dtype == torch.float64 else 1]  # of 16 neighbours, gradients take too long
 
     def weights(where):
-        return torch.rand(size[0], 1, where[-1], where[-1], *size[1:], dtype=k.dtype, requires_grad=True)
+        return torch.rand(size[0], 1, where[2], where[2], *size[1:], dtype=k.dtype, requires_grad=True)
 
     all_needs = [[True, True, True], [False, True, False], [True, False, True]]
     match op:

@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from hotswap.choices import CONSERVE_MODES, FX, METHODS, RESIZE_MODES
+from hotswap.arguments import check_values, require_nothing_measured
+from hotswap.choices import FX, METHODS
 from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
@@ -21,7 +22,7 @@ from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
 from hotswap.targets.forms import Form
 from hotswap.targets.guide_spaces import Space, scale_of
-from hotswap.targets.kernels import DEFAULT_KERNEL, parse
+from hotswap.targets.kernels import DEFAULT_KERNEL
 from hotswap.targets.lookup import Name, look_up
 from hotswap.targets.plan import Plan, Resize, Swap
 
@@ -93,7 +94,7 @@ def plan(
     Raises:
         HotswapError: where anything of it cannot be done, with the reason and the closest choice that works.
     """
-    _require_nothing_measured(guide_scale, conserve)
+    require_nothing_measured(guide_scale, conserve)
     swapping = {
         "learn_scale": learn_scale,
         "kernel": kernel,
@@ -101,7 +102,7 @@ def plan(
         "resize": resize,
         "after_activation": after_activation,
     }
-    _check_values(swapping)
+    check_values(swapping)
     form = Form.checked(footprint, space, bounded)
     known = _Inputs(example_inputs)
     resolved = _planned(model, targets, guide, guide_scale, method, known, swapping, form, check).plan
@@ -196,12 +197,12 @@ def convert(
     if conserve == AUTO:
         conserve = None if calibrate_on is None else "mean"
     if calibrate_on is None:
-        _require_nothing_measured(guide_scale, conserve)
+        require_nothing_measured(guide_scale, conserve)
         if deviation != AUTO:
             raise HotswapError(
                 f"deviation is reached on data: give some as calibrate_on, or leave it out, got {deviation!r}"
             )
-    _check_values({"conserve": conserve})
+    check_values({"conserve": conserve})
     swapping = {
         "learn_scale": learn_scale,
         "kernel": kernel,
@@ -214,7 +215,7 @@ def convert(
             "inplace must be False where a converted network is converted and calibrated once more: were the "
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
-    _check_values(swapping)
+    check_values(swapping)
     form = Form.checked(footprint, space, bounded)
     data = () if calibrate_on is None else as_batches(model, calibrate_on, inputs)
     known = _Inputs(example_inputs, data)
@@ -255,34 +256,6 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
     plain = model if inplace else copied(model)
     install.remove(plain)
     return plain
-
-
-def _require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
-    for name, value, measured in (("guide_scale", guide_scale, AUTO), ("conserve", conserve, "mean")):
-        if value == measured:
-            raise HotswapError(
-                f'{name}="{measured}" is measured on data: give convert some as calibrate_on, or convert without it '
-                "and hotswap.calibrate the result"
-            )
-
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "conserve": (None, *CONSERVE_MODES),
-    "resize": RESIZE_MODES,
-    "learn_scale": (False, True),
-    "after_activation": (False, True),
-}
-
-
-def _check_values(given: Mapping[str, Any]) -> None:
-    """Refuse option values that no target can have."""
-    for name, value in given.items():
-        if name == "kernel":
-            parse(value)
-        elif not any(isinstance(value, type(choice)) and value == choice for choice in _CHOICES[name]):
-            choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
-            or_none = " or None" if None in _CHOICES[name] else ""
-            raise HotswapError(f"{name} must be one of {choices}{or_none}, got {value!r}")
 
 
 def _require_kernel_used(model: nn.Module, resolved: Plan, kernel: str) -> None:

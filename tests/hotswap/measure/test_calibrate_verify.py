@@ -74,9 +74,17 @@ def test_convolutions_and_enlargements_have_deviations_of_their_own():
     ).eval()
     images = torch.rand(2, 3, 32, 32)
     guides = {"net.target": "net.guide", "up": "input"}
-    swapped = hotswap.convert(enlarged, ["net.target", "up"], guides, calibrate_on=images)
+    swapped = hotswap.convert(enlarged, ["net.target", "up"], guides, calibrate_on=images, space=None)
     found = [check.deviation for check in hotswap.verify(swapped, images).targets]
     assert found == pytest.approx([0.3, 0.5], abs=0.01)
+    # In a space whose units are known, the scale is too; a deviation that is asked for is reached all the same.
+    swapped = hotswap.convert(enlarged, ["net.target", "up"], guides, calibrate_on=images)
+    assert swapped.up.guide_scale == 12.0
+    assert hotswap.verify(swapped, images).targets[0].deviation == pytest.approx(0.3, abs=0.01)
+    hotswap.calibrate(swapped, images, deviation=0.2)
+    assert [check.deviation for check in hotswap.verify(swapped, images).targets] == pytest.approx(
+        [0.2, 0.2], abs=0.01
+    )
 
 
 def test_batches_weigh_by_their_taps(vgg, monkeypatch):

@@ -164,7 +164,7 @@ def test_plan_goes_through_json_and_is_applied(net):
     ("changed", "message"),
     [
         ({"mode": "bicubic"}, "mode must be one of bilinear, nearest"),
-        ({"footprint": 3}, "footprint must be one of 2, 4, got 3"),
+        ({"footprint": 3}, "footprint must be one of 2, 4, 6, 8, or one of these for each step, got 3"),
         ({"guide": []}, "must have at least one source"),
         ({"guide_scale": -1.0}, "guide_scale must be a number >= 0"),
         ({"call": -1}, "call must be null or a number >= 0"),

@@ -1,0 +1,46 @@
+"""Checks of the verbs' arguments, before anything is looked up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hotswap.choices import CONSERVE_MODES, RESIZE_MODES
+from hotswap.errors import HotswapError
+from hotswap.network.names import AUTO
+from hotswap.targets.kernels import parse
+
+
+def require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
+    """Refuse what is measured on data where there is none.
+
+    Raises:
+        HotswapError: with what to do.
+    """
+    for name, value, measured in (("guide_scale", guide_scale, AUTO), ("conserve", conserve, "mean")):
+        if value == measured:
+            raise HotswapError(
+                f'{name}="{measured}" is measured on data: give convert some as calibrate_on, or convert without it '
+                "and hotswap.calibrate the result"
+            )
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "conserve": (None, *CONSERVE_MODES),
+    "resize": RESIZE_MODES,
+    "learn_scale": (False, True),
+    "after_activation": (False, True),
+}
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Refuse option values that no target can have.
+
+    Raises:
+        HotswapError: with those that it can.
+    """
+    for name, value in given.items():
+        if name == "kernel":
+            parse(value)
+        elif not any(isinstance(value, type(choice)) and value == choice for choice in _CHOICES[name]):
+            choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
+            or_none = " or None" if None in _CHOICES[name] else ""
+            raise HotswapError(f"{name} must be one of {choices}{or_none}, got {value!r}")

@@ -2,11 +2,16 @@
  * the fine width once for the band, into rows that stay in the first-level cache, and every fine row is then sums and
  * products of rows.
  */
+#include <math.h>
+
+#include "pairs.h"
 #include "window.h"
 
 typedef struct {
     int64_t batch, channels, height, width, out_height, out_width, taps; /* neighbours along each axis */
 } Enlargement;
+
+enum { MOST_TAPS = 8 };
 
 typedef struct {
     int64_t first, last; /* fine rows */
@@ -28,13 +33,33 @@ static Band *cut(const Enlargement *e, const int64_t *rows, int64_t *count) {
     return bands;
 }
 
+/* What a coarse row holds at the fine width, for each of the neighbours of the columns: taps rows. */
+static void spread_row(const Enlargement *e, const int64_t *columns, const float *row, float *seen) {
+    for (int64_t b = 0; b < e->taps; b++, seen += e->out_width)
+        for (int64_t x = 0; x < e->out_width; x++) seen[x] = row[columns[x * e->taps + b]];
+}
+
 /* What the neighbours of a band hold, at the fine width: taps * taps rows. */
 static void spread(const Enlargement *e, const Band *band, const int64_t *columns, const float *image, float *seen) {
-    for (int64_t a = 0; a < e->taps; a++)
-        for (int64_t b = 0; b < e->taps; b++, seen += e->out_width) {
-            const float *row = image + band->rows[a] * e->width;
-            for (int64_t x = 0; x < e->out_width; x++) seen[x] = row[columns[x * e->taps + b]];
-        }
+    for (int64_t a = 0; a < e->taps; a++, seen += e->taps * e->out_width)
+        spread_row(e, columns, image + band->rows[a] * e->width, seen);
+}
+
+/* The coarse rows of an image that were spread last: a band shares all but one of them with the band before. */
+typedef struct {
+    float *held;                   /* taps * taps rows */
+    int64_t row[MOST_TAPS];        /* which row of the image each slot holds, -1 at first */
+    const float *of[MOST_TAPS];    /* the slot of each neighbour of a band */
+} Spread;
+
+static void look(const Enlargement *e, const Band *band, const int64_t *columns, const float *image, Spread *seen) {
+    for (int64_t a = 0; a < e->taps; a++) {
+        int64_t row = band->rows[a], slot = row % e->taps;
+        float *held = seen->held + slot * e->taps * e->out_width;
+        if (seen->row[slot] != row) spread_row(e, columns, image + row * e->width, held);
+        seen->row[slot] = row;
+        seen->of[a] = held;
+    }
 }
 
 /* The transpose of `spread`: adds rows to the coarse image. */
@@ -49,14 +74,16 @@ static void gather(const Enlargement *e, const Band *band, const int64_t *column
 /* The loops over a row. `taps` is taps * taps; the planes of K or of its gradient are `plane` elements apart, the rows
  * of what is seen `width`. Four neighbours at a time, so that a row of the output is read and written seldom. */
 
+/* Of two rows of neighbours. */
 FOR_EVERY_CPU
-static void weighted_sum(const float *restrict k, int64_t plane, const float *restrict seen, int64_t width,
-                         int64_t taps, float *restrict out) {
-    for (int64_t t = 0; t < taps; t += 4, k += 4 * plane, seen += 4 * width)
+static void weighted_sum(const float *restrict k, int64_t plane, const float *restrict upper,
+                         const float *restrict lower, int64_t width, int64_t taps, int first, float *restrict out) {
+    const float *below = k + taps * plane;
+    for (int64_t b = 0; b < taps; b += 2, k += 2 * plane, below += 2 * plane, upper += 2 * width, lower += 2 * width)
         for (int64_t x = 0; x < width; x++) {
-            float sum = k[x] * seen[x] + k[plane + x] * seen[width + x];
-            sum += k[2 * plane + x] * seen[2 * width + x] + k[3 * plane + x] * seen[3 * width + x];
-            out[x] = t ? out[x] + sum : sum;
+            float sum = k[x] * upper[x] + k[plane + x] * upper[width + x];
+            sum += below[x] * lower[x] + below[plane + x] * lower[width + x];
+            out[x] = first && !b ? sum : out[x] + sum;
         }
 }
 
@@ -88,46 +115,110 @@ static void pull(const float *restrict row, const float *restrict seen, const fl
         }
 }
 
+/* From squared distances to weights, in place, for a row of fine pixels: tent * exp(-half d) over their sum. The
+ * smallest distance under a tent is taken off first, so that the sum is not 0. `down` holds the n weights of the row,
+ * `across` n rows of those of the columns. */
+FOR_EVERY_CPU
+static void softmax(float *restrict k, int64_t plane, const float *restrict down, const float *restrict across, int64_t n,
+                    int64_t width, float half) {
+    for (int64_t x = 0; x < width; x += LANES) {
+        int64_t count = least(width - x, LANES);
+        int whole = count == LANES;
+        vec nearest = (vec){0} + INFINITY, sum = {0};
+        for (int64_t a = 0; a < n; a++)
+            for (int64_t b = 0; b < n; b++) {
+                const float *at = k + (a * n + b) * plane + x, *beside = across + b * width + x;
+                vec d = whole ? get(at) : get_some(at, count), tent = whole ? get(beside) : get_some(beside, count);
+                tent *= down[a];
+                nearest = (vec)(((whole_vec)d & ((tent > 0) & (d < nearest))) |
+                                ((whole_vec)nearest & ~((tent > 0) & (d < nearest))));
+            }
+        for (int64_t a = 0; a < n; a++)
+            for (int64_t b = 0; b < n; b++) {
+                float *at = k + (a * n + b) * plane + x;
+                const float *beside = across + b * width + x;
+                vec d = whole ? get(at) : get_some(at, count), tent = whole ? get(beside) : get_some(beside, count);
+                vec away = d - nearest;
+                away = (vec)((whole_vec)away & (away > 0)); /* a pixel under no tent may be nearer */
+                vec weight = tent * down[a] * gaussian(away * (2 * half));
+                sum += weight;
+                if (whole)
+                    put(at, weight);
+                else
+                    put_some(at, weight, count);
+            }
+        sum = 1 / sum;
+        for (int64_t t = 0; t < n * n; t++) {
+            float *at = k + t * plane + x;
+            if (whole)
+                put(at, get(at) * sum);
+            else
+                put_some(at, get_some(at, count) * sum, count);
+        }
+    }
+}
+
+/* Adds the plain weights, and takes off the smooth ones. */
+FOR_EVERY_CPU
+static void leave_residual(float *restrict k, int64_t plane, const float *restrict plain_down,
+                           const float *restrict plain_across, const float *restrict smooth_down,
+                           const float *restrict smooth_across, int64_t n, int64_t width) {
+    for (int64_t a = 0; a < n; a++)
+        for (int64_t b = 0; b < n; b++)
+            for (int64_t x = 0; x < width; x++)
+                k[(a * n + b) * plane + x] +=
+                    plain_down[a] * plain_across[b * width + x] - smooth_down[a] * smooth_across[b * width + x];
+}
+
 /* --- the operators: all tensors contiguous -------------------------------------------------------------------- */
 
 enum { SUM, KERNEL_GRADIENT, DISTANCE };
 
-/* What a band makes from all channels of an image, a thread a band: the enlargement, its kernel's gradient (of `fine`,
- * the output's), or the distances (of `fine`, the guide). */
+/* What bands make from all channels of an image, a thread some bands: the enlargement, its kernel's gradient (of
+ * `fine`, the output's), or the distances (of `fine`, the guide). */
 static int by_band(const Enlargement *e, int what, const float *coarse, const float *kernel, const float *fine,
                    const int64_t *rows, const int64_t *columns, float *out, int64_t threads) {
-    int64_t taps = e->taps * e->taps, image = e->height * e->width, plane = e->out_height * e->out_width, count;
+    int64_t n = e->taps, image = e->height * e->width, plane = e->out_height * e->out_width, width = e->out_width, count;
     Band *bands = cut(e, rows, &count);
+    int64_t together = most(1, least(count / (2 * threads), 16)); /* bands, by which rows are shared */
     int failed = !bands;
 #pragma omp parallel num_threads(threads)
     {
-        float *seen = buffer(taps * e->out_width);
+        Spread seen = {.held = buffer(n * n * width)};
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t n = 0; n < e->batch; n++)
-            for (int64_t m = 0; m < count; m++) {
-                const Band *band = bands + m;
-                if (!seen) {
+        for (int64_t i = 0; i < e->batch; i++)
+            for (int64_t m = 0; m < count; m += together) {
+                if (!seen.held) {
 #pragma omp atomic write
                     failed = 1;
                     continue;
                 }
+                const Band *end = bands + least(m + together, count);
                 for (int64_t c = 0; c < e->channels; c++) {
-                    int64_t nc = n * e->channels + c;
-                    spread(e, band, columns, coarse + nc * image, seen);
-                    for (int64_t y = band->first; y < band->last; y++) {
-                        int64_t in_plane = y * e->out_width, on_taps = n * taps * plane + in_plane;
-                        int64_t on_channel = nc * plane + in_plane;
-                        if (what == SUM)
-                            weighted_sum(kernel + on_taps, plane, seen, e->out_width, taps, out + on_channel);
-                        else if (what == DISTANCE)
-                            add_squares(fine + on_channel, seen, e->out_width, taps, !c, out + on_taps, plane);
-                        else
-                            add_products(fine + on_channel, seen, e->out_width, e->out_width, taps, out + on_taps,
-                                         plane);
+                    int64_t ic = i * e->channels + c;
+                    memset(seen.row, -1, sizeof seen.row);
+                    for (const Band *band = bands + m; band < end; band++) {
+                        look(e, band, columns, coarse + ic * image, &seen);
+                        for (int64_t y = band->first; y < band->last; y++) {
+                            int64_t in_plane = y * width, on_taps = i * n * n * plane + in_plane;
+                            int64_t on_channel = ic * plane + in_plane;
+                            if (what == SUM)
+                                for (int64_t a = 0; a < n; a += 2)
+                                    weighted_sum(kernel + on_taps + a * n * plane, plane, seen.of[a], seen.of[a + 1],
+                                                 width, n, !a, out + on_channel);
+                            else
+                                for (int64_t a = 0; a < n; a++) {
+                                    float *to = out + on_taps + a * n * plane;
+                                    if (what == DISTANCE)
+                                        add_squares(fine + on_channel, seen.of[a], width, n, !c, to, plane);
+                                    else
+                                        add_products(fine + on_channel, seen.of[a], width, width, n, to, plane);
+                                }
+                        }
                     }
                 }
             }
-        free(seen);
+        free(seen.held);
     }
     free(bands);
     return failed;
@@ -147,6 +238,27 @@ int pac_enlarge_kernel_gradient(const Enlargement *e, const float *grad, const f
 int pac_enlarge_distance(const Enlargement *e, const float *guide, const float *coarse, const int64_t *rows,
                          const int64_t *columns, float *out, int64_t threads) {
     return by_band(e, DISTANCE, coarse, NULL, guide, rows, columns, out, threads);
+}
+
+/* The weights of a guided enlargement. `down` and `across` hold 3 tables each, [out_height, n] and [n, out_width]: the
+ * tents, and the plain and the smooth weights, which count with `residual`. */
+int pac_enlarge_weights(const Enlargement *e, const float *guide, const float *coarse, const int64_t *rows,
+                        const int64_t *columns, const float *down, const float *across, float half, int64_t residual,
+                        float *out, int64_t threads) {
+    if (by_band(e, DISTANCE, coarse, NULL, guide, rows, columns, out, threads)) return 1;
+    int64_t n = e->taps, plane = e->out_height * e->out_width, width = e->out_width;
+#pragma omp parallel for collapse(2) schedule(dynamic, 8) num_threads(threads)
+    for (int64_t image = 0; image < e->batch; image++)
+        for (int64_t y = 0; y < e->out_height; y++) {
+            float *k = out + image * n * n * plane + y * width;
+            const float *row = down + y * n;
+            int64_t table = e->out_height * n;
+            softmax(k, plane, row, across, n, width, half);
+            if (residual)
+                leave_residual(k, plane, row + table, across + n * width, row + 2 * table, across + 2 * n * width, n,
+                               width);
+        }
+    return 0;
 }
 
 /* What every channel makes by itself, a thread a channel: sums into its coarse image, which must be 0. Where there is

@@ -69,12 +69,15 @@ def pacresize2d(
     steps = guided_steps(
         guide, coarse_guide, (input.shape[2], input.shape[3]), where, footprints(footprint), scale, residual, bounded
     )
-    if not (library.may_split(input, guide, coarse_guide, scale) and steps.needs_bands):
+    if not library.may_split(input, guide, coarse_guide, scale):
         return steps.whole(input)
-    out = input.new_empty(*input.shape[:2], *guide.shape[2:])
+    out: Tensor | None = None
     for rows, band in steps.bands(input):
+        if band.shape[2] == guide.shape[2]:
+            return band
+        out = input.new_empty(*input.shape[:2], *guide.shape[2:]) if out is None else out
         out[:, :, rows] = band
-    return out
+    return input.new_empty(*input.shape[:2], *guide.shape[2:]) if out is None else out
 
 
 def resize_distance2d(

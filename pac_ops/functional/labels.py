@@ -73,7 +73,7 @@ def pacresize2d_labels(
         input, impossible = _apart(input)
     # A residual's weights may be negative and cancel; what is impossible counts by weights that do not.
     lost = steps._replace(residual=False)
-    if not (library.may_split(input, guide, coarse_guide, scale) and steps.needs_bands):
+    if not library.may_split(input, guide, coarse_guide, scale):
         scores = steps.whole(input)
         return labels_of(scores if impossible is None else _without(scores, lost.whole(impossible)))
     labels = torch.empty((input.shape[0], *guide.shape[2:]), dtype=torch.int64, device=input.device)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops import library
@@ -12,7 +11,7 @@ from pac_ops.area import area_average2d, has_size
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
-from pac_ops.functional.weights import guided_weights, plain_weights
+from pac_ops.functional.weights import guided_weights, plain_weights, weights_of_rows
 from pac_ops.geometry import Pair
 
 TAPS_OF_A_BAND = 2**19  # weights of neighbours that are held at a time, where nothing is recorded: 2 MiB stay near
@@ -36,8 +35,7 @@ class Step(NamedTuple):
     def rows(self, input: Tensor, rows: slice, band: "Band", scale: float | Tensor, residual: bool) -> Tensor:
         """Some fine rows, of the coarse rows that they need."""
         guide, coarse_guide = self.guide[:, :, rows], self.coarse_guide[:, :, band.seen]
-        distance = choose.implementation(guide).resize_distance2d(guide, coarse_guide, band.where)
-        kernel = guided_weights(distance, _size(self.coarse_guide), band.where, scale, residual)
+        kernel = weights_of_rows(guide, coarse_guide, _size(self.coarse_guide), band.where, scale, residual)
         result: Tensor = choose.implementation(input).pacresize2d(input, kernel, band.where)
         return result
 
@@ -93,12 +91,6 @@ class Steps(NamedTuple):
         band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, input.device)
         return step.rows(self._rows(input, band.seen, count - 1), rows, band, self.scale, self.residual)
 
-    @property
-    def needs_bands(self) -> bool:
-        """Whether a call that records nothing has more pixels than one band."""
-        where, guide, _ = self.steps[-1]
-        return guide.shape[0] * guide.shape[2] * guide.shape[3] * where.footprint**2 > TAPS_OF_A_BAND
-
 
 def guided_steps(
     guide: Tensor,
@@ -143,9 +135,12 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
             guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, twice) else _aligned(guide, twice)
         )
     else:
-        cells = area_average2d(guide, (coarse[0] * 2 ** (count + 1), coarse[1] * 2 ** (count + 1)))
+        size = (coarse[0] * 2 ** (count + 1), coarse[1] * 2 ** (count + 1))
+        cells = guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, size) else area_average2d(guide, size)
         edge = 2**count - 1  # cells before the first place, and after the last
-        finest = F.avg_pool2d(cells[:, :, edge : edge + 2 * rows, edge : edge + 2 * columns], 2)
+        cells = cells[:, :, edge : edge + 2 * rows, edge : edge + 2 * columns]
+        cells = cells[:, :, ::2] + cells[:, :, 1::2]
+        finest = (cells[..., ::2] + cells[..., 1::2]) * 0.25
     guides = [finest]
     for _ in sizes[:-1]:
         guides.insert(0, _halved(guides[0]))

@@ -1,8 +1,10 @@
 """The weights of coarse neighbours in an enlargement, guided and plain."""
 
+import torch
 from torch import Tensor
 
 from pac_ops.arguments import check_devices, check_tensor
+from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement
 from pac_ops.geometry import Pair
@@ -23,6 +25,24 @@ def guided_weights(
         return kernel
     smooth = _separable(*((w / w.sum(dim=0)).to(kernel.dtype) for w in tents))
     return kernel + (plain_weights(coarse, fine, where, kernel) - smooth)
+
+
+def weights_of_rows(
+    guide: Tensor, coarse_guide: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool
+) -> Tensor:
+    """The weights of some fine rows, by the backend itself: nothing is recorded. `coarse` is the whole map's size."""
+    backend = choose.implementation(guide)
+    if not hasattr(backend, "resize_weights2d"):
+        return guided_weights(backend.resize_distance2d(guide, coarse_guide, where), coarse, where, scale, residual)
+    fine = (guide.shape[2], guide.shape[3])
+    tents = where.weights(coarse, fine, guide.device)
+    plain = where.plain_weights(coarse, fine, guide.device)
+    down, across = (torch.stack([t, p, t / t.sum(dim=1, keepdim=True)]) for t, p in zip(tents, plain, strict=True))
+    smooth = residual and where.footprint > 2
+    kernel: Tensor = backend.resize_weights2d(
+        guide, coarse_guide, where, (down, across), float(_scale(scale, guide)), smooth
+    )
+    return kernel
 
 
 def plain_weights(coarse: Pair, fine: Pair, where: Enlargement, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pac_ops.backends.native.enlargement import (
     pacresize2d_backward,
     resize_distance2d,
     resize_distance2d_backward,
+    resize_weights2d,
 )
 from pac_ops.backends.native.pooling import pacpool2d, pacpool2d_backward
 from pac_ops.backends.native.transposed import pacconv_transpose2d, pacconv_transpose2d_backward

@@ -12,7 +12,7 @@ from torch import Tensor
 from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.geometry import Window
 
-# What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number.
+# What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number; f, a float32.
 _ARGUMENTS = {
     "pac_convolution": "nppppp",
     "pac_convolution_backward": "ppppppp",
@@ -22,11 +22,12 @@ _ARGUMENTS = {
     "pac_pooling_backward": "ppnppppp",
     "pac_enlarge": "ppppp",
     "pac_enlarge_distance": "ppppp",
+    "pac_enlarge_weights": "ppppppfnp",
     "pac_enlarge_distance_gradients": "ppppppp",
     "pac_enlarge_input_gradient": "ppppp",
     "pac_enlarge_kernel_gradient": "ppppp",
 }
-_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
+_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 
 
 class CWindow(ctypes.Structure):
@@ -67,7 +68,7 @@ def shapes_of(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> CW
     return CWindow(*input.shape, out.shape[1], *out.shape[-2:], groups, *window)
 
 
-def run(function: str, shapes: ctypes.Structure | ctypes.Array[Any], *arguments: Tensor | int | None) -> None:
+def run(function: str, shapes: ctypes.Structure | ctypes.Array[Any], *arguments: Tensor | float | None) -> None:
     """Call a kernel; a float32 tensor is passed as a pointer."""
     passed = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     if _entry(function, lanes())(ctypes.byref(shapes), *passed, torch.get_num_threads()):

@@ -26,6 +26,29 @@ def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tens
     return out
 
 
+def resize_weights2d(
+    guide: Tensor, coarse: Tensor, where: Enlargement, tables: tuple[Tensor, Tensor], scale: float, residual: bool
+) -> Tensor:
+    """The weights of the distances that `resize_distance2d` gives, which stay near: see `functional.weights`.
+
+    Args:
+        guide: as of `resize_distance2d`, as are `coarse` and `where`.
+        coarse: see there.
+        where: see there.
+        tables: of rows, [3, Ho, n], and columns, [3, Wo, n]: the tents, and plain and smooth weights.
+        scale: of the guide.
+        residual: whether plain weights are added, and smooth ones taken off.
+    """
+    n = where.footprint
+    make = guide.new_empty if guide.shape[1] else guide.new_zeros  # distances of no channels are 0
+    out = make((guide.shape[0], 1, n, n, *guide.shape[2:]))
+    down, across = (table.to(guide.dtype) for table in tables)
+    tensors = (guide.contiguous(), coarse.contiguous())
+    tabled = (down.contiguous(), across.mT.contiguous(), 0.5 * scale**2, int(residual), out)
+    _run("pac_enlarge_weights", where, guide, coarse, *tensors, *tabled)
+    return out
+
+
 def resize_distance2d_backward(
     grad: Tensor, guide: Tensor, coarse: Tensor, where: Enlargement
 ) -> tuple[Tensor, Tensor]:
@@ -59,8 +82,8 @@ def pacresize2d_backward(
     return grad_input, grad_kernel
 
 
-def _run(function: str, where: Enlargement, fine: Tensor, coarse: Tensor, *tensors: Tensor) -> None:
-    """Call a kernel with its inputs, the neighbours, and its outputs, which are the tensors after the inputs."""
+def _run(function: str, where: Enlargement, fine: Tensor, coarse: Tensor, *tensors: Tensor | float) -> None:
+    """Call a kernel with its inputs, the neighbours, and what comes after the inputs, its outputs last."""
     rows, columns = where.neighbours((coarse.shape[2], coarse.shape[3]), (fine.shape[2], fine.shape[3]), fine.device)
     shapes = _Enlargement(*coarse.shape, fine.shape[2], fine.shape[3], where.footprint)
     inputs = 3 if function == "pac_enlarge_distance_gradients" else 2

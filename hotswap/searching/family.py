@@ -21,8 +21,13 @@ from hotswap.zoo.image_stats import ImageStats
 Options = Mapping[str, Any]  # arguments of hotswap.convert
 LAST = "last"  # as targets: one enlargement alone, see `_last`
 CALIBRATED_ON = 2  # images
-STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # times the scale at which calibration has the mean of 1 - K be 0.5
-_WAYS: tuple[Options, ...] = ({}, {"footprint": 2}, {"footprint": 4})  # the first is what `convert` does unasked
+STRENGTHS = (0.5, 1.0, 2.0)  # times the scale that `convert` chooses
+_WAYS: tuple[Options, ...] = (
+    {},
+    {"space": "rgb"},
+    {"footprint": 2},
+    {"footprint": 6},
+)  # the first: what it does unasked
 FAMILY: tuple[Options, ...] = tuple({"targets": targets, **way} for targets in (RESIZE, LAST) for way in _WAYS)
 
 

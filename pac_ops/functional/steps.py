@@ -74,7 +74,8 @@ class Steps(NamedTuple):
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
         height, width = fine = _size(self.steps[-1].guide)
         least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
-        high = max(least, TAPS_OF_A_BAND // (input.shape[0] * width * self.steps[-1].where.footprint ** 2))
+        taps = input.shape[0] * width * self.steps[-1].where.footprint ** 2  # of a row
+        high = max(least, TAPS_OF_A_BAND // max(taps, 1))
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
             out = self._rows(input, rows, len(self.steps))

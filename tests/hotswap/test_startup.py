@@ -97,7 +97,7 @@ WRONG = [
     (2, (*CONVERT[:4], "--target", "target"), "Missing option '-o'"),
     (2, (*CONVERT, "--resize", "cubic"), "is not one of 'bilinear'"),
     (2, (*CONVERT, "--method", "magic"), "is not one of 'auto'"),
-    (2, (*CONVERT, "--footprint", "3"), "is not one of '2', '4'"),
+    (2, (*CONVERT, "--footprint", "3"), "must be auto, one of 2, 4, 6, 8, or"),
     (2, (*CONVERT, "--conserve", "sum"), "is not one of 'mean'"),
     (2, (*CONVERT, "--kernel", "gausian"), "must be gaussian or inv_"),
     (2, (*CONVERT, "--guide-scale", "x"), "must be a number or auto"),

@@ -43,7 +43,7 @@ def oracle(net, x):
 def convert(net, targets, **options):
     torch.manual_seed(0)
     options = {"example_inputs": image(), "guide_scale": SCALE} | options
-    return hotswap.convert(net, targets, "input", **options)
+    return hotswap.convert(net, targets, "input", footprint=2, **options)
 
 
 class Base(nn.Module):

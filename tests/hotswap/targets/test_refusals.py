@@ -236,7 +236,7 @@ ENLARGING = nn.Sequential(conv(3, stride=2), nn.Upsample(scale_factor=2, mode="b
         ({"kernel": "inv_1_1_fixed"}, "kernel must be 'gaussian' where only enlargements are targets"),
         ({"conserve": "bla"}, "conserve must be one of mean, window or None, got 'bla'"),
         ({"resize": "foo"}, "resize must be one of .*, got 'foo'"),
-        ({"footprint": "2"}, "footprint must be one of 2, 4, got '2'"),
+        ({"footprint": "2"}, "footprint must be one of 2, 4, 6, 8, or one of these for each step, got '2'"),
         ({"learn_scale": "yes"}, "learn_scale must be one of False, True, got 'yes'"),
         ({"after_activation": 1}, "after_activation must be one of False, True, got 1"),
     ],

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hotswap.checkpoint.load import load
     from hotswap.checkpoint.push import push_to_hub
     from hotswap.checkpoint.write import save
+    from hotswap.enlarging.api import enlarge
     from hotswap.errors import HotswapError
     from hotswap.exporting.export import Exported, export
     from hotswap.measure.calibrate import Calibration, calibrate
@@ -31,6 +32,7 @@ else:
         "hotswap.checkpoint.load": ("load",),
         "hotswap.checkpoint.push": ("push_to_hub",),
         "hotswap.checkpoint.write": ("save",),
+        "hotswap.enlarging.api": ("enlarge",),
         "hotswap.errors": ("HotswapError",),
         "hotswap.exporting.export": ("Exported", "export"),
         "hotswap.measure.calibrate": ("Calibration", "calibrate"),
@@ -77,6 +79,7 @@ __all__ = [
     "apply",
     "calibrate",
     "convert",
+    "enlarge",
     "export",
     "inspect",
     "load",

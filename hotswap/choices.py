@@ -15,3 +15,5 @@ ONNX, PROGRAM = "onnx", "exported-program"  # what is exported
 EXPORTS = (ONNX, PROGRAM)
 MIOU, IOU, EDGES, RMSE, EPE = "miou", "iou", "edges", "rmse", "epe"  # what a search chooses by
 METRICS = (AUTO, MIOU, IOU, EDGES, RMSE, EPE)
+SCORES, DEPTH = "scores", "depth"  # what a map that is enlarged by itself holds, beside LABELS
+MAP_KINDS = (AUTO, SCORES, LABELS, DEPTH)

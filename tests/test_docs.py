@@ -216,6 +216,8 @@ def prepare(page, words, work):
             path.mkdir()
             for i in range(2):
                 tiny_datasets.picture(path / f"{i}.jpg", (40, 48))
+        elif before == "enlarge" or (words[1] == "enlarge" and path.suffix == ".jpg"):
+            a_map_or_its_image(path)
         elif word == "my.yaml":
             path.write_text(my_recipe(page))
         elif word.startswith("mynets:"):
@@ -232,6 +234,17 @@ def prepare(page, words, work):
     if "joint_depth_pac_x4" in words:
         (work / "data" / "nyu").mkdir(parents=True)
         tiny_datasets.nyu(work / "data" / "nyu", (24, 32), count=6)
+
+
+def a_map_or_its_image(path):
+    if path.suffix == ".jpg":
+        tiny_datasets.picture(path, (40, 48))
+    elif path.suffix == ".npy":
+        np.save(path, np.random.default_rng(0).normal(size=(4, 10, 12)).astype(np.float32))
+    else:
+        Image.fromarray(np.arange(120, dtype=np.uint16 if "depth" in path.stem else np.uint8).reshape(10, 12)).save(
+            path
+        )
 
 
 def labelled_photos(photos, labels):

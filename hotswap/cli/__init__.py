@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, installation, networks, options, search
+from hotswap.cli import checkpoints, enlarging, installation, networks, options, search
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -64,6 +64,7 @@ def _others() -> dict[str, EntryPoint]:
         "hotswap revert calibrated.safetensors -o plain.safetensors",
         "hotswap export calibrated.safetensors -o network.onnx",
         "hotswap push calibrated.safetensors owner/name",
+        "hotswap enlarge labels.png photo.jpg -o sharper.png",
     ),
 )
 @click.version_option(hotswap.__version__, prog_name="hotswap")
@@ -82,6 +83,6 @@ def main() -> None:
     """
 
 
-for module in (networks, search, checkpoints, installation):
+for module in (networks, search, checkpoints, enlarging, installation):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -12,6 +12,8 @@ SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth")
 _EXPORTS = {".onnx": ONNX, ".pt2": PROGRAM}
 _PAGES = (".html", ".htm")
+ARRAYS = (".npy",)
+_MAPS = (*ARRAYS, ".png")
 
 
 def suffix(path: PathLike) -> str:
@@ -69,3 +71,23 @@ def check_report(path: PathLike) -> None:
     if suffix(path) not in _PAGES:
         raise HotswapError(f"a report's name must end in .html, got {os.fspath(path)!r}")
     check_writable(path)
+
+
+def check_map(path: PathLike) -> None:
+    """Check that a map can be written to `path`.
+
+    Raises:
+        HotswapError: where its name is that of no map, or see `atomic.check_writable`.
+    """
+    check_map_name(path)
+    check_writable(path)
+
+
+def check_map_name(path: PathLike) -> None:
+    """Check that a file's name is that of a map.
+
+    Raises:
+        HotswapError: where it is not.
+    """
+    if suffix(path) not in _MAPS:
+        raise HotswapError(f"a map's name must end in .npy or .png, which keep its numbers, got {os.fspath(path)!r}")

@@ -1,16 +1,15 @@
 """The form of a guided enlargement: its steps and their footprints, its bounds, and the space of its guide."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from hotswap.choices import FOOTPRINTS, LAB, RGB
+from hotswap.choices import LAB, RGB
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO, INPUT
-from hotswap.targets import guide_spaces
+from hotswap.targets import footprints, guide_spaces
 from hotswap.targets.choose import Chosen
 from hotswap.targets.guide_spaces import GuideSpace, Space
 from hotswap.targets.plan import NEAREST, Footprint, check_footprint
@@ -99,15 +98,5 @@ class Form:
 
 
 def _footprint(site: Site) -> int | tuple[int, ...]:
-    """A step for each factor of 2; each step reaches a pixel further on either side than the one after it.
-
-    So the cost is that of 2 x 2 neighbours at full size, and the coarsest map, which is small, sees most of them.
-    """
-    after = 0 if site.place is None else _doublings(site.output_size, site.place.end)
-    steps = max(1, _doublings(site.input_size, site.output_size))
-    wanted = [min(2 * (after + n), FOOTPRINTS[-1]) for n in range(steps, 0, -1)]
-    return wanted[0] if steps == 1 else tuple(wanted)
-
-
-def _doublings(coarse: Sequence[int], fine: Sequence[int]) -> int:
-    return max(round(math.log2(max(b / a, 1))) for a, b in zip(coarse, fine, strict=True))
+    steps = footprints.by_factor(site.input_size, site.output_size, None if site.place is None else site.place.end)
+    return steps[0] if len(steps) == 1 else steps

@@ -69,7 +69,7 @@ def pacresize2d_labels(
         guide, coarse_guide, (input.shape[2], input.shape[3]), where, footprints(footprint), scale, residual
     )
     impossible = None
-    if library.untraced(input) and not bool(input.isfinite().all()):
+    if library.untraced(input) and not _finite(input):
         input, impossible = _apart(input)
     # A residual's weights may be negative and cancel; what is impossible counts by weights that do not.
     lost = steps._replace(residual=False)
@@ -90,9 +90,14 @@ def _apart(scores: Tensor) -> tuple[Tensor, Tensor]:
     """
     impossible = scores == -math.inf
     possible = scores.masked_fill(impossible, 0)
-    if not bool(possible.isfinite().all()):
+    if not _finite(possible):
         raise ValueError("input must be finite, or -inf where a class is impossible, got nan or +inf in it")
     return possible, impossible.to(scores.dtype)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all are; `isfinite` would hold a copy."""
+    return not x.numel() or all(math.isfinite(extreme) for extreme in x.aminmax())
 
 
 def _without(scores: Tensor, impossible: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Maps that are enlarged outside a network, guided by the image."""

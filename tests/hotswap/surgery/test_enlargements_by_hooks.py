@@ -59,7 +59,7 @@ class Nested(nn.Module):
 
 def guided(net, targets="resize_*", guide="input", **options):
     torch.manual_seed(0)
-    return hotswap.convert(net.eval(), targets, guide, **{"guide_scale": SCALE} | options)
+    return hotswap.convert(net.eval(), targets, guide, **{"guide_scale": SCALE, "footprint": 2} | options)
 
 
 def enlarged(x, guide, align_corners=False):

@@ -154,7 +154,7 @@ def test_it_is_calibrated_saved_and_loaded(kind, tmp_path):
     torch.manual_seed(0)
     model = KINDS[kind]().eval()
     targets, guide = named(kind, *TARGETS["both"])
-    swapped = hotswap.convert(model, targets, guide, calibrate_on=[IMAGE], example_inputs=IMAGE)
+    swapped = hotswap.convert(model, targets, guide, calibrate_on=[IMAGE], example_inputs=IMAGE, space=None)
     deviations = [target.deviation for target in hotswap.verify(swapped, [IMAGE]).targets]
     assert len(deviations) == (3 if kind == "mixed" else 2)
     assert all(0.2 < deviation < 0.6 for deviation in deviations)

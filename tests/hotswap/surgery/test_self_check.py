@@ -138,8 +138,8 @@ def test_batches_are_the_example_where_none_is_given(batches, targets):
         "tuples": [(IMAGE,), (other,)],
     }
     net = OfOneSize().eval()
-    converted = hotswap.convert(net, *targets, calibrate_on=data[batches])
-    expected = hotswap.convert(net, *targets, example_inputs=IMAGE)
+    converted = hotswap.convert(net, *targets, calibrate_on=data[batches], space=None)
+    expected = hotswap.convert(net, *targets, example_inputs=IMAGE, space=None)
     hotswap.calibrate(expected, [IMAGE, other])  # all of them: an iterator's first was not lost
     assert torch.equal(converted(other), expected(other))
     assert "not compared" not in notes_of(converted)

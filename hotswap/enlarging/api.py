@@ -145,32 +145,26 @@ def _result(
     ignore: int | None,
 ) -> tuple[Tensor, bool]:
     """The enlarged map, and whether it is labels."""
+    options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": steps, "residual": True}
 
-    def resized(x: Tensor) -> Tensor:
-        return pacresize2d(
-            x,
-            guide,
-            align_corners=align_corners,
-            scale=scale,
-            footprint=steps,
-            residual=True,
-            bounded=given.kind == DEPTH,
-        )
+    def to_scores(x: Tensor) -> Tensor:
+        return pacresize2d(x, guide, bounded=given.kind == DEPTH, **options)
+
+    def to_labels(x: Tensor) -> Tensor:
+        return pacresize2d_labels(x, guide, **options)
 
     if given.kind == LABELS:
         size = (guide.shape[2], guide.shape[3])
-        return labels.enlarged(given.values, size, resized, ignore, align_corners), True
+        return labels.enlarged(given.values, size, labels.Ways(to_scores, to_labels), ignore, align_corners), True
     if not labelled:
         if not all(math.isfinite(x) for x in given.values.detach().aminmax()):
             raise HotswapError(
                 f"a map of {given.kind} must be finite, got nan or infinity in it; fill these places first"
             )
-        return resized(given.values), False
+        return to_scores(given.values), False
     with torch.no_grad():
         try:
-            return pacresize2d_labels(
-                given.values, guide, align_corners=align_corners, scale=scale, footprint=steps, residual=True
-            ), True
+            return to_labels(given.values), True
         except ValueError as error:
             raise HotswapError(f"labels of these scores cannot be told: {error}") from error
 

@@ -75,7 +75,7 @@ def test_depth_stays_in_range_and_keeps_its_dtype():
     assert torch.equal(hotswap.enlarge(flow, image, kind="depth")[0], by_hand(flow[0], image, bounded=True))
 
 
-@pytest.mark.parametrize("at_a_time", [1, 64 * 96 * 2, labels.SCORES_AT_A_TIME])
+@pytest.mark.parametrize("at_a_time", [1, labels.SCORES_AT_A_TIME])
 def test_labels_are_the_best_of_one_hot_scores(at_a_time, monkeypatch):
     monkeypatch.setattr(labels, "SCORES_AT_A_TIME", at_a_time)
     image, names = picture(), torch.tensor([3, 7, 70, 254, -1])
@@ -87,6 +87,16 @@ def test_labels_are_the_best_of_one_hot_scores(at_a_time, monkeypatch):
     enlarged = hotswap.enlarge(given, image)
     assert enlarged.dtype == torch.int16
     assert torch.equal(enlarged.long(), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_many_labels_are_enlarged_a_few_at_a_time(batch, monkeypatch):
+    image, given = torch.rand(batch, 3, 64, 96), torch.randint(0, 9, (batch, 32, 48)) * 1000
+    expected = hotswap.enlarge(given, image)
+    limit = batch * 64 * 96 * 2  # so that of 9 small maps not all are held, and of full-size ones 2
+    monkeypatch.setattr(labels, "SCORES_AT_A_TIME", limit)
+    assert torch.equal(hotswap.enlarge(given, image), expected)
+    assert 9 * given.numel() > limit
 
 
 def test_labels_to_ignore_stay_where_they_are_and_are_no_class():

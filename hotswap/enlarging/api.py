@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -113,6 +114,8 @@ def enlarged(
     stretched: bool,
 ) -> Enlarged:
     """`enlarge`, with how it was done."""
+    if not (ignore is None or type(ignore) is int):
+        raise HotswapError(f"ignore must be a label, a whole number, or None, got {ignore!r}")
     given, pixels = maps.read(map, kind), guides.read(image)
     if labels and given.kind == DEPTH:
         raise HotswapError('labels are of scores, and the map is of depth; kind="scores" says otherwise')
@@ -190,15 +193,15 @@ def _check_sizes(coarse: tuple[int, int], fine: tuple[int, int], *, stretched: b
 
 
 def _scale(scale: Any, space: GuideSpace) -> float:
-    if scale == AUTO:
+    if isinstance(scale, str) and scale == AUTO:
         return SCALES[space.name]
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= float(scale) < math.inf:
         raise HotswapError(f'scale must be a number of at least 0, or "{AUTO}", got {scale!r}')
     return float(scale)
 
 
 def _footprints(given: Any, coarse: tuple[int, int], fine: tuple[int, int]) -> tuple[int, ...]:
-    if given == AUTO:
+    if isinstance(given, str) and given == AUTO:
         return footprints.by_factor(coarse, fine)
     listed = tuple(given) if isinstance(given, list) else given
     check_footprint(listed)

@@ -25,6 +25,8 @@ def read(given: Any) -> Tensor:
     """
     if isinstance(given, Tensor):
         x = given.detach()
+        if x.layout != torch.strided or x.is_meta:
+            raise HotswapError(f"image must be a dense tensor, got {x.layout}, {x.device}")
     elif isinstance(given, np.ndarray):
         x = _channels_first(maps.as_tensor(given))
     elif pictures.is_picture(given):
@@ -59,8 +61,8 @@ def space_of(given: Any, image: Tensor) -> GuideSpace:
         if image.dtype == torch.uint8:
             raise HotswapError("a GuideSpace undoes the normalisation of a floating image, got one in uint8")
         return given
-    name = LAB if given == AUTO else given
-    if name not in (LAB, RGB):
+    name = LAB if isinstance(given, str) and given == AUTO else given
+    if not isinstance(name, str) or name not in (LAB, RGB):
         raise HotswapError(f'space must be "{AUTO}", "{LAB}", "{RGB}" or a hotswap.GuideSpace, got {given!r}')
     if image.is_floating_point():
         low, high = (float(x) for x in image.aminmax())

@@ -76,6 +76,8 @@ def _to_numpy(x: Tensor) -> Array:
 def _of_tensor(x: Tensor, kind: str, back: Callable[[Tensor], Any]) -> Map:
     if x.is_complex():
         raise HotswapError(f"map must hold real numbers, got {x.dtype}")
+    if x.layout != torch.strided or x.is_meta or (x.is_floating_point() and x.element_size() < 2):
+        raise HotswapError(f"map must be a dense tensor of float16 or wider, got {x.dtype}, {x.layout}, {x.device}")
     if kind == AUTO:
         kind = LABELS_KIND if not x.is_floating_point() else DEPTH if x.dim() == 2 else SCORES
     _check(x, kind)

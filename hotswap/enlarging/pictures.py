@@ -38,10 +38,10 @@ def values_of(map: "Image.Image") -> tuple[Array, str]:
 
 
 def like(map: "Image.Image", values: Array) -> "Image.Image":
-    """A picture of these numbers, of the same kind and palette."""
+    """A picture of these numbers, of the same kind and palette; a grey one of the labels of a logit."""
     from PIL import Image
 
-    picture = Image.fromarray(values)
+    picture = Image.fromarray(values.astype(np.uint8) if values.dtype == np.int64 else values)
     if map.mode == "P":
         picture.putpalette(map.getpalette("RGB") or [])
     return picture

@@ -160,7 +160,11 @@ def test_pictures_of_labels_and_depth_keep_mode_and_palette():
     deep = hotswap.enlarge(Image.fromarray(values.astype(np.uint16) * 1000), image)
     assert deep.mode == "I;16"
     assert np.array_equal(np.array(deep), hotswap.enlarge(values.astype(np.uint16) * 1000, image, kind="depth"))
-    assert hotswap.enlarge(Image.fromarray(values.astype(np.float32)), image).mode == "F"
+    logit = Image.fromarray(values.astype(np.float32) - 1)
+    assert hotswap.enlarge(logit, image).mode == "F"
+    mask = hotswap.enlarge(logit, image, kind="scores", labels=True)
+    assert mask.mode == "L"
+    assert np.array_equal(np.array(mask), np.array(hotswap.enlarge(logit, image, kind="scores")) > 0)
 
 
 def test_a_guide_in_bands_is_the_whole_and_spaces_are_said(monkeypatch):
@@ -248,6 +252,12 @@ SCORES, IMAGE = torch.zeros(3, 8, 12), torch.zeros(3, 64, 96)
         (torch.stack([SCORES] * 2), IMAGE, {}, "an image for each map, got 1 and 2"),
         (SCORES, IMAGE, {"scale": -1}, "scale must be"),
         (SCORES, IMAGE, {"scale": "strong"}, "scale must be"),
+        (SCORES, IMAGE, {"scale": np.ones(2)}, "scale must be"),
+        (SCORES[0].long(), IMAGE, {"ignore": "void"}, "ignore must be"),
+        (SCORES.to("meta"), IMAGE, {}, "must be a dense tensor of float16 or wider, got torch.float32.*meta"),
+        (SCORES.to_sparse(), IMAGE, {}, "map must be a dense tensor"),
+        (SCORES.to(torch.float8_e4m3fn), IMAGE, {}, "float16 or wider, got torch.float8"),
+        (SCORES, IMAGE.to_sparse(), {}, "image must be a dense tensor"),
         (SCORES, IMAGE, {"space": "hsv"}, "space must be"),
         (SCORES, IMAGE, {"footprint": 3}, "footprint must be"),
         (SCORES, IMAGE.byte(), {"space": hotswap.GuideSpace("lab")}, "undoes the normalisation"),

@@ -113,6 +113,7 @@ FAILING = {  # each for want of a file, a module or a network
     ("data", "check"): ("voc", "gone"),
     ("diff",): ("s.safetensors", "gone.pt"),
     ("doctor",): (),
+    ("enlarge",): ("gone.png", "photos/a.png", "-o", "out.png"),
     ("evaluate",): ("gone.yaml",),
     ("export",): ("gone.pt", "-o", "out.onnx"),
     ("finetune",): ("gone.yaml", "--output-dir", "out"),

@@ -1,0 +1,195 @@
+"""Ours and its rivals on the same scores: `python -m benchmarks.real.compare PAIR --scores FOLDER`."""
+
+import csv
+import datetime as dt
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import commit, processor
+from benchmarks.real import scores
+from benchmarks.real.rivals import RIVALS, Coarse, Rival, Setting
+from benchmarks.real.scores import PAIRS, Pair, Sample
+from hotswap.errors import HotswapError
+from hotswap.files.atomic import atomic_write
+from hotswap.searching.statistics import Gain, Sums, gain
+from hotswap.searching.tasks import Measured
+from hotswap.versions import installed
+
+RESULTS = Path(__file__).parents[1] / "results" / "real.csv"
+PLAIN = "bilinear"  # what all are compared with
+_TIMED, _ROUNDS = 5, 3  # images, and runs of each on them
+_PACKAGES = ("torch", "numpy", "opencv-contrib-python-headless", "pydensecrf2")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one pair, at the setting chosen for it. Quality in percent."""
+
+    pair: str
+    rival: str
+    setting: str
+    settings: int  # that it was chosen from
+    chosen_on: int  # images
+    images: int  # others, that the figures are of
+    quality: float  # IoU, or mIoU
+    quality_gain: float  # over bilinear
+    quality_margin: float  # half the width of its 95 % interval, paired over images
+    near: float  # the same within 3 pixels of the edges of the labels
+    near_gain: float
+    near_margin: float
+    ms: float  # an image, on one thread
+    date: str
+    commit: str
+    versions: str
+    processor: str
+    command: str
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(sorted(PAIRS)))
+@click.option("--scores", "folder", type=click.Path(path_type=Path), required=True, help="Of benchmarks.real.scores.")
+@click.option("--rival", "chosen", multiple=True, type=click.Choice(list(RIVALS)), help="May be given again.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=RESULTS, help="CSV; its rows of these are replaced."
+)
+def main(names: tuple[str, ...], folder: Path, chosen: tuple[str, ...], output: Path) -> None:
+    """Choose a setting of each rival on some images, report on the others, and keep the rows."""
+    torch.set_num_threads(1)
+    try:
+        for name in names or PAIRS:
+            samples = scores.read(folder / f"{name}.pt")
+            rows = compare(name, PAIRS[name], samples, {key: RIVALS[key] for key in chosen or RIVALS})
+            replaced = {(row.pair, row.rival) for row in rows}
+            kept = [row for row in read(output) if (row.pair, row.rival) not in replaced]
+            write([*kept, *rows], output)
+    except HotswapError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@torch.no_grad()
+def compare(name: str, pair: Pair, samples: list[Sample], rivals: Mapping[str, Rival]) -> list[Row]:
+    """Rows of the rivals whose packages are there, and a line about each on the screen."""
+    choosing, reporting = pair.split(samples)
+    if not choosing or not reporting:
+        raise HotswapError(f"{name}: there must be more than {pair.choosing} images, got {len(samples)}")
+    task = pair.task()
+    quality, near = (metric.value for metric in task.metrics)
+    settings: dict[str, Setting] = {}
+    measured: dict[str, tuple[Sums, Sums]] = {PLAIN: _measured(pair, reporting, RIVALS[PLAIN], {})}
+    for key, rival in rivals.items():
+        if rival.is_missing:
+            click.echo(f"{name} {key}: left out, as {rival.package} is not installed")
+            continue
+        settings[key] = rival.settings[0]
+        if len(rival.settings) > 1:
+            sums = [_measured(pair, choosing, rival, setting) for setting in rival.settings]
+            both = [float(quality(a.sum(0)) + near(b.sum(0))) for a, b in sums]
+            settings[key] = rival.settings[both.index(max(both))]
+        if key != PLAIN:
+            measured[key] = _measured(pair, reporting, rival, settings[key])
+        first, second = _gains(pair, measured[PLAIN], measured[key])
+        click.echo(
+            f"{name} {key} {settings[key]}: {first.swapped:.2%} ({100 * first.better:+.2f}), near edges "
+            f"{second.swapped:.2%} ({100 * second.better:+.2f})"
+        )
+    times = _times(pair, reporting[:_TIMED], {key: (rivals[key], setting) for key, setting in settings.items()})
+    return [
+        _row(name, rivals[key], key, settings[key], len(choosing), _gains(pair, measured[PLAIN], measured[key]), ms)
+        for key, ms in times.items()
+    ]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        types = get_type_hints(Row)
+        return [Row(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write rows, ordered by pair and rival as these are listed."""
+    pairs, rivals = list(PAIRS), list(RIVALS)
+    ordered = sorted(rows, key=lambda row: (pairs.index(row.pair), rivals.index(row.rival)))
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in ordered)
+
+
+def _labels(pair: Pair, sample: Sample, rival: Rival, setting: Setting) -> Tensor:
+    return rival.run(Coarse(sample.scores, sample.image, pair.align_corners), **setting)
+
+
+def _measured(pair: Pair, samples: Iterable[Sample], rival: Rival, setting: Setting) -> tuple[Sums, Sums]:
+    """Rows of the two metrics, an image a row."""
+    task, rows = pair.task(), list[Measured]()
+    for sample in samples:
+        prepared = task.prepare(sample.labels, (sample.image.shape[1], sample.image.shape[2]))
+        rows.append(task.measure(_labels(pair, sample, rival, setting)[None], prepared))
+    first, second = (np.stack([row[metric.name] for row in rows]) for metric in task.metrics)
+    return first, second
+
+
+def _gains(pair: Pair, plain: tuple[Sums, Sums], other: tuple[Sums, Sums]) -> tuple[Gain, Gain]:
+    first, second = (
+        gain(a, b, metric.value, higher_is_better=True)
+        for a, b, metric in zip(plain, other, pair.task().metrics, strict=True)
+    )
+    return first, second
+
+
+def _times(pair: Pair, samples: list[Sample], runs: Mapping[str, tuple[Rival, Setting]]) -> dict[str, float]:
+    """Milliseconds an image: the mean over images of the fastest of some runs, those of the methods in turn."""
+    least = {key: [math.inf] * len(samples) for key in runs}
+    for _ in range(_ROUNDS):
+        for index, sample in enumerate(samples):
+            for key, (rival, setting) in runs.items():
+                start = time.perf_counter()
+                _labels(pair, sample, rival, setting)
+                least[key][index] = min(least[key][index], 1000 * (time.perf_counter() - start))
+    return {key: sum(values) / len(values) for key, values in least.items()}
+
+
+def _row(
+    name: str, rival: Rival, key: str, setting: Setting, chosen_on: int, gains: tuple[Gain, Gain], ms: float
+) -> Row:
+    quality, near = gains
+    return Row(
+        pair=name,
+        rival=key,
+        setting=" ".join(f"{k}={v}" for k, v in setting.items()),
+        settings=len(rival.settings),
+        chosen_on=chosen_on if len(rival.settings) > 1 else 0,
+        images=quality.images,
+        quality=_percent(quality.swapped),
+        quality_gain=_percent(quality.better),
+        quality_margin=_percent(quality.margin),
+        near=_percent(near.swapped),
+        near_gain=_percent(near.better),
+        near_margin=_percent(near.margin),
+        ms=round(ms, 2),
+        date=dt.datetime.now(dt.UTC).date().isoformat(),
+        commit=commit(),
+        versions=" ".join(f"{k}={v}" for k, v in installed(_PACKAGES).items()),
+        processor=processor(),
+        command=f"python -m benchmarks.real.compare {name}",
+    )
+
+
+def _percent(value: float) -> float:
+    return round(100 * value, 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the rows of real networks and labels say, in Markdown; benchmarks.evidence puts it into docs/evidence.md."""
+
+from collections.abc import Sequence
+
+from benchmarks import markdown
+from benchmarks.real.compare import PLAIN, Row
+from benchmarks.real.rivals import OURS, RIVALS
+from benchmarks.real.scores import PAIRS
+
+
+def block(rows: Sequence[Row]) -> str:
+    """First who is ahead, then a table for each pair."""
+    if not rows:
+        return "Not run yet: `python -m benchmarks.real.compare`."
+    parts = [_first(rows)]
+    for name, pair in PAIRS.items():
+        of_pair = [row for row in rows if row.pair == name]
+        if of_pair:
+            parts += [f"**{pair.title}**; {_images(of_pair)}", _table(of_pair)]
+    return "\n\n".join(parts)
+
+
+def _first(rows: Sequence[Row]) -> str:
+    """A line a pair: the default's gain, and each method that beats it on a column, by name."""
+    lines = []
+    for name, pair in PAIRS.items():
+        by_rival = {row.rival: row for row in rows if row.pair == name}
+        default = by_rival.get(OURS)
+        if default is None:
+            continue
+        others = [row for key, row in by_rival.items() if key not in (OURS, "ours_chosen", "at_once", PLAIN)]
+        lines.append(
+            [
+                pair.title,
+                signed(default.quality_gain, default.quality_margin),
+                _ahead(others, default, "quality"),
+                signed(default.near_gain, default.near_margin),
+                _ahead(others, default, "near"),
+            ]
+        )
+    head = [
+        "",
+        "ours, IoU or mIoU",
+        "rivals that beat it, or the best",
+        "near edges",
+        "rivals that beat it, or the best",
+    ]
+    return markdown.table(head, lines)
+
+
+def _ahead(others: Sequence[Row], default: Row, column: str) -> str:
+    """The rivals whose gain is above the default's, best first; else the best of them, which is behind."""
+    gains = {row.rival: getattr(row, f"{column}_gain") for row in others}
+    if not gains:
+        return "none measured"
+    ordered = sorted(gains, key=lambda key: -gains[key])
+    ahead = [key for key in ordered if gains[key] > getattr(default, f"{column}_gain")]
+    if ahead:
+        return "**beaten by** " + ", ".join(f"{RIVALS[key].title} {gains[key]:+.2f}" for key in ahead)
+    return f"none; {RIVALS[ordered[0]].title} {gains[ordered[0]]:+.2f}"
+
+
+def _images(rows: Sequence[Row]) -> str:
+    chosen = max(row.chosen_on for row in rows)
+    settings = max(row.settings for row in rows)
+    return f"settings chosen on {chosen} images, of up to {settings}, figures of {rows[0].images} others:"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            RIVALS[row.rival].title,
+            f"{row.quality:.1f}",
+            "" if row.rival == PLAIN else signed(row.quality_gain, row.quality_margin),
+            f"{row.near:.1f}",
+            "" if row.rival == PLAIN else signed(row.near_gain, row.near_margin),
+            f"{row.ms:.0f}",
+            f"{row.setting} (of {row.settings})" if row.settings > 1 else row.setting,
+        ]
+        for row in rows
+    ]
+    return markdown.table(["", "IoU", "gain", "near edges", "gain", "ms", "setting"], lines)
+
+
+def signed(gain: float, margin: float) -> str:
+    """A gain and half of its interval, bold where that leaves out 0."""
+    text = f"{gain:+.2f} ± {margin:.2f}"
+    return f"**{text}**" if abs(gain) > margin else text

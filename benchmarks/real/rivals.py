@@ -1,0 +1,204 @@
+"""Ways to enlarge scores beside an image: ours, and what people would use instead; each with a small grid."""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.real import propagation
+from hotswap.choices import LAB, RGB
+from hotswap.targets.guide_spaces import SCALES, lab
+from pac_ops import pacresize2d
+
+OURS = "ours"
+Array = npt.NDArray[Any]
+Setting = Mapping[str, Any]
+
+
+class Coarse(NamedTuple):
+    """Scores to be enlarged to an image's size."""
+
+    scores: Tensor  # [1, C, h, w]
+    image: Tensor  # uint8 [3, H, W]
+    align_corners: bool
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method: labels [H, W] of coarse scores, at one of some settings."""
+
+    title: str
+    run: Callable[..., Tensor]
+    settings: Sequence[Setting] = ({},)
+    package: str | None = None  # that must be importable
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether its package is not there."""
+        return self.package is not None and importlib.util.find_spec(self.package) is None
+
+
+def bilinear(coarse: Coarse) -> Tensor:
+    """Labels of `F.interpolate`."""
+    return _enlarged(coarse).argmax(1)[0]
+
+
+def ours(coarse: Coarse, *, scale: float, wider: int = 0, space: str = LAB) -> Tensor:
+    """Guided enlargement in steps of 2, footprints by the default's rule (see `default`), `wider` by so much."""
+    image = coarse.image[None] / 255
+    footprint = [min(n + wider, 8) for n in default(coarse)]
+    guide = lab(image) if space == LAB else image
+    out = pacresize2d(
+        coarse.scores, guide, align_corners=coarse.align_corners, scale=scale, footprint=footprint, residual=True
+    )
+    return out.argmax(1)[0]
+
+
+def default(coarse: Coarse) -> list[int]:
+    """Footprints of the default: (6, 4, 2) for a factor of 8, 2 for a factor of 2."""
+    steps = max(1, round(math.log2(coarse.image.shape[1] / coarse.scores.shape[2])))
+    return [min(2 * n, 8) for n in range(steps, 0, -1)]
+
+
+def at_once(coarse: Coarse) -> Tensor:
+    """The default there was before: 2 x 2 neighbours, RGB, at once."""
+    out = pacresize2d(
+        coarse.scores, coarse.image[None] / 255, align_corners=coarse.align_corners, scale=SCALES[RGB], footprint=2
+    )
+    return out.argmax(1)[0]
+
+
+def dense_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
+    """A dense CRF's mean field behind `F.interpolate` (Kraehenbuehl and Koltun, 2011)."""
+    coarse, classes = _winners(coarse)
+    probabilities = _enlarged(coarse).softmax(1)[0]
+    if len(classes) == 1:
+        return classes[probabilities.argmax(0)]
+    _, height, width = probabilities.shape
+    field = importlib.import_module("pydensecrf.densecrf").DenseCRF2D(width, height, len(classes))
+    field.setUnaryEnergy(-probabilities.clamp_min(1e-8).log().flatten(1).numpy())
+    if smooth:
+        field.addPairwiseGaussian(sxy=3, compat=smooth)
+    image = np.ascontiguousarray(coarse.image.permute(1, 2, 0).numpy())
+    field.addPairwiseBilateral(sxy=reach, srgb=colour, rgbim=image, compat=weight)
+    marginals = torch.from_numpy(np.array(field.inference(5)))
+    return classes[marginals.argmax(0).view(height, width)]
+
+
+def guided_filter(coarse: Coarse, *, radius: int, epsilon: float) -> Tensor:
+    """The guided filter (He et al., 2010), behind `F.interpolate`."""
+    return _filtered(coarse, lambda cv, guide, x: cv.guidedFilter(_floats(guide), x, radius, epsilon))
+
+
+def global_smoother(coarse: Coarse, *, strength: float, colour: float) -> Tensor:
+    """The fast global smoother (Min et al., 2014), behind `F.interpolate`."""
+    return _filtered(coarse, lambda cv, guide, x: cv.fastGlobalSmootherFilter(guide, x, strength, colour))
+
+
+def domain_transform(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
+    """The domain transform (Gastal and Oliveira, 2011), behind `F.interpolate`."""
+    return _filtered(coarse, lambda cv, guide, x: cv.dtFilter(guide, x, reach, colour))
+
+
+def joint_bilateral(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
+    """The joint bilateral filter behind `F.interpolate`."""
+    return _filtered(coarse, lambda cv, guide, x: cv.jointBilateralFilter(_floats(guide), x, -1, colour, reach))
+
+
+def kopf(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
+    """Joint bilateral upsampling (Kopf et al., 2007) over 5 x 5 coarse neighbours."""
+    coarse, classes = _winners(coarse)
+    out = propagation.joint_bilateral_upsampling(
+        coarse.scores[0], coarse.image / 255, coarse.align_corners, reach, colour
+    )
+    return classes[out.argmax(0)]
+
+
+def propagated(coarse: Coarse, *, dilations: Sequence[int], steps: int, width: float) -> Tensor:
+    """Propagation as PAMR's (Araslanov and Roth, 2020), of probabilities behind `F.interpolate`."""
+    coarse, classes = _winners(coarse)
+    out = propagation.pamr(_enlarged(coarse).softmax(1)[0], coarse.image / 255, dilations, steps, width)
+    return classes[out.argmax(0)]
+
+
+def _enlarged(coarse: Coarse) -> Tensor:
+    return F.interpolate(
+        coarse.scores, coarse.image.shape[1:], mode="bilinear", align_corners=coarse.align_corners or None
+    )
+
+
+def _winners(coarse: Coarse) -> tuple[Coarse, Tensor]:
+    """The same with the classes alone that win at some coarse pixel, and these classes: that saves rivals time."""
+    classes = coarse.scores.argmax(1).unique()
+    return coarse._replace(scores=coarse.scores[:, classes]), classes
+
+
+def _filtered(coarse: Coarse, run: Callable[[Any, Array, Array], Array]) -> Tensor:
+    cv2 = importlib.import_module("cv2")
+    cv2.setNumThreads(torch.get_num_threads())
+    coarse, classes = _winners(coarse)
+    scores, guide = _enlarged(coarse)[0].numpy(), np.ascontiguousarray(coarse.image.permute(1, 2, 0).numpy())
+    out = []
+    for start in range(0, len(classes), 3):  # three channels a call, the last ones one by one
+        part = scores[start : start + 3]
+        groups = [part] if len(part) == 3 else [part[n : n + 1] for n in range(len(part))]
+        for group in groups:
+            filtered = run(cv2.ximgproc, guide, np.ascontiguousarray(group.transpose(1, 2, 0)))
+            out.append(filtered.reshape(*guide.shape[:2], len(group)).transpose(2, 0, 1))
+    return classes[torch.from_numpy(np.concatenate(out)).argmax(0)]
+
+
+def _floats(image: Array) -> Array:
+    return (image / 255).astype(np.float32)
+
+
+def _grid(**values: Sequence[Any]) -> list[Setting]:
+    settings: list[Setting] = [{}]
+    for name, choices in values.items():
+        settings = [{**setting, name: choice} for setting in settings for choice in choices]
+    return settings
+
+
+_CV = "cv2"
+_CRF = ((30, 5, 10, 3), (30, 8, 10, 3), (60, 5, 5, 3), (8, 5, 2, 0), (15, 5, 2, 0), (15, 3, 4, 1))
+_NEAR, _FAR = (1, 2, 4), (1, 2, 4, 8, 12, 24)
+RIVALS = {
+    "bilinear": Rival("bilinear", bilinear),
+    OURS: Rival("**ours**, the default, nothing chosen", ours, [{"scale": SCALES[LAB]}]),
+    "ours_chosen": Rival("**ours**, chosen as the rivals are", ours, _grid(scale=(8.0, 12.0, 16.0), wider=(0, 2))),
+    "at_once": Rival("ours, the old default (2 x 2, RGB, scale 8)", at_once),
+    "dense_crf": Rival(
+        "dense CRF",
+        dense_crf,
+        [
+            {"reach": reach, "colour": colour, "weight": weight, "smooth": smooth}
+            for reach, colour, weight, smooth in _CRF
+        ],
+        "pydensecrf",
+    ),
+    "guided_filter": Rival("guided filter", guided_filter, _grid(radius=(2, 4, 8), epsilon=(3e-3, 1e-2)), _CV),
+    "global_smoother": Rival(
+        "fast global smoother", global_smoother, _grid(strength=(10, 100, 300), colour=(4, 6)), _CV
+    ),
+    "domain_transform": Rival("domain transform", domain_transform, _grid(reach=(5, 15, 40), colour=(60, 100)), _CV),
+    "joint_bilateral": Rival(
+        "joint bilateral filter", joint_bilateral, _grid(reach=(2, 3, 6, 10), colour=(0.05,)), _CV
+    ),
+    "kopf": Rival("joint bilateral upsampling", kopf, _grid(reach=(0.5, 1.0), colour=(0.07, 0.1, 0.2))),
+    "pamr": Rival(
+        "propagation as PAMR's",
+        propagated,
+        [
+            {"dilations": dilations, "steps": steps, "width": width}
+            for dilations, steps, width in ((_NEAR, 3, 0.3), (_NEAR, 3, 0.1), (_NEAR, 10, 0.1), (_FAR, 10, 0.05))
+        ],
+    ),
+}

@@ -1,0 +1,143 @@
+"""benchmarks/real: the comparison runs on scores made here, chooses as it says, and the page is what the rows say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+
+from benchmarks.evidence import page
+from benchmarks.real import compare, propagation, scores
+from benchmarks.real import page as real_page
+from benchmarks.real.rivals import OURS, RIVALS, Coarse
+from benchmarks.real.scores import PAIRS, Pair, Sample
+from hotswap.errors import HotswapError
+
+PAIR = Pair("discs", False, choosing=3, ignore=255)
+
+
+def samples(count=6, side=64, factor=8):
+    """Discs of one colour on another, and scores that are their average over coarse pixels."""
+    draw = np.random.default_rng(0)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    for index in range(count):
+        top, left, radius = draw.uniform(20, 44), draw.uniform(20, 44), draw.uniform(10, 18)
+        disc = ((y - top).square() + (x - left).square()).sqrt() < radius
+        colours = torch.tensor([[200, 40, 40], [30, 90, 160]], dtype=torch.uint8)
+        image = torch.where(disc, *colours[:, :, None, None]).contiguous()
+        share = F.avg_pool2d(disc[None, None].float(), factor)
+        yield Sample(f"{index}", image, disc.long(), torch.cat([1 - share, share], dim=1) * 4)
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    monkeypatch.setitem(PAIRS, "horses", PAIR)  # a name the command knows
+    scores.write(list(samples()), tmp_path / "horses.pt")
+    return "horses"
+
+
+@pytest.mark.parametrize("key", RIVALS)
+def test_every_rival_gives_sharper_labels_than_bilinear_where_colours_tell(key):
+    rival = RIVALS[key]
+    if rival.is_missing:
+        pytest.skip(f"{rival.package} is not installed")
+    wrong = {}
+    for name in ("bilinear", key):
+        wrong[name] = min(
+            sum(
+                int((RIVALS[name].run(Coarse(s.scores, s.image, PAIR.align_corners), **setting) != s.labels).sum())
+                for s in samples()
+            )
+            for setting in RIVALS[name].settings
+        )
+    assert wrong["bilinear"] > 0
+    assert wrong[key] <= wrong["bilinear"] * (1 if key == "bilinear" else 0.9)
+
+
+def test_the_command_keeps_rows_and_replaces_them(pair, tmp_path, monkeypatch):
+    names = ("bilinear", OURS, "ours_chosen", "kopf")
+    arguments = [pair, "--scores", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
+    arguments += [word for name in names for word in ("--rival", name)]
+    for _ in range(2):
+        result = CliRunner().invoke(compare.main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        rows = {row.rival: row for row in compare.read(tmp_path / "rows.csv")}
+        assert list(rows) == list(names)
+    assert all(row.images == 3 and row.ms > 0 for row in rows.values())
+    assert rows["bilinear"].quality_gain == 0 < rows[OURS].quality_gain
+    assert (rows[OURS].chosen_on, rows["kopf"].chosen_on, rows["kopf"].settings) == (0, 3, 6)
+    assert rows[OURS].near > rows["bilinear"].near
+
+
+def test_settings_are_chosen_on_the_first_images_alone(pair):
+    """What is right for the others does not count: their labels may say anything."""
+    given = list(samples())
+    spoilt = given[:3] + [s._replace(labels=1 - s.labels) for s in given[3:]]
+    rows = [compare.compare(pair, PAIR, part, {"kopf": RIVALS["kopf"]}) for part in (given, spoilt)]
+    assert rows[0][0].setting == rows[1][0].setting
+    assert rows[0][0].quality > rows[1][0].quality
+
+
+def test_a_rival_without_its_package_is_left_out_and_named(pair, capsys):
+    missing = dataclasses.replace(RIVALS["dense_crf"], package="a_package_nobody_has")
+    rows = compare.compare(pair, PAIR, list(samples()), {"bilinear": RIVALS["bilinear"], "dense_crf": missing})
+    assert [row.rival for row in rows] == ["bilinear"]
+    assert "dense_crf: left out, as a_package_nobody_has is not installed" in capsys.readouterr().out
+
+
+def test_missing_scores_and_too_few_images_are_one_line(pair, tmp_path):
+    result = CliRunner().invoke(compare.main, [pair, "--scores", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "benchmarks.real.scores horses" in result.output
+    with pytest.raises(HotswapError, match="more than 3 images, got 2"):
+        compare.compare(pair, PAIR, list(samples(2)), {})
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_joint_bilateral_upsampling_is_its_sum(align_corners):
+    torch.manual_seed(0)
+    coarse, image = torch.rand(2, 3, 4), torch.rand(3, 9, 12)
+    out = propagation.joint_bilateral_upsampling(coarse, image, align_corners, 0.7, 0.3)
+    for row, column in ((0, 0), (4, 7), (8, 11)):
+        if align_corners:
+            at, back = (row * 2 / 8, column * 3 / 11), lambda q: (round(q[0] * 4), round(q[1] * 11 / 3))
+        else:
+            at, back = ((row + 0.5) / 3 - 0.5, (column + 0.5) / 3 - 0.5), lambda q: (3 * q[0] + 1, 3 * q[1] + 1)
+        total, weight = torch.zeros(2), 0.0
+        for q in ((y, x) for y in range(3) for x in range(4)):
+            if max(abs(a - b) for a, b in zip(q, map(round, at), strict=True)) > 2:
+                continue
+            y, x = back(q)
+            colour = float((image[:, row, column] - image[:, y, x]).square().sum())
+            k = np.exp(-sum((a - b) ** 2 for a, b in zip(at, q, strict=True)) / 0.98) * np.exp(-colour / 0.18)
+            total, weight = total + k * coarse[:, q[0], q[1]], weight + k
+        torch.testing.assert_close(out[:, row, column], total / weight, atol=1e-5, rtol=1e-4)
+
+
+def test_propagation_keeps_probabilities_and_flat_maps():
+    torch.manual_seed(0)
+    probabilities, image = torch.rand(3, 10, 12).softmax(0), torch.rand(3, 10, 12)
+    out = propagation.pamr(probabilities, image, (1, 2), 4, 0.1)
+    torch.testing.assert_close(out.sum(0), torch.ones(10, 12))
+    flat = torch.full((2, 10, 12), 0.5)
+    torch.testing.assert_close(propagation.pamr(flat, image, (1, 2), 4, 0.1), flat)
+
+
+def test_the_page_says_what_the_rows_say():
+    text = page.PAGE.read_text(encoding="utf-8")
+    rows = compare.read(compare.RESULTS)
+    assert rows
+    assert page.filled(text, page.REAL, real_page.block(rows)) == text
+
+
+def test_the_page_names_a_rival_that_is_ahead():
+    rows = compare.read(compare.RESULTS)
+    name = rows[0].pair
+    best = max(row.near_gain for row in rows if row.pair == name)
+    ahead = [
+        dataclasses.replace(row, near_gain=best + 1) if (row.pair, row.rival) == (name, "kopf") else row
+        for row in rows
+    ]
+    assert f"**beaten by** joint bilateral upsampling {best + 1:+.2f}" in real_page.block(ahead)

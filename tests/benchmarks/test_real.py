@@ -141,3 +141,25 @@ def test_the_page_names_a_rival_that_is_ahead():
         for row in rows
     ]
     assert f"**beaten by** joint bilateral upsampling {best + 1:+.2f}" in real_page.block(ahead)
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("horses", "| scores by 8 at the end: DeepLabV3"),
+        ("camvid_at_once", "| scores by 8 at the end: EfficientNet-Lite0"),
+        ("camvid_ladder", "| scores by 2 behind a decoder: EfficientNet-Lite0"),
+    ],
+)
+def test_readme_says_what_the_rows_say(pair, words):
+    lines = (page.PAGE.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = {row.rival: row for row in compare.read(compare.RESULTS) if row.pair == pair}
+    if not rows:
+        pytest.skip(f"{pair} has no rows yet")
+    (line,) = [line for line in lines if line.startswith(words)]
+    own, old = rows[OURS], rows["at_once"]
+    assert f"{own.quality_gain:+.1f}, near edges {own.near_gain:+.1f}" in line
+    assert f"{old.quality_gain:+.1f}, near edges {old.near_gain:+.1f}" in line
+    rivals = {key: row for key, row in rows.items() if key not in (OURS, "ours_chosen", "at_once", "bilinear")}
+    best = max(rivals.values(), key=lambda row: row.quality_gain)
+    assert f"{RIVALS[best.rival].title} {best.quality_gain:+.1f}, near edges {best.near_gain:+.1f}" in line

@@ -134,18 +134,21 @@ def resized(guide: Tensor, size: tuple[int, int], how: str) -> Tensor:
 
 
 def enlarged(
-    v: Tensor, guides: Sequence[Tensor], scale: Any, footprint: int, options: dict[str, Any]
+    v: Tensor, guides: Sequence[Tensor], scale: Any, footprint: int, options: dict[str, Any], *, values: bool
 ) -> Tensor | None:
     """sum_j w_ij K(f_i, g_j) v_j / sum_j w_ij K(f_i, g_j) over all coarse pixels; None where nothing is enlarged.
 
-    w is what `F.interpolate` itself makes of an image with a single 1 in it.
+    w is what `F.interpolate` itself makes of an image with a single 1 in it. With a wider footprint it is a tent, and
+    the sum is added to what `F.interpolate` makes, less that of K = 1. Where the map's `values` count, those of few
+    channels stay in the range of the pixels around.
     """
     coarse = tuple(v.shape[2:])
     one = v.new_zeros(1, 1, *coarse)
     fine = tuple(_interpolate(one, **options).shape[2:])
     if fine == coarse or fine[0] < coarse[0] or fine[1] < coarse[1]:
         return None
-    weight = _impulses(v, coarse, options) if footprint == 2 else _tents(v, coarse, fine, options)  # [hw, HW]
+    plain = _impulses(v, coarse, options)  # [hw, HW]
+    weight = plain if footprint == 2 else _tents(v, coarse, fine, options, 2)
     f = [_fine(guide, fine) for guide in guides]
     squared: Any = 0
     for guide in f:
@@ -153,7 +156,16 @@ def enlarged(
         squared = squared + (g[:, :, :, None] - guide.flatten(2)[:, :, None, :]).square().sum(1)  # [B, hw, HW]
     logits = torch.where(weight > 0, weight, 1).log() - 0.5 * scale**2 * squared
     share = logits.masked_fill(weight == 0, float("-inf")).softmax(dim=1)
-    return (v.flatten(2) @ share).unflatten(2, fine)
+    if footprint == 2:
+        return (v.flatten(2) @ share).unflatten(2, fine)
+    out = v.flatten(2) @ (share + plain - weight / weight.sum(dim=0))
+    if values and v.shape[1] <= 3:
+        around = _tents(v, coarse, fine, options, 1, edge=True) > 0
+        pixels = v.flatten(2).unsqueeze(3)
+        least = torch.where(around, pixels, float("inf")).amin(dim=2)
+        most = torch.where(around, pixels, float("-inf")).amax(dim=2)
+        out = torch.minimum(torch.maximum(out, least), most)
+    return out.unflatten(2, fine)
 
 
 def _fine(guide: Tensor, fine: tuple[int, int]) -> Tensor:
@@ -168,8 +180,16 @@ def _impulses(v: Tensor, coarse: tuple[int, int], options: dict[str, Any]) -> Te
     return torch.where(found > 1e-12, found, 0)
 
 
-def _tents(v: Tensor, coarse: tuple[int, int], fine: tuple[int, int], options: dict[str, Any]) -> Tensor:
-    """4 x 4 neighbours under a tent of twice the width of bilinear interpolation's."""
+def _tents(
+    v: Tensor,
+    coarse: tuple[int, int],
+    fine: tuple[int, int],
+    options: dict[str, Any],
+    reach: int,
+    *,
+    edge: bool = False,
+) -> Tensor:
+    """Pixels at less than `reach` under a tent; with `edge` also the next one, of a place that is a pixel's own."""
     factor = None if options.get("recompute_scale_factor") else options.get("scale_factor")
     axes = []
     for axis in (0, 1):
@@ -181,7 +201,9 @@ def _tents(v: Tensor, coarse: tuple[int, int], fine: tuple[int, int], options: d
             step = n / m if factor is None else 1 / float(pair(factor)[axis])
             place = (pixel + 0.5) * step - 0.5
         place = place.clamp(0, n - 1)
-        axes.append((1 - (place - torch.arange(n, dtype=v.dtype)[:, None]).abs() / 2).clamp_min(0))  # [n, m]
+        pixels = torch.arange(n, dtype=v.dtype)[:, None]
+        tent = (1 - (place - pixels).abs() / reach).clamp_min(0)
+        axes.append(torch.maximum(tent, (pixels == place.floor() + 1).to(tent.dtype)) if edge else tent)  # [n, m]
     return torch.einsum("iy,jx->ijyx", *axes).flatten(0, 1).flatten(1)
 
 

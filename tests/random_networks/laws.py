@@ -216,8 +216,8 @@ class _Case:
         return True
 
     def scale_zero(self, swapped: nn.Module, plain: nn.Module) -> bool:
-        """Scale 0 is the plain network: but for enlargements over 4 x 4 pixels, which are smoother then."""
-        if any(t.enlarges for t in self.choice.targets) and self.choice.footprint == 4:
+        """Scale 0 is the plain network: but for nearest enlargements, which are bilinear then."""
+        if any(resize.mode.startswith("nearest") for resize in hotswap.status(swapped).plan.resizes):
             return False
         targets = tuple(replace(target, scale=0.0) for target in self.choice.targets)
         if self.choice.learn_scale:

@@ -263,7 +263,7 @@ class Oracle:
         if target.enlarges:
             options, mass = equations.bilinear_transposed(v, weight, bias, given["stride"], given["padding"])
             out = equations.enlarged(
-                v, self._guides(target, like), self._scale(target), self.rules.footprint, options
+                v, self._guides(target, like), self._scale(target), self.rules.footprint, options, values=True
             )
             assert out is not None
             out = out * mass
@@ -298,7 +298,8 @@ class Oracle:
             scale, footprint = self._scale(target), self.rules.footprint
             options = {name: x for name, x in options.items() if x is not None}
             given = options if mode == "bilinear" else options | {"mode": "bilinear"}
-            output = equations.enlarged(like.double(), self._guides(target, like), scale, footprint, given)
+            wide, guides = like.double(), self._guides(target, like)
+            output = equations.enlarged(wide, guides, scale, footprint, given, values=mode == "bilinear")
             self.steered += output is not None
         output = plain(like, **options) if output is None else _narrowed(output, like.dtype)
         if not module:

@@ -187,3 +187,9 @@ def test_importing_is_light(package):
     code = PROBE.format(package=package, heavy=HEAVY, above=above)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_of_test_files_are_unique():
+    """Pytest imports them by these alone, and leaves out all but the first."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}

@@ -228,7 +228,8 @@ class _Term(NamedTuple):
         logits = unary.logits
         wide = torch.promote_types(part.guide.dtype, torch.float32)
         # A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
-        inside = pooled(logits.new_ones((1, 1, *unary.size), dtype=wide), spec.blur).expand(logits.shape[0], -1, -1, -1)
+        ones = logits.new_ones((1, 1, *unary.size), dtype=wide)
+        inside = pooled(ones, spec.blur).expand(logits.shape[0], -1, -1, -1)
         sums = bare._replace(filters=filters.to(wide)).sent(inside)
         return bare._replace(root=torch.cat([inverse_root(x).to(logits.dtype) for _, x in sums], dim=2))
 

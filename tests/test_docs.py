@@ -166,10 +166,11 @@ def command(words):
 # --- what commands take for granted -----------------------------------------------------------------------
 
 
-def small_vgg16():
+def small_networks():
     from torchvision.models import _api
 
     _api.BUILTIN_MODELS["vgg16"] = networks.thin_vgg16
+    _api.BUILTIN_MODELS["lraspp_mobilenet_v3_large"] = networks.thin_lraspp
 
 
 def small_data():
@@ -181,7 +182,7 @@ def small_data():
     nyu.COUNT, nyu.TRAIN = 6, 4
 
 
-STAND_INS = (small_vgg16, small_data)
+STAND_INS = (small_networks, small_data)
 
 NETS = """
 from collections import OrderedDict
@@ -256,7 +257,7 @@ def labelled_photos(photos, labels):
 
 
 def save_weights(network, path):
-    small_vgg16()
+    small_networks()
     torch.save(providers.build(network, trusted=True, initialise=True).state_dict(), path)
 
 

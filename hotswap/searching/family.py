@@ -113,13 +113,18 @@ def structures(
         raise HotswapError("a search begins with a plain network, and this one is swapped; hotswap.revert it first")
     made: dict[tuple[Any, ...], Structure] = {}
     known = set[tuple[Any, ...]]()
+    taken: dict[str, list[str]] = {}
     refused: dict[str, str] = {}  # why not, and the first that it is true of
     for options in family:
         given = {"guide": INPUT, "targets": RESIZE, "example_inputs": data[0]} | dict(options)
         try:
             if given["targets"] == LAST:
-                given["targets"] = _last(model, given)
-            key = (*_taken(model, given), _text(options))
+                targets = [_last(model, given, taken)]
+                given["targets"] = targets[0]
+            else:
+                targets = _taken(model, given, taken)
+            scale = repr(options.get("guide_scale"))  # two that are named are two ways
+            key = (*targets, _text(options), scale)
             if key in known:
                 continue
             known.add(key)
@@ -127,7 +132,7 @@ def structures(
             network = sharing_weights(model)
             image_stats.put(network, stats)
             structure = _structure(options, convert(network, inplace=True, **given, **measured))
-            made.setdefault(structure.swaps, structure)
+            made.setdefault((scale, *structure.swaps), structure)
         except HotswapError as error:
             refused.setdefault(str(error), f"targets={options.get('targets', RESIZE)}, {_text(options)}")
     if not made:
@@ -144,18 +149,21 @@ def candidates(ways: Sequence[Structure]) -> list[Candidate]:
     ]
 
 
-def _taken(model: nn.Module, given: dict[str, Any]) -> list[str]:
-    """What would be swapped, by aliases or paths."""
-    options = {name: given[name] for name in ("targets", "guide", "footprint", "example_inputs") if name in given}
-    return [entry.target_alias or entry.target for entry in plan(model, **options, check=False).entries]
+def _taken(model: nn.Module, given: dict[str, Any], taken: dict[str, list[str]]) -> list[str]:
+    """What would be swapped, by aliases or paths; looked up once for ways that do not differ in it."""
+    options = {name: given[name] for name in ("targets", "guide", "footprint") if name in given}
+    if (asked := repr(options)) not in taken:
+        entries = plan(model, **options, example_inputs=given["example_inputs"], check=False).entries
+        taken[asked] = [entry.target_alias or entry.target for entry in entries]
+    return taken[asked]
 
 
-def _last(model: nn.Module, given: dict[str, Any]) -> str:
+def _last(model: nn.Module, given: dict[str, Any], taken: dict[str, list[str]]) -> str:
     """The last of the enlargements that "resize" takes; where it takes none, of all that can be guided."""
     try:
-        return _taken(model, given | {"targets": RESIZE})[-1]
+        return _taken(model, given | {"targets": RESIZE}, taken)[-1]
     except HotswapError:
-        return _taken(model, given | {"targets": EVERY})[-1]
+        return _taken(model, given | {"targets": EVERY}, taken)[-1]
 
 
 def _structure(options: Options, network: nn.Module) -> Structure:

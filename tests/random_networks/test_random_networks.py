@@ -1,4 +1,6 @@
-"""A few hundred random networks, always the same; `python -m tests.random_networks.campaign` makes thousands."""
+"""Some random networks, always the same, and with `-m slow` some more; `python -m tests.random_networks.campaign` makes
+thousands.
+"""
 
 import collections
 
@@ -9,15 +11,19 @@ from .refusals import reason
 from .run import Found, run
 from .shrink import as_test, shrink
 
-FIRST, COUNT = 1, 300
-PARTS_OF = 7  # a prime, so that the networks that are exported are in different parts
+QUICK, ALL = 63, 300
+PARTS = 3  # prime to `run.EXPORTED`, so that the networks that are exported are in different parts
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("part", range(PARTS_OF))
-def test_what_random_networks_compute(part):
+@pytest.mark.parametrize(
+    "seeds",
+    [range(1 + part, 1 + QUICK, PARTS) for part in range(PARTS)]
+    + [pytest.param(range(1 + QUICK + part, 1 + ALL, PARTS), marks=pytest.mark.slow) for part in range(PARTS)],
+    ids=str,
+)
+def test_what_random_networks_compute(seeds):
     came = collections.Counter[str]()
-    seeds = range(FIRST + part, FIRST + COUNT, PARTS_OF)
     for seed in seeds:
         outcome = run(seed)
         if isinstance(outcome, Found):

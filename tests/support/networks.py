@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from hotswap.surgery import graph
@@ -40,6 +41,27 @@ def thin_vgg16(*, weights=None):
         network = VGG(features)
     network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(64, 10)
     return network
+
+
+def thin_lraspp(*, weights=None):
+    """torchvision's LRASPP behind four layers, in place of the 67 that tracing and planning go through."""
+    return LRASPP(TwoMaps(), 4, 8, num_classes=21, inter_channels=8)
+
+
+class TwoMaps(nn.Module):
+    """At an eighth of the image and at a sixteenth."""
+
+    def __init__(self):
+        super().__init__()
+        steps = ((3, 4), (4, 4), (4, 4), (4, 8))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.Hardswish()) for a, b in steps
+        )
+
+    def forward(self, x):
+        for layer in self.layers[:3]:
+            x = layer(x)
+        return {"low": x, "high": self.layers[3](x)}
 
 
 class Plain(nn.Module):

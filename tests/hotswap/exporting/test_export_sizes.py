@@ -117,7 +117,7 @@ class Convolution(Network):
 
 
 ENLARGING = [ToTheImage, ByAFactor, UNet, Transposed, ToOneSize, Pyramid]
-SEEDS = range(30)
+QUICK, ALL = 8, 30  # the first 8 have every kind of network, all ways down and all guides
 # ONNX files of these may be open to no other size: the network branches on its input's. What is no larger than it is to become,
 # because another image came, is not enlarged by the guide.
 BRANCHING = (Pyramid, ToOneSize)
@@ -166,28 +166,28 @@ def for_both_formats(program):
     return once
 
 
-@pytest.mark.parametrize("seeds", [SEEDS[first : first + 2] for first in range(0, len(SEEDS), 2)])
-def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seeds):
-    program = exported_program
-    for seed in seeds:
-        net, said = random_network(seed)
-        example = torch.rand(1, 3, *EXAMPLES[seed % len(EXAMPLES)])
-        monkeypatch.setattr("hotswap.exporting.export.exported_program", for_both_formats(program))
-        for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
-            made = hotswap.export(net, path, example_inputs=example)
-            assert len(made.tried) >= 4, said
-            if made.fixed and path.suffix == ".onnx" and isinstance(net, BRANCHING):
-                assert made.inputs == (("batch", 3, *example.shape[2:]),), said
-                assert "height, width: with more left open, the file differs from PyTorch" in made.fixed, said
-                continue
-            assert made.inputs == (("batch", 3, "height", "width"),), f"{path.suffix}, {said}: {made.fixed}"
-            assert not made.fixed, said
-            run = load(path)
-            for size in OTHERS:
-                image = torch.rand(size[0], 3, *size[1:])
-                with torch.no_grad():
-                    gap = difference(run(image), tensors(net(image)))
-                assert gap < 1e-4, f"{path.suffix}, {said}: off by {gap:.1e} at {size}"
+@pytest.mark.parametrize(
+    "seed", [*range(QUICK), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(QUICK, ALL))]
+)
+def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, seed):
+    net, said = random_network(seed)
+    example = torch.rand(1, 3, *EXAMPLES[seed % len(EXAMPLES)])
+    monkeypatch.setattr("hotswap.exporting.export.exported_program", for_both_formats(exported_program))
+    for path in (tmp_path / "net.pt2", tmp_path / "net.onnx"):
+        made = hotswap.export(net, path, example_inputs=example)
+        assert len(made.tried) >= 4, said
+        if made.fixed and path.suffix == ".onnx" and isinstance(net, BRANCHING):
+            assert made.inputs == (("batch", 3, *example.shape[2:]),), said
+            assert "height, width: with more left open, the file differs from PyTorch" in made.fixed, said
+            continue
+        assert made.inputs == (("batch", 3, "height", "width"),), f"{path.suffix}, {said}: {made.fixed}"
+        assert not made.fixed, said
+        run = load(path)
+        for size in OTHERS:
+            image = torch.rand(size[0], 3, *size[1:])
+            with torch.no_grad():
+                gap = difference(run(image), tensors(net(image)))
+            assert gap < 1e-4, f"{path.suffix}, {said}: off by {gap:.1e} at {size}"
 
 
 def test_what_is_traced_is_not_decomposed(tmp_path, monkeypatch):

@@ -20,6 +20,18 @@ def batches():
     return [(torch.stack(images[i : i + 3]), torch.stack(labels[i : i + 3])) for i in range(0, 20, 3)]
 
 
+@pytest.fixture(scope="module")
+def whole(batches):
+    """What a search gives that nothing stops, and how many images it measured."""
+    counts = []
+
+    def counting(items, total, what):
+        counts.append(total)
+        return items
+
+    return hotswap.search(blobs.Coarse().eval(), batches, progress=counting), sum(counts)
+
+
 def mean_iou(model, pairs):
     hits, union, true = torch.zeros(4), torch.zeros(4), torch.zeros(4)
     for image, labels in pairs:
@@ -100,29 +112,33 @@ def test_depth_is_better_where_its_error_is_less():
     assert "of RMSE" in result.sentence
 
 
+FEW = ({"guide_scale": 8.0}, {"guide_scale": 2.0})  # where it is not the family that counts
+
+
 @pytest.mark.parametrize("higher", [True, False])
 def test_a_function_is_a_metric(batches, higher):
     def share_right(scores, labels):
         return (scores.argmax(0) == labels).float().mean().item() * (1 if higher else -1)
 
-    result = hotswap.search(blobs.Coarse().eval(), batches, metric=share_right, higher_is_better=higher)
+    net = blobs.Coarse().eval()
+    result = hotswap.search(net, batches, metric=share_right, higher_is_better=higher, family=FEW)
     assert result.swap
     assert [metric.title for metric in result.metrics] == ["share_right"]
+    assert sorted(tried.candidate.scales for tried in result.tried) == [(2.0,), (8.0,)]
 
 
-def test_labels_may_be_picked_and_be_arrays(batches):
+def test_labels_may_be_picked_and_be_arrays(batches, whole):
     mappings = [{"image": image, "truth": labels.numpy()} for image, labels in batches]
     options = {"inputs": lambda batch: batch["image"], "labels": lambda batch: batch["truth"]}
     one = hotswap.search(blobs.Coarse().eval(), mappings, **options)
-    assert one.to_dict() == hotswap.search(blobs.Coarse().eval(), batches).to_dict()
+    assert one.to_dict() == whole[0].to_dict()
 
 
-def test_images_without_a_label_are_left_out(batches):
+def test_images_without_a_label_are_left_out(batches, whole):
     few = [batches[0], *[(image[None], None) for image in batches[1][0]], *batches[1:]]
     result = hotswap.search(blobs.Coarse().eval(), few)
     assert result.notes == ("3 of 23 images have no label",)
-    whole = hotswap.search(blobs.Coarse().eval(), batches)
-    assert result.to_dict() == whole.to_dict() | {"notes": list(result.notes)}
+    assert result.to_dict() == whole[0].to_dict() | {"notes": list(result.notes)}
 
 
 class Quarter(blobs.Coarse):
@@ -203,7 +219,7 @@ def stops_after(count):
     return progress
 
 
-def test_an_interrupted_search_goes_on(batches, tmp_path):
+def test_an_interrupted_search_goes_on(batches, whole, tmp_path):
     net, file = blobs.Coarse().eval(), tmp_path / "so_far"
     counts = []
 
@@ -211,8 +227,6 @@ def test_an_interrupted_search_goes_on(batches, tmp_path):
         counts.append(total)
         return items
 
-    whole = hotswap.search(net, batches, progress=counting)
-    images, counts = sum(counts), []
     with pytest.raises(StopError):
         hotswap.search(net, batches, resume=file, progress=stops_after(14))
     with file.open("a") as stream:
@@ -220,27 +234,28 @@ def test_an_interrupted_search_goes_on(batches, tmp_path):
     with pytest.raises(StopError):
         hotswap.search(net, batches, resume=file, progress=stops_after(2))
     again = hotswap.search(net, batches, resume=file, progress=counting)
-    assert again.to_dict() == whole.to_dict()
-    assert images - sum(counts) == 16
+    assert again.to_dict() == whole[0].to_dict()
+    assert whole[1] - sum(counts) == 16
     assert not file.exists()
 
 
 def test_what_was_asked_otherwise_is_begun_anew(batches, tmp_path):
     net, file = blobs.Coarse().eval(), tmp_path / "so_far"
     with pytest.raises(StopError):
-        hotswap.search(net, batches, resume=file, progress=stops_after(14))
+        hotswap.search(net, batches, family=FEW, resume=file, progress=stops_after(3))
     measured = file.read_text()
-    one_image = 1 + 1 + len(hotswap.search(net, batches).tried)  # lines: what was asked, the plain network, the swaps
+    one_image = 1 + 1 + len(FEW)  # lines: what was asked, the plain network, the swaps
+    assert len(measured.splitlines()) > one_image
     for change in ({}, {"metric": "edges"}, {"ignore": 3}):
         file.write_text(measured)
         with pytest.raises(StopError):
-            hotswap.search(net, batches, resume=file, progress=stops_after(1), **change)
+            hotswap.search(net, batches, family=FEW, resume=file, progress=stops_after(1), **change)
         assert (len(file.read_text().splitlines()) == one_image) is bool(change)
     with torch.no_grad():
         net.conv.weight.mul_(1.1)
     file.write_text(measured)
     with pytest.raises(StopError):
-        hotswap.search(net, batches, resume=file, progress=stops_after(1))
+        hotswap.search(net, batches, family=FEW, resume=file, progress=stops_after(1))
     assert len(file.read_text().splitlines()) == one_image
     assert json.loads(file.read_text().splitlines()[0])["format"] == 1
 
@@ -256,10 +271,10 @@ def test_another_file_is_not_overwritten(batches, tmp_path):
 # --- without labels -----------------------------------------------------------------------------------------------
 
 
-def test_a_preview_says_what_changes_and_where(batches):
+def test_a_preview_says_what_changes_and_where(batches, whole):
     net = blobs.Coarse().eval()
     result = hotswap.preview(net, [images for images, _ in batches])
-    assert len(result.changes) == len(hotswap.search(net, batches).tried)
+    assert len(result.changes) == len(whole[0].tried)
     assert 0 < result.near_edges < 0.6
     for change in result.changes:
         assert 0 < change.changed < 0.2

@@ -28,7 +28,7 @@ def test_compile_once_for_batches_of_one_shape(case):
     assert len(graphs) == 1
 
 
-@layers_but("pool, mask", "transpose, groups", "transpose, inverse")
+@layers_but("conv, depthwise", "conv, mask", "pool, mask", "transpose", "transpose, groups", "transpose, inverse")
 def test_compile_with_dynamic_shapes(case):
     layer = case.layer()
     torch._dynamo.reset()
@@ -40,7 +40,7 @@ def test_compile_with_dynamic_shapes(case):
     assert len(graphs) == 1
 
 
-@layers_but("pool, mask", "transpose, groups", "transpose, inverse")
+@layers_but("conv, depthwise", "conv, mask", "pool, mask", "transpose", "transpose, groups", "transpose, inverse")
 def test_export_with_dynamic_batch_and_size(case):
     layer, arguments = case.layer(), case.arguments()
     auto = torch.export.Dim.AUTO

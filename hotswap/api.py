@@ -20,7 +20,7 @@ from hotswap.surgery.self_check import SelfCheck
 from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
-from hotswap.targets.forms import Form
+from hotswap.targets.forms import GUIDES_AS, Form
 from hotswap.targets.guide_spaces import Space, scale_of
 from hotswap.targets.kernels import DEFAULT_KERNEL
 from hotswap.targets.lookup import Name, look_up
@@ -301,8 +301,9 @@ def _planned(
     if wanted.others or not chosen:
         convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
         chosen, notes = chosen + convolutions, notes + further
-    spaces, further = form.spaces(model, wanted.enlargements, inputs.images)
-    notes += further
+    spaces, further = form.spaces(model, {each.name: each.guide for each in wanted.enlargements}, inputs.images)
+    earlier = () if swapped is None else swapped.notes
+    notes += (*(note for note in earlier if note.startswith(GUIDES_AS) and note not in further), *further)
     for each in chosen:
         if each.name in before:
             continue

@@ -1,7 +1,7 @@
 """Chooses guide scales from data, and measures means of K, to conserve responses."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -13,11 +13,13 @@ from hotswap.choices import CONSERVE_MODES
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.network.batches import Batches, Pick, as_batches
-from hotswap.network.names import AUTO
+from hotswap.network.names import AUTO, INPUT
 from hotswap.surgery import install
 from hotswap.tables import render
 from hotswap.targets import kernels
 from hotswap.targets.convolution import SwappedLayer
+from hotswap.targets.enlargement import GuidedResize
+from hotswap.targets.forms import AS_IT_IS, Form
 from hotswap.targets.guide_spaces import scale_of
 from hotswap.targets.plan import Swap
 
@@ -52,16 +54,18 @@ class Calibration:
     drift: float | None  # afterwards: ||swapped - plain|| / ||plain|| over all outputs; None if not known
     targets: tuple[TargetCalibration, ...]
     why_no_drift: str | None = None  # outputs that vary in size, as those of detectors, or hold none
+    notes: tuple[str, ...] = ()  # the space in which the image guides now, where it was chosen here
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {"targets": [asdict(target) for target in self.targets]}
 
     def __str__(self) -> str:
-        """A table, one line a swapped layer, then the drift."""
+        """A table, one line a swapped layer, then the drift and the notes."""
         rows = [(t.path, t.scale_before, t.deviation_before, t.scale, t.deviation, t.conserve) for t in self.targets]
         columns = ("target", "scale before", "deviation before", "scale", "deviation (mean 1-K)", "conserve")
-        return f"{render(columns, rows)}\n{drift_text(self.drift, self.why_no_drift)}"
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([render(columns, rows), drift_text(self.drift, self.why_no_drift), *notes])
 
 
 def calibrate(
@@ -78,12 +82,15 @@ def calibrate(
     over the data in evaluation mode; learned scales are set as well. Where a guide is computed from another target,
     there are more passes, until all deviations are reached.
 
+    Where the conversion could not tell how the image that guides enlargements is normalised, the batches do: it
+    guides in Lab from now on, at the scale that is good there, and a note says so.
+
     Args:
         model: a converted network; its scales, and what it conserves, are changed in place.
         batches: as for `verify`. A few: all are kept.
         deviation: the mean to reach, between 0 and 1; "auto" is 0.3 for convolutions and 0.5 for enlargements, see
             docs/evidence.md, and leaves the scale where an image guides in a space whose units are known; None leaves
-            all scales as they are.
+            all scales, and spaces, as they are.
         conserve: what makes up for K being smaller than 1. "mean" divides it at each tap by its mean there on these
             batches; "window" scales it at every pixel so that its sum over the window is the number of taps inside
             the image; None leaves it, as in the paper.
@@ -104,6 +111,9 @@ def calibrate(
     plain, gap = plain_copy(model), Gap()
     with _as_before_on_failure(layers.values()):
         first = last = _measured(model, data)
+        notes = () if deviation is None else _choose_spaces(model, layers, data)
+        if notes:
+            last = _measured(model, data)
         for _ in range(2 * len(layers) + 1):  # scales, then means, of one target after another, at the worst
             previous = last
             if deviation is not None:
@@ -123,6 +133,8 @@ def calibrate(
     for path, layer in layers.items():
         layer.reset(deviation=last[path].deviation)
     install.record_drift(model, gap.relative)
+    for note in notes:
+        install.record_note(model, AS_IT_IS, note)
     results = []
     for path, layer in layers.items():
         old, new = before[path], layer.swap
@@ -131,7 +143,29 @@ def calibrate(
         results.append(
             TargetCalibration(path, old.guide_scale, deviations[0], new.guide_scale, deviations[1], *conserved)
         )
-    return Calibration(deviation, conserve, gap.relative, tuple(results), gap.why_unknown)
+    return Calibration(deviation, conserve, gap.relative, tuple(results), gap.why_unknown, notes)
+
+
+def _choose_spaces(
+    model: nn.Module, layers: Mapping[str, Swapped], data: Sequence[tuple[Any, ...]]
+) -> tuple[str, ...]:
+    """Have the image guide in the default space where the conversion left that open; a note where it does now."""
+    plan = install.current_plan(model)
+    left_open = plan is not None and any(note.startswith(AS_IT_IS) for note in plan.notes)
+    if not left_open or any(record.root_path != path for path, _, record in install.records(model)):
+        return ()  # the guide of a part that was converted by itself is no image of these batches
+    by_image = {
+        path: layer
+        for path, layer in layers.items()
+        if isinstance(layer, GuidedResize) and layer.swap.guide == (INPUT,) and layer.swap.space is None
+    }
+    guides = {path: layer.swap.guide for path, layer in by_image.items()}
+    spaces, notes = Form().spaces(model, guides, lambda: [batch[0] for batch in data if batch])
+    for path, layer in by_image.items():
+        if (scale := scale_of(spaces[path])) is None:
+            return ()
+        layer.reset(space=spaces[path], guide_scale=scale)
+    return notes
 
 
 def _wanted(layer: Swapped, deviation: float | str) -> float | None:
@@ -152,7 +186,8 @@ def _as_before_on_failure(layers: Iterable[Swapped]) -> Iterator[None]:
         yield
     except BaseException:
         for layer, swap, log_scale in before:
-            names = ("guide_scale", "deviation", *(("conserve", "tap_means") if isinstance(swap, Swap) else ()))
+            further = ("conserve", "tap_means") if isinstance(swap, Swap) else ("space",)
+            names = ("guide_scale", "deviation", *further)
             layer.reset(**{name: getattr(swap, name) for name in names})
             if layer.guide_log_scale is not None and log_scale is not None:
                 layer.guide_log_scale.data.copy_(log_scale)  # to the bit, which its logarithm may not be

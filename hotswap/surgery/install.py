@@ -3,6 +3,7 @@
 `install` only reassigns classes, registers hooks and leaves a record; `remove` reassigns and removes them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -173,6 +174,20 @@ def current_plan(model: nn.Module) -> Plan | None:
 
 def record_drift(model: nn.Module, drift: float | None) -> None:
     """Keep how far a swapped network's outputs are from its plain self's, for `current_plan` to tell."""
+    _replan(model, lambda plan: replace(plan, drift=drift))
+
+
+def record_note(model: nn.Module, outdated: str, note: str) -> None:
+    """Put a note in the place of those that begin with `outdated`."""
+
+    def noted(plan: Plan) -> Plan:
+        notes = (note if kept.startswith(outdated) else kept for kept in plan.notes)
+        return replace(plan, notes=tuple(dict.fromkeys(notes)))
+
+    _replan(model, noted)
+
+
+def _replan(model: nn.Module, change: Callable[[Plan], Plan]) -> None:
     for module in model.modules():
         if kept := module.__dict__.get(RECORDS):
-            module.__dict__[RECORDS] = tuple(replace(r, plan=replace(r.plan, drift=drift)) for r in kept)
+            module.__dict__[RECORDS] = tuple(replace(record, plan=change(record.plan)) for record in kept)

@@ -1,6 +1,6 @@
 """The form of a guided enlargement: its steps and their footprints, its bounds, and the space of its guide."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ from hotswap.choices import LAB, RGB
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO, INPUT
 from hotswap.targets import footprints, guide_spaces
-from hotswap.targets.choose import Chosen
 from hotswap.targets.guide_spaces import GuideSpace, Space
 from hotswap.targets.plan import NEAREST, Footprint, check_footprint
 from hotswap.targets.sites import Site
 
+GUIDES_AS = "the image guides as"  # how notes on the space begin, and that on one that could not be chosen:
+AS_IT_IS = f"{GUIDES_AS} it is"
 _MAP = 3  # channels, at most, of depth, flow, a matte or an image, whose values count; scores of classes have more
 
 
@@ -53,19 +54,18 @@ class Form:
         return {"footprint": footprint, "bounded": bounded and site.mode not in NEAREST, "space": space}
 
     def spaces(
-        self, model: nn.Module, chosen: Iterable[Chosen], images: Callable[[], Iterable[Any]]
+        self, model: nn.Module, guides: Mapping[str, tuple[str, ...]], images: Callable[[], Iterable[Any]]
     ) -> tuple[dict[str, Space | None], tuple[str, ...]]:
         """The space of each enlargement's guide, by the target's name, and notes on what the image is taken for.
 
         Args:
             model: the network, which may declare how its images are normalised.
-            chosen: the enlargements.
+            guides: what guides each enlargement, by the target's name.
             images: gives images as the network receives them, where it does not.
 
         Raises:
             HotswapError: where a space was asked for and the guide is no image, or nothing says how it is normalised.
         """
-        guides = {each.name: each.guide for each in chosen}
         if isinstance(self.space, str) and self.space == AUTO:
             by_image = [name for name, guide in guides.items() if guide == (INPUT,)]
         else:
@@ -83,11 +83,12 @@ class Form:
         if space is None:
             space, source = guide_spaces.seen(images(), name), "by the range of the data"
         if space is not None:
-            note = f"the image guides as {space}, {source}"
+            note = f"{GUIDES_AS} {space}, {source}"
         elif self.space == AUTO:
             note = (
-                f'the image guides as it is: nothing says how it is normalised, so it cannot guide as "{LAB}", which '
-                f'is better; give calibrate_on, or space=hotswap.GuideSpace("{LAB}", mean, std)'
+                f'{AS_IT_IS}: nothing says how it is normalised, so it cannot guide as "{LAB}", which is better; '
+                "give calibrate_on, or hotswap.calibrate it afterwards, or give "
+                f'space=hotswap.GuideSpace("{LAB}", mean, std)'
             )
         else:
             raise HotswapError(

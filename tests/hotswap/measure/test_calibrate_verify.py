@@ -6,6 +6,7 @@ import json
 import re
 import types
 
+import blobs
 import networks
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 import hotswap
 import pac_ops
+from hotswap.zoo import image_stats
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +303,103 @@ def test_a_network_whose_weights_are_computed_anew_is_looked_at(reparametrise, m
     plain = hotswap.revert(converted)
     assert torch.equal(plain(image), expected)
     assert plain.state_dict().keys() == keys
+
+
+# --- the space of images that a conversion without data left open ----------------------------------------------
+
+
+def pictures(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
+    images = torch.stack([blobs.picture(seed)[0] for seed in range(4)])
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+@pytest.mark.parametrize("how", [((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3), IMAGENET], ids=str)
+def test_calibrate_finds_how_images_are_normalised_as_convert_does(tmp_path, how, learn_scale):
+    net, images = blobs.Coarse().eval(), pictures(*how)
+    later = hotswap.convert(net, "resize", "input", learn_scale=learn_scale, example_inputs=images)
+    assert hotswap.status(later).plan.resizes[0].space is None
+    calibration = hotswap.calibrate(later, images)
+    at_once = hotswap.convert(net, "resize", "input", learn_scale=learn_scale, calibrate_on=images)
+    plan, expected = (hotswap.status(each).plan for each in (later, at_once))
+    assert plan == expected
+    assert plan.resizes[0].space.name == "lab"
+    (note,) = calibration.notes
+    assert note in plan.notes
+    assert note == f"the image guides as {plan.resizes[0].space}, by the range of the data"
+    assert str(calibration).endswith(f"note: {note}")
+    assert (calibration.targets[0].scale_before, calibration.targets[0].scale) == pytest.approx((1e-4, 12.0))
+    with torch.no_grad():
+        torch.testing.assert_close(later(images), at_once(images), rtol=0, atol=0)
+    hotswap.save(later, tmp_path / "net.safetensors")
+    loaded = hotswap.load(tmp_path / "net.safetensors", model=blobs.Coarse()).eval()
+    assert hotswap.status(loaded).plan == plan
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), later(images), rtol=0, atol=0)
+    assert hotswap.calibrate(later, images).notes == ()
+
+
+def test_a_deviation_that_is_asked_for_is_reached_in_that_space():
+    images = pictures()
+    net = hotswap.convert(blobs.Coarse().eval(), "resize", "input", example_inputs=images)
+    (target,) = hotswap.calibrate(net, images, deviation=0.4).targets
+    assert target.deviation == pytest.approx(0.4, abs=0.01)
+    assert hotswap.status(net).plan.resizes[0].space.name == "lab"
+
+
+def test_it_is_found_after_more_targets_and_in_files_too(tmp_path):
+    net, images = blobs.Coarse().eval(), pictures()
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), net).eval()
+    swapped = hotswap.convert(net, "resize", "input", example_inputs=images)
+    swapped = hotswap.convert(swapped, "0", "input", example_inputs=images)
+    hotswap.save(swapped, tmp_path / "net.safetensors")
+    loaded = hotswap.load(tmp_path / "net.safetensors", model=net)
+    assert len(hotswap.calibrate(loaded, images).notes) == 1
+    assert hotswap.status(loaded).plan.resizes[0].space.name == "lab"
+
+
+@pytest.mark.parametrize(
+    ("options", "calibration"),
+    [
+        ({"space": None, "guide_scale": 2.0}, {}),  # which was asked for
+        ({"space": None}, {}),
+        ({"space": "rgb", "guide_scale": 2.0}, {}),
+        ({}, {"deviation": None}),  # which leaves everything
+    ],
+    ids=str,
+)
+def test_a_space_that_is_not_open_stays(options, calibration):
+    net, images = blobs.Coarse().eval(), pictures()
+    if options:
+        image_stats.put(net, image_stats.ImageStats((0.0,) * 3, (1.0,) * 3))
+    swapped = hotswap.convert(net, "resize", "input", example_inputs=images, **options)
+    before = hotswap.status(swapped).plan
+    vars(swapped).pop("pretrained_cfg", None)
+    assert hotswap.calibrate(swapped, images, **calibration).notes == ()
+    plan = hotswap.status(swapped).plan
+    assert plan.notes == before.notes
+    assert [resize.space for resize in plan.resizes] == [resize.space for resize in before.resizes]
+
+
+def test_batches_that_are_no_images_leave_it_open_and_a_failure_too():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, 4, 1), nn.Upsample(scale_factor=4, mode="bilinear")).eval()
+    images = torch.rand(2, 4, 16, 24)
+    swapped = hotswap.convert(net, "resize", "input", example_inputs=images)
+    assert hotswap.calibrate(swapped, images).notes == ()
+    assert hotswap.status(swapped).plan.resizes[0].deviation == pytest.approx(0.5, abs=0.01)
+    flat = torch.zeros(1, 3, 64, 96)
+    swapped = hotswap.convert(blobs.Coarse().eval(), "resize", "input", example_inputs=flat)
+    before = hotswap.status(swapped).plan
+    with pytest.raises(hotswap.HotswapError, match="is one value all over these batches"):
+        hotswap.calibrate(swapped, flat, deviation=0.5)
+    assert hotswap.status(swapped).plan == before
+
+
+def test_the_input_of_a_part_that_was_converted_by_itself_is_no_image():
+    part, images = blobs.Coarse().eval(), pictures()
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), hotswap.convert(part, "resize", "input", example_inputs=images)).eval()
+    assert hotswap.calibrate(net, images).notes == ()
+    assert hotswap.status(net[1]).plan.resizes[0].space is None

@@ -1,5 +1,6 @@
 """Commands about recipes: finetune, evaluate, predict. Nothing here imports torch until a command runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,28 +17,30 @@ _overrides = click.option(
     metavar="KEY=VALUE",
     help="Change the recipe, e.g. optimiser.lr=1e-4 or swaps.0.guide=input. Repeat for more.",
 )
+_arm = click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap finetune quickstart --output-dir out/quickstart",
-        "hotswap finetune my.yaml --set optimiser.lr=1e-4 --set steps=2000 --output-dir runs/my",
-        "hotswap finetune my.yaml --output-dir runs/my --resume",
-        "accelerate launch -m recipes finetune my.yaml --output-dir runs/my",
+def _checkpoint(text: str, *, required: bool = False) -> Callable[[options.Command], options.Command]:
+    return click.option("--checkpoint", metavar="FILE", shell_complete=completion.files, required=required, help=text)
+
+
+def _folder(text: str, *, required: bool = False) -> Callable[[options.Command], options.Command]:
+    return click.option(
+        "--output-dir", "folder", metavar="DIR", shell_complete=completion.folders, required=required, help=text
     )
+
+
+@options.command(
+    "hotswap finetune quickstart --output-dir out/quickstart",
+    "hotswap finetune my.yaml --set optimiser.lr=1e-4 --set steps=2000 --output-dir runs/my",
+    "hotswap finetune my.yaml --output-dir runs/my --resume",
+    "accelerate launch -m recipes finetune my.yaml --output-dir runs/my",
 )
 @_recipe
 @_overrides
-@click.option(
-    "--output-dir",
-    "folder",
-    metavar="DIR",
-    shell_complete=completion.folders,
-    help="Where to. Default: runs/ and the recipe's name.",
-)
+@_folder("Where to. Default: runs/ and the recipe's name.")
 @click.option("--resume", is_flag=True, help="Go on with what is in the folder.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps in all; --resume goes on.")
-@options.as_json
 def finetune(
     recipe: str,
     overrides: tuple[str, ...],
@@ -80,24 +83,18 @@ def finetune(
         output.wrote(str(out / arm / RESULT))
 
 
-@click.command(epilog=options.examples("hotswap evaluate my.yaml --checkpoint runs/my/best.safetensors"))
+@options.command("hotswap evaluate my.yaml --checkpoint runs/my/best.safetensors")
 @_recipe
 @_overrides
-@click.option(
-    "--checkpoint",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="Of the recipe's network. Default: what a run would start with.",
-)
-@click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
-@options.as_json
+@_checkpoint("Of the recipe's network. Default: what a run would start with.")
+@_arm
 def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, arm: str | None, as_json: bool) -> None:
     """Measure a network on the validation data of a recipe."""
     dependencies.check_installed()
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
-    early.check_checkpoint(checkpoint)
+    early.check(checkpoint=checkpoint)
 
     from recipes import engine
 
@@ -109,28 +106,16 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
             output.say("\n".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap predict my.yaml --checkpoint runs/my/best.safetensors --images photos --output-dir out",
-    )
+@options.command(
+    "hotswap predict my.yaml --checkpoint runs/my/best.safetensors --images photos --output-dir out",
 )
 @_recipe
 @_overrides
-@click.option(
-    "--checkpoint", metavar="FILE", shell_complete=completion.files, required=True, help="Of the recipe's network."
-)
-@click.option("--arm", metavar="NAME", help="Which arm of the recipe. Default: the last.")
-@click.option(
-    "--images",
-    metavar="DIR",
-    shell_complete=completion.folders,
-    help="Folder of images. Default: the recipe's validation data, with truth.",
-)
-@click.option(
-    "--output-dir", "folder", metavar="DIR", shell_complete=completion.folders, required=True, help="Where to."
-)
+@_checkpoint("Of the recipe's network.", required=True)
+@_arm
+@options.images("Folder of images. Default: the recipe's validation data, with truth.", required=False)
+@_folder("Where to.", required=True)
 @options.limit()
-@options.as_json
 def predict(
     recipe: str,
     overrides: tuple[str, ...],
@@ -149,8 +134,7 @@ def predict(
     from recipes import reading
 
     chosen = reading.arm(reading.read(recipe, overrides), arm)
-    early.check_checkpoint(checkpoint)
-    early.check_images(images)
+    early.check(checkpoint=checkpoint, images=images)
 
     from recipes.comparison import draw_predictions
 

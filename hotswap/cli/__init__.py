@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import hotswap
-from hotswap.cli import checkpoints, enlarging, installation, networks, options, search
+from hotswap.cli import checkpoints, enlarging, installation, networks, search
 from hotswap.cli.options import examples
 from hotswap.cli.output import printable
 from hotswap.errors import HotswapError
@@ -18,10 +18,7 @@ COMMANDS_OF_OTHERS = "hotswap.commands"  # the entry points by which packages ab
 
 
 class _Group(click.Group):
-    """Turns a HotswapError into one line on stderr and exit code 1, and loads commands of other packages.
-
-    Every command takes --quiet, which is added here.
-    """
+    """Turns a HotswapError into one line on stderr and exit code 1, and loads commands of other packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_others()})
@@ -30,8 +27,6 @@ class _Group(click.Group):
         command = super().get_command(ctx, cmd_name)
         if command is None and cmd_name in (others := _others()):
             command = others[cmd_name].load()
-        if command is not None:
-            options.add_quiet(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -11,18 +11,15 @@ from hotswap.errors import HotswapError
 from hotswap.files import destinations, hub, shards
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap verify swapped.safetensors --images photos",
-        "hotswap verify swapped.pt --model mypackage.nets:segmenter --input-size 320x480 --json",
-        "hotswap verify hf-hub:owner/name --images photos",
-    )
+@options.command(
+    "hotswap verify swapped.safetensors --images photos",
+    "hotswap verify swapped.pt --model mypackage.nets:segmenter --input-size 320x480 --json",
+    "hotswap verify hf-hub:owner/name --images photos",
 )
 @options.checkpoint_argument
 @options.images("Folder of images to run on. Default: random noise.", required=False)
 @options.own_model
 @options.image_options(options.limit())
-@options.as_json
 def verify(
     checkpoint: str,
     images: str | None,
@@ -31,9 +28,7 @@ def verify(
     as_json: bool,
 ) -> None:
     """Compare a swapped network with its plain self: outputs, and how far each kernel is from 1."""
-    early.check_checkpoint(checkpoint)
-    early.check_network(model)
-    early.check_images(images)
+    early.check(network=model, checkpoint=checkpoint, images=images)
 
     from hotswap.cli import inputs
     from hotswap.measure.verify import verify as verify_network
@@ -46,10 +41,8 @@ def verify(
     output.show(result, as_json=as_json, data=data.description)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap calibrate swapped.safetensors --images photos --deviation 0.3 -o calibrated.safetensors",
-    )
+@options.command(
+    "hotswap calibrate swapped.safetensors --images photos --deviation 0.3 -o calibrated.safetensors",
 )
 @options.checkpoint_argument
 @options.images("Folder of images such as the network will see.")
@@ -59,7 +52,6 @@ def verify(
 @options.max_shard_size
 @options.own_model
 @options.image_options(options.limit())
-@options.as_json
 def calibrate(
     checkpoint: str,
     images: str,
@@ -73,9 +65,7 @@ def calibrate(
 ) -> None:
     """Choose each swap's guide scale from images, so that its kernel differs from 1 by a stated mean."""
     destinations.check_checkpoint(path, max_shard_size)
-    early.check_checkpoint(checkpoint)
-    early.check_network(model)
-    early.check_images(images)
+    early.check(network=model, checkpoint=checkpoint, images=images)
     early.check_other_file(path, checkpoint)
 
     from hotswap.checkpoint.write import save
@@ -94,19 +84,16 @@ def calibrate(
     output.wrote(path)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap revert finetuned.safetensors -o plain.safetensors",
-    )
+@options.command(
+    "hotswap revert finetuned.safetensors -o plain.safetensors",
 )
 @options.checkpoint_argument
 @options.output
 @options.max_shard_size
-@options.as_json
 def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool) -> None:
     """Write the plain network of a swapped checkpoint, with its weights as they are."""
     destinations.check_checkpoint(path, max_shard_size)
-    early.check_checkpoint(checkpoint)
+    early.check(checkpoint=checkpoint)
     early.check_other_file(path, checkpoint)
 
     from hotswap.checkpoint.read import read
@@ -124,11 +111,9 @@ def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool
     output.wrote(path)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap export swapped.safetensors -o swapped.onnx",
-        "hotswap export swapped.safetensors --input-size 512x512 --static -o swapped.pt2",
-    )
+@options.command(
+    "hotswap export swapped.safetensors -o swapped.onnx",
+    "hotswap export swapped.safetensors --input-size 512x512 --static -o swapped.pt2",
 )
 @options.checkpoint_argument
 @options.writes("What to write: .onnx or .pt2.")
@@ -141,7 +126,6 @@ def revert(checkpoint: str, path: str, max_shard_size: str | None, as_json: bool
 @click.option("--static", is_flag=True, help="Fix batch and image size, where a network cannot leave them open.")
 @options.own_model
 @options.input_size
-@options.as_json
 def export(
     checkpoint: str,
     path: str,
@@ -154,8 +138,7 @@ def export(
     """Write the network for inference without hotswap, and check the file against PyTorch."""
     early.check_other_file(path, checkpoint)
     destinations.check_export(path, kind)
-    early.check_checkpoint(checkpoint)
-    early.check_network(model)
+    early.check(network=model, checkpoint=checkpoint)
 
     from hotswap.cli import inputs
     from hotswap.exporting.export import export as export_network
@@ -168,19 +151,16 @@ def export(
     output.wrote(path)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap diff swapped.safetensors finetuned.safetensors",
-        "hotswap diff best.pt last.pt --json",
-    )
+@options.command(
+    "hotswap diff swapped.safetensors finetuned.safetensors",
+    "hotswap diff best.pt last.pt --json",
 )
 @click.argument("first", shell_complete=completion.files)
 @click.argument("second", shell_complete=completion.files)
-@options.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
     """Compare two checkpoints: the architectures they name, their plans, their weights."""
     for path in (first, second):
-        early.check_checkpoint(path)
+        early.check(checkpoint=path)
 
     from hotswap.checkpoint.diff import diff as compare
     from hotswap.checkpoint.read import read
@@ -192,12 +172,10 @@ def diff(first: str, second: str, as_json: bool) -> None:
     output.show(compare(*saved), as_json=as_json)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap report swapped.safetensors --images photos -o report.html",
-        "hotswap report swapped.pt --model mypackage.nets:segmenter --images photos --input-size 320x480 \\",
-        "    --limit 4 -o report.html",
-    )
+@options.command(
+    "hotswap report swapped.safetensors --images photos -o report.html",
+    "hotswap report swapped.pt --model mypackage.nets:segmenter --images photos --input-size 320x480 \\",
+    "    --limit 4 -o report.html",
 )
 @options.checkpoint_argument
 @options.images("Folder of images to show the network on.")
@@ -212,7 +190,6 @@ def diff(first: str, second: str, as_json: bool) -> None:
     help="How output maps are drawn: the label that is highest (of one channel, whether it is above 0), or numbers. "
     "auto: one channel as numbers, three as a picture, any other number as labels.",
 )
-@options.as_json
 def report(
     checkpoint: str,
     images: str,
@@ -225,9 +202,7 @@ def report(
     """Write one HTML file about a swapped network: what is swapped, what it changes, what it costs."""
     early.check_other_file(path, checkpoint)
     destinations.check_report(path)
-    early.check_checkpoint(checkpoint)
-    early.check_network(model)
-    early.check_images(images)
+    early.check(network=model, checkpoint=checkpoint, images=images)
 
     from hotswap.cli import inputs
     from hotswap.reporting.api import report as write_report
@@ -248,11 +223,9 @@ def report(
     output.wrote(path)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap push swapped.safetensors owner/name --private",
-        "hotswap push swapped.pt owner/name --model mypackage.nets:segmenter --branch trial",
-    )
+@options.command(
+    "hotswap push swapped.safetensors owner/name --private",
+    "hotswap push swapped.pt owner/name --model mypackage.nets:segmenter --branch trial",
 )
 @options.checkpoint_argument
 @click.argument("repository")
@@ -261,7 +234,6 @@ def report(
 @click.option("--message", metavar="TEXT", help="Of the commit.")
 @options.max_shard_size
 @options.own_model
-@options.as_json
 def push(
     checkpoint: str,
     repository: str,
@@ -277,8 +249,7 @@ def push(
     It is loaded again as hf-hub:OWNER/NAME, by every command that takes a checkpoint. Needs a token that may write:
     `hf auth login`, or HF_TOKEN.
     """
-    early.check_checkpoint(checkpoint)
-    early.check_network(model)
+    early.check(network=model, checkpoint=checkpoint)
     hub.parse(f"{hub.PREFIX}{repository}" + ("" if branch is None else f"@{branch}"))
     if max_shard_size is not None:
         shards.parse_size(max_shard_size)

@@ -6,26 +6,16 @@ from hotswap.files.atomic import check_readable, is_same_file
 from hotswap.zoo import names
 
 
-def check_network(name: str | None) -> None:
-    """Refuse a malformed name of a network."""
-    if name is not None:
-        _ = names.parse(name).on_hub  # the property checks the form of an address
-
-
-def check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that is missing."""
-    if path is None:
-        return
-    if hub.is_address(path):
-        hub.parse(path)
-    else:
-        check_readable(shards.index_at(path) or path)
-
-
-def check_images(folder: str | None) -> None:
-    """Refuse a folder without images."""
-    if folder is not None:
-        image_files.find(folder, 1)
+def check(*, network: str | None = None, checkpoint: str | None = None, images: str | None = None) -> None:
+    """Refuse a malformed name of a network, a checkpoint that is missing, a folder without images."""
+    if network is not None:
+        _ = names.parse(network).on_hub  # the property checks the form of an address
+    if checkpoint is not None and hub.is_address(checkpoint):
+        hub.parse(checkpoint)
+    elif checkpoint is not None:
+        check_readable(shards.index_at(checkpoint) or checkpoint)
+    if images is not None:
+        image_files.find(images, 1)
 
 
 def check_other_file(path: str, *inputs: str | None) -> None:

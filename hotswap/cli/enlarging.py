@@ -11,12 +11,10 @@ from hotswap.files.atomic import check_readable
 from hotswap.network.names import AUTO
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap enlarge labels.png photo.jpg -o sharper.png",
-        "hotswap enlarge logits.npy photo.jpg --labels -o labels.png",
-        "hotswap enlarge depth16.png photo.jpg -o sharper.png",
-    )
+@options.command(
+    "hotswap enlarge labels.png photo.jpg -o sharper.png",
+    "hotswap enlarge logits.npy photo.jpg --labels -o labels.png",
+    "hotswap enlarge depth16.png photo.jpg -o sharper.png",
 )
 @click.argument("map", shell_complete=completion.files)
 @click.argument("image", shell_complete=completion.files)
@@ -48,7 +46,6 @@ from hotswap.network.names import AUTO
 @click.option("--align-corners", is_flag=True, help="Corner pixels of map and image are at the same places.")
 @click.option("--ignore", type=int, default=255, show_default=True, help="The label that is no class.")
 @click.option("--stretched", is_flag=True, help="The map is of the image stretched to another aspect ratio.")
-@options.as_json
 def enlarge(
     map: str,
     image: str,

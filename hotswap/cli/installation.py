@@ -6,8 +6,7 @@ from hotswap.cli import options, output
 from hotswap.errors import HotswapError
 
 
-@click.command(epilog=options.examples("hotswap doctor", "hotswap doctor --json"))
-@options.as_json
+@options.command("hotswap doctor", "hotswap doctor --json")
 def doctor(as_json: bool) -> None:
     """Show versions, which backends can run and why not, and test every operator, in seconds."""
     from hotswap.doctor import doctor as look_over

@@ -1,6 +1,6 @@
 """Commands about a network by its name: inspect, plan, convert."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,7 +12,7 @@ from hotswap.files.atomic import check_readable
 from hotswap.zoo import names
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from hotswap.targets.plan import Plan
 
@@ -91,19 +91,16 @@ def _choices(command: Command) -> Command:
     return command
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap inspect torchvision:vgg16",
-        'hotswap inspect "timm:resnet50d?num_classes=10" --input-size 320',
-        "hotswap inspect mypackage.nets:segmenter --json",
-    )
+@options.command(
+    "hotswap inspect torchvision:vgg16",
+    'hotswap inspect "timm:resnet50d?num_classes=10" --input-size 320',
+    "hotswap inspect mypackage.nets:segmenter --json",
 )
 @options.model_argument
 @options.input_size
-@options.as_json
 def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
     """List a network's convolutions: alias, size, cost, and whether each can be swapped."""
-    early.check_network(model)
+    early.check(network=model)
 
     from hotswap.cli import inputs
     from hotswap.measure.inspect import inspect as inspect_network
@@ -112,23 +109,20 @@ def inspect(model: str, input_size: options.Size | None, as_json: bool) -> None:
     output.show(inspect_network(network, inputs.example(network, input_size)), as_json=as_json)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap plan torchvision:vgg16",
-        'hotswap plan torchvision:vgg16 --target conv3_3 --target "conv4_*" --guide conv2_2',
-        "hotswap plan torchvision:vgg16 --json > plan.json",
-    )
+@options.command(
+    "hotswap plan torchvision:vgg16",
+    'hotswap plan torchvision:vgg16 --target conv3_3 --target "conv4_*" --guide conv2_2',
+    "hotswap plan torchvision:vgg16 --json > plan.json",
 )
 @options.model_argument
 @_choices
 @options.input_size
 @options.no_check
-@options.as_json
 def plan(
     model: str, plan_file: str | None, input_size: options.Size | None, check: bool, as_json: bool, **chosen: Any
 ) -> None:
     """Show what `convert` would do, checked to the end, without doing it."""
-    early.check_network(model)
+    early.check(network=model)
     given = _given(chosen, plan_file)
 
     from hotswap.cli import inputs
@@ -137,14 +131,12 @@ def plan(
     output.show(checked, as_json=as_json)
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap convert torchvision:vgg16 --weights vgg16.pth --target conv3_3 --target conv4_3 \\",
-        "    --guide conv2_2 -o swapped.safetensors",
-        "hotswap convert ./my_segformer --guide input --calibrate-on photos -o swapped.safetensors",
-        "hotswap convert torchvision:vgg16 --weights vgg16.pth --guide input --calibrate-on photos -o swapped.pt",
-        "hotswap convert mypackage.nets:segmenter --weights best.ckpt --plan plan.json -o swapped.pt",
-    )
+@options.command(
+    "hotswap convert torchvision:vgg16 --weights vgg16.pth --target conv3_3 --target conv4_3 \\",
+    "    --guide conv2_2 -o swapped.safetensors",
+    "hotswap convert ./my_segformer --guide input --calibrate-on photos -o swapped.safetensors",
+    "hotswap convert torchvision:vgg16 --weights vgg16.pth --guide input --calibrate-on photos -o swapped.pt",
+    "hotswap convert mypackage.nets:segmenter --weights best.ckpt --plan plan.json -o swapped.pt",
 )
 @options.model_argument
 @options.weights
@@ -161,7 +153,6 @@ def plan(
 @click.option("--dry-run", is_flag=True, help="Do everything but write: print the plan, as `hotswap plan` does.")
 @options.writes(options.CHECKPOINT_FILES, required=False)
 @options.max_shard_size
-@options.as_json
 def convert(
     model: str,
     weights: str | None,
@@ -192,12 +183,12 @@ def convert(
             )
         destinations.check_checkpoint(path, max_shard_size)
         early.check_other_file(path, weights, plan_file)
-    early.check_network(model)
-    early.check_checkpoint(weights)
-    early.check_images(calibrate_on)
+    early.check(network=model, checkpoint=weights, images=calibrate_on)
 
+    from hotswap import api
     from hotswap.checkpoint.write import save
     from hotswap.cli import inputs
+    from hotswap.surgery import install
     from hotswap.zoo import providers
 
     model = inputs.pinned(model)
@@ -213,7 +204,10 @@ def convert(
         given |= {"check": check} | ({} if deviation is None else {"deviation": deviation})
         with inputs.explained(network, prepared.input_size):
             example = inputs.example(network, prepared.input_size)
-            done, converted = _calibrated(network, example, data.batches, given)
+            converted = api.convert(network, **given, calibrate_on=data.batches, example_inputs=example, inplace=True)
+        calibrated = install.current_plan(converted)
+        assert calibrated is not None  # noqa: S101 (it was just converted)
+        done = calibrated
     if dry_run or path is None:
         output.show(done, as_json=as_json)
         return
@@ -239,18 +233,6 @@ def _carry_out(
     else:
         plan = read_plan(plan_file)
     return plan, api.apply(network, plan, example_inputs=example, inplace=True, check=check)
-
-
-def _calibrated(
-    network: "nn.Module", example: "Tensor | None", batches: "Iterable[Tensor]", given: dict[str, Any]
-) -> "tuple[Plan, nn.Module]":
-    from hotswap import api
-    from hotswap.surgery import install
-
-    converted = api.convert(network, **given, calibrate_on=batches, example_inputs=example, inplace=True)
-    plan = install.current_plan(converted)
-    assert plan is not None  # noqa: S101 (it was just converted)
-    return plan, converted
 
 
 def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = False) -> dict[str, Any]:

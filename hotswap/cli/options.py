@@ -101,26 +101,32 @@ def _positive(ctx: click.Context, param: click.Parameter, text: str | None) -> t
     return numbers
 
 
-def add_quiet(command: click.Command) -> None:
-    """Add --quiet to a command, or to the commands of a group."""
-    if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            add_quiet(inner)
-    elif not any(param.name == "quiet" for param in command.params):
-        command.params.append(
-            click.Option(
-                ["-q", "--quiet"],
-                is_flag=True,
-                expose_value=False,
-                callback=_set_quiet,
-                help="Print nothing but errors and, with --json, the JSON.",
-            )
-        )
-
-
 def _set_quiet(ctx: click.Context, param: click.Parameter, chosen: bool) -> None:
     if chosen:
         output_module.be_quiet(ctx)
+
+
+_OF_ALL = (
+    click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, and nothing else, on stdout."),
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_set_quiet,
+        help="Print nothing but errors and, with --json, the JSON.",
+    ),
+)
+
+
+def command(*lines: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with these examples in its help, which takes `--json` and `--quiet`, as all do."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        built = click.command(epilog=examples(*lines))(function)
+        built.params += _OF_ALL
+        return built
+
+    return decorate
 
 
 def images(text: str, *, required: bool = True) -> Callable[[Command], Command]:
@@ -145,7 +151,6 @@ no_check = click.option(
 CHECKPOINT_FILES = "What to write: .safetensors, .pt or .pth."
 model_argument = click.argument("model", shell_complete=completion.files)
 checkpoint_argument = click.argument("checkpoint", shell_complete=completion.files)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 output = writes(CHECKPOINT_FILES)
 max_shard_size = click.option(
     "--max-shard-size",

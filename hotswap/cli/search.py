@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@click.command(
-    epilog=options.examples(
-        "hotswap search torchvision:deeplabv3_resnet50 --weights trained.pth --images photos --labels labels \\",
-        "    -o best.safetensors",
-        "hotswap search mypackage.nets:segmenter --images photos",
-        "hotswap search mypackage.nets:segmenter --images photos --labels masks --class 13 -o best.safetensors",
-        "hotswap search mypackage.nets:depth --images photos --labels depth --unit 1000 --metric rmse -o best.pt",
-    )
+@options.command(
+    "hotswap search torchvision:deeplabv3_resnet50 --weights trained.pth --images photos --labels labels \\",
+    "    -o best.safetensors",
+    "hotswap search mypackage.nets:segmenter --images photos",
+    "hotswap search mypackage.nets:segmenter --images photos --labels masks --class 13 -o best.safetensors",
+    "hotswap search mypackage.nets:depth --images photos --labels depth --unit 1000 --metric rmse -o best.pt",
 )
 @options.model_argument
 @options.weights
@@ -54,7 +52,6 @@ if TYPE_CHECKING:
 @options.writes(
     "What to write: .safetensors, .pt or .pth; and a page with pictures beside it, .html.", required=False
 )
-@options.as_json
 def search(
     model: str,
     weights: str | None,
@@ -84,9 +81,7 @@ def search(
         destinations.check_checkpoint(path)
         destinations.check_report(page)
         early.check_other_file(path, weights)
-    early.check_network(model)
-    early.check_checkpoint(weights)
-    early.check_images(images)
+    early.check(network=model, checkpoint=weights, images=images)
     if labels is not None:
         pairs.find(images, labels, prepared.limit)
 

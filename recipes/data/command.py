@@ -15,10 +15,9 @@ def data() -> None:
     """Data sets of the recipes."""
 
 
-@data.command(epilog=options.examples("hotswap data check voc /data/voc", "hotswap data check nyu /data/nyu --json"))
+@options.command("hotswap data check voc /data/voc", "hotswap data check nyu /data/nyu --json")
 @click.argument("name", type=click.Choice(NAMES))
 @click.argument("root", type=click.Path())
-@options.as_json
 def check(name: str, root: str, as_json: bool) -> None:
     """Read every file of a data set, and tell what is missing or damaged.
 
@@ -34,3 +33,6 @@ def check(name: str, root: str, as_json: bool) -> None:
     if report.problems:
         count = len(report.problems)
         raise HotswapError(f"{count} problem{'s'[: count > 1]} in {name}, the first: {report.problems[0]}")
+
+
+data.add_command(check)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 import hotswap
 from examples.hed import HedSegmenter, load_hed, load_segmenter
 from examples.pictures import capture_kernel, difference, kernel_sheet, photograph
+from hotswap.colours import Pixels
 from recipes.finetune import evaluate, finetune
 from recipes.landwater import LandWater
-from recipes.pictures import Panel, Pixels, pixels, sheet
+from recipes.pictures import Panel, pixels, sheet
 
 TARGETS = ["conv3_3", "conv4_3", "conv5_3"]  # the paper's choice: the last convolution of each late stage,
 GUIDE = "conv2_2"  # guided by an early activation

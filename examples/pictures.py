@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from hotswap.colours import Pixels
 from recipes.dependencies import installed_file
-from recipes.pictures import CAPTION, INK, MARGIN, TITLE, WHITE, Pixels, font, page, pixels, resize
+from recipes.pictures import CAPTION, INK, MARGIN, TITLE, WHITE, font, page, pixels, resize
 
 Place = tuple[int, int]  # row and column of a pixel
 

@@ -66,7 +66,8 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
     if recipe.model.checkpoint is not None:
         model = hotswap.load(_file(recipe.model.checkpoint, earlier), model=model)
     for swap in recipe.swaps:
-        model = _swapped(model, swap, first)
+        options = {name: getattr(swap, name) for name in Swap.model_fields}
+        model = hotswap.convert(model, **options, example_inputs=first)
     model.to(device)
     if recipe.calibration is not None and hotswap.status(model).plan is not None:
         settings, size = recipe.calibration, recipe.batch_size
@@ -105,11 +106,6 @@ def _file(checkpoint: str, earlier: Mapping[str, Path]) -> str | Path:
             f"model.checkpoint is where arm {name!r} ended, which has not been run here; pass --checkpoint"
         )
     return earlier[name]
-
-
-def _swapped(model: nn.Module, swap: Swap, first: Inputs) -> nn.Module:
-    options = {name: getattr(swap, name) for name in Swap.model_fields}
-    return hotswap.convert(model, **options, example_inputs=first)
 
 
 def _spec(recipe: Recipe) -> str:

@@ -37,12 +37,8 @@ def draw_comparison(arms: Mapping[str, Recipe], folder: Path) -> Path:
         for name, recipe in arms.items()
         if _shown_by(recipe) == _shown_by(last)
     }
-    data = building.dataset(last.data.validation)
-    rows = []
-    for index in range(min(_ROWS, length(data))):
-        shown, truth = _item(data, index)
-        seen, _ = _item(building.as_seen(last, data), index)
-        rows.append(draw(networks, seen, shown, truth, last.task).panels)
+    items = _validation(last, _ROWS)
+    rows = [draw(networks, seen, shown, truth, last.task).panels for _, seen, shown, truth in items]
     path = folder / PAGE
     page = sheet(f"{folder.name}: the first images of the validation data", rows, width=_WIDTH)
     return _saved(page, path)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torchvision.utils import flow_to_image
 
 from hotswap import colours
-from hotswap.colours import labels_palette
+from hotswap.colours import Pixels, labels_palette
 from hotswap.network.dry_run import device_of, mode
 from pac_ops.binary import labels_of
 from recipes import config
 from recipes.datasets import Tensors, collate, moved
-from recipes.pictures import Panel, Pixels, pixels
+from recipes.pictures import Panel, pixels
 from recipes.tasks import predict, target
 
 

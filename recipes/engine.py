@@ -179,7 +179,7 @@ class _Run:
         save_every = self.recipe.save_every or settings.every
         log = tensorboard.curves(self.folder, trainer.step, drawn=self.main)
         console = console if console is not None and self.main else Console(quiet=True)
-        with log as self.curves, progress(self.label or "training", trainer.step, until, console) as bar:
+        with log as self.draw, progress(self.label or "training", trainer.step, until, console) as bar:
             if settings.at_start and not self.record.history:
                 self._measure()
             steps = trainer.run(until)
@@ -201,8 +201,8 @@ class _Run:
                 raise HotswapError(f"{error}; {self._kept()}") from error
         if loss is not None:
             self.losses.append(loss)
-            self.curves.add("loss", loss, self.trainer.step)
-            self.curves.add("lr", self.trainer.optimizer.param_groups[0]["lr"], self.trainer.step)
+            self.draw("loss", loss, self.trainer.step)
+            self.draw("lr", self.trainer.optimizer.param_groups[0]["lr"], self.trainer.step)
         return loss
 
     def _kept(self) -> str:
@@ -219,7 +219,7 @@ class _Run:
         self.losses.clear()
         self.record.history.append(entry)
         for name, value in metrics.items():
-            self.curves.add(f"validation/{name}", value, self.trainer.step)
+            self.draw(f"validation/{name}", value, self.trainer.step)
         best = self.record.best
         if best is None or self._score(metrics) > self._score(best["metrics"]):
             self.record.best = entry

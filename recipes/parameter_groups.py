@@ -62,8 +62,7 @@ def freeze(model: nn.Module, parts: Iterable[str], example: Inputs) -> None:
 
 
 def _plan(model: nn.Module) -> Plan:
-    plan = install.current_plan(model)
-    return Plan(()) if plan is None else plan
+    return install.current_plan(model) or Plan(())
 
 
 def _scales(names: Iterable[str]) -> set[str]:

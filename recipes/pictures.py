@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
+from hotswap.colours import Pixels, from_tensor
+
 Panel = tuple[str, Pixels]  # a caption and its picture
 
 MARGIN = 16
@@ -18,8 +17,7 @@ WHITE, INK = (255, 255, 255), (25, 25, 25)
 
 def pixels(image: Tensor) -> Pixels:
     """[3, H, W] or [1, H, W] in 0..1 (clipped) as RGB pixels."""
-    bytes_ = (image.detach().cpu().clamp(0, 1) * 255).round().byte().expand(3, -1, -1)
-    return np.ascontiguousarray(bytes_.permute(1, 2, 0).numpy())
+    return from_tensor(image, 0.0, 1.0)
 
 
 def sheet(title: str, rows: Sequence[Sequence[Panel]], width: int = 420) -> Image.Image:

@@ -75,7 +75,7 @@ class Segmentation:
             HotswapError: where a label is no class of the network.
         """
         truth = target(truth)
-        prediction = _classes(prediction)
+        prediction = two_classes(prediction) if prediction.shape[1] == 1 else prediction
         _check_labels(truth, prediction.shape[1], self.ignore)
         return F.cross_entropy(prediction, truth, ignore_index=self.ignore, reduction="sum")
 
@@ -111,10 +111,6 @@ class SegmentationMeasure:
     def compute(self) -> dict[str, float]:
         """`miou`, `boundary_iou_3`, `boundary_iou_5`, each 0..1."""
         return {name: float(metric.compute()) for name, metric in self.metrics.items()}
-
-
-def _classes(prediction: Tensor) -> Tensor:
-    return two_classes(prediction) if prediction.shape[1] == 1 else prediction
 
 
 def _check_labels(truth: Tensor, classes: int, ignore: int) -> None:

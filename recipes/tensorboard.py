@@ -2,43 +2,37 @@
 
 import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from hotswap.errors import HotswapError
 
 FOLDER = "tensorboard"
 
 
-class Curves:
-    """The curves of a run. Without TensorBoard, which is optional, nothing is written."""
-
-    def __init__(self, folder: Path, board: Any = None) -> None:
-        self.folder, self.board = folder, board
-
-    def add(self, name: str, value: float, step: int) -> None:
-        """Add a point to a curve."""
-        if self.board is not None:
-            with _explained(self.folder):
-                self.board.add_scalar(name, value, step)
-
-
 @contextmanager
-def curves(folder: Path, step: int, *, drawn: bool) -> Iterator[Curves]:
-    """The curves of a run's folder, from a step on; `drawn` says whether this process writes them."""
+def curves(folder: Path, step: int, *, drawn: bool) -> Iterator[Callable[[str, float, int], None]]:
+    """The curves of a run's folder, from a step on: a function that adds a value to one, by its name, at a step.
+
+    Without TensorBoard, which is optional, nothing is written; nor where not `drawn`, by other processes.
+    """
     folder = folder / FOLDER
     if not drawn or importlib.util.find_spec("tensorboard") is None:
-        yield Curves(folder)
+        yield lambda *_: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
     with _without_the_threads_traceback():
         with _explained(folder):
             board = SummaryWriter(str(folder), purge_step=step + 1)
+
+        def add(name: str, value: float, step: int) -> None:
+            with _explained(folder):
+                board.add_scalar(name, value, step)
+
         try:
-            yield Curves(folder, board)
+            yield add
         except BaseException:
             with suppress(OSError):  # what happened before is what matters
                 board.close()

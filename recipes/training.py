@@ -5,7 +5,7 @@ So a run that is stopped and goes on is the run that was not, and several proces
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,7 +97,10 @@ class Trainer:
         optimizer = optimiser(model, settings.optimiser, example)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         # The average is a copy, made before Accelerate gives the network a forward of its own for mixed precision.
-        self.ema = None if settings.ema is None else _averaged(model, settings.ema).to(accelerator.device)
+        self.ema: AveragedModel | None = None
+        if settings.ema is not None:
+            average = get_ema_multi_avg_fn(settings.ema)
+            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True).to(accelerator.device)
         self.network, self.optimizer = accelerator.prepare(model, optimizer)
 
     @property
@@ -128,7 +131,8 @@ class Trainer:
             group["lr"] = lr * factor
         counted = self._over_processes(sum(self.task.count(truth) for _, truth in items))
         loss, seeds = 0.0, (settings.seed, self.step, accelerator.process_index)
-        with mode(self.model, training=True), seeded(*seeds), self._joined_batches():
+        joined = OverProcesses() if accelerator.num_processes > 1 else nullcontext()
+        with mode(self.model, training=True), seeded(*seeds), joined:
             for index, item in enumerate(items):
                 with accelerator.no_sync(self.network) if index < len(items) - 1 else nullcontext():
                     loss += self._backward(item, counted)
@@ -154,9 +158,6 @@ class Trainer:
         loss = self.task.total(prediction, truth) / max(counted, 1)
         self.accelerator.backward(loss * self.accelerator.num_processes)  # which takes the mean over processes
         return float(loss.detach())
-
-    def _joined_batches(self) -> AbstractContextManager[Any]:
-        return OverProcesses() if self.accelerator.num_processes > 1 else nullcontext()
 
     def _over_processes(self, number: float) -> float:
         """The sum over all processes."""
@@ -231,7 +232,3 @@ def measure(
             inputs, truth = (moved(part, device) for part in item)
             measure.update(predict(model, inputs, target(truth).shape[-2:]), truth)
     return measure.compute()
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

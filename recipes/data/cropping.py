@@ -7,9 +7,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from hotswap.errors import HotswapError
+from hotswap.zoo.providers import IMAGENET_MEAN
 
 IGNORED = 255  # the label of pixels that do not count
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 class Cropping:

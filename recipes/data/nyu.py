@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -66,16 +65,12 @@ class NyuDepth(Dataset[tuple[Tensor, Tensor]]):
         if not 0 <= index < len(self):
             raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
         height, width = self.size
-        with NYU.reading(self.path):
-            at = index if self.split == "train" else TRAIN + index
-            pixels, metres = self._read(at)
+        at = index if self.split == "train" else TRAIN + index
+        # Opened for every image: an open HDF5 file does not survive the fork of a loader's workers.
+        with NYU.reading(self.path), h5py.File(self.path) as file:
+            pixels, metres = file["images"][at], file["depths"][at]
         image = as_image(np.ascontiguousarray(pixels.transpose(2, 1, 0)))
         depth = torch.from_numpy(np.ascontiguousarray(metres.T)).float()[None]
         if not bool(torch.isfinite(depth).all()):
             raise NYU.error(self.path, f"is damaged: depth {at} of {height} x {width} pixels is not finite")
         return (image, depth) if self.cropping is None else self.cropping(image, depth)
-
-    def _read(self, at: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        # Opened for every image: an open HDF5 file does not survive the fork of a loader's workers.
-        with h5py.File(self.path) as file:
-            return file["images"][at], file["depths"][at]

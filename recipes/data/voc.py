@@ -21,7 +21,6 @@ import scipy.io
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import SBDataset, VOCSegmentation
 
 from hotswap.errors import HotswapError
 from hotswap.zoo.images import opened
@@ -57,10 +56,10 @@ SBD = Source(
 class _Item:
     """A picture, its labels, and the reader of the labels."""
 
-    image: str
-    labels: str
+    image: Path
+    labels: Path
     source: Source
-    read_labels: Callable[[str], npt.NDArray[np.uint8]]
+    read_labels: Callable[[Path], npt.NDArray[np.uint8]]
 
 
 class VocSbd(Dataset[tuple[Tensor, Tensor]]):
@@ -99,11 +98,11 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
     @cached_property
     def names(self) -> list[str]:
         """The names of the images of this split, such as 2007_000032, in order."""
-        sbd = set(map(_stem, self._sbd.images))
-        validation = set(self._voc_2011("val")) - sbd
+        sbd = self._sbd
+        validation = self._voc_2011("val") - sbd
         if self.split == "val11_sbd":
             return sorted(validation)
-        return sorted((set(self._voc_2011("train")) | sbd) - validation)
+        return sorted((self._voc_2011("train") | sbd) - validation)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         item = self._item(self.names[index])
@@ -120,45 +119,32 @@ class VocSbd(Dataset[tuple[Tensor, Tensor]]):
         return (image, labels) if self.multiple == 1 else padded(image, labels, self.multiple)
 
     def _item(self, name: str) -> _Item:
-        if (index := self._voc_indices.get(name)) is not None:
-            return _Item(self._voc.images[index], self._voc.masks[index], VOC, _voc_labels)
-        if (index := self._sbd_indices.get(name)) is not None:
-            return _Item(self._sbd.images[index], self._sbd.masks[index], SBD, _sbd_labels)
-        listed = _list(self.root / "VOCdevkit" / "VOC2012", "trainval")
-        raise VOC.error(listed, f"does not list {name}, which VOC 2011 does")
-
-    # torchvision's data sets know the layouts. Their constructors read the lists, so they are constructed when they
-    # are needed. They are not asked for items: their errors do not say which of two files was damaged.
+        voc, sbd = self.root / "VOCdevkit" / "VOC2012", self.root / "sbd"
+        if name in self._voc:
+            labels = voc / "SegmentationClass" / f"{name}.png"
+            return _Item(voc / "JPEGImages" / f"{name}.jpg", labels, VOC, _voc_labels)
+        if name in self._sbd:
+            return _Item(sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat", SBD, _sbd_labels)
+        raise VOC.error(_list(voc, "trainval"), f"does not list {name}, which VOC 2011 does")
 
     @cached_property
-    def _voc(self) -> VOCSegmentation:
-        with VOC.reading(_list(self.root / "VOCdevkit" / "VOC2012", "trainval")):
-            return VOCSegmentation(self.root, year="2012", image_set="trainval")
+    def _voc(self) -> set[str]:
+        return _listed(_list(self.root / "VOCdevkit" / "VOC2012", "trainval"), VOC)
 
     @cached_property
-    def _sbd(self) -> SBDataset:
-        with SBD.reading(self.root / "sbd" / "train.txt"):
-            return SBDataset(self.root / "sbd", image_set="train", mode="segmentation")
+    def _sbd(self) -> set[str]:
+        return _listed(self.root / "sbd" / "train.txt", SBD)
 
-    def _voc_2011(self, image_set: str) -> list[str]:
-        with VOC_2011.reading(_list(self.root / "TrainVal" / "VOCdevkit" / "VOC2011", image_set)):
-            return [_stem(path) for path in VOCSegmentation(self.root, year="2011", image_set=image_set).images]
-
-    @cached_property
-    def _voc_indices(self) -> dict[str, int]:
-        return {_stem(path): index for index, path in enumerate(self._voc.images)}
-
-    @cached_property
-    def _sbd_indices(self) -> dict[str, int]:
-        return {_stem(path): index for index, path in enumerate(self._sbd.images)}
+    def _voc_2011(self, image_set: str) -> set[str]:
+        return _listed(_list(self.root / "TrainVal" / "VOCdevkit" / "VOC2011", image_set), VOC_2011)
 
 
-def _voc_labels(path: str) -> npt.NDArray[np.uint8]:
+def _voc_labels(path: Path) -> npt.NDArray[np.uint8]:
     with opened(path) as palette:
         return np.array(palette)
 
 
-def _sbd_labels(path: str) -> npt.NDArray[np.uint8]:
+def _sbd_labels(path: Path) -> npt.NDArray[np.uint8]:
     labels: npt.NDArray[np.uint8] = scipy.io.loadmat(path)["GTcls"][0]["Segmentation"][0]
     return labels
 
@@ -167,5 +153,7 @@ def _list(devkit: Path, image_set: str) -> Path:
     return devkit / "ImageSets" / "Segmentation" / f"{image_set}.txt"
 
 
-def _stem(path: str) -> str:
-    return Path(path).stem
+def _listed(path: Path, source: Source) -> set[str]:
+    """The names of images in a list."""
+    with source.reading(path):
+        return set(path.read_text(encoding="utf-8").split())

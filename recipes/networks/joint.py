@@ -18,18 +18,3 @@ def check_pair(low: Tensor, guide: Tensor) -> None:
         raise ValueError(
             f"guide must be at least as large as low, {list(low.shape[2:])}, got {list(guide.shape[2:])}"
         )
-
-
-def check_factor(low: Tensor, guide: Tensor, factor: int) -> None:
-    """As `check_pair`, and refuse a guide that is not exactly `factor` times as large.
-
-    Raises:
-        ValueError: where it is not.
-    """
-    check_pair(low, guide)
-    expected = [factor * size for size in low.shape[2:]]
-    if list(guide.shape[2:]) != expected:
-        raise ValueError(
-            f"guide must be {factor} times as large as low, {expected}, got {list(guide.shape[2:])}; "
-            "crop the guide, or build the network for another factor"
-        )

@@ -1,5 +1,6 @@
 """Joint upsampling with PAC-transposed layers (Su et al., CVPR 2019, section 4.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -8,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pac_ops import PacConvTranspose2d, packernel2d
-from recipes.networks.convolutions import Convolutions
-from recipes.networks.joint import check_factor
+from recipes.networks.joint import check_pair
 
 FACTORS = (4, 8, 16)
 _WINDOW, _PADDING, _EXTRA = 5, 2, 1  # of the PAC-transposed layers: exactly twice the size
@@ -58,17 +58,23 @@ class PacUpsampling(nn.Module):
         widths = (LITE if lite else STANDARD)[factor]
         self.factor, self.guide_step = factor, widths.guide_step
         decoder, steps = (widths.target[-1], *widths.decoder), len(widths.decoder) - 1
-        self.branch_t = Convolutions((1, *widths.target))
-        self.branch_g = Convolutions((3, *widths.guide, widths.guide_step * steps))
+        self.branch_t = _Convolutions((1, *widths.target))
+        self.branch_g = _Convolutions((3, *widths.guide, widths.guide_step * steps))
         self.up_convts = nn.ModuleList(
             PacConvTranspose2d(channels, outputs, _WINDOW, 2, _PADDING, _EXTRA)
             for channels, outputs in pairwise(decoder[:-1])
         )
-        self.branch_f = Convolutions((*decoder[-2:], 1))
+        self.branch_f = _Convolutions((*decoder[-2:], 1))
 
     def forward(self, low: Tensor, guide: Tensor) -> Tensor:
         """Enlarge; see the class."""
-        check_factor(low, guide, self.factor)
+        check_pair(low, guide)
+        expected = [self.factor * size for size in low.shape[2:]]
+        if list(guide.shape[2:]) != expected:
+            raise ValueError(
+                f"guide must be {self.factor} times as large as low, {expected}, got {list(guide.shape[2:])}; "
+                "crop the guide, or build the network for another factor"
+            )
         kernels = self._kernels(guide)
         return torch.cat([self._channel(channel, kernels) for channel in low.split(1, dim=1)], dim=1)
 
@@ -89,3 +95,21 @@ class PacUpsampling(nn.Module):
             x = F.relu(layer(x, None, kernel))
         enlarged: Tensor = self.branch_f(x)
         return enlarged
+
+
+class _Convolutions(nn.Module):
+    """`conv1`, `conv2`, ... of 5 x 5 that keep the size, with a ReLU between them and none after the last.
+
+    [B, widths[0], H, W] -> [B, widths[-1], H, W].
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        for index, (channels, outputs) in enumerate(pairwise(widths), start=1):
+            self.add_module(f"conv{index}", nn.Conv2d(channels, outputs, 5, padding=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply all of them; see the class."""
+        for index, conv in enumerate(self.children()):
+            x = conv(F.relu(x) if index else x)
+        return x

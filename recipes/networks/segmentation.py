@@ -45,7 +45,7 @@ def fcn8s(
     if vgg16 is not None:
         _load_vgg16(network, vgg16)
     if caffe is not None:
-        _load(network, caffe)
+        load_weights(network, read(caffe))
         with torch.no_grad():
             first = network.get_parameter("conv1_1.weight")
             first.copy_(first.flip(1))  # BGR
@@ -81,7 +81,7 @@ def fcn8s_paccrf(
         raise HotswapError("backbone is given together with vgg16 or caffe; leave one out")
     network = fcn8s(num_classes, padding, hidden, vgg16, caffe)
     if backbone is not None:
-        _load(network, backbone)
+        load_weights(network, read(backbone))
     return WithCRF(network, num_classes, dilations, std)
 
 
@@ -104,10 +104,6 @@ def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module
     else:
         network = SegformerForSemanticSegmentation.from_pretrained(pretrained, num_labels=num_classes)
     return network
-
-
-def _load(network: nn.Module, path: str) -> None:
-    load_weights(network, read(path))
 
 
 def _load_vgg16(network: FCN8s, path: str) -> None:

@@ -6,7 +6,7 @@ import random
 import re
 import resource
 from contextlib import contextmanager
-from unittest.mock import Mock
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_recipe import Noise, finetune, invoke, same, weights, written
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 import hotswap
 from hotswap.errors import HotswapError
@@ -110,12 +111,16 @@ def test_curves_that_cannot_be_written_are_one_line(tmp_path, capfd):
 
 
 def draw(folder, closing=None, raising=None):
-    with tensorboard.curves(folder, 0, drawn=True) as curves:
-        for step in range(100):
-            curves.add("loss", 1.0, step)
+    plain = SummaryWriter.close
+
+    def close(board):
+        plain(board)
         if closing is not None:
-            curves.board.close()
-            curves.board.close = Mock(side_effect=closing)
+            raise closing
+
+    with patch.object(SummaryWriter, "close", close), tensorboard.curves(folder, 0, drawn=True) as add:
+        for step in range(100):
+            add("loss", 1.0, step)
         if raising is not None:
             raise raising
 

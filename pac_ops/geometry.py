@@ -90,9 +90,3 @@ def spread(x: Tensor, window: Window, ho: int, wo: int) -> Tensor:
     bottom = ho + dy * (kh - 1) - top - inserted.shape[2]
     right = wo + dx * (kw - 1) - left - inserted.shape[3]
     return F.pad(inserted, (left, right, top, bottom))
-
-
-def valid_taps(window: Window, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which taps fall inside a `height` x `width` image: bool, [kh, kw, Ho, Wo]."""
-    inside = torch.ones(1, 1, height, width, dtype=torch.bool, device=device)
-    return all_taps(inside, window)[0, 0]

@@ -79,11 +79,6 @@ def pooled(x: Tensor, blur: int) -> Tensor:
     return F.avg_pool2d(F.pad(x, (0, -x.shape[3] % blur, 0, -x.shape[2] % blur)), blur)
 
 
-def pooled_guide(feature: Tensor, blur: int) -> Tensor:
-    """Averages over the pixels there are; those past the border do not count."""
-    return F.avg_pool2d(feature, blur, ceil_mode=True) if blur > 1 else feature
-
-
 def inferred(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
     """All steps: -> logQ [B, C, H, W]."""
     in_bands = too_large(steps, unary, features)
@@ -168,7 +163,9 @@ class _Part(NamedTuple):
 
     @classmethod
     def of(cls, spec: PairwiseKernel, feature: Tensor, in_bands: bool) -> "_Part":
-        window, guide = make_window(spec.kernel_size, 1, "same", spec.dilation), pooled_guide(feature, spec.blur)
+        window = make_window(spec.kernel_size, 1, "same", spec.dilation)
+        # Averages over the pixels there are; those past the border do not count.
+        guide = F.avg_pool2d(feature, spec.blur, ceil_mode=True) if spec.blur > 1 else feature
         part = cls(window, spec.blur, spec.compat_type != "na", guide, None, None)
         if not in_bands:
             return part._replace(kernel=part.kernel_of(slice(None)))

@@ -12,6 +12,7 @@ from pac_ops.crf import mean_field
 from pac_ops.crf.features import DenseFeatures
 from pac_ops.crf.mean_field import Unary
 from pac_ops.crf.pairwise import PairwiseKernel, starting_weight
+from pac_ops.layers.adapting import hold
 from pac_ops.layers.convolution import PacConv2d
 
 FINAL_OUTPUTS = ("log_Q", "softmax", "log_softmax")
@@ -69,7 +70,7 @@ class PacCRF(nn.Module):
         self.dense_features: DenseFeatures | None = None
         self.specs: list[PairwiseKernel] = []
         self.messengers, self.compat, self.pairwise_weights = nn.ModuleList(), nn.ModuleList(), nn.Module()
-        _hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
+        hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
         for options in pairwise_kernels:
             self.add_pairwise_kernel(**(asdict(options) if isinstance(options, PairwiseKernel) else options))
 
@@ -111,7 +112,7 @@ class PacCRF(nn.Module):
         if self.perturbed_init and not spec.shared:
             weight += torch.empty_like(weight).uniform_(-0.0005, 0.0005)
         del messenger.weight
-        _hold(messenger, "weight", weight, learnable=spec.spatial_filter)
+        hold(messenger, "weight", weight, learnable=spec.spatial_filter)
         compat: nn.Module = nn.Identity()
         if compat_type == "2d":
             compat = nn.Conv2d(self.classes, self.classes, 1, bias=False)
@@ -120,7 +121,7 @@ class PacCRF(nn.Module):
         # Potts: 1 - I adds the same to all classes and takes a class's own message away: only a sign is left of it.
         number = self.unary_weight.new_tensor(-pairwise_weight if compat_type == "potts" else pairwise_weight)
         learnable = compat_type == "potts" and not spatial_filter and not self.fixed_weighting
-        _hold(self.pairwise_weights, str(index), number, learnable=learnable)
+        hold(self.pairwise_weights, str(index), number, learnable=learnable)
         # A kernel added to a CRF that was moved or cast goes where the rest of it is.
         messenger.to(self.unary_weight)
         compat.to(self.unary_weight)
@@ -306,13 +307,6 @@ def refine(logits: Tensor, image: Tensor, **densecrf: Any) -> Tensor:
     check_image("logits", logits)
     crf = PacCRF.from_densecrf(logits.shape[1], **densecrf).to(logits)
     return crf.refine(logits, image)
-
-
-def _hold(module: nn.Module, name: str, value: Tensor, *, learnable: bool) -> None:
-    if learnable:
-        module.register_parameter(name, nn.Parameter(value))
-    else:
-        module.register_buffer(name, value)
 
 
 def _check_numbers(**numbers: int) -> None:

@@ -42,15 +42,9 @@ class AdaptingLayer(nn.Module):
         shape = () if channels is None else (channels,)
         for name, start in (("inv_alpha", function.alpha), ("inv_lambda", function.lambda_)):
             number = torch.full(shape, start, device=device, dtype=dtype) if function.inverse else None
-            self._hold(name, number, learnable=not function.fixed)
+            hold(self, name, number, learnable=not function.fixed)
         smoothing = adapting.smoothing_filter(smooth, device, dtype) if smooth.size else None
-        self._hold("smooth_kernel", smoothing, learnable=smooth.learnable)
-
-    def _hold(self, name: str, value: Tensor | None, *, learnable: bool) -> None:
-        if value is not None and learnable:
-            self.register_parameter(name, nn.Parameter(value))
-        else:
-            self.register_buffer(name, value)
+        hold(self, "smooth_kernel", smoothing, learnable=smooth.learnable)
 
     def _kernel(
         self, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, window: Window, **options: Any
@@ -73,6 +67,14 @@ class AdaptingLayer(nn.Module):
         shown += ["normalize_kernel=True"] if self.normalize_kernel else []
         shown += ["shared_filters=True"] if getattr(self, "shared_filters", False) else []
         return super().extra_repr() + "".join(f", {text}" for text in shown)
+
+
+def hold(module: nn.Module, name: str, value: Tensor | None, *, learnable: bool) -> None:
+    """Give a module a tensor: as a parameter where it is learnable, else as a buffer."""
+    if value is not None and learnable:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
 
 
 def check_call(

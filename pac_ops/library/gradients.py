@@ -21,9 +21,15 @@ def register() -> None:
     _register_gaussian()
 
 
-def _save(ctx: Any, *tensors: Tensor) -> None:
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+def _keeping(tensors: int, others: int = 0) -> Callable[..., None]:
+    """A `setup_context` that saves the first arguments, and notes those after some others, the options."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.save_for_forward(*inputs[:tensors])
+        ctx.options = inputs[tensors + others :]
+
+    return setup
 
 
 def _refuse_forward_mode(*_: Any) -> Any:
@@ -34,10 +40,6 @@ def _refuse_forward_mode(*_: Any) -> Any:
 
 def _no_gradients(options: Sequence[Any]) -> tuple[None, ...]:
     return (None,) * len(options)
-
-
-def _or_zeros(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True)]
 
 
 def _total(*terms: Tensor | None) -> Tensor | None:
@@ -65,11 +67,6 @@ def _register_linear(operator: Operator) -> None:
         values = run_backward(grad, *xs, *options, list(needs))
         return tuple(value if need else None for value, need in zip(values, needs, strict=True))
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, *inputs[:operands])
-        ctx.out_shape = output.shape
-        ctx.options = inputs[operands + bias :]
-
     def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         of_operands = gradients(grad, ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:operands])
         of_bias = [grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[operands] else None] if bias else []
@@ -82,39 +79,30 @@ def _register_linear(operator: Operator) -> None:
             for slot, t in enumerate(tangents[:operands])
         ]
         if bias and tangents[operands] is not None:
-            terms.append(tangents[operands][:, None, None].expand(ctx.out_shape))
+            terms.append(tangents[operands][:, None, None].expand(xs[0].shape[0], -1, *xs[1].shape[4:]))
         return _total(*terms)
-
-    def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[: operands + 1])
-        *ctx.options, ctx.needs = inputs[operands + 1 :]
 
     def backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
         # With g the incoming gradient, the outputs are the derivatives of S = <g, F(x_1, ..., x_n)>. For vectors a_k
         # against them, the scalar to differentiate is <g, sum_k F(..., a_k in x_k's place, ...)>: the same operator
         # with one operand replaced, n times.
-        grad, *xs = ctx.saved_tensors
+        (grad, *xs), (*options, given) = ctx.saved_tensors, ctx.options
         of_grad, *of_operands = ctx.needs_input_grad[: operands + 1]
         totals: list[Tensor | None] = [None] * (operands + 1)
-        for slot, (vector, given) in enumerate(zip(vectors, ctx.needs, strict=True)):
-            if not given:
+        for slot, vector in enumerate(vectors):
+            if not given[slot]:
                 continue
             replaced = [vector if k == slot else x for k, x in enumerate(xs)]
-            along = run(*replaced, *biases, *ctx.options) if of_grad else None
+            along = run(*replaced, *biases, *options) if of_grad else None
             needs = [k != slot and needed for k, needed in enumerate(of_operands)]
-            terms = (along, *gradients(grad, replaced, ctx.options, needs))
+            terms = (along, *gradients(grad, replaced, options, needs))
             totals = [_total(*pair) for pair in zip(totals, terms, strict=True)]
-        return *totals, *_no_gradients(ctx.options), None
+        return *totals, *_no_gradients(ctx.options)
 
-    with_bias = (2, 3) if bias else ()
-    define_gradient(operator.name, setup, vjp, jvp, without_batch=with_bias)
-    define_gradient(
-        f"{operator.name}_backward",
-        backward_setup,
-        backward_vjp,
-        _refuse_forward_mode,
-        without_batch=(3,) if bias else (),
-    )
+    shared, shared_backward = ((2, 3), (3,)) if bias else ((), ())  # a weight, a bias
+    define_gradient(operator.name, _keeping(operands, others=bias), vjp, jvp, shared)
+    setup = _keeping(operands + 1)
+    define_gradient(f"{operator.name}_backward", setup, backward_vjp, _refuse_forward_mode, shared_backward)
 
 
 # --- distances: quadratic in the guides ------------------------------------------------------------
@@ -138,20 +126,13 @@ def _register_quadratic(operator: Operator) -> None:
         values = run_backward(grad, *xs, *options)
         return values if operands > 1 else (values,)
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, *inputs[:operands])
-        ctx.options = inputs[operands:]
-
     def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return *gradients(grad, ctx.saved_tensors, ctx.options), *_no_gradients(ctx.options)
 
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         xs = ctx.saved_tensors
-        return _slope(run, xs, _or_zeros(tangents[:operands], xs), ctx.options)
-
-    def backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[: operands + 1])
-        ctx.options = inputs[operands + 1 :]
+        along = [torch.zeros_like(x) if t is None else t for t, x in zip(tangents[:operands], xs, strict=True)]
+        return _slope(run, xs, along, ctx.options)
 
     def backward_vjp(ctx: Any, *vectors: Tensor) -> tuple[Any, ...]:
         # <a, R(g, x)> = <g, the slope of Q at x along a>, and that slope is symmetric in x and a.
@@ -161,8 +142,8 @@ def _register_quadratic(operator: Operator) -> None:
         values = gradients(grad, vectors, ctx.options) if any(of_operands) else (None,) * operands
         return slope, *values, *_no_gradients(ctx.options)
 
-    define_gradient(operator.name, setup, vjp, jvp)
-    define_gradient(f"{operator.name}_backward", backward_setup, backward_vjp, _refuse_forward_mode)
+    define_gradient(operator.name, _keeping(operands), vjp, jvp)
+    define_gradient(f"{operator.name}_backward", _keeping(operands + 1), backward_vjp, _refuse_forward_mode)
 
 
 def _register_gaussian() -> None:
@@ -171,7 +152,8 @@ def _register_gaussian() -> None:
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         guide, *ctx.options = inputs
-        _save(ctx, guide, output)
+        ctx.save_for_backward(guide, output)
+        ctx.save_for_forward(guide, output)
 
     def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         guide, kernel = ctx.saved_tensors

@@ -163,7 +163,9 @@ def _distances(x: Tensor, window: Window, *, gaussian: bool) -> Tensor:
     batch, channels, height, width = x.shape
     size = window.output_size(height, width)
     out = torch.empty((batch, 1, kh, kw, *size), dtype=torch.float32, device=x.device)
-    meta = _tiles(x)
+    # A 3x3 window has 8 taps beside its centre.
+    of_channels = 2 if INTERPRETED else 8 if x.stride(1) == 1 else 4
+    meta: Meta = {"BLOCK_T": 8, "BLOCK_P": 64, "BLOCK_O": of_channels, "num_warps": 4}
     parts = max(1, cdiv(kh * kw - 1, meta["BLOCK_T"]))
     arguments: dict[str, Any] = {
         **tensor("x", x),
@@ -176,13 +178,6 @@ def _distances(x: Tensor, window: Window, *, gaussian: bool) -> Tensor:
     }
     launch(_distance_kernel, (cdiv(batch * size[0] * size[1], meta["BLOCK_P"]) * parts,), x, arguments, meta)
     return out
-
-
-def _tiles(x: Tensor) -> Meta:
-    """Taps, pixels and channels of a tile. A 3x3 window has 8 taps beside its centre."""
-    if INTERPRETED:
-        return {"BLOCK_T": 8, "BLOCK_P": 64, "BLOCK_O": 2}
-    return {"BLOCK_T": 8, "BLOCK_P": 64, "BLOCK_O": 8 if x.stride(1) == 1 else 4, "num_warps": 4}
 
 
 def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> Tensor:

@@ -35,8 +35,7 @@ from pac_ops.backends.triton.launch import (
     elementwise_tiles,
     index_type,
     launch,
-    operand_type,
-    precision,
+    products,
     tensor,
     walked,
 )
@@ -216,27 +215,18 @@ def _direct_kernel(
         store_channels(out, at, channel * out_stride_c, total, exists, has_o)
 
 
-def _meta(pixels: int, outer: int, inner: int, warps: int, stages: int) -> Meta:
-    return {"BLOCK_P": pixels, "BLOCK_O": outer, "BLOCK_I": inner, "num_warps": warps, "num_stages": stages}
-
-
 _DOT = Tuned(
     _dot_kernel,
     [
-        _meta(128, 64, 32, 4, 3),
-        _meta(128, 128, 64, 8, 3),
-        _meta(128, 128, 32, 8, 4),
-        _meta(128, 128, 128, 8, 2),
-        _meta(128, 64, 64, 4, 3),
-        _meta(64, 128, 64, 4, 3),
+        (128, 64, 32, 4, 3),
+        (128, 128, 64, 8, 3),
+        (128, 128, 32, 8, 4),
+        (128, 128, 128, 8, 2),
+        (128, 64, 64, 4, 3),
+        (64, 128, 64, 4, 3),
     ],
-    [
-        _meta(64, 64, 16, 4, 3),
-        _meta(128, 64, 16, 8, 3),
-        _meta(64, 32, 32, 4, 3),
-    ],
+    [(64, 64, 16, 4, 3), (128, 64, 16, 8, 3), (64, 32, 32, 4, 3)],
     key=["inner", "outer", "ROWS", "COLUMNS", "AT_SOURCE", "OUTPUT", "GRADIENT", "CHANNELS_LAST", "PRECISION"],
-    clamp={"BLOCK_O": "outer", "BLOCK_I": "inner"},
     sums=["grad_kernel"],
 )
 
@@ -306,11 +296,7 @@ def gather(
         default = elementwise_tiles(x, channels)
     else:
         assert weight is not None  # noqa: S101 (for the type checker)
-        arguments |= {
-            "CHANNELS_LAST": x.stride(1) == 1,
-            "OPERAND": operand_type(x, weight),
-            "PRECISION": precision(),
-        }
+        arguments |= products(x, weight)
         default = _DOT.default(arguments)
     slabs = None
     if factor is not None:

@@ -22,6 +22,8 @@ INTERPRETED = not isinstance(indexing.is_in, triton.JITFunction)
 INT32_OFFSETS = 2**31 - 2**20  # offsets beyond this are computed in 64 bits; the margin is for a last, partial tile
 
 Meta = dict[str, int]
+Tiles = tuple[int, int, int, int, int]  # pixels, output and input channels of a tile; warps and stages
+_CHANNELS = {"BLOCK_O": "outer", "BLOCK_I": "inner"}  # what a tile's channels need not exceed, by arguments' names
 
 _traced: ContextVar[bool] = ContextVar("pac_ops_triton_traced", default=False)
 
@@ -60,31 +62,29 @@ class Tuned:
     def __init__(
         self,
         kernel: Any,
-        metas: Sequence[Meta],
-        float32_metas: Sequence[Meta],
+        tiles: Sequence[Tiles],
+        float32_tiles: Sequence[Tiles],
         key: list[str],
-        clamp: dict[str, str],
         sums: list[str],
     ):
         """Take the kernel and the tile sizes to try.
 
         Args:
             kernel: what to launch.
-            metas: tile sizes, warps and stages; the first, the default, must fit in the shared memory of any GPU.
-            float32_metas: those for products in full float32, which no matrix unit takes: larger tiles spill.
+            tiles: the first, the default, must fit in the shared memory of any GPU.
+            float32_tiles: those for products in full float32, which no matrix unit takes: larger ones spill.
             key: names of arguments; a new value of one is timed anew.
-            clamp: for the name of a tile size, that of the argument that it need not exceed.
             sums: names of tensors that the kernel adds to, which must be 0 before each timed run.
         """
-        self._kernel, self._metas, self._float32_metas, self._clamp = kernel, metas, float32_metas, clamp
-        self._sums = sums
+        self._kernel, self._sums = kernel, sums
+        self._metas, self._float32_metas = ([_meta(*each) for each in given] for given in (tiles, float32_tiles))
         self._tuner = None
         if not INTERPRETED:
 
             def choices(_: Any, named: dict[str, Any], **others: Any) -> list[Any]:
                 return self._configs({**named, **others})
 
-            configs, prune = [_config(meta) for meta in metas], {"early_config_prune": choices}
+            configs, prune = [_config(meta) for meta in self._metas], {"early_config_prune": choices}
             self._tuner = triton.autotune(configs, key, prune_configs_by=prune, reset_to_zero=sums)(kernel)
 
     def launch(self, grid: Callable[[Meta], tuple[int, ...]], like: Tensor, arguments: dict[str, Any]) -> None:
@@ -111,9 +111,13 @@ class Tuned:
         if INTERPRETED:  # small, so that small tests have several tiles and partial ones; few, since each is slow
             return [{"BLOCK_P": 64, "BLOCK_O": 16, "BLOCK_I": 16}]
         full = arguments["OPERAND"] == tl.float32 and arguments["PRECISION"] == "ieee"
-        most = {tile: max(16, triton.next_power_of_2(int(arguments[name]))) for tile, name in self._clamp.items()}
+        most = {tile: max(16, triton.next_power_of_2(int(arguments[name]))) for tile, name in _CHANNELS.items()}
         metas = self._float32_metas if full else self._metas
         return [{name: min(size, most.get(name, size)) for name, size in meta.items()} for meta in metas]
+
+
+def _meta(pixels: int, outer: int, inner: int, warps: int, stages: int) -> Meta:
+    return {"BLOCK_P": pixels, "BLOCK_O": outer, "BLOCK_I": inner, "num_warps": warps, "num_stages": stages}
 
 
 def _config(meta: Meta) -> Any:
@@ -150,6 +154,11 @@ def index_type(*tensors: Tensor | None) -> Any:
         sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) for x in tensors if x is not None
     )
     return tl.int64 if furthest > INT32_OFFSETS else tl.int32
+
+
+def products(x: Tensor, other: Tensor) -> dict[str, Any]:
+    """The arguments of a kernel of matrix products of `x`, which is read under the taps, and another tensor."""
+    return {"CHANNELS_LAST": x.stride(1) == 1, "OPERAND": operand_type(x, other), "PRECISION": precision()}
 
 
 def operand_type(*tensors: Tensor) -> Any:

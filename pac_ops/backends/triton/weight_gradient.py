@@ -20,8 +20,7 @@ from pac_ops.backends.triton.launch import (
     elementwise_tiles,
     index_type,
     launch,
-    operand_type,
-    precision,
+    products,
     splits,
     tensor,
     walked,
@@ -129,26 +128,17 @@ def _direct_kernel(
         tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * channels * inner, result, mask=o < channels)
 
 
-def _meta(outer: int, inner: int, pixels: int, warps: int, stages: int) -> Meta:
-    return {"BLOCK_P": pixels, "BLOCK_O": outer, "BLOCK_I": inner, "num_warps": warps, "num_stages": stages}
-
-
 _DOT = Tuned(
     _dot_kernel,
     [
-        _meta(64, 64, 32, 4, 3),
-        _meta(128, 128, 64, 8, 3),
-        _meta(128, 128, 32, 8, 4),
-        _meta(128, 64, 64, 4, 3),
-        _meta(64, 128, 64, 4, 3),
+        (32, 64, 64, 4, 3),
+        (64, 128, 128, 8, 3),
+        (32, 128, 128, 8, 4),
+        (64, 128, 64, 4, 3),
+        (64, 64, 128, 4, 3),
     ],
-    [
-        _meta(64, 64, 16, 4, 3),
-        _meta(64, 64, 32, 8, 3),
-        _meta(32, 32, 32, 4, 3),
-    ],
+    [(16, 64, 64, 4, 3), (32, 64, 64, 8, 3), (32, 32, 32, 4, 3)],
     key=["outer", "inner", "ROWS", "COLUMNS", "AT_SOURCE", "CHANNELS_LAST", "PRECISION"],
-    clamp={"BLOCK_O": "outer", "BLOCK_I": "inner"},
     sums=["out"],
 )
 
@@ -192,11 +182,7 @@ def weight_gradient(here: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups:
     if direct:
         default = elementwise_tiles(here, channels)
     else:
-        arguments |= {
-            "CHANNELS_LAST": x.stride(1) == 1,
-            "OPERAND": operand_type(here, x),
-            "PRECISION": precision(),
-        }
+        arguments |= products(x, here)
         default = _DOT.default(arguments)
     slabs = 1 if adds else grid(default)[1]
     out = torch.zeros(

@@ -12,10 +12,11 @@ from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
 from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs, compiled_in_place
 from hotswap.network.names import AUTO
 from hotswap.surgery import install
-from hotswap.surgery.prepare import Preparation, Prepared, carry_out, copied, sharing_weights
+from hotswap.surgery.prepare import IN_PLACE, Preparation, Prepared, carry_out, sharing_weights
 from hotswap.surgery.self_check import SelfCheck
 from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
@@ -102,12 +103,9 @@ def plan(
         "resize": resize,
         "after_activation": after_activation,
     }
-    check_values(swapping)
     form = Form.checked(footprint, space, bounded)
     known = _Inputs(example_inputs)
-    resolved = _planned(model, targets, guide, guide_scale, method, known, swapping, form, check).plan
-    _require_kernel_used(model, resolved, kernel)
-    return resolved
+    return _planned(model, targets, guide, guide_scale, method, known, swapping, form, check).plan
 
 
 def apply(
@@ -215,12 +213,9 @@ def convert(
             "inplace must be False where a converted network is converted and calibrated once more: were the "
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
-    check_values(swapping)
     form = Form.checked(footprint, space, bounded)
-    data = () if calibrate_on is None else as_batches(model, calibrate_on, inputs)
-    known = _Inputs(example_inputs, data)
+    known = _Inputs(example_inputs, () if calibrate_on is None else as_batches(model, calibrate_on, inputs))
     prepared = _planned(model, targets, guide, scale, method, known, swapping, form, check)
-    _require_kernel_used(model, prepared.plan, kernel)
     converted = carry_out(model, prepared, inplace)
     if known.batches:
         try:
@@ -253,20 +248,9 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
     """
     if not install.records(model):
         raise HotswapError("nothing in this network is swapped, so there is nothing to revert")
-    plain = model if inplace else copied(model)
+    plain = model if inplace else checked_copy(model, hint=IN_PLACE)
     install.remove(plain)
     return plain
-
-
-def _require_kernel_used(model: nn.Module, resolved: Plan, kernel: str) -> None:
-    """Enlargements have one kernel; another that was asked for must be for a convolution."""
-    before = install.current_plan(model)
-    swapped = () if before is None else before.swaps
-    if kernel != DEFAULT_KERNEL and {swap.target for swap in resolved.swaps} == {swap.target for swap in swapped}:
-        raise HotswapError(
-            f"kernel must be {DEFAULT_KERNEL!r} where only enlargements are targets, which have no other, "
-            f"got {kernel!r}"
-        )
 
 
 def _planned(
@@ -280,6 +264,7 @@ def _planned(
     form: Form,
     check: bool,
 ) -> Prepared:
+    check_values(swapping)
     if not isinstance(model, nn.Module):
         raise HotswapError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if method not in METHODS:
@@ -330,6 +315,11 @@ def _planned(
         raise HotswapError(
             f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
             "first"
+        )
+    if (kernel := swapping["kernel"]) != DEFAULT_KERNEL and all(swap.target in before for swap in swaps):
+        raise HotswapError(
+            f"kernel must be {DEFAULT_KERNEL!r} where only enlargements are targets, which have no other, "
+            f"got {kernel!r}"
         )
     if before:
         notes += (f"{len(before)} were swapped before, and stay as they are",)

@@ -23,12 +23,12 @@ def one_line(error: BaseException, length: int = 200) -> str:
     return f"{type(error).__name__}: {lines[0][:length]}" if lines else type(error).__name__
 
 
-def first_line(error: BaseException, length: int = 200) -> str:
+def first_line(error: BaseException) -> str:
     """The start of the first line of another's error, to be quoted where its type says nothing."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
-    return lines[0] if len(lines[0]) <= length else f"{lines[0][:length]}..."
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."
 
 
 def replaced(lost: Sequence[str]) -> str:

@@ -114,7 +114,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = Fal
     current = model.state_dict(keep_vars=True)
     scales = {} if metadata is None else metadata.learned_scales
     try:
-        weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, _without(current, scales))
+        plain = {name: x for name, x in current.items() if name not in scales}
+        weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, plain)
     except HotswapError as error:
         raise HotswapError(f"cannot take the weights of {str(checkpoint.path)!r}: {error}") from error
     if (
@@ -139,10 +140,6 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = Fal
             tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
     return notes
-
-
-def _without(current: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x for name, x in current.items() if name not in scales}
 
 
 def _assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:

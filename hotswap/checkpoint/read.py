@@ -79,7 +79,8 @@ def read(path: PathLike) -> Checkpoint:
     except OSError as error:
         raise HotswapError(f"cannot read {str(path)!r}: {error.strerror}") from error
     if start[8:9] == b"{":  # asked first, because the eight bytes before it, a length, can look like all the others
-        return _read_safetensors(file)
+        metadata, tensors = _tensors(file)
+        return Checkpoint(file, tensors, from_entry(metadata.get(ENTRY), file))
     if start.startswith(b"PK\x03\x04"):
         return _read_torch(file, mapped=True)
     if start.startswith(b"\x80"):
@@ -131,11 +132,6 @@ def _read_sharded(index: Path) -> Checkpoint:
             raise HotswapError(f"{shard!r} must hold {missing[0]!r}, as {str(index)!r} says, and does not")
         tensors |= {name: held[name] for name in wanted}
     return Checkpoint(index, tensors, from_entry(entry, index))
-
-
-def _read_safetensors(file: Path) -> Checkpoint:
-    metadata, tensors = _tensors(file)
-    return Checkpoint(file, tensors, from_entry(metadata.get(ENTRY), file))
 
 
 def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -33,7 +33,7 @@ def verify(
     from hotswap.cli import inputs
     from hotswap.measure.verify import verify as verify_network
 
-    network = inputs.load(checkpoint, model, prepared.input_size).network
+    network, _ = inputs.load(checkpoint, model, prepared.input_size)
     data = inputs.data(network, images, prepared, "verifying")
     output.note(f"compared on {data.description}")
     with inputs.explained(network, prepared.input_size):
@@ -72,14 +72,14 @@ def calibrate(
     from hotswap.cli import inputs
     from hotswap.measure.calibrate import calibrate as calibrate_network
 
-    loaded = inputs.load(checkpoint, model, prepared.input_size)
-    data = inputs.data(loaded.network, images, prepared, "calibrating")
+    network, architecture = inputs.load(checkpoint, model, prepared.input_size)
+    data = inputs.data(network, images, prepared, "calibrating")
     wanted: dict[str, Any] = {} if deviation is None else {"deviation": deviation}
     if conserve is not None:
-        wanted["conserve"] = options.conserved(conserve)
-    with inputs.explained(loaded.network, prepared.input_size):
-        result = calibrate_network(loaded.network, data.batches, **wanted)
-    save(loaded.network, path, loaded.architecture, max_shard_size=max_shard_size)
+        wanted["conserve"] = None if conserve == options.NOTHING else conserve
+    with inputs.explained(network, prepared.input_size):
+        result = calibrate_network(network, data.batches, **wanted)
+    save(network, path, architecture, max_shard_size=max_shard_size)
     output.show(result, as_json=as_json, data=data.description, output=path)
     output.wrote(path)
 
@@ -143,7 +143,7 @@ def export(
     from hotswap.cli import inputs
     from hotswap.exporting.export import export as export_network
 
-    network = inputs.load(checkpoint, model, input_size).network
+    network, _ = inputs.load(checkpoint, model, input_size)
     example = inputs.example(network, input_size)
     with output.busy("exporting"):
         result = export_network(network, path, format=kind, example_inputs=example, dynamic=not static)
@@ -207,7 +207,7 @@ def report(
     from hotswap.cli import inputs
     from hotswap.reporting.api import report as write_report
 
-    network = inputs.load(checkpoint, model, prepared.input_size).network
+    network, _ = inputs.load(checkpoint, model, prepared.input_size)
     with inputs.explained(network, prepared.input_size):
         result = write_report(
             network,
@@ -257,12 +257,10 @@ def push(
     from hotswap.checkpoint.push import push_to_hub
     from hotswap.cli import inputs
 
-    loaded = inputs.load(checkpoint, model)
+    network, architecture = inputs.load(checkpoint, model)
     chosen = {"message": message, "max_shard_size": max_shard_size}
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    address = push_to_hub(
-        loaded.network, repository, architecture=loaded.architecture, private=private, branch=branch, **given
-    )
+    address = push_to_hub(network, repository, architecture=architecture, private=private, branch=branch, **given)
     if as_json:
         output.show_json({"address": address})  # with the commit
     else:

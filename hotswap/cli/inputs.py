@@ -52,18 +52,11 @@ def load_plain_weights(network: nn.Module, weights: str) -> None:
         output.note(text)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint's network, and the name to record when it is saved again."""
-
-    network: nn.Module
-    architecture: str | None
-
-
-def load(path: str, model: str | None, size: Size | None = None) -> Loaded:
+def load(path: str, model: str | None, size: Size | None = None) -> tuple[nn.Module, str | None]:
     """The network of a checkpoint, built from the file's architecture or from `model`, which the user typed.
 
-    `size` is that of the image for a dry run, where the user named one.
+    Also returns the name to record when it is saved again. `size` is that of the image for a dry run, where the user
+    named one.
     """
     model = None if model is None else pinned(model)
     saved = read(path)
@@ -72,8 +65,8 @@ def load(path: str, model: str | None, size: Size | None = None) -> Loaded:
     for text in (*saved.notes, *notes):
         output.note(text)
     if model is not None:
-        return Loaded(network, recordable(model))
-    return Loaded(network, None if saved.metadata is None else saved.metadata.architecture)
+        return network, recordable(model)
+    return network, None if saved.metadata is None else saved.metadata.architecture
 
 
 def recordable(model: str) -> str | None:

@@ -1,7 +1,7 @@
 """Commands about a network by its name: inspect, plan, convert."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
     from hotswap.targets.plan import Plan
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 # What to swap: options that `plan` and `convert` share, and hand to the library as they are.
-_CHOICES: tuple[Callable[[Command], Command], ...] = (
+_CHOICES: tuple[Callable[[options.Command], options.Command], ...] = (
     click.option(
         "--target",
         "targets",
@@ -85,7 +83,7 @@ _CHOICES: tuple[Callable[[Command], Command], ...] = (
 )
 
 
-def _choices(command: Command) -> Command:
+def _choices(command: options.Command) -> options.Command:
     for option in reversed(_CHOICES):
         command = option(command)
     return command
@@ -240,10 +238,7 @@ def _given(chosen: dict[str, Any], plan_file: str | None, *, calibrated: bool = 
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     if "guide" in given:
         given["guide"] = list(given["guide"])
-    if "conserve" in given:
-        given["conserve"] = options.conserved(given["conserve"])
-    if given.get("space") == options.NOTHING:
-        given["space"] = None
+    given |= {name: None for name in ("conserve", "space") if given.get(name) == options.NOTHING}
     for name, value in (("guide_scale", "auto"), ("conserve", "mean")):
         if given.get(name) == value and not calibrated:
             option = f"--{name.replace('_', '-')} {value}"

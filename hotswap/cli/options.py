@@ -35,11 +35,6 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-def conserved(choice: str) -> str | None:
-    """The library's value for `--conserve`."""
-    return None if choice == NOTHING else choice
-
-
 def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> Size | None:
     if text is None:
         return None

@@ -28,11 +28,11 @@ from hotswap.exporting.sizes import (
     LEAST,
     WIDTH,
     Trial,
-    at,
     difference,
     is_image,
     other_sizes,
     outputs,
+    run_at,
     tensors,
     tolerance,
 )
@@ -142,7 +142,8 @@ def _exported(model: nn.Module, path: PathLike, kind: str, trials: list[Trial], 
     if len(opened) < len(axes):  # the network's code fixes the others
         trials = [trials[0], *other_sizes(model, arguments, opened)]
     if kind == ONNX:  # an exported program holds what was taken for granted, and refuses other sizes by itself
-        trials = [*trials, *at(model, arguments, opened, guards.sizes_outside(program))]
+        outside = (run_at(model, arguments, opened, size) for size in guards.sizes_outside(program))
+        trials = [*trials, *filter(None, outside)]
         if {HEIGHT, WIDTH} & {*opened} and (seen := _rounded(program)):
             raise _TooOpenError(f"the file {seen}")
     allowed = tolerance(model, arguments)

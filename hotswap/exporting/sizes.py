@@ -1,7 +1,7 @@
 """The sizes at which an exported file is tried, and its difference from PyTorch."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int
 
     def run(*sizes: Size) -> bool:
         new = {
-            size: trial for size in sizes if size not in trials and (trial := _run_at(model, arguments, axes, size))
+            size: trial for size in sizes if size not in trials and (trial := run_at(model, arguments, axes, size))
         }
         trials.update(new)
         return bool(new)
@@ -80,14 +80,9 @@ def other_sizes(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int
             run((3, *smaller), (2, *wider))
         if len(trials) >= LEAST:
             break
-    run((2, _multiple(height), _multiple(width)))
+    rows, columns = ((n // _ROUND + 1) * _ROUND for n in (height, width))
+    run((2, rows, columns))
     return list(trials.values())
-
-
-def at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], sizes: Iterable[Size]) -> list[Trial]:
-    """Trials at given sizes of the first image, along these axes, where the network runs."""
-    trials = (_run_at(model, arguments, axes, size) for size in sizes)
-    return [trial for trial in trials if trial is not None]
 
 
 def _sizes(height: int, width: int) -> Iterator[list[tuple[int, int]]]:
@@ -118,11 +113,7 @@ def _is_prime(n: int) -> bool:
     return all(n % k for k in range(2, math.isqrt(n) + 1))
 
 
-def _multiple(n: int) -> int:
-    return (n // _ROUND + 1) * _ROUND
-
-
-def _run_at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> Trial | None:
+def run_at(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], size: Size) -> Trial | None:
     """A trial at a size; None where the network does not run, or its outputs are not finite."""
     others = _resized(arguments, axes, size)
     try:

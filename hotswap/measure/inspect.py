@@ -184,7 +184,7 @@ class _Shape(NamedTuple):
 def _shape(module: nn.Module, input_shape: tuple[int, ...] | None) -> _Shape | None:
     """The shape of a convolution, or of a layer that can be swapped like one; None for others."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        size, stride, dilation = (_pair(x) for x in (module.kernel_size, module.stride, module.dilation))
+        size, stride, dilation = ((x[0], x[1]) for x in (module.kernel_size, module.stride, module.dilation))
         return _Shape(size, stride, dilation, module.groups, module.in_channels, module.out_channels)
     if not isinstance(module, SwappedLayer) and why_not_swappable(module) is not None:
         return None
@@ -193,10 +193,6 @@ def _shape(module: nn.Module, input_shape: tuple[int, ...] | None) -> _Shape | N
     weight = own_weight(module)
     groups, outputs = (channels, channels) if weight is None else (channels // weight.shape[1], weight.shape[0])
     return _Shape(sliding.kernel_size, sliding.stride, sliding.dilation, groups, channels, outputs)
-
-
-def _pair(x: tuple[int, ...]) -> Pair:
-    return x[0], x[1]
 
 
 def _multiply_adds(module: nn.Module, shape: _Shape, call: Call) -> int | None:

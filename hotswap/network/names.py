@@ -88,11 +88,11 @@ def match(pattern: str, paths: Iterable[str], alias_of: dict[str, str]) -> list[
     return [p for p in paths if compiled.fullmatch(p) or (p in alias_of and compiled.fullmatch(alias_of[p]))]
 
 
-def closest(name: str, candidates: Iterable[str], count: int = 3) -> str:
+def closest(name: str, candidates: Iterable[str]) -> str:
     """A hint at the names nearest to a wrong one, as the end of a sentence; empty where none is near."""
     known = list(candidates)
     near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
     # Names that continue the wrong one come first, then by likeness; ties stay in the network's order.
     likeness = {k: difflib.SequenceMatcher(None, k, name).ratio() for k in near}
     near.sort(key=lambda k: (not k.startswith(name), -likeness[k], known.index(k)))
-    return f"; closest: {', '.join(near[:count])}" if near else ""
+    return f"; closest: {', '.join(near[:3])}" if near else ""

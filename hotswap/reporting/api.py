@@ -93,6 +93,7 @@ def report(
         HotswapError: where nothing is swapped, there are no images or one cannot be read, or `path` cannot be
             written; what was there is then still there.
     """
+    from hotswap.checkpoint.read import read
     from hotswap.reporting import assemble, cost, page, reproduce, samples
     from hotswap.reporting.figures import collect
     from hotswap.zoo.images import form_for
@@ -102,7 +103,8 @@ def report(
     if outputs not in OUTPUTS:
         raise HotswapError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}")
     check_report(path)
-    recorded = None if checkpoint is None else _architecture(checkpoint)
+    metadata = None if checkpoint is None else read(checkpoint).metadata
+    recorded = None if metadata is None else metadata.architecture
     plan = install.current_plan(model)
     if plan is None:
         raise HotswapError("nothing in this network is swapped; hotswap.convert it first")
@@ -143,11 +145,3 @@ def report(
     with atomic_write(path) as temporary:
         size = temporary.write_bytes(text)
     return Report(os.fspath(path), size, content)
-
-
-def _architecture(path: PathLike) -> str | None:
-    """The name of the plain network in a checkpoint."""
-    from hotswap.checkpoint.read import read
-
-    metadata = read(path).metadata
-    return None if metadata is None else metadata.architecture

@@ -33,7 +33,7 @@ def make(
 ) -> Content:
     """Assemble the content of a report; `observation` is a dry run of the network, for sizes, if there is one."""
     shown = figures.shown
-    verification = figures.verification
+    verification = figures.comparison.result()
     images = tuple(
         Image(
             one.sample.name,
@@ -52,7 +52,7 @@ def make(
         images=images,
         costs=costs,
         plan=plan,
-        steps=steps(plan, origin),
+        steps=steps(origin),
         versions={name: version for name, version in versions.installed(_PACKAGES).items() if version},
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

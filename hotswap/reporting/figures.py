@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hotswap.colours import Numbers
 from hotswap.measure.compare import Swapped, visited
-from hotswap.measure.verify import Comparison, Verification
+from hotswap.measure.verify import Comparison
 from hotswap.reporting.encoding import reduced
 from hotswap.reporting.outputs import Compared, compare
 from hotswap.reporting.samples import Sample
@@ -82,11 +82,6 @@ class Figures:
     histograms: dict[str, Histogram] = field(default_factory=dict)  # by target
     shown: list[Shown] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)  # of each target, for one image
-
-    @property
-    def verification(self) -> Verification:
-        """The result of `hotswap.verify` on the same images."""
-        return self.comparison.result()
 
 
 def collect(model: nn.Module, samples: Iterable[Sample], outputs: str) -> Figures:

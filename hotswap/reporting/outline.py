@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from hotswap.network.dry_run import Observation
+from hotswap.network.dry_run import Call, Observation
 from hotswap.network.names import INPUT
 from hotswap.reporting.samples import Sample
 from hotswap.targets.plan import Plan, Resize, Swap
@@ -42,7 +42,8 @@ def outline(model: nn.Module, plan: Plan, observation: Observation | None, sampl
     targets: dict[str, Swap | Resize] = {swap.target: swap for swap in plan.swaps}
     targets |= {resize.layer_path: resize for resize in plan.resizes}
     guides = {source: alias for swap in targets.values() for source, alias in swap.guide_names if source != INPUT}
-    tree = _Tree(targets, guides, _first_calls(observation))
+    calls = [] if observation is None else list(enumerate(observation.calls))
+    tree = _Tree(targets, guides, {call.path: (order, call) for order, call in reversed(calls)})
     inside = list(tree.rows(model, "", 0))
     if len(inside) > _MANY:
         inside = list(replace(tree, dense=True).rows(model, "", 0))
@@ -56,24 +57,10 @@ def outline(model: nn.Module, plan: Plan, observation: Observation | None, sampl
 
 
 @dataclass(frozen=True)
-class _Called:
-    order: int
-    shape: tuple[int, ...] | None
-
-
-def _first_calls(observation: Observation | None) -> dict[str, _Called]:
-    """The first call of each module, with its place in the order of all calls."""
-    calls: dict[str, _Called] = {}
-    for order, call in enumerate(() if observation is None else observation.calls):
-        calls.setdefault(call.path, _Called(order, call.output_shape))
-    return calls
-
-
-@dataclass(frozen=True)
 class _Tree:
     targets: Mapping[str, Swap | Resize]
     guides: Mapping[str, str | None]  # with their aliases
-    called: Mapping[str, _Called]
+    called: Mapping[str, tuple[int, Call]]  # the first call of each module, with its place in the order of all
     dense: bool = False  # a lone guide or target stands for the modules around it
 
     def rows(self, module: nn.Module, path: str, depth: int) -> Iterator[Row]:
@@ -102,12 +89,12 @@ class _Tree:
         return [name for name in {**self.targets, **self.guides} if name.startswith(f"{path}.")]
 
     def _order(self, path: str) -> float:
-        inside = [call.order for name, call in self.called.items() if name == path or name.startswith(f"{path}.")]
+        inside = [order for name, (order, _) in self.called.items() if name == path or name.startswith(f"{path}.")]
         return min(inside, default=float("inf"))
 
     def _size(self, path: str) -> str:
-        call = self.called.get(path)
-        return "" if call is None or call.shape is None else _by(call.shape[1:])
+        shape = self.called[path][1].output_shape if path in self.called else None
+        return "" if shape is None else _by(shape[1:])
 
     def _row(self, path: str, module: nn.Module, depth: int, parent: str) -> Row:
         """The row of one module, labelled without its parent's path."""

@@ -77,7 +77,8 @@ def compare(plain: Any, swapped: Any, kind: str = AUTO) -> Compared | None:
             "maps", numbers, or "auto": one channel as numbers, three as a picture, any other number as labels.
     """
     before, after = tensors(plain), tensors(swapped)
-    alike = [name for name, x in before.items() if x.numel() and x.dim() and _same_shape(x, after.get(name))]
+    shapes = {name: y.shape for name, y in after.items()}
+    alike = [name for name, x in before.items() if x.numel() and x.dim() and x.shape == shapes.get(name)]
     for name in sorted(alike, key=lambda name: before[name].dim() != 4):  # maps first; sorting keeps the order
         x, y = (values[name].detach()[0].float().cpu() for values in (before, after))
         if not (drawn := _kind(name, x, kind)):
@@ -86,10 +87,6 @@ def compare(plain: Any, swapped: Any, kind: str = AUTO) -> Compared | None:
         output = Compared(f"output{name}", tuple(before[name].shape), drawn, others=others)
         return {LABELS: _labels, SCORES: _scores}.get(drawn, _maps)(output, x, y)
     return None
-
-
-def _same_shape(x: Tensor, y: Tensor | None) -> bool:
-    return y is not None and x.shape == y.shape
 
 
 def _kind(name: str, x: Tensor, wanted: str) -> str:

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hotswap.targets.plan import Plan
-
 _LINE = 80  # letters of Python
 
 
@@ -33,7 +31,7 @@ class Steps:
     python: str
 
 
-def steps(plan: Plan, origin: Origin) -> Steps:
+def steps(origin: Origin) -> Steps:
     """The steps that reproduce the report and the network."""
     return Steps(_report(origin), _convert(origin), _python(origin))
 

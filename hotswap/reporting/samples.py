@@ -15,10 +15,8 @@ from hotswap.colours import Pixels, from_tensor
 from hotswap.errors import HotswapError
 from hotswap.files import image_files
 from hotswap.network.batches import Batches, Pick, as_batches
-from hotswap.network.dry_run import Inputs, device_of
+from hotswap.network.dry_run import device_of
 from hotswap.zoo import images
-
-Source = str | os.PathLike[str] | Iterable[Inputs] | Tensor
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,9 @@ def one_by_one(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         return
     if not len(first):
         raise HotswapError("batches must hold images, got a batch of size 0")
+    split = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == len(first) for x in arguments]
     for index in range(len(first)):
-        yield tuple(_part(x, index, len(first)) for x in arguments)
-
-
-def _part(x: Any, index: int, batch: int) -> Any:
-    return x[index : index + 1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x
+        yield tuple(x[index : index + 1] if alone else x for x, alone in zip(arguments, split, strict=True))
 
 
 def stretched(arguments: tuple[Any, ...]) -> Pixels | None:

@@ -10,6 +10,7 @@ from hotswap.choices import EPE, RMSE
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import PathLike
 from hotswap.files.image_files import spread
+from hotswap.network.copying import checked_copy
 from hotswap.network.names import AUTO
 from hotswap.reporting.samples import Progress
 from hotswap.searching import tasks
@@ -20,7 +21,7 @@ from hotswap.searching.ledger import Ledger, asked
 from hotswap.searching.result import SearchResult, Tried
 from hotswap.searching.running import Runner, layout_for, of_small_maps
 from hotswap.searching.samples import Source
-from hotswap.surgery.prepare import copied
+from hotswap.surgery.prepare import IN_PLACE
 
 _LEAST = 8  # images: four to choose on, four to report on
 
@@ -111,5 +112,5 @@ def carry_out(
         images=source.about.description,
         notes=tuple(notes),
         pictures=pictures,
-        network=copied(best.at_its_scale()) if swap else None,
+        network=checked_copy(best.at_its_scale(), hint=IN_PLACE) if swap else None,
     )

@@ -118,7 +118,7 @@ def find_calls(
     for graph in traced.graphs:
         _mark_calls_of_graphs(traced.root, graph)
     if observation is None:
-        return Calls(root_path, _turns(traced.evaluation, root_path)), tuple(resizes)
+        return Calls(root_path, _turns(traced.graphs[1], root_path)), tuple(resizes)
     sites = find(model, example_inputs, resizes)
     return Calls(root_path, sites.turns), located(model, resizes, sites)
 

@@ -53,7 +53,9 @@ class Edit:
         for reading in readings:
             for activation, source in zip(reading.activations, reading.entry.guide, strict=True):
                 if activation not in guide_of:
-                    guide_of[activation] = _copied(self.graph, activation, source)
+                    with self.graph.inserting_after(activation):  # taken at once
+                        copy = self.graph.call_function(guide_copy, (source, activation))
+                    guide_of[activation] = _beside(activation, copy)
         guides = [tuple(guide_of[activation] for activation in reading.activations) for reading in readings]
         keys = [_alike(each, self.modules[r.entry.target], r.entry) for r, each in zip(readings, guides, strict=True)]
         latest: dict[tuple[Any, ...], Node] = {}  # distances that several targets share, by key
@@ -166,12 +168,6 @@ def _image(graph: torch.fx.Graph, root: nn.Module) -> Node:
     if first is None:
         raise HotswapError(f"guide {INPUT!r} is the network's first argument, and {type(root).__name__} takes none")
     return first
-
-
-def _copied(graph: torch.fx.Graph, tap: Node, guide_name: str) -> Node:
-    """A copy of an activation, taken at once."""
-    with graph.inserting_after(tap):
-        return _beside(tap, graph.call_function(guide_copy, (guide_name, tap)))
 
 
 def _beside(node: Node, new: Node) -> Node:

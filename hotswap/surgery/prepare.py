@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from hotswap.targets.lookup import Names
 from hotswap.targets.plan import Plan
 
 Model = TypeVar("Model", bound=nn.Module)
+IN_PLACE = "; pass inplace=True"  # what to do where a network cannot be copied
 
 
 class Prepared(NamedTuple):
@@ -117,7 +118,7 @@ def sharing_weights(model: Model) -> Model:
     Raises:
         HotswapError: where the network cannot be copied.
     """
-    return copied(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    return checked_copy(model, {id(x): x for x in (*model.parameters(), *model.buffers())}, hint=IN_PLACE)
 
 
 def carry_out(model: Model, prepared: Prepared, inplace: bool) -> Model:
@@ -126,7 +127,7 @@ def carry_out(model: Model, prepared: Prepared, inplace: bool) -> Model:
     Raises:
         HotswapError: where it cannot be copied.
     """
-    converted = model if inplace else copied(model)
+    converted = model if inplace else checked_copy(model, hint=IN_PLACE)
     install.detach(converted)
     for graft in prepared.grafts:
         install.install(converted, graft)
@@ -158,12 +159,3 @@ def _check_runs(converted: nn.Module, before: Observation, example_inputs: Input
             f"{before.calls[-1].output_shape}; this is a bug in hotswap, please report it"
         )
     return after
-
-
-def copied(model: Model, shared: dict[int, Any] | None = None) -> Model:
-    """A deep copy; `shared` maps ids of what is not to be copied to what stands for it.
-
-    Raises:
-        HotswapError: where the network cannot be copied.
-    """
-    return checked_copy(model, shared, hint="; pass inplace=True")

@@ -94,13 +94,14 @@ class _Rewritten:
 def rewrite(module: GraphModule, training: Graph, evaluation: Graph) -> None:
     """Give a GraphModule copies of edited graphs, in place. Undone by `undo`."""
     plain = graphs(module)
-    given = {TRAINING: training, EVALUATION: evaluation} if by_mode(module) else {GRAPH: evaluation}
-    edited = {name: copy.deepcopy(graph) for name, graph in given.items()}
+    new = {TRAINING: training, EVALUATION: evaluation} if by_mode(module) else {GRAPH: evaluation}
+    edited = {name: copy.deepcopy(graph) for name, graph in new.items()}
     _complete(edited, TRAINING if plain[GRAPH] is plain.get(TRAINING) else EVALUATION)
     text = {name: _text(graph) for name, graph in edited.items()}
     before = vars(module).pop(_REWRITTEN, None)
     _give(module, edited)
-    guided = frozenset.intersection(*(_guided(module, graph) for graph in edited.values()))
+    given = set.intersection(*map(_given_more, edited.values()))
+    guided = frozenset(path for path in given if is_steered(module.get_submodule(path)))
     vars(module)[_REWRITTEN] = _Rewritten(plain, edited, text, guided, before)
 
 
@@ -148,10 +149,6 @@ def _give(module: GraphModule, by_attribute: Mapping[str, Graph]) -> None:
     for graph in by_attribute.values():
         graph.owning_module = module
     module.recompile()
-
-
-def _guided(module: GraphModule, graph: Graph) -> frozenset[str]:
-    return frozenset(path for path in _given_more(graph) if is_steered(module.get_submodule(path)))
 
 
 def _given_more(graph: Graph) -> set[str]:

@@ -45,16 +45,10 @@ class Traced:
 
     root: nn.Module
     method: str
-    training: torch.fx.Graph
-    evaluation: torch.fx.Graph
+    graphs: tuple[torch.fx.Graph, torch.fx.Graph]  # of training and of evaluation
     calls: tuple[Sequence[OpenedCall], Sequence[OpenedCall]]  # of the opened modules, in training and in evaluation
     constants: dict[str, Any]  # tensors the traced code makes itself, by the attribute the graphs read them from
     opened: tuple[str, ...]  # the modules traced through, relative to root
-
-    @property
-    def graphs(self) -> tuple[torch.fx.Graph, torch.fx.Graph]:
-        """The graphs of training and of evaluation."""
-        return self.training, self.evaluation
 
 
 class UntraceableError(HotswapError):
@@ -137,7 +131,7 @@ def _traced(root: nn.Module, through: Sequence[nn.Module], opened: Collection[st
         with contents_kept(through), mode(root, training=False):
             evaluation, in_evaluation = _trace(root, opened, start)
     calls = (in_training, in_evaluation)
-    return Traced(root, start.method, training, evaluation, calls, constants, tuple(sorted(opened)))
+    return Traced(root, start.method, (training, evaluation), calls, constants, tuple(sorted(opened)))
 
 
 def _alike(a: Traced, b: Traced) -> bool:

@@ -16,7 +16,7 @@ from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swa
 from hotswap.targets.own_convolution import own_weight
 from hotswap.targets.plan import Swap
 from hotswap.targets.window import Sliding, has_own_forward, sliding_of, steered_forward
-from pac_ops.adapting import KernelType
+from pac_ops.adapting import KernelType, count
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.subclasses import as_plain
 
@@ -85,7 +85,8 @@ class SwappedLayer(GuidedLayer[Swap]):
         if self.tap_factors is not None:
             return kernel * self.tap_factors.to(kernel.device)  # a pool has no weight to tell it the device
         if self._swap.conserve == "window":
-            return kernels.keep_window_sum(kernel, self.sliding.valid_taps(input))
+            valid = self.sliding.valid_taps(input)  # whose number the sum over the window is to be, at every pixel
+            return count(kernel, valid, valid, normalize=True) * valid.sum(dim=(0, 1))
         return kernel
 
     def extra_repr(self) -> str:

@@ -13,7 +13,6 @@ from hotswap.targets.window import Sliding
 from pac_ops.adapting import centred_distance2d
 from pac_ops.area import area_average2d, has_size
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.geometry import Window
 from pac_ops.subclasses import as_plain
 
 Size = tuple[int, int, int]
@@ -128,7 +127,10 @@ def window_distance(
                 "take a guide from the same branch"
             )
         padded = sliding.padded(resize_to(as_plain(guide), height, width, resize))
-        distance = _distance(padded, sliding.on_guide(), asymmetric=asymmetric)
+        if asymmetric:
+            distance = centred_distance2d(padded, sliding.on_guide(), None, asymmetric=True)
+        else:
+            distance = pac_ops.squared_distance2d(padded, *sliding.on_guide())
         total = distance if total is None else total + distance
     assert total is not None  # noqa: S101 (a plan names at least one)
     return total
@@ -155,12 +157,6 @@ def shared_guides(
     if previous is not None and previous.size == size:
         return previous
     return Shared(guides, size, window_distance(names, guides, size, sliding, resize, asymmetric))
-
-
-def _distance(guide: Tensor, window: Window, *, asymmetric: bool) -> Tensor:
-    if asymmetric:
-        return centred_distance2d(guide, window, None, asymmetric=True)
-    return pac_ops.squared_distance2d(guide, *window)
 
 
 def guide_copy(guide_name: str, guide: Any) -> Tensor:

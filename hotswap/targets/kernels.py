@@ -1,4 +1,4 @@
-"""The adapting kernel K of a swap, and how it conserves responses."""
+"""The adapting kernel K of a swap."""
 
 from collections.abc import Mapping
 
@@ -57,19 +57,6 @@ def inert_warnings(deviations: Mapping[str, float]) -> tuple[str, ...]:
         f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)"
     )
     return (text,)
-
-
-def keep_window_sum(kernel: Tensor, valid: Tensor) -> Tensor:
-    """Scale K at every pixel so that its sum over the window's valid taps is their number.
-
-    Args:
-        kernel: K, [B, 1, kh, kw, Ho, Wo].
-        valid: which taps are inside the image, bool [kh, kw, Ho, Wo].
-
-    Returns:
-        K as scaled, 0 at taps that are not valid.
-    """
-    return adapting.count(kernel, valid, valid, normalize=True) * valid.sum(dim=(0, 1))
 
 
 def _at_zero(function: KernelType) -> float:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hotswap.network.dry_run import Inputs, hookable, mode, removed_afterwards, run_once
-from hotswap.targets.call_sites import Chain, begun, chain_here
+from hotswap.targets.call_sites import begun, chain_here
 from hotswap.targets.dataflow import Flow, Place
 from hotswap.targets.enlargement import mode_of, why_not_enlarged
 from hotswap.targets.origins import Origins
@@ -47,7 +47,7 @@ class Site:
     output_size: Pair
     why_not: str | None  # None where it can be guided
     identity: Identity | None = None  # of the call; None where the module itself is meant
-    at: tuple[str, ...] = ()  # the same as a plan keeps it
+    at: tuple[str, ...] = ()  # the same as a plan keeps it, on any machine
     place: Place | None = None  # of an enlargement that the outputs depend on, in all its calls
     channels: int = 0  # of the map
 
@@ -159,7 +159,8 @@ class _Watch(TorchFunctionMode):
                     module.__dict__.pop("forward", None)
 
     def _followed(self, module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
-        enlarges = self._modes[module] is not None and not _has_own_forward(module)
+        changed = isinstance(module, nn.Upsample) and type(module).forward is not nn.Upsample.forward
+        enlarges = self._modes[module] is not None and not changed
 
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -242,7 +243,9 @@ class _Watch(TorchFunctionMode):
         turn = forward.calls[chain.key, origins]
         forward.calls[chain.key, origins] += 1
         identity = Identity(chain.key, origins, turn)
-        at, calls = at_of(chain, origins, turn), self.sites.calls.setdefault(path, {})
+        of = [f"of {origin}" for origin in sorted(origins or ())]
+        at = (*chain.at, *of, *([f"turn {turn}"] if turn else []))
+        calls = self.sites.calls.setdefault(path, {})
         if identity not in calls:
             taken = {*calls.values(), *(number for (target, _), number in self._numbers.items() if target == path)}
             free = next(number for number in itertools.count() if number not in taken)
@@ -284,12 +287,6 @@ class _Named(NamedTuple):
     at: tuple[str, ...] = ()
 
 
-def at_of(chain: Chain, origins: Iterable[str] | None, turn: int) -> tuple[str, ...]:
-    """An identity as a plan keeps it: the same in another process, and on another machine."""
-    of = [f"of {origin}" for origin in sorted(origins or ())]
-    return (*chain.at, *of, *([f"turn {turn}"] if turn else []))
-
-
 class _Constants:
     """The parameters and buffers of a network, and tensors computed from nothing else."""
 
@@ -327,10 +324,6 @@ def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     given = _SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     return given.arguments
-
-
-def _has_own_forward(module: nn.Module) -> bool:
-    return isinstance(module, nn.Upsample) and type(module).forward is not nn.Upsample.forward
 
 
 def _size(x: Any) -> Pair | None:

@@ -50,14 +50,12 @@ def form_for(
     channels, height, width = default_inputs(network)[0].shape[1:]
     if size is not None:
         channels, height, width = size[0] or channels, size[1], size[2]
-    usual_mean, usual_std = (_for_channels(values, channels) for values in providers.normalisation(network))
+    usual_mean, usual_std = (
+        values if len(values) == channels else (sum(values) / len(values),)  # of a network that takes grey images
+        for values in providers.normalisation(network)
+    )
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     return Form((channels, height, width), tuple(mean or usual_mean), tuple(std or usual_std), dtype)
-
-
-def _for_channels(values: Sequence[float], channels: int) -> Sequence[float]:
-    """Values of RGB images, averaged for a network that takes grey ones."""
-    return values if len(values) == channels else (sum(values) / len(values),)
 
 
 def batches(files: Sequence[Path], form: Form, batch_size: int) -> Iterator[Tensor]:

@@ -112,7 +112,8 @@ def network_class(name: str) -> type[Any]:
     """
     transformers = _transformers()
     kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
-    if not _is_network(kind) or kind.config_class is None:
+    is_network = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_network or kind.config_class is None:
         raise HotswapError(f"transformers {transformers.__version__} has no network {name!r}")
     network: type[Any] = kind
     return network
@@ -308,10 +309,6 @@ def _silent() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _is_network(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, _transformers().PreTrainedModel)
 
 
 def _transformers() -> Any:

@@ -80,9 +80,9 @@ def one_by_one(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         return
     if not len(first):
         raise HotswapError("batches must hold images, got a batch of size 0")
-    split = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == len(first) for x in arguments]
+    batched = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == len(first) for x in arguments]
     for index in range(len(first)):
-        yield tuple(x[index : index + 1] if alone else x for x, alone in zip(arguments, split, strict=True))
+        yield tuple(x[index : index + 1] if split else x for x, split in zip(arguments, batched, strict=True))
 
 
 def stretched(arguments: tuple[Any, ...]) -> Pixels | None:

@@ -11,7 +11,7 @@ from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO, INPUT
 from hotswap.targets import footprints, guide_spaces
 from hotswap.targets.guide_spaces import GuideSpace, Space
-from hotswap.targets.plan import NEAREST, Footprint, check_footprint
+from hotswap.targets.plan import Footprint, check_footprint
 from hotswap.targets.sites import Site
 
 GUIDES_AS = "the image guides as"  # how notes on the space begin, and that on one that could not be chosen:
@@ -51,7 +51,7 @@ class Form:
         """The entries of one enlargement's plan."""
         bounded = site.channels <= _MAP if isinstance(self.bounded, str) else self.bounded
         footprint = _footprint(site) if isinstance(self.footprint, str) else self.footprint
-        return {"footprint": footprint, "bounded": bounded and site.mode not in NEAREST, "space": space}
+        return {"footprint": footprint, "bounded": bounded, "space": space}
 
     def spaces(
         self, model: nn.Module, guides: Mapping[str, tuple[str, ...]], images: Callable[[], Iterable[Any]]

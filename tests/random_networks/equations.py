@@ -134,13 +134,13 @@ def resized(guide: Tensor, size: tuple[int, int], how: str) -> Tensor:
 
 
 def enlarged(
-    v: Tensor, guides: Sequence[Tensor], scale: Any, footprint: int, options: dict[str, Any], *, values: bool
+    v: Tensor, guides: Sequence[Tensor], scale: Any, footprint: int, options: dict[str, Any]
 ) -> Tensor | None:
     """sum_j w_ij K(f_i, g_j) v_j / sum_j w_ij K(f_i, g_j) over all coarse pixels; None where nothing is enlarged.
 
     w is what `F.interpolate` itself makes of an image with a single 1 in it. With a wider footprint it is a tent, and
-    the sum is added to what `F.interpolate` makes, less that of K = 1. Where the map's `values` count, those of few
-    channels stay in the range of the pixels around.
+    the sum is added to what `F.interpolate` makes, less that of K = 1. Values of maps of few channels stay in the range
+    of the pixels around.
     """
     coarse = tuple(v.shape[2:])
     one = v.new_zeros(1, 1, *coarse)
@@ -159,7 +159,7 @@ def enlarged(
     if footprint == 2:
         return (v.flatten(2) @ share).unflatten(2, fine)
     out = v.flatten(2) @ (share + plain - weight / weight.sum(dim=0))
-    if values and v.shape[1] <= 3:
+    if v.shape[1] <= 3:
         around = _tents(v, coarse, fine, options, 1, edge=True) > 0
         pixels = v.flatten(2).unsqueeze(3)
         least = torch.where(around, pixels, float("inf")).amin(dim=2)

@@ -263,7 +263,7 @@ class Oracle:
         if target.enlarges:
             options, mass = equations.bilinear_transposed(v, weight, bias, given["stride"], given["padding"])
             out = equations.enlarged(
-                v, self._guides(target, like), self._scale(target), self.rules.footprint, options, values=True
+                v, self._guides(target, like), self._scale(target), self.rules.footprint, options
             )
             assert out is not None
             out = out * mass
@@ -299,7 +299,7 @@ class Oracle:
             options = {name: x for name, x in options.items() if x is not None}
             given = options if mode == "bilinear" else options | {"mode": "bilinear"}
             wide, guides = like.double(), self._guides(target, like)
-            output = equations.enlarged(wide, guides, scale, footprint, given, values=mode == "bilinear")
+            output = equations.enlarged(wide, guides, scale, footprint, given)
             self.steered += output is not None
         output = plain(like, **options) if output is None else _narrowed(output, like.dtype)
         if not module:

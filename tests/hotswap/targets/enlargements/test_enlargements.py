@@ -131,6 +131,22 @@ def test_footprint_of_4_guides_nearest_and_is_smoother(net):
     assert hotswap.status(converted).plan.resizes[0].footprint == 4
 
 
+@pytest.mark.parametrize(
+    ("channels", "bounded", "expected"), [(2, "auto", True), (5, "auto", False), (5, True, True)]
+)
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_bounds_hold_for_nearest_enlargements_too(mode, channels, bounded, expected):
+    net = nn.Sequential(nn.Conv2d(3, channels, 3, 4, 1), nn.Upsample(scale_factor=4, mode=mode)).eval()
+    options = {"footprint": 4, "guide_scale": 8.0, "bounded": bounded, "example_inputs": IMAGE}
+    converted = hotswap.convert(net, "1", "input", **options)
+    assert hotswap.status(converted).plan.resizes[0].bounded is expected
+    coarse = net[0](IMAGE)
+    least, most = -F.max_pool2d(-coarse, 3, 1, 1), F.max_pool2d(coarse, 3, 1, 1)  # of all that may lie around a pixel
+    least, most = (F.interpolate(x, scale_factor=4) for x in (least, most))
+    out = converted(IMAGE)
+    assert bool(((out >= least - 1e-6) & (out <= most + 1e-6)).all()) is expected
+
+
 def test_guide_of_several_sources_and_by_target(net):
     guides = {"resize_1": ["input", "a"], "resize_*": "a", "transposed": "input", "block.conv": "b"}
     converted = convert(net, ["resize_1", "resize_2", "transposed", "block.conv"], guides)

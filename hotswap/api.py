@@ -327,7 +327,7 @@ def _planned(
         notes += ("Module.compile was called on it, which copies do not keep: call it on the converted network",)
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
-    resolved = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes))
+    resolved = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes), enlargements=wanted.considered)
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
     prepared = Preparation(example_inputs, selfcheck, by_fx).prepare(names, resolved, method)

@@ -29,3 +29,9 @@ def render(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _text(cell: object) -> str:
     return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+
+
+def filled(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table without columns that would be empty."""
+    kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
+    return render([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])

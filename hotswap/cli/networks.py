@@ -126,7 +126,7 @@ def plan(
     from hotswap.cli import inputs
 
     checked, _ = _carry_out(inputs.build(inputs.pinned(model)), plan_file, input_size, given, check)
-    output.show(checked, as_json=as_json)
+    _show(checked, as_json)
 
 
 @options.command(
@@ -207,7 +207,7 @@ def convert(
         assert calibrated is not None  # noqa: S101 (it was just converted)
         done = calibrated
     if dry_run or path is None:
-        output.show(done, as_json=as_json)
+        _show(done, as_json)
         return
     save(converted, path, inputs.recordable(model), max_shard_size=max_shard_size)
     output.show(done, as_json=as_json, output=path)
@@ -215,6 +215,10 @@ def convert(
 
 
 COMMANDS: tuple[click.Command, ...] = (inspect, plan, convert)
+
+
+def _show(plan: "Plan", as_json: bool) -> None:
+    output.show(plan, as_json=as_json, enlargements=[each.to_dict() for each in plan.enlargements])
 
 
 def _carry_out(

@@ -10,11 +10,12 @@ from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
 from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
+from hotswap.targets.considered import Considered
 from hotswap.targets.enlargement import mode_of
 from hotswap.targets.lookup import Name, Names, shown
 from hotswap.targets.plan import Footprint, Resize, why_not_guided
 from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
-from hotswap.targets.verdicts import EVERY, factor, in_short, verdict
+from hotswap.targets.verdicts import EVERY, factor, in_short, row, verdict
 
 _FEW = 4  # names that a message lists without leaving some out
 RESIZE = "resize"  # as a target: the enlargements that guiding helps
@@ -29,6 +30,7 @@ class SplitRequest:
     guide: Any
     guide_scale: Any
     notes: tuple[str, ...] = ()
+    considered: tuple[Considered, ...] = ()
 
 
 def split(
@@ -72,7 +74,8 @@ def split(
     chosen = tuple(
         Chosen(s.path, s, sites.alias_of[s], _sources(names, sites, s, guides[s]), scale(scales[s])) for s in taken
     )
-    return SplitRequest(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes))
+    considered = tuple(row(site, alias, footprint) for alias, site in sites.by_alias.items() if factor(site) > 1)
+    return SplitRequest(chosen, tuple(convolutions), other_guides, other_scales, tuple(notes), considered)
 
 
 def _may_enlarge(names: Names, name: Any) -> bool:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from hotswap.choices import CONSERVE_MODES, FOOTPRINTS, FX, HOOKS, RESIZE_MODES
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO, INPUT, joined
-from hotswap.tables import render
-from hotswap.targets import kernels
+from hotswap.tables import filled
+from hotswap.targets import considered, kernels
+from hotswap.targets.considered import Considered
 from hotswap.targets.guide_spaces import SCALES, GuideSpace, Space
 from hotswap.targets.guided_layer import NamedGuide, Tap
 
@@ -169,6 +170,8 @@ class Plan:
     notes: tuple[str, ...] = ()  # what a person should know: what a pattern left out, what will be rewritten
     method: str = FX  # how it is carried out
     resizes: tuple[Resize, ...] = ()  # enlargements that are guided, beside the convolutions
+    # All enlargements of the network, where some were asked for; in no file.
+    enlargements: tuple[Considered, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Check what a file can get wrong."""
@@ -190,6 +193,7 @@ class Plan:
             tuple(note for plan in plans for note in plan.notes),
             HOOKS if any(plan.method == HOOKS for plan in plans) else FX,
             tuple(resize for plan in plans for resize in plan.resizes),
+            tuple(dict.fromkeys(each for plan in plans for each in plan.enlargements)),
         )
 
     def noted(self, *notes: str) -> "Plan":
@@ -197,7 +201,7 @@ class Plan:
         return replace(self, notes=self.notes + notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` reads them back."""
+        """Plain JSON values, without those of `enlargements`; `from_dict` reads them back."""
         return {
             "swaps": [swap.to_dict() for swap in self.swaps],
             "resizes": [resize.to_dict() for resize in self.resizes],
@@ -246,9 +250,11 @@ class Plan:
             )
             for swap in self.swaps
         ]
-        tables = [_filled(columns, rows)] if rows else []
+        tables = [filled(columns, rows)] if rows else []
         if self.resizes:
-            tables.append(_filled(_RESIZE_COLUMNS, [_resize_row(resize) for resize in self.resizes]))
+            tables.append(filled(_RESIZE_COLUMNS, [_resize_row(resize) for resize in self.resizes]))
+        if self.enlargements:
+            tables.append(considered.table(self.enlargements))
         drift = [] if self.drift is None else [f"drift (relative RMS change of the outputs): {self.drift:.3g}"]
         return "\n".join([*tables, *drift, *(f"note: {note}" for note in self.notes)])
 
@@ -268,12 +274,6 @@ def _resize_row(resize: Resize) -> tuple[object, ...]:
         None if resize.space is None else str(getattr(resize.space, "name", "a function")),
         ("bounded" if resize.bounded else None) if resize.residual else "smooth",
     )
-
-
-def _filled(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table without columns that would be empty."""
-    filled = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
-    return render([columns[index] for index in filled], [[row[index] for index in filled] for row in rows])
 
 
 def _guide_text(names: Iterable[tuple[str, str | None]]) -> str:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from hotswap.targets.considered import Considered
 from hotswap.targets.dataflow import Kind
 from hotswap.targets.plan import Footprint, why_not_guided
 from hotswap.targets.sites import Site
@@ -76,6 +77,13 @@ def verdict(site: Site, footprint: Footprint) -> Verdict:
     if factor(site) < _MODERATE:
         return Verdict(True, "by so small a factor little is gained as a rule (0 to +0.5 points)")
     return Verdict(True, "nothing but pointwise operations follow")
+
+
+def row(site: Site, alias: str, footprint: Footprint) -> Considered:
+    """What a plan's table says of an enlargement."""
+    decided = verdict(site, footprint)
+    n = factor(site)
+    return Considered(alias, site.name, times(n), n, place(site), decided.taken, str(decided))
 
 
 def _doubled(site: Site) -> bool:

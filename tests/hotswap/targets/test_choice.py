@@ -1,6 +1,7 @@
 """What "resize" and "resize_*" name, wherever a name is given, and what is said of the choice."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,31 @@ def test_resize_takes_scores_and_says_what_it_leaves():
     assert str(plan).count("note: ") == len(plan.notes)
     again = hotswap.Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
+    lines = [line.split("  ") for line in str(plan).splitlines()]
+    rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert [row for row in rows if row[-1].startswith(("taken:", "left:"))] == TABLE
+
+
+SMALL, POINTWISE = "the factor is below 2", "nothing but pointwise operations follow"
+HARM = "guiding enlargements of features did harm (-0.3 to -3.5 points)"
+TABLE = [
+    ["resize_1", "up", "x2", "features: conv follows", f"left: {HARM}"],
+    ["resize_2", "F.interpolate 0 in the network", "x1.5", "scores", f"left: {SMALL}"],
+    ["resize_3", "F.interpolate 1 in the network", "x4", "scores", f"taken: {POINTWISE}"],
+    ["resize_4", "further", "x4", "scores", f"taken: {POINTWISE}"],
+]
+
+
+def test_the_verdicts_are_those_of_inspect_and_stay_with_the_converted_network_but_in_no_file():
+    plan = planned(["resize_1", "resize_3"])
+    listed = hotswap.inspect(Decoder(), IMAGE).resizes
+    assert [(e.alias, e.factor, e.place, e.taken, e.verdict) for e in plan.enlargements] == [
+        (r.alias, r.factor, r.place, r.automatic, r.verdict) for r in listed if r.factor > 1
+    ]
+    converted = hotswap.convert(Decoder(), ["resize_1", "resize_3"], "input", example_inputs=IMAGE)
+    assert hotswap.status(converted).plan.enlargements == plan.enlargements
+    assert "enlargements" not in plan.to_dict()
+    assert planned("conv", "down").enlargements == ()
 
 
 @pytest.mark.parametrize("names", ["resize_*", ["resize_*"], ["resize_1", "resize_*"], "resize_?", r"re:resize_\d"])
@@ -155,13 +181,22 @@ def test_many_of_a_kind_are_named_in_short():
 NET = "test_choice:Decoder"
 
 
-def test_commands(monkeypatch):
+def test_commands(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(__file__.rpartition("/")[0])
     size = ("--input-size", "32x32")
     plan = json.loads(run("plan", NET, "--target", "resize_*", "--guide", "input", *size, "--json").stdout)
     assert [resize["target_alias"] for resize in plan["resizes"]] == ["resize_1", "resize_2", "resize_3", "resize_4"]
     shown = run("plan", NET, "--target", "resize", "--guide", "input", *size)
     assert '"resize" leaves resize_1 (x2, features: conv follows)' in shown.stdout + shown.stderr
+    assert [
+        [each["alias"], each["name"], f"x{each['factor']:g}", each["place"], each["verdict"]]
+        for each in plan["enlargements"]
+    ] == TABLE
+    Path(tmp_path / "plan.json").write_text(json.dumps(plan))
+    again = json.loads(run("plan", NET, "--plan", tmp_path / "plan.json", *size, "--json").stdout)
+    assert again["resizes"] == plan["resizes"]
+    dry = run("convert", NET, "--target", "resize", "--guide", "input", *size, "--dry-run", "--json").stdout
+    assert json.loads(dry)["enlargements"] == plan["enlargements"]
     listed = json.loads(run("inspect", NET, *size, "--json").stdout)["resizes"]
     assert [(r["automatic"], r["verdict"].partition(":")[0]) for r in listed] == [
         (False, "left"),

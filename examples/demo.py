@@ -1,4 +1,4 @@
-"""A trained network is inspected, swapped, checked, fine-tuned, saved, loaded and reverted.
+"""A network made sharper before any training; another one swapped, checked, fine-tuned, saved, loaded and reverted.
 
     python -m examples.demo
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import hotswap
 from examples.hed import HedSegmenter, load_hed, load_segmenter
 from examples.pictures import capture_kernel, difference, kernel_sheet, photograph
+from examples.sharper import show_gain
 from hotswap.colours import Pixels
 from recipes.finetune import evaluate, finetune
 from recipes.landwater import LandWater
@@ -49,36 +50,41 @@ def main(out: Path, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     photos = {name: photograph(name) for name in PHOTOS}
 
-    console.rule("[bold]1. A trained network: HED, an edge detector on VGG16")
+    console.rule("[bold]1. What it is for: sharper, before any training")
+    written = [show_gain(out, console)]
+    console.print(f"The picture: {written[0]}", soft_wrap=True)
+
+    console.rule("[bold]2. A trained network: HED, an edge detector on VGG16")
     hed = load_hed()
     show(hotswap.inspect(hed))
 
-    console.rule("[bold]2. Swap three convolutions, at the paper's guide scale")
+    console.rule("[bold]3. Swap three convolutions, at the paper's guide scale")
     show(hotswap.plan(hed, TARGETS, GUIDE))
     swapped = hotswap.convert(hed, TARGETS, GUIDE)
     check(hotswap.status(hed).plan is None, "the network it was made from is as it was")
     show(hotswap.verify(swapped, photos.values()))
 
-    console.rule("[bold]3. The same swap, with guide scales calibrated on the photographs")
+    console.rule("[bold]4. The same swap, with guide scales calibrated on the photographs")
     calibrated = hotswap.convert(hed, TARGETS, GUIDE)
     show(hotswap.calibrate(calibrated, photos.values(), deviation=DEVIATION))
     show(hotswap.verify(calibrated, photos.values()))
 
-    console.rule("[bold]4. Its enlargements guided by the image, no convolution swapped")
+    console.rule("[bold]5. Its enlargements guided by the image, no convolution swapped")
     # All of them: "resize" leaves them to its finest side output, which they are mixed with.
     guided = hotswap.convert(hed, "resize_*", "input", calibrate_on=list(photos.values()))
     show(hotswap.status(guided))
     check(guided.state_dict().keys() == hed.state_dict().keys(), "no parameters were added")
 
-    console.rule("[bold]5. Pictures of what changed, and of which neighbours count")
-    written = draw_photos(out, photos, hed, swapped, calibrated, guided)
-    console.print(f"{len(written)} pictures")
+    console.rule("[bold]6. Pictures of what changed, and of which neighbours count")
+    drawn = draw_photos(out, photos, hed, swapped, calibrated, guided)
+    console.print(f"{len(drawn)} pictures")
+    written += drawn
 
-    console.rule("[bold]6. Fine-tune plain and swapped: land and water in satellite pictures")
+    console.rule("[bold]7. Fine-tune plain and swapped: land and water in satellite pictures")
     plain, tuned, picture = tune_both(out, steps)
     written.append(picture)
 
-    console.rule("[bold]7. Save, load, revert")
+    console.rule("[bold]8. Save, load, revert")
     written.append(save_load_revert(out, plain, tuned))
 
     console.rule("[bold]Done")

@@ -8,11 +8,14 @@ from torch import nn
 
 from hotswap.api import convert, plan
 from hotswap.errors import HotswapError
+from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import swapped_layers
 from hotswap.network.names import INPUT
 from hotswap.surgery import install
 from hotswap.surgery.prepare import sharing_weights
 from hotswap.targets.choose_enlargements import RESIZE
+from hotswap.targets.enlargement import GuidedResize
+from hotswap.targets.guide_spaces import scale_of
 from hotswap.targets.plan import Plan
 from hotswap.targets.verdicts import EVERY
 from hotswap.zoo import image_stats
@@ -128,10 +131,15 @@ def structures(
             if key in known:
                 continue
             known.add(key)
-            measured: dict[str, Any] = {} if "guide_scale" in given else {"calibrate_on": data}
             network = sharing_weights(model)
             image_stats.put(network, stats)
-            structure = _structure(options, convert(network, inplace=True, **given, **measured))
+            if "guide_scale" not in given and image_stats.of(network).mean is None:
+                convert(network, inplace=True, **given, calibrate_on=data)
+            else:  # measuring takes as long as trying a swap on several images
+                convert(network, inplace=True, **given)
+                if "guide_scale" not in given and not _at_known_scales(network):
+                    calibrate(network, data)
+            structure = _structure(options, network)
             made.setdefault((scale, *structure.swaps), structure)
         except HotswapError as error:
             refused.setdefault(str(error), f"targets={options.get('targets', RESIZE)}, {_text(options)}")
@@ -147,6 +155,14 @@ def candidates(ways: Sequence[Structure]) -> list[Candidate]:
         for way in ways
         for strength in ((1.0,) if "guide_scale" in way.options else STRENGTHS)
     ]
+
+
+def _at_known_scales(network: nn.Module) -> bool:
+    """Whether the image guides all that is swapped, in spaces of known units: then nothing is to be measured."""
+    return all(
+        isinstance(layer, GuidedResize) and scale_of(layer.swap.space) is not None
+        for layer in swapped_layers(network).values()
+    )
 
 
 def _taken(model: nn.Module, given: dict[str, Any], taken: dict[str, list[str]]) -> list[str]:

@@ -75,6 +75,16 @@ def test_guiding_its_last_enlargement_makes_it_better(network, horses, tmp_path)
     assert made.largest_difference < 1e-4
 
 
+def test_a_search_on_40_photographs_says_swap_this(network):
+    images = {"labels": HORSES / "masks", "class_index": HORSE, "limit": 40, "input_size": (3, SIZE, SIZE)}
+    result = hotswap.search(network, HORSES, **images, mean=(0.5,) * 3, std=(0.5,) * 3, family=[{}, {"footprint": 2}])
+    assert result.sentence.startswith("Swap this: resize_3 with default options")
+    everywhere, near = (result.chosen.gains[name] for name in ("iou", "edges"))
+    assert everywhere.better > 0.05
+    assert near.better > 0.12
+    assert everywhere.images == near.images == 24
+
+
 def test_its_convolutions_are_swapped(network, horses):
     image = horses[0][0]
     with torch.no_grad():

@@ -11,7 +11,9 @@ from torch import nn
 
 import hotswap
 from hotswap.errors import HotswapError
+from hotswap.searching import family
 from hotswap.searching.family import STRENGTHS
+from hotswap.zoo import image_stats
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,19 @@ def test_images_without_a_label_are_left_out(batches, whole):
     result = hotswap.search(blobs.Coarse().eval(), few)
     assert result.notes == ("3 of 23 images have no label",)
     assert result.to_dict() == whole[0].to_dict() | {"notes": list(result.notes)}
+
+
+def test_what_need_not_be_measured_is_not(batches, whole, monkeypatch):
+    """A kind of target is planned once for all spaces, and nothing calibrated where scales are known."""
+    planned, calibrated = [], []
+    plan = family.plan
+    monkeypatch.setattr(family, "plan", lambda *a, **k: planned.append(1) or plan(*a, **k))
+    monkeypatch.setattr("hotswap.api.calibrate", lambda *a, **k: calibrated.append(1))
+    net = blobs.Coarse().eval()
+    image_stats.put(net, image_stats.ImageStats((0.0,) * 3, (1.0,) * 3))
+    result = hotswap.search(net, batches)
+    assert (len(planned), calibrated) == (3, [])  # with the default footprint, 2 and 6
+    assert [tried.candidate.row for tried in result.tried] == [tried.candidate.row for tried in whole[0].tried]
 
 
 class Quarter(blobs.Coarse):

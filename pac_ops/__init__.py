@@ -3,6 +3,7 @@
 from pac_ops.backends.choose import explain, use_backend
 from pac_ops.crf.features import create_position_feats, create_YXRGB
 from pac_ops.crf.model import PacCRF, PacCRFLoose, refine
+from pac_ops.functional.colour import srgb_to_lab
 from pac_ops.functional.convolution import pacconv2d, pacconv_transpose2d, pacpool2d
 from pac_ops.functional.enlargement import pacresize2d, resize_distance2d, resize_kernel2d
 from pac_ops.functional.filters import (
@@ -44,5 +45,6 @@ __all__ = [
     "resize_distance2d",
     "resize_kernel2d",
     "squared_distance2d",
+    "srgb_to_lab",
     "use_backend",
 ]

@@ -144,16 +144,21 @@ def _ratio(factor: float) -> Fraction | None:
     return None
 
 
-def footprints(given: int | Sequence[int]) -> tuple[int, ...]:
-    """One footprint for each step, the coarsest first.
+def footprints(given: int | Sequence[int], halvings: int = 0) -> tuple[int, ...]:
+    """One footprint for each step, the coarsest first, of which so many follow halvings of the map.
 
     Raises:
-        ValueError: where there are none, or one is not of `FOOTPRINTS`.
+        ValueError: where there are none, one is not of `FOOTPRINTS`, or no step is left behind the halvings.
     """
     each = (given,) if isinstance(given, int) else tuple(given)
     if not each or any(type(n) is not int or n not in FOOTPRINTS for n in each):
         choices = ", ".join(map(str, FOOTPRINTS))
         raise ValueError(f"footprint must be one of {choices}, or one of these for each step, got {given!r}")
+    if type(halvings) is not int or not 0 <= halvings < len(each):
+        raise ValueError(
+            f"halvings must be a number from 0 to {len(each) - 1}, fewer than the footprints, got {halvings!r}; give "
+            "a footprint for each step back from a halved map, and one or more for the enlargement"
+        )
     return each
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotswap.choices import DEPTH, LABELS
+from hotswap.choices import DEPTH, LABELS, SCORES
 from hotswap.enlarging import guides, labels, maps
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO
@@ -28,6 +28,7 @@ class Enlarged:
     kind: str
     sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width, before and after
     footprint: tuple[int, ...]
+    halvings: int
     scale: float
     space: GuideSpace
 
@@ -39,6 +40,7 @@ class Enlarged:
             "from": before,
             "to": after,
             "footprint": list(self.footprint),
+            "halvings": self.halvings,
             "scale": self.scale,
             "space": self.space.name,
         }
@@ -75,7 +77,8 @@ def enlarge(
             channel, whether the logit is above 0.
         scale: how strongly the image guides; 0 is `F.interpolate`. "auto": 12 in Lab, 8 in RGB.
         space: "lab", "rgb", or a `hotswap.GuideSpace` that undoes the image's normalisation. "auto": "lab".
-        footprint: see `pac_ops.pacresize2d`. "auto": by the factor, (6, 4, 2) for 8.
+        footprint: see `pac_ops.pacresize2d`. "auto": by the factor, (6, 4, 2) for 8. Of more steps than the factor
+            has, the first follow halvings of the map.
         align_corners: as in `F.interpolate`.
         ignore: the label that is no class; it stays where it is. None: all are classes.
         stretched: the map may have another aspect ratio than the image, as of a network that sees all images square.
@@ -126,13 +129,14 @@ def enlarged(
         raise HotswapError(f"there must be an image for each map, got {pixels.shape[0]} and {x.shape[0]}")
     chosen = guides.space_of(space, pixels)
     strength = _scale(scale, chosen)
-    steps = _footprints(footprint, coarse, fine)
+    steps, halvings = _steps(footprint, coarse, fine, soft=given.kind == SCORES)
     guide = guides.guide(pixels, chosen, x.device)
     return Enlarged(
-        given.restored(*_result(given, guide, steps, strength, align_corners, labels, ignore)),
+        given.restored(*_result(given, guide, steps, halvings, strength, align_corners, labels, ignore)),
         given.kind,
         (coarse, fine),
         steps,
+        halvings,
         strength,
         chosen,
     )
@@ -142,13 +146,20 @@ def _result(
     given: maps.Map,
     guide: Tensor,
     steps: tuple[int, ...],
+    halvings: int,
     scale: float,
     align_corners: bool,
     labelled: bool,
     ignore: int | None,
 ) -> tuple[Tensor, bool]:
     """The enlarged map, and whether it is labels."""
-    options: dict[str, Any] = {"align_corners": align_corners, "scale": scale, "footprint": steps, "residual": True}
+    options: dict[str, Any] = {
+        "align_corners": align_corners,
+        "scale": scale,
+        "footprint": steps,
+        "halvings": halvings,
+        "residual": True,
+    }
 
     def to_scores(x: Tensor) -> Tensor:
         return pacresize2d(x, guide, bounded=given.kind == DEPTH, **options)
@@ -200,9 +211,11 @@ def _scale(scale: Any, space: GuideSpace) -> float:
     return float(scale)
 
 
-def _footprints(given: Any, coarse: tuple[int, int], fine: tuple[int, int]) -> tuple[int, ...]:
+def _steps(given: Any, coarse: tuple[int, int], fine: tuple[int, int], *, soft: bool) -> tuple[tuple[int, ...], int]:
+    """The footprints, and how many of them follow halvings of the map."""
     if isinstance(given, str) and given == AUTO:
-        return footprints.by_factor(coarse, fine)
+        return footprints.by_factor(coarse, fine, soft=soft)
     listed = tuple(given) if isinstance(given, list) else given
     check_footprint(listed)
-    return (listed,) if isinstance(listed, int) else listed
+    steps = (listed,) if isinstance(listed, int) else listed
+    return steps, footprints.halvings(len(steps), coarse, fine)

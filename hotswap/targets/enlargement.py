@@ -74,6 +74,7 @@ class GuidedResize(GuidedLayer[Resize]):
             scale=scale,
             footprint=self._swap.footprint,
             residual=self._swap.residual,
+            halvings=self._swap.halvings,
             bounded=self._swap.bounded,
         )
         return self._finished(out, input)

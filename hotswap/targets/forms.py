@@ -10,8 +10,9 @@ from hotswap.choices import LAB, RGB
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO, INPUT
 from hotswap.targets import footprints, guide_spaces
+from hotswap.targets.dataflow import Kind
 from hotswap.targets.guide_spaces import GuideSpace, Space
-from hotswap.targets.plan import Footprint, check_footprint
+from hotswap.targets.plan import NEAREST, Footprint, check_footprint
 from hotswap.targets.sites import Site
 
 GUIDES_AS = "the image guides as"  # how notes on the space begin, and that on one that could not be chosen:
@@ -50,8 +51,20 @@ class Form:
     def of(self, site: Site, space: Space | None) -> dict[str, Any]:
         """The entries of one enlargement's plan."""
         bounded = site.channels <= _MAP if isinstance(self.bounded, str) else self.bounded
-        footprint = _footprint(site) if isinstance(self.footprint, str) else self.footprint
-        return {"footprint": footprint, "bounded": bounded, "space": space}
+        return {**self._steps(site), "bounded": bounded, "space": space}
+
+    def _steps(self, site: Site) -> dict[str, Any]:
+        """The footprint of each step, and how many of these follow halvings of the map."""
+        if not isinstance(self.footprint, str):
+            count = 1 if isinstance(self.footprint, int) else len(self.footprint)
+            halvings = footprints.halvings(count, site.input_size, site.output_size)
+            return {"footprint": self.footprint, "halvings": halvings}
+        place = site.place
+        scores = place is not None and place.kind is Kind.SCORES and site.channels > _MAP and site.mode not in NEAREST
+        first = place is not None and place.start == tuple(site.input_size)
+        end = None if place is None else place.end
+        steps, halvings = footprints.by_factor(site.input_size, site.output_size, end, soft=scores and first)
+        return {"footprint": steps[0] if len(steps) == 1 else steps, "halvings": halvings}
 
     def spaces(
         self, model: nn.Module, guides: Mapping[str, tuple[str, ...]], images: Callable[[], Iterable[Any]]
@@ -96,8 +109,3 @@ class Form:
                 f"pretrained_cfg) nor data show; give calibrate_on, or space=hotswap.GuideSpace({name!r}, mean, std)"
             )
         return dict.fromkeys(guides) | dict.fromkeys(by_image, space), (note,)
-
-
-def _footprint(site: Site) -> int | tuple[int, ...]:
-    steps = footprints.by_factor(site.input_size, site.output_size, None if site.place is None else site.place.end)
-    return steps[0] if len(steps) == 1 else steps

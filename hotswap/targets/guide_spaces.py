@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from hotswap.choices import LAB, RGB
 from hotswap.errors import HotswapError
 from hotswap.zoo import image_stats
+from pac_ops import srgb_to_lab
 from pac_ops.dtypes import accumulate_dtype
 
 SCALES = {LAB: 12.0, RGB: 8.0}  # what "auto" is: good on all networks of docs/evidence.md, and not sensitive
-# Linear RGB -> XYZ of sRGB (IEC 61966-2-1), and its white, D65, by which XYZ is divided.
-_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-_WHITE = (0.950456, 1.0, 1.088754)
-_LEAST = 1e-6  # below it the derivative of a root is too large to be of use
+_LEAST = 1e-6  # of a range
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,12 @@ class GuideSpace:
                 f"guide space {self.name!r} is for images of {len(self.mean)} channels, got {image.shape[1]}; "
                 "convert with space=None"
             )
+        if self.name == LAB:
+            return srgb_to_lab(image, self.mean, self.std, self.bgr)
         wide = image.to(accumulate_dtype(image.dtype))
         mean, std = (wide.new_tensor(x).view(1, -1, 1, 1) for x in (self.mean, self.std))
         plain = (wide * std + mean).clamp(0, 1)
-        plain = plain.flip(1) if self.bgr else plain
-        return lab(plain) if self.name == LAB else plain
+        return plain.flip(1) if self.bgr else plain
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,20 +69,6 @@ Space = GuideSpace | Callable[[Tensor], Tensor]
 def scale_of(space: Space | None) -> float | None:
     """The guide scale that is good in a space; None where its units are not known."""
     return SCALES[space.name] if isinstance(space, GuideSpace) else None
-
-
-def lab(rgb: Tensor) -> Tensor:
-    """CIE L*a*b* divided by 100, of sRGB in 0..1: [B, 3, H, W]; of grey images in 0..1, [B, 1, H, W], L* alone."""
-    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    if rgb.shape[1] == 1:
-        return _root(linear) * 1.16 - 0.16
-    matrix = rgb.new_tensor(_XYZ) / rgb.new_tensor(_WHITE).unsqueeze(1)
-    x, y, z = _root(torch.nn.functional.conv2d(linear, matrix[:, :, None, None])).unbind(dim=1)
-    return torch.stack([y * 1.16 - 0.16, (x - y) * 5, (y - z) * 2], dim=1)
-
-
-def _root(x: Tensor) -> Tensor:
-    return torch.where(x > 0.008856, x.clamp_min(_LEAST) ** (1 / 3), x * 7.787 + 16 / 116)
 
 
 # --- how images are normalised ----------------------------------------------------------------------------------

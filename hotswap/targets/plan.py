@@ -72,6 +72,7 @@ class Resize(NamedGuide):
     guide_scale: float = 1e-4
     learn_scale: bool = False
     footprint: int | tuple[int, ...] = 2  # of each step, the coarsest first
+    halvings: int = 0  # of the map before the first step; so many steps lead back to it
     residual: bool = True  # what the guide changes is added to the plain enlargement, so that K = 1 is the same
     bounded: bool = False  # no pixel leaves the range of its coarse neighbours
     space: Space | None = None  # what is made of the image before it guides; None leaves it
@@ -94,6 +95,8 @@ class Resize(NamedGuide):
         if self.mode not in MODES:
             raise HotswapError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         check_footprint(self.footprint)
+        if not 0 <= self.halvings < len(self.footprints):
+            raise HotswapError(f"halvings must be fewer than the {len(self.footprints)} steps, got {self.halvings}")
         if self.space is not None and INPUT not in self.guide:
             raise HotswapError(f'space must be null where the image ("input") is no guide, as of {self.name!r}')
         if reason := why_not_guided(self.mode, self.footprint):
@@ -267,7 +270,8 @@ def _resize_row(resize: Resize) -> tuple[object, ...]:
         resize.target_alias,
         resize.name,
         resize.mode,
-        ", ".join(f"{n}x{n}" for n in resize.footprints),
+        ", ".join(f"{n}x{n}" for n in resize.footprints)
+        + (f" ({resize.halvings} halved)" if resize.halvings else ""),
         _guide_text(resize.guide_names),
         _scale_text(resize),
         resize.deviation,
@@ -299,6 +303,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "conserve": (str, type(None)),
     "tap_means": (list, type(None)),
     "footprint": (int, list),
+    "halvings": int,
     "residual": bool,
     "bounded": bool,
     "space": (dict, type(None)),
@@ -320,7 +325,7 @@ _ITEMS: dict[str, tuple[Any, str]] = {
 # What older files have not, by kind.
 _LATER: dict[Any, dict[str, Any]] = {
     Swap: {"kernel": kernels.DEFAULT_KERNEL, "conserve": None, "tap_means": None, "deviation": None, "taps": []},
-    Resize: {"taps": [], "at": [], "residual": False, "bounded": False, "space": None},
+    Resize: {"taps": [], "at": [], "halvings": 0, "residual": False, "bounded": False, "space": None},
 }
 _FORMAT_1: dict[Any, dict[str, Any]] = {
     Swap: {"guide": (list, str), "guide_alias": (list, str, type(None))},

@@ -9,7 +9,6 @@
 
 #include "window.h"
 
-typedef int32_t whole_vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits_vec __attribute__((vector_size(4 * LANES)));
 
 enum {

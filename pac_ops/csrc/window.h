@@ -28,6 +28,7 @@
 #endif
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t whole_vec __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     int64_t batch, channels, height, width;

@@ -24,6 +24,7 @@ def pacresize2d(
     scale: float | Tensor = 1.0,
     footprint: int | Sequence[int] = 2,
     residual: bool = False,
+    halvings: int = 0,
     bounded: bool = False,
 ) -> Tensor:
     """Enlarge a map bilinearly, each weight multiplied by K between the fine pixel and that coarse neighbour.
@@ -43,6 +44,10 @@ def pacresize2d(
     pixel between each two of the map, and the last one leads from these to the output, each with the guide at the
     places of its pixels. With K = 1 and residual that is `F.interpolate` again.
 
+    Edges of a map may be soft over more of its pixels than the steps of a small factor reach. `halvings` has them
+    begin earlier: the map is halved so many times, the first steps lead back to it, and what each halving lost is
+    added behind its step, as in a Laplacian pyramid (Burt and Adelson, 1983).
+
     Args:
         input: v, [B, C, h, w].
         guide: f, [B, G, H, W], of the output's size; any G, any floating dtype.
@@ -58,6 +63,7 @@ def pacresize2d(
             for a factor of 8.
         residual: what the guide changes alone is added to mode="bilinear"; without it a footprint wider than 2 is,
             with K = 1, smoother than `F.interpolate`. Weights may then be negative, so the input must be finite.
+        halvings: how often the map is halved before the first step, fewer times than there are footprints.
         bounded: keep every pixel within the range of its neighbours in mode="bilinear", so that a residual does not
             overshoot: for depth, flow and mattes, whose values count, rather than scores of classes.
 
@@ -65,10 +71,9 @@ def pacresize2d(
         [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
     """
     factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
-    where = Enlargement(factors, align_corners, 2)
-    steps = guided_steps(
-        guide, coarse_guide, (input.shape[2], input.shape[3]), where, footprints(footprint), scale, residual, bounded
-    )
+    where, planned = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
+    coarse = (input.shape[2], input.shape[3])
+    steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
     if not library.may_split(input, guide, coarse_guide, scale):
         return steps.whole(input)
     out: Tensor | None = None

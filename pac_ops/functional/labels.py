@@ -26,6 +26,7 @@ def pacresize2d_labels(
     scale: float | Tensor = 1.0,
     footprint: int | Sequence[int] = 2,
     residual: bool = False,
+    halvings: int = 0,
 ) -> Tensor:
     """The label of every pixel of a guided enlargement of class scores, without the enlarged scores in memory.
 
@@ -46,6 +47,7 @@ def pacresize2d_labels(
         scale: see `pacresize2d`.
         footprint: see `pacresize2d`.
         residual: see `pacresize2d`.
+        halvings: see `pacresize2d`.
 
     Returns:
         Labels [B, H, W], int64, which take 8 bytes a pixel: `.to(torch.uint8)` holds 256 classes.
@@ -64,15 +66,14 @@ def pacresize2d_labels(
             )
     if not input.shape[1]:
         raise ValueError(f"input must have a channel to choose, got {list(input.shape)}")
-    where = Enlargement(factors, align_corners, 2)
-    steps = guided_steps(
-        guide, coarse_guide, (input.shape[2], input.shape[3]), where, footprints(footprint), scale, residual
-    )
+    where, planned = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
+    coarse = (input.shape[2], input.shape[3])
+    steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings)
     impossible = None
     if library.untraced(input) and not _finite(input):
         input, impossible = _apart(input)
     # A residual's weights may be negative and cancel; what is impossible counts by weights that do not.
-    lost = steps._replace(residual=False)
+    lost = steps._replace(steps=steps.steps[halvings:], halvings=0, residual=False)
     if not library.may_split(input, guide, coarse_guide, scale):
         scores = steps.whole(input)
         return labels_of(scores if impossible is None else _without(scores, lost.whole(impossible)))

@@ -1,5 +1,6 @@
 """A guided enlargement in steps, whole or a few rows at a time."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from pac_ops.area import area_average2d, has_size
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
+from pac_ops.functional.pyramid import every_second, halved, odd, of_size, pyramid
 from pac_ops.functional.weights import guided_weights, plain_weights, weights_of_rows
 from pac_ops.geometry import Pair
 
@@ -50,9 +52,15 @@ class Band(NamedTuple):
     def of(cls, where: Enlargement, coarse: Pair, fine: Pair, rows: slice, device: torch.device) -> "Band":
         """The band of these fine rows."""
         where = where._replace(band=(rows.start, rows.stop, fine[0]))
-        near = where.neighbours(coarse, fine, device)[0]
-        seen = slice(int(near.min()), int(near.max()) + 1)
-        return cls(where._replace(held=(seen.start, seen.stop, coarse[0])), seen)
+        first, after = _seen(where, coarse, fine, device)
+        return cls(where._replace(held=(first, after, coarse[0])), slice(first, after))
+
+
+@functools.lru_cache(256)  # networks repeat their sizes
+def _seen(where: Enlargement, coarse: Pair, fine: Pair, device: torch.device) -> tuple[int, int]:
+    """The first of the coarse rows that a band needs, and the one after the last."""
+    near = where.neighbours(coarse, fine, device)[0]
+    return int(near.min()), int(near.max()) + 1
 
 
 class Steps(NamedTuple):
@@ -61,13 +69,17 @@ class Steps(NamedTuple):
     steps: tuple[Step, ...]  # the coarsest first
     scale: float | Tensor
     residual: bool
+    halvings: int  # of the map before the first step; so many steps lead back to it
     bounds: Enlargement | None = None  # of the neighbours whose range no pixel leaves
 
     def whole(self, input: Tensor) -> Tensor:
         """The map, enlarged."""
-        out = input
-        for step in self.steps:
+        out, details = pyramid(input, self.halvings)
+        for number, step in enumerate(self.steps):
             out = step.enlarged(out, self.scale, self.residual)
+            if number < self.halvings:
+                out = _with_detail(out, details[number])
+        out = out.to(input.dtype)
         return out if self.bounds is None else _within(out, input, self.bounds)
 
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -76,21 +88,24 @@ class Steps(NamedTuple):
         least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
         taps = input.shape[0] * width * self.steps[-1].where.footprint ** 2  # of a row
         high = max(least, TAPS_OF_A_BAND // max(taps, 1))
+        start, details = pyramid(input, self.halvings)
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
-            out = self._rows(input, rows, len(self.steps))
+            out = self._rows(start, details, rows, len(self.steps)).to(input.dtype)
             if self.bounds is not None:
                 band = Band.of(self.bounds, _size(input), fine, rows, input.device)
                 out = _within(out, input[:, :, band.seen], band.where)
             yield rows, out
 
-    def _rows(self, input: Tensor, rows: slice, count: int) -> Tensor:
+    def _rows(self, start: Tensor, details: Sequence[Tensor], rows: slice, count: int) -> Tensor:
         """Some rows of what the first steps make, so many of them."""
         if count == 0:
-            return input[:, :, rows]
+            return start[:, :, rows]
         step = self.steps[count - 1]
-        band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, input.device)
-        return step.rows(self._rows(input, band.seen, count - 1), rows, band, self.scale, self.residual)
+        band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, start.device)
+        seen = self._rows(start, details, band.seen, count - 1)
+        out = step.rows(seen, rows, band, self.scale, self.residual)
+        return out if count > self.halvings else _with_detail(out, details[count - 1][:, :, rows])
 
 
 def guided_steps(
@@ -101,6 +116,7 @@ def guided_steps(
     footprints: Sequence[int],
     scale: float | Tensor,
     residual: bool,
+    halvings: int = 0,
     bounded: bool = False,
 ) -> Steps:
     """An enlargement to the size of the guide, with a step for each footprint; `where` is mode="bilinear".
@@ -113,14 +129,20 @@ def guided_steps(
         footprints: of the steps, the coarsest first.
         scale: of the guide.
         residual: see `pacresize2d`.
+        halvings: see `pacresize2d`.
         bounded: see `pacresize2d`.
     """
+    back, footprints = footprints[:halvings], footprints[halvings:]
     between = guides_between(guide, coarse, len(footprints) - 1, where.align_corners) if len(footprints) > 1 else []
     if coarse_guide is None:
-        coarse_guide = _halved(between[0]) if between else area_average2d(guide, coarse)
+        coarse_guide = every_second(between[0]) if between else area_average2d(guide, coarse)
     guides = [coarse_guide.to(between[0].dtype) if between else coarse_guide, *between, guide]
     planned = zip(where.steps(footprints), guides[1:], guides, strict=False)
-    return Steps(tuple(Step(*step) for step in planned), scale, residual, where if bounded else None)
+    steps = [Step(*step) for step in planned]
+    for footprint in reversed(back):
+        fine = steps[0].coarse_guide.to(accumulate_dtype(guide.dtype))
+        steps.insert(0, Step(Enlargement(None, True, footprint), odd(fine), halved(fine)))
+    return Steps(tuple(steps), scale, residual, halvings, where if bounded else None)
 
 
 def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool) -> list[Tensor]:
@@ -132,7 +154,7 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
     rows, columns = sizes[-1]
     if align_corners:
         twice = (2 * rows - 1, 2 * columns - 1)
-        finest = _halved(
+        finest = every_second(
             guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, twice) else _aligned(guide, twice)
         )
     else:
@@ -144,18 +166,8 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
         finest = (cells[..., ::2] + cells[..., 1::2]) * 0.25
     guides = [finest]
     for _ in sizes[:-1]:
-        guides.insert(0, _halved(guides[0]))
+        guides.insert(0, every_second(guides[0]))
     return guides
-
-
-def _halved(x: Tensor) -> Tensor:
-    """Every second pixel of 2n - 1, weighed 1 2 1 with those beside it, at the edge with itself."""
-    for axis in (2, 3):
-        before = (slice(None),) * axis
-        near, between = x[(*before, slice(None, None, 2))], x[(*before, slice(1, None, 2))]
-        first, last = near.narrow(axis, 0, 1), near.narrow(axis, near.shape[axis] - 1, 1)
-        x = (torch.cat([first, between], axis) + torch.cat([between, last], axis)) * 0.25 + near * 0.5
-    return x
 
 
 def _aligned(guide: Tensor, size: Pair) -> Tensor:
@@ -164,6 +176,11 @@ def _aligned(guide: Tensor, size: Pair) -> Tensor:
     kernel = plain_weights(_size(guide), size, where, guide)
     result: Tensor = library.pacresize2d(guide, kernel.expand(guide.shape[0], 1, *kernel.shape), *where.options)
     return result
+
+
+def _with_detail(enlarged: Tensor, detail: Tensor) -> Tensor:
+    """A level of a pyramid, without the pixel by which `odd` made it longer."""
+    return of_size(enlarged, detail) + detail
 
 
 def _within(enlarged: Tensor, input: Tensor, where: Enlargement) -> Tensor:

@@ -1,6 +1,5 @@
 """The weights of coarse neighbours in an enlargement, guided and plain."""
 
-import torch
 from torch import Tensor
 
 from pac_ops.arguments import check_devices, check_tensor
@@ -34,14 +33,8 @@ def weights_of_rows(
     backend = choose.implementation(guide)
     if not hasattr(backend, "resize_weights2d"):
         return guided_weights(backend.resize_distance2d(guide, coarse_guide, where), coarse, where, scale, residual)
-    fine = (guide.shape[2], guide.shape[3])
-    tents = where.weights(coarse, fine, guide.device)
-    plain = where.plain_weights(coarse, fine, guide.device)
-    down, across = (torch.stack([t, p, t / t.sum(dim=1, keepdim=True)]) for t, p in zip(tents, plain, strict=True))
     smooth = residual and where.footprint > 2
-    kernel: Tensor = backend.resize_weights2d(
-        guide, coarse_guide, where, (down, across), float(_scale(scale, guide)), smooth
-    )
+    kernel: Tensor = backend.resize_weights2d(guide, coarse_guide, where, float(_scale(scale, guide)), smooth)
     return kernel
 
 

@@ -33,6 +33,7 @@ class PacResize2d(nn.Module):
         learn_scale: bool = False,
         footprint: int | Sequence[int] = 2,
         residual: bool = False,
+        halvings: int = 0,
         bounded: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -42,7 +43,7 @@ class PacResize2d(nn.Module):
             raise ValueError(f"scale must be > 0 where learn_scale=True: it is kept as its logarithm, got {scale!r}")
         self.size, self.scale_factor, self.align_corners = size, scale_factor, align_corners
         self.recompute_scale_factor, self.footprint, self.scale = recompute_scale_factor, footprint, scale
-        self.residual, self.bounded = residual, bounded
+        self.residual, self.halvings, self.bounded = residual, halvings, bounded
         logarithm = nn.Parameter(torch.tensor(math.log(scale), device=device, dtype=dtype)) if learn_scale else None
         self.register_parameter("log_scale", logarithm)
 
@@ -60,4 +61,13 @@ class PacResize2d(nn.Module):
         return ", ".join([*shown, f"scale={self.scale}" if self.log_scale is None else "learn_scale=True"])
 
 
-_OPTIONS = ("size", "scale_factor", "align_corners", "recompute_scale_factor", "footprint", "residual", "bounded")
+_OPTIONS = (
+    "size",
+    "scale_factor",
+    "align_corners",
+    "recompute_scale_factor",
+    "footprint",
+    "residual",
+    "halvings",
+    "bounded",
+)

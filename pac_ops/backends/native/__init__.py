@@ -8,6 +8,7 @@ What it has no code for (gradients of distances, transposed depthwise gradients)
 """
 
 from pac_ops.backends.blocked.distance import squared_distance2d_backward
+from pac_ops.backends.native.colour import srgb_to_lab
 from pac_ops.backends.native.compiled import why_not_built
 from pac_ops.backends.native.convolution import pacconv2d, pacconv2d_backward
 from pac_ops.backends.native.distance import gaussian_kernel2d, squared_distance2d

@@ -18,6 +18,7 @@ _ARGUMENTS = {
     "pac_convolution_backward": "ppppppp",
     "pac_distance": "pp",
     "pac_gaussian": "pp",
+    "pac_lab": "pppp",
     "pac_pooling": "ppnppp",
     "pac_pooling_backward": "ppnppppp",
     "pac_enlarge": "ppppp",

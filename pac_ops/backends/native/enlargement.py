@@ -1,11 +1,17 @@
 """Guided enlargement by the compiled kernels, float32: see `csrc/enlargement.c`."""
 
 import ctypes
+import functools
 
+import torch
 from torch import Tensor
 
 from pac_ops.backends.native.compiled import run
 from pac_ops.enlargement import Enlargement
+from pac_ops.geometry import Pair
+
+_CPU = torch.device("cpu")
+_REMEMBERED = 128  # tables, of some KiB each
 
 
 class _Enlargement(ctypes.Structure):
@@ -26,26 +32,22 @@ def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tens
     return out
 
 
-def resize_weights2d(
-    guide: Tensor, coarse: Tensor, where: Enlargement, tables: tuple[Tensor, Tensor], scale: float, residual: bool
-) -> Tensor:
+def resize_weights2d(guide: Tensor, coarse: Tensor, where: Enlargement, scale: float, residual: bool) -> Tensor:
     """The weights of the distances that `resize_distance2d` gives, which stay near: see `functional.weights`.
 
     Args:
         guide: as of `resize_distance2d`, as are `coarse` and `where`.
         coarse: see there.
         where: see there.
-        tables: of rows, [3, Ho, n], and columns, [3, Wo, n]: the tents, and plain and smooth weights.
         scale: of the guide.
         residual: whether plain weights are added, and smooth ones taken off.
     """
     n = where.footprint
     make = guide.new_empty if guide.shape[1] else guide.new_zeros  # distances of no channels are 0
     out = make((guide.shape[0], 1, n, n, *guide.shape[2:]))
-    down, across = (table.to(guide.dtype) for table in tables)
-    tensors = (guide.contiguous(), coarse.contiguous())
-    tabled = (down.contiguous(), across.mT.contiguous(), 0.5 * scale**2, int(residual), out)
-    _run("pac_enlarge_weights", where, guide, coarse, *tensors, *tabled)
+    tables = _tables(_hashable(where), _size(coarse), _size(guide), residual)
+    tensors = (guide.contiguous(), coarse.contiguous(), *tables)
+    _run("pac_enlarge_weights", where, guide, coarse, *tensors, 0.5 * scale**2, int(residual), out)
     return out
 
 
@@ -84,7 +86,38 @@ def pacresize2d_backward(
 
 def _run(function: str, where: Enlargement, fine: Tensor, coarse: Tensor, *tensors: Tensor | float) -> None:
     """Call a kernel with its inputs, the neighbours, and what comes after the inputs, its outputs last."""
-    rows, columns = where.neighbours((coarse.shape[2], coarse.shape[3]), (fine.shape[2], fine.shape[3]), fine.device)
+    neighbours = _neighbours(_hashable(where), _size(coarse), _size(fine))
     shapes = _Enlargement(*coarse.shape, fine.shape[2], fine.shape[3], where.footprint)
     inputs = 3 if function == "pac_enlarge_distance_gradients" else 2
-    run(function, shapes, *tensors[:inputs], rows.contiguous(), columns.contiguous(), *tensors[inputs:])
+    run(function, shapes, *tensors[:inputs], *neighbours, *tensors[inputs:])
+
+
+# What follows from sizes alone takes as long as the enlargement of a small map; networks repeat their sizes.
+
+
+@functools.lru_cache(_REMEMBERED)
+def _neighbours(where: Enlargement, coarse: Pair, fine: Pair) -> tuple[Tensor, Tensor]:
+    """The neighbours of fine rows, [Ho, n], and columns, [Wo, n]."""
+    rows, columns = where.neighbours(coarse, fine, _CPU)
+    return rows.contiguous(), columns.contiguous()
+
+
+@functools.lru_cache(_REMEMBERED)
+def _tables(where: Enlargement, coarse: Pair, fine: Pair, residual: bool) -> tuple[Tensor, Tensor]:
+    """Weights of rows, [k, Ho, n], and columns, [k, n, Wo]: the tents and, of a residual, plain and smooth ones."""
+    tents = where.weights(coarse, fine, _CPU)
+    plain = where.plain_weights(coarse, fine, _CPU)
+    down, across = (
+        torch.stack([t, p, t / t.sum(dim=1, keepdim=True)] if residual else [t]).float()
+        for t, p in zip(tents, plain, strict=True)
+    )
+    return down.contiguous(), across.mT.contiguous()
+
+
+def _hashable(where: Enlargement) -> Enlargement:
+    """The same without a list, as an operator's argument is one."""
+    return where if where.scale_factor is None else where._replace(scale_factor=tuple(where.scale_factor))
+
+
+def _size(x: Tensor) -> Pair:
+    return x.shape[2], x.shape[3]

@@ -11,8 +11,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 import hotswap
 from hotswap import HotswapError
 from hotswap.enlarging import guides, labels
-from hotswap.targets.guide_spaces import lab
-from pac_ops import pacresize2d
+from pac_ops import pacresize2d, srgb_to_lab
 
 OPTIONS = {"scale": 12, "footprint": (6, 4, 2), "residual": True}
 
@@ -30,7 +29,7 @@ def picture(height=64, width=96, channels=3):
 
 
 def by_hand(scores, image, **options):
-    return pacresize2d(scores[None], lab(image[None]), **OPTIONS | options)[0]
+    return pacresize2d(scores[None], srgb_to_lab(image[None]), **OPTIONS | options)[0]
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------
@@ -46,10 +45,21 @@ def test_scores_are_those_of_the_operator_and_labels_their_argmax(corners):
     assert not torch.equal(chosen, hotswap.enlarge(scores, image, labels=True, align_corners=corners, scale=0))
 
 
-@pytest.mark.parametrize(("factor", "footprint"), [(2, 2), (4, (4, 2)), (8, (6, 4, 2)), (16, (8, 6, 4, 2))])
-def test_each_factor_has_its_footprints(factor, footprint):
+@pytest.mark.parametrize(
+    ("factor", "footprint", "halvings"),
+    [(2, (4, 2, 2), 2), (4, (4, 4, 2), 1), (8, (6, 4, 2), 0), (16, (8, 6, 4, 2), 0)],
+)
+def test_each_factor_has_its_footprints(factor, footprint, halvings):
     image, scores = picture(64, 64), torch.randn(2, 64 // factor, 64 // factor)
-    assert torch.equal(hotswap.enlarge(scores, image), by_hand(scores, image, footprint=footprint))
+    expected = by_hand(scores, image, footprint=footprint, halvings=halvings)
+    assert torch.equal(hotswap.enlarge(scores, image), expected)
+    assert torch.equal(hotswap.enlarge(scores, image, footprint=footprint), expected)
+
+
+def test_depth_is_not_halved():
+    image, depth = picture(64, 64), torch.rand(32, 32)
+    expected = by_hand(depth[None], image, footprint=2, bounded=True)[0]
+    assert torch.equal(hotswap.enlarge(depth, image), expected)
 
 
 def test_one_channel_of_scores_is_a_logit():

@@ -179,7 +179,7 @@ def test_bands_are_the_whole(kind, dtype, monkeypatch):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(40, 37), (10, 8)], ids=str)
-def test_refining_in_bands_is_the_whole_to_the_bit(channels, size, monkeypatch):
+def test_refining_in_bands_is_the_whole(channels, size, monkeypatch):
     logits, image = torch.randn(2, channels, 10, 8), picture((40, 37)).float().expand(2, -1, -1, -1)
     logits = F.interpolate(logits, size=size)
     logits[0, 0, 3, 3] = -torch.inf
@@ -188,7 +188,8 @@ def test_refining_in_bands_is_the_whole_to_the_bit(channels, size, monkeypatch):
     monkeypatch.setattr(mean_field, "MOST_HELD", 0)
     for taps in (25 * 37 * 2 * 3, 25 * 37 * 2 * 17):
         monkeypatch.setattr(mean_field, "TAPS_OF_A_BAND", taps)
-        assert torch.equal(refine(logits, image, **options), whole)
+        # Not to the bit: which pixels share a vector, whose exponential rounds otherwise, depends on the CPU.
+        torch.testing.assert_close(refine(logits, image, **options), whole, rtol=1e-6, atol=2e-6)
 
 
 def test_no_kernel_of_the_whole_is_held(monkeypatch):

@@ -363,6 +363,56 @@ def test_steps_put_pixels_between_one_after_the_other(align, residual):
     torch.testing.assert_close(out, last)
 
 
+def longer(x):
+    """With an odd height and width, the last pixel twice where they were even."""
+    for axis in (2, 3):
+        if x.shape[axis] % 2 == 0:
+            x = torch.cat([x, x.select(axis, -1).unsqueeze(axis)], axis)
+    return x
+
+
+def doubled(x):
+    return F.interpolate(x, [2 * n - 1 for n in x.shape[2:]], mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("coarse", [(9, 5), (8, 6), (7, 10), (2, 1)], ids=str)
+def test_halvings_are_a_laplacian_pyramid(coarse, align):
+    v, f = make(2, 3, *coarse), make(2, 2, *(2 * n for n in coarse), seed=1)
+    g = F.interpolate(f, coarse, mode="area")
+    half, near = every_second(longer(v)), every_second(longer(g))
+    quarter, nearest = every_second(longer(half)), every_second(longer(near))
+
+    def back(x, guide, coarse_guide, footprint, before, plain):
+        options = {"align_corners": True, "scale": 0.8, "residual": True}
+        step = pacresize2d(x, longer(guide), coarse_guide=coarse_guide, footprint=footprint, **options)
+        return before + (step - doubled(plain))[:, :, : before.shape[2], : before.shape[3]]
+
+    first = back(quarter, near, nearest, 6, half, quarter)
+    second = back(first, g, near, 4, v, half)
+    options = {"align_corners": align, "scale": 0.8, "residual": True}
+    expected = pacresize2d(second, f, coarse_guide=g, footprint=2, **options)
+    for x in (v, v.clone().requires_grad_()):  # rows at a time, and the whole
+        out = pacresize2d(x, f, footprint=(6, 4, 2), halvings=2, **options)
+        torch.testing.assert_close(out, expected)
+    if coarse != (2, 1):
+        assert (expected - pacresize2d(v, f, footprint=2, **options)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("coarse", [(9, 5), (8, 6), (1, 1), (1, 4)], ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float32, torch.float64, torch.bfloat16]))
+def test_halvings_leave_interpolate_where_the_guide_is_flat(backend, dtype, coarse):
+    v, f = make(2, 3, *coarse, dtype=dtype), make(2, 2, *(3 * n for n in coarse), dtype=dtype, seed=1)
+    expected = F.interpolate(v.double(), f.shape[2:], mode="bilinear")
+    options = {"footprint": (6, 4, 4, 2), "halvings": 2, "residual": True}
+    with pac_ops.use_backend(backend):
+        for guide, scale in ((f, 0.0), (f[:, :, :1, :1].expand_as(f), 1.0)):
+            out = pacresize2d(v, guide, scale=scale, **options)
+            assert out.dtype == dtype
+            bound = 8 * torch.finfo(dtype).eps * v.double().abs().max()
+            assert (out.double() - expected).abs().max() < bound
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("place", [{}, {"align_corners": True}, {"scale_factor": (6.3, 5)}], ids=str)
 @pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64, torch.float32]))
@@ -371,8 +421,9 @@ def test_rows_of_steps_are_those_of_the_whole(backend, dtype, place, residual, m
     size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (61, 33)
     f = make(2, 2, *size, dtype=dtype, seed=1)
     monkeypatch.setattr(steps, "ROWS_OF_A_BAND", 5)
-    for footprint in ((2, 2), [6, 4, 2], (8, 8, 8)):
+    for footprint, halvings in (((2, 2), 0), ([6, 4, 2], 0), ((8, 8, 8), 0), ((4, 2, 2), 1), ((6, 4, 2), 2)):
         options = place | {"scale": 0.8, "footprint": footprint, "residual": residual, "bounded": residual}
+        options["halvings"] = halvings
         with pac_ops.use_backend(backend):
             whole = pacresize2d(v, f, **options)
             with monkeypatch.context() as patched:
@@ -380,12 +431,28 @@ def test_rows_of_steps_are_those_of_the_whole(backend, dtype, place, residual, m
                 assert_close(pacresize2d(v, f, **options), whole.double(), dtype, f"{footprint}")
 
 
-def test_gradients_through_steps():
+def test_what_is_remembered_of_sizes_serves_every_mode():
+    v, f = make(1, 2, 13, 17, dtype=torch.float32), make(1, 2, 31, 39, dtype=torch.float32, seed=1)
+    options = {"scale": 0.8, "footprint": (4, 2), "residual": True}
+    with torch.inference_mode():  # whose tensors autograd does not take
+        first = pacresize2d(v, f, **options)
+    v.requires_grad_()
+    again = pacresize2d(v, f, **options)
+    torch.testing.assert_close(again, first.clone())
+    again.sum().backward()
+    torch.testing.assert_close(v.grad.sum(), again.new_tensor(float(again.numel())))
+    factors = pacresize2d(v.detach(), f[:, :, :26, :34], scale_factor=(2, 2), **options)
+    other = pacresize2d(v.detach(), f[:, :, :26, :34], scale_factor=(2.05, 2.0), **options)
+    assert not torch.equal(factors, other)  # of the same sizes, with pixels elsewhere
+
+
+@pytest.mark.parametrize("halvings", [0, 1])
+def test_gradients_through_steps(halvings):
     v, f = make(1, 2, 2, 3).requires_grad_(), make(1, 2, 8, 11, seed=1).requires_grad_()
     s = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
 
     def run(v, f, s):
-        return pacresize2d(v, f, scale=s, footprint=(4, 2), residual=True)
+        return pacresize2d(v, f, scale=s, footprint=(4, 2), halvings=halvings, residual=True)
 
     assert gradcheck(run, (v, f, s))
 
@@ -481,6 +548,9 @@ def test_autocast_and_copies():
         ({"footprint": 3}, ValueError, "footprint must be one of 2, 4, 6, 8, or one of these for each step, got 3"),
         ({"footprint": ()}, ValueError, r"footprint must be one of .* for each step, got \(\)"),
         ({"footprint": (4, 3)}, ValueError, r"footprint must be one of .* for each step, got \(4, 3\)"),
+        ({"halvings": 1}, ValueError, "halvings must be a number from 0 to 0, fewer than the footprints, got 1"),
+        ({"footprint": (4, 2), "halvings": -1}, ValueError, "halvings must be a number from 0 to 1, .* got -1"),
+        ({"footprint": (4, 2), "halvings": True}, ValueError, "halvings must be a number from 0 to 1, .* got True"),
         ({"scale": torch.ones(2)}, ValueError, r"scale must be a number or a tensor of one element, got \[2\]"),
         (
             {"coarse_guide": torch.zeros(2, 2, 5, 5)},

@@ -30,6 +30,8 @@ def call(draw, dtype):
     size = (int(h * factor), int(w * factor)) if by_factor else (draw.randint(h, 6 * h), draw.randint(w, 6 * w))
     options = {"scale_factor": factor} if by_factor else {"size": size}
     options |= {"footprint": draw.choice((2, 4, 6, (4, 2), (6, 4, 2))), "residual": draw.random() < 0.5}
+    if not isinstance(options["footprint"], int):
+        options["halvings"] = draw.randrange(len(options["footprint"]))
     options |= {"align_corners": draw.random() < 0.3}
     options |= {"scale": draw.choice((0.0, 2.0, torch.tensor(9.0)))}
     last = options["footprint"] if isinstance(options["footprint"], int) else 2

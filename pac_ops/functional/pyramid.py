@@ -1,0 +1,102 @@
+"""A map and its halves: the Laplacian pyramid (Burt and Adelson, 1983) of pixels that stay where they are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pac_ops.dtypes import accumulate_dtype
+
+
+def pyramid(map: Tensor, halvings: int) -> tuple[Tensor, list[Tensor]]:
+    """The map halved so many times, and what each level has beyond the coarser one, enlarged: the coarsest first.
+
+    Args:
+        map: [B, C, H, W]; where it is halved, the results are float32 or wider.
+        halvings: how often.
+    """
+    if not halvings:
+        return map, []
+    map, details = map.to(accumulate_dtype(map.dtype)), list[Tensor]()
+    for _ in range(halvings):
+        half = halved(map)
+        details.insert(0, map - of_size(_doubled(half), map))
+        map = half
+    return map, details
+
+
+def odd(x: Tensor) -> Tensor:
+    """The same with an odd height and width, of an even one the last pixel twice."""
+    for axis in (2, 3):
+        x = _lasting(x, axis, x.shape[axis] // 2 * 2 + 1)
+    return x
+
+
+def of_size(x: Tensor, like: Tensor) -> Tensor:
+    """The same without the pixels by which `odd` made it longer than another."""
+    for axis in (2, 3):
+        x = _lasting(x, axis, like.shape[axis])
+    return x
+
+
+def halved(x: Tensor) -> Tensor:
+    """Every second pixel, weighed 1 2 1 with those beside it, at the edge with itself: n // 2 + 1 of n."""
+    return _by_matrices(x, _halving) if torch.compiler.is_exporting() else every_second(odd(x))
+
+
+def every_second(x: Tensor) -> Tensor:
+    """`halved` of an odd height and width."""
+    for axis in (2, 3):
+        before = (slice(None),) * axis
+        near, between = x[(*before, slice(None, None, 2))], x[(*before, slice(1, None, 2))]
+        first, last = near.narrow(axis, 0, 1), near.narrow(axis, near.shape[axis] - 1, 1)
+        x = (torch.cat([first, between], axis) + torch.cat([between, last], axis)) * 0.25 + near * 0.5
+    return x
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """A pixel between each two, their mean: from n to 2n - 1."""
+    if torch.compiler.is_exporting():
+        return _by_matrices(x, _doubling)
+    for axis in (2, 3):
+        length = x.shape[axis]
+        first, second = x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1)
+        pairs = torch.stack([first, (first + second) * 0.5], axis + 1).flatten(axis, axis + 1)
+        x = torch.cat([pairs, x.narrow(axis, length - 1, 1)], axis)
+    return x
+
+
+def _lasting(x: Tensor, axis: int, length: Any) -> Tensor:
+    """The first so many of an axis, or one more than it has, the last one twice."""
+    given = x.shape[axis]
+    if isinstance(length, torch.SymInt):
+        return x.index_select(axis, torch.arange(length, device=x.device).clamp_max(given - 1))
+    if length <= given:
+        return x.narrow(axis, 0, length)
+    return torch.cat([x, x.narrow(axis, given - 1, 1)], axis)
+
+
+# Under `torch.export` they are products with matrices, as in `area`: slices guard on odd and even sizes.
+
+
+def _by_matrices(x: Tensor, weights: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    down, across = (weights(n, x) for n in x.shape[2:])
+    return down @ (x @ across.transpose(0, 1))
+
+
+def _halving(length: Any, like: Tensor) -> Tensor:
+    """[n // 2 + 1, n]: 1 2 1 around every second pixel."""
+    pixels, centres = _places(length, like), 2 * _places(length // 2 + 1, like).unsqueeze(1)
+    near = [(pixels == (centres + offset).clamp(0, length - 1)).to(like.dtype) for offset in (-1, 0, 1)]
+    return 0.25 * near[0] + 0.5 * near[1] + 0.25 * near[2]
+
+
+def _doubling(length: Any, like: Tensor) -> Tensor:
+    """[2n - 1, n]: the pixel, or half of each of the two beside."""
+    places = _places(2 * length - 1, like).unsqueeze(1) * 0.5
+    return (1 - (places - _places(length, like)).abs()).clamp_min(0)
+
+
+def _places(length: Any, like: Tensor) -> Tensor:
+    return torch.arange(length, device=like.device, dtype=like.dtype)

@@ -2,12 +2,13 @@
 
 import csv
 import datetime as dt
+import functools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import NamedTuple, get_type_hints
 
 import click
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.harness import commit, processor
 from benchmarks.real import scores
+from benchmarks.real.memory import peak
 from benchmarks.real.rivals import RIVALS, Coarse, Rival, Setting
 from benchmarks.real.scores import PAIRS, Pair, Sample
 from hotswap.errors import HotswapError
@@ -47,11 +49,19 @@ class Row:
     near_gain: float
     near_margin: float
     ms: float  # an image, on one thread
+    mib: float  # that it adds at its peak, of one image
     date: str
     commit: str
     versions: str
     processor: str
     command: str
+
+
+class Cost(NamedTuple):
+    """Of one image, on one thread: time, and the memory that it adds at its peak."""
+
+    ms: float
+    mib: float
 
 
 @click.command()
@@ -101,10 +111,10 @@ def compare(name: str, pair: Pair, samples: list[Sample], rivals: Mapping[str, R
             f"{name} {key} {settings[key]}: {first.swapped:.2%} ({100 * first.better:+.2f}), near edges "
             f"{second.swapped:.2%} ({100 * second.better:+.2f})"
         )
-    times = _times(pair, reporting[:_TIMED], {key: (rivals[key], setting) for key, setting in settings.items()})
+    costs = _costs(pair, reporting[:_TIMED], {key: (rivals[key], setting) for key, setting in settings.items()})
     return [
-        _row(name, rivals[key], key, settings[key], len(choosing), _gains(pair, measured[PLAIN], measured[key]), ms)
-        for key, ms in times.items()
+        _row(name, rivals[key], key, settings[key], len(choosing), _gains(pair, measured[PLAIN], measured[key]), cost)
+        for key, cost in costs.items()
     ]
 
 
@@ -149,8 +159,8 @@ def _gains(pair: Pair, plain: tuple[Sums, Sums], other: tuple[Sums, Sums]) -> tu
     return first, second
 
 
-def _times(pair: Pair, samples: list[Sample], runs: Mapping[str, tuple[Rival, Setting]]) -> dict[str, float]:
-    """Milliseconds an image: the mean over images of the fastest of some runs, those of the methods in turn."""
+def _costs(pair: Pair, samples: list[Sample], runs: Mapping[str, tuple[Rival, Setting]]) -> dict[str, Cost]:
+    """Milliseconds an image, the mean over images of the fastest of some runs, the methods in turn; memory of one."""
     least = {key: [math.inf] * len(samples) for key in runs}
     for _ in range(_ROUNDS):
         for index, sample in enumerate(samples):
@@ -158,11 +168,14 @@ def _times(pair: Pair, samples: list[Sample], runs: Mapping[str, tuple[Rival, Se
                 start = time.perf_counter()
                 _labels(pair, sample, rival, setting)
                 least[key][index] = min(least[key][index], 1000 * (time.perf_counter() - start))
-    return {key: sum(values) / len(values) for key, values in least.items()}
+    return {
+        key: Cost(sum(least[key]) / len(samples), peak(functools.partial(_labels, pair, samples[0], rival, setting)))
+        for key, (rival, setting) in runs.items()
+    }
 
 
 def _row(
-    name: str, rival: Rival, key: str, setting: Setting, chosen_on: int, gains: tuple[Gain, Gain], ms: float
+    name: str, rival: Rival, key: str, setting: Setting, chosen_on: int, gains: tuple[Gain, Gain], cost: Cost
 ) -> Row:
     quality, near = gains
     return Row(
@@ -178,7 +191,8 @@ def _row(
         near=_percent(near.swapped),
         near_gain=_percent(near.better),
         near_margin=_percent(near.margin),
-        ms=round(ms, 2),
+        ms=round(cost.ms, 2),
+        mib=round(cost.mib, 1),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
         commit=commit(),
         versions=" ".join(f"{k}={v}" for k, v in installed(_PACKAGES).items()),

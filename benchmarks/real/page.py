@@ -74,12 +74,13 @@ def _table(rows: Sequence[Row]) -> str:
             "" if row.rival == PLAIN else signed(row.quality_gain, row.quality_margin),
             f"{row.near:.1f}",
             "" if row.rival == PLAIN else signed(row.near_gain, row.near_margin),
-            f"{row.ms:.0f}",
+            f"{row.ms:.1f}" if row.ms < 10 else f"{row.ms:.0f}",
+            f"{row.mib:.0f}",
             f"{row.setting} (of {row.settings})" if row.settings > 1 else row.setting,
         ]
         for row in rows
     ]
-    return markdown.table(["", "IoU", "gain", "near edges", "gain", "ms", "setting"], lines)
+    return markdown.table(["", "IoU", "gain", "near edges", "gain", "ms", "MiB", "setting"], lines)
 
 
 def signed(gain: float, margin: float) -> str:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.real import propagation
-from hotswap.choices import LAB, RGB
-from hotswap.targets.guide_spaces import SCALES, lab
-from pac_ops import pacresize2d
+from hotswap.choices import FOOTPRINTS, LAB, RGB
+from hotswap.targets.footprints import by_factor
+from hotswap.targets.guide_spaces import SCALES
+from pac_ops import pacresize2d, refine, srgb_to_lab
 
 OURS = "ours"
 Array = npt.NDArray[Any]
@@ -48,32 +48,33 @@ class Rival:
 
 def bilinear(coarse: Coarse) -> Tensor:
     """Labels of `F.interpolate`."""
-    return _enlarged(coarse).argmax(1)[0]
+    coarse, classes = _winners(coarse)
+    return classes[_enlarged(coarse).argmax(1)[0]]
 
 
-def ours(coarse: Coarse, *, scale: float, wider: int = 0, space: str = LAB) -> Tensor:
-    """Guided enlargement in steps of 2, footprints by the default's rule (see `default`), `wider` by so much."""
-    image = coarse.image[None] / 255
-    footprint = [min(n + wider, 8) for n in default(coarse)]
-    guide = lab(image) if space == LAB else image
+def ours(coarse: Coarse, *, scale: float, wider: int = 0) -> Tensor:
+    """Guided enlargement by the default's rule (see `by_factor`), its footprints `wider` by so much."""
+    coarse, classes = _winners(coarse)
+    steps, halvings = by_factor(coarse.scores.shape[2:], coarse.image.shape[1:], soft=True)
     out = pacresize2d(
-        coarse.scores, guide, align_corners=coarse.align_corners, scale=scale, footprint=footprint, residual=True
+        coarse.scores,
+        srgb_to_lab(coarse.image[None] / 255),
+        align_corners=coarse.align_corners,
+        scale=scale,
+        footprint=[min(n + wider, FOOTPRINTS[-1]) for n in steps],
+        halvings=halvings,
+        residual=True,
     )
-    return out.argmax(1)[0]
-
-
-def default(coarse: Coarse) -> list[int]:
-    """Footprints of the default: (6, 4, 2) for a factor of 8, 2 for a factor of 2."""
-    steps = max(1, round(math.log2(coarse.image.shape[1] / coarse.scores.shape[2])))
-    return [min(2 * n, 8) for n in range(steps, 0, -1)]
+    return classes[out.argmax(1)[0]]
 
 
 def at_once(coarse: Coarse) -> Tensor:
     """The default there was before: 2 x 2 neighbours, RGB, at once."""
+    coarse, classes = _winners(coarse)
     out = pacresize2d(
         coarse.scores, coarse.image[None] / 255, align_corners=coarse.align_corners, scale=SCALES[RGB], footprint=2
     )
-    return out.argmax(1)[0]
+    return classes[out.argmax(1)[0]]
 
 
 def dense_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
@@ -87,8 +88,7 @@ def dense_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smo
     field.setUnaryEnergy(-probabilities.clamp_min(1e-8).log().flatten(1).numpy())
     if smooth:
         field.addPairwiseGaussian(sxy=3, compat=smooth)
-    image = np.ascontiguousarray(coarse.image.permute(1, 2, 0).numpy())
-    field.addPairwiseBilateral(sxy=reach, srgb=colour, rgbim=image, compat=weight)
+    field.addPairwiseBilateral(sxy=reach, srgb=colour, rgbim=_pixels(coarse.image), compat=weight)
     marginals = torch.from_numpy(np.array(field.inference(5)))
     return classes[marginals.argmax(0).view(height, width)]
 
@@ -111,6 +111,36 @@ def domain_transform(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
 def joint_bilateral(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
     """The joint bilateral filter behind `F.interpolate`."""
     return _filtered(coarse, lambda cv, guide, x: cv.jointBilateralFilter(_floats(guide), x, -1, colour, reach))
+
+
+def superpixels(coarse: Coarse, *, side: int, compact: float) -> Tensor:
+    """The class of most probability within each SLIC superpixel (Achanta et al., 2012)."""
+    cv2 = importlib.import_module("cv2")
+    coarse, classes = _winners(coarse)
+    slic = cv2.ximgproc.createSuperpixelSLIC(
+        cv2.cvtColor(_pixels(coarse.image), cv2.COLOR_RGB2Lab), 100, side, compact
+    )
+    slic.iterate(10)
+    parts = torch.from_numpy(slic.getLabels()).long().flatten()
+    probabilities = _enlarged(coarse).softmax(1)[0].flatten(1)
+    sums = probabilities.new_zeros(len(classes), int(parts.max()) + 1).index_add_(1, parts, probabilities)
+    return classes[sums.argmax(0)[parts].view(coarse.image.shape[1:])]
+
+
+def pac_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
+    """Our PAC-CRF with a dense CRF's parameters, behind `F.interpolate`."""
+    coarse, classes = _winners(coarse)
+    if len(classes) == 1:
+        return classes[torch.zeros(coarse.image.shape[1:], dtype=torch.long)]
+    out = refine(
+        _enlarged(coarse),
+        coarse.image[None].float(),
+        gaussian_compat=smooth,
+        bilateral_sxy=reach,
+        bilateral_srgb=colour,
+        bilateral_compat=weight,
+    )
+    return classes[out.argmax(1)[0]]
 
 
 def kopf(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
@@ -145,7 +175,7 @@ def _filtered(coarse: Coarse, run: Callable[[Any, Array, Array], Array]) -> Tens
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(torch.get_num_threads())
     coarse, classes = _winners(coarse)
-    scores, guide = _enlarged(coarse)[0].numpy(), np.ascontiguousarray(coarse.image.permute(1, 2, 0).numpy())
+    scores, guide = _enlarged(coarse)[0].numpy(), _pixels(coarse.image)
     out = []
     for start in range(0, len(classes), 3):  # three channels a call, the last ones one by one
         part = scores[start : start + 3]
@@ -154,6 +184,10 @@ def _filtered(coarse: Coarse, run: Callable[[Any, Array, Array], Array]) -> Tens
             filtered = run(cv2.ximgproc, guide, np.ascontiguousarray(group.transpose(1, 2, 0)))
             out.append(filtered.reshape(*guide.shape[:2], len(group)).transpose(2, 0, 1))
     return classes[torch.from_numpy(np.concatenate(out)).argmax(0)]
+
+
+def _pixels(image: Tensor) -> Array:
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
 def _floats(image: Array) -> Array:
@@ -168,22 +202,24 @@ def _grid(**values: Sequence[Any]) -> list[Setting]:
 
 
 _CV = "cv2"
-_CRF = ((30, 5, 10, 3), (30, 8, 10, 3), (60, 5, 5, 3), (8, 5, 2, 0), (15, 5, 2, 0), (15, 3, 4, 1))
+_CRF = [
+    {"reach": reach, "colour": colour, "weight": weight, "smooth": smooth}
+    for reach, colour, weight, smooth in (
+        (30, 5, 10, 3),
+        (30, 8, 10, 3),
+        (60, 5, 5, 3),
+        (8, 5, 2, 0),
+        (15, 5, 2, 0),
+        (15, 3, 4, 1),
+    )
+]
 _NEAR, _FAR = (1, 2, 4), (1, 2, 4, 8, 12, 24)
 RIVALS = {
     "bilinear": Rival("bilinear", bilinear),
     OURS: Rival("**ours**, the default, nothing chosen", ours, [{"scale": SCALES[LAB]}]),
     "ours_chosen": Rival("**ours**, chosen as the rivals are", ours, _grid(scale=(8.0, 12.0, 16.0), wider=(0, 2))),
     "at_once": Rival("ours, the old default (2 x 2, RGB, scale 8)", at_once),
-    "dense_crf": Rival(
-        "dense CRF",
-        dense_crf,
-        [
-            {"reach": reach, "colour": colour, "weight": weight, "smooth": smooth}
-            for reach, colour, weight, smooth in _CRF
-        ],
-        "pydensecrf",
-    ),
+    "dense_crf": Rival("dense CRF", dense_crf, _CRF, "pydensecrf"),
     "guided_filter": Rival("guided filter", guided_filter, _grid(radius=(2, 4, 8), epsilon=(3e-3, 1e-2)), _CV),
     "global_smoother": Rival(
         "fast global smoother", global_smoother, _grid(strength=(10, 100, 300), colour=(4, 6)), _CV
@@ -192,6 +228,8 @@ RIVALS = {
     "joint_bilateral": Rival(
         "joint bilateral filter", joint_bilateral, _grid(reach=(2, 3, 6, 10), colour=(0.05,)), _CV
     ),
+    "superpixels": Rival("superpixels", superpixels, _grid(side=(6, 10, 16), compact=(10, 20)), _CV),
+    "pac_crf": Rival("our PAC-CRF", pac_crf, _CRF),
     "kopf": Rival("joint bilateral upsampling", kopf, _grid(reach=(0.5, 1.0), colour=(0.07, 0.1, 0.2))),
     "pamr": Rival(
         "propagation as PAMR's",

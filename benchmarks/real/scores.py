@@ -60,6 +60,7 @@ _STREETS = "CamVid, EfficientNet-Lite0"
 PAIRS = {
     "horses": Pair("Weizmann horses, DeepLabV3 with MobileNetV2, x8", True, 40, wanted=_HORSE),
     "camvid_at_once": Pair(f"{_STREETS}, x8 at once", False, 50, 5, ignore=camvid.VOID),
+    "camvid_pyramid": Pair(f"{_STREETS}, feature pyramid, x4", False, 50, 5, ignore=camvid.VOID),
     "camvid_ladder": Pair(f"{_STREETS}, U-Net's ladder, its last x2", False, 50, 5, ignore=camvid.VOID),
 }
 

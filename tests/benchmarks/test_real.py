@@ -148,6 +148,7 @@ def test_the_page_names_a_rival_that_is_ahead():
     [
         ("horses", "| scores by 8 at the end: DeepLabV3"),
         ("camvid_at_once", "| scores by 8 at the end: EfficientNet-Lite0"),
+        ("camvid_pyramid", "| scores by 4 behind a feature pyramid: EfficientNet-Lite0"),
         ("camvid_ladder", "| scores by 2 behind a decoder: EfficientNet-Lite0"),
     ],
 )

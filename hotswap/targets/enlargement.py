@@ -93,6 +93,10 @@ class GuidedResize(GuidedLayer[Resize]):
         averaged = area_average2d(guide, coarse)
         footprint = self._swap.footprint if isinstance(self._swap.footprint, int) else 2
         distance = pac_ops.resize_distance2d(guide, averaged, factors, align_corners, footprint)
+        if guide.numel():  # means of a flat guide are off by some roundings, which tell nothing apart
+            largest = guide.detach().abs().amax().clamp_min(0.0 if self._swap.space is None else 1.0)
+            least = guide.shape[1] * (8 * torch.finfo(averaged.dtype).eps * largest.to(distance.dtype)) ** 2
+            distance = torch.where(distance > least, distance, 0)
         flat = distance.new_zeros((1, *distance.shape[1:]))  # of a batch of none, too
         weights = pac_ops.resize_kernel2d(flat, coarse, factors, align_corners, scale=0.0)
         return distance, weights[0, 0] > 0

@@ -18,7 +18,8 @@ def pyramid(map: Tensor, halvings: int) -> tuple[Tensor, list[Tensor]]:
     """
     if not halvings:
         return map, []
-    map, details = map.to(accumulate_dtype(map.dtype)), list[Tensor]()
+    map = map.to(accumulate_dtype(map.dtype))
+    details: list[Tensor] = []
     for _ in range(halvings):
         half = halved(map)
         details.insert(0, map - of_size(_doubled(half), map))

@@ -67,7 +67,7 @@ def test_options_reach_the_library_and_json_says_them(folder):
     done = run("enlarge", "depth.npy", "photo.png", "-o", "out.npy", *words, "--json")
     assert json.loads(done.stdout) == {
         "map": "depth.npy", "image": "photo.png", "output": "out.npy", "kind": "scores", "from": [8, 12],
-        "to": [32, 48], "footprint": [4, 2], "scale": 3.0, "space": "rgb",
+        "to": [32, 48], "footprint": [4, 2], "halvings": 0, "scale": 3.0, "space": "rgb",
     }  # fmt: skip
     assert np.array_equal(np.load("out.npy"), hotswap.enlarge(np.load("depth.npy"), photo(folder), **options))
     words = ("--ignore", 2, "--stretched", "--quiet")

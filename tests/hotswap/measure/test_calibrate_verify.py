@@ -384,6 +384,15 @@ def test_a_space_that_is_not_open_stays(options, calibration):
     assert [resize.space for resize in plan.resizes] == [resize.space for resize in before.resizes]
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.7, 1.0])  # means of 0.3 and 0.7 are rounded
+@pytest.mark.parametrize("space", [None, "auto"])
+def test_a_flat_image_steers_nothing_whatever_its_value(value, space):
+    flat = torch.full((1, 3, 64, 96), value)
+    swapped = hotswap.convert(blobs.Coarse().eval(), "resize", "input", example_inputs=flat, space=space)
+    with pytest.raises(hotswap.HotswapError, match="is one value all over these batches"):
+        hotswap.calibrate(swapped, flat, deviation=0.5)
+
+
 def test_batches_that_are_no_images_leave_it_open_and_a_failure_too():
     net = nn.Sequential(nn.Conv2d(4, 4, 3, 4, 1), nn.Upsample(scale_factor=4, mode="bilinear")).eval()
     images = torch.rand(2, 4, 16, 24)

@@ -80,9 +80,11 @@ class Enlargement(NamedTuple):
         last, reach = unrefined[axis] - 1, self.footprint // 2
         pixel = torch.arange(fine[axis], dtype=exact, device=device).unsqueeze(1)
         if self.align_corners:
-            place = pixel * (last / max(fine[axis] - 1, 1))
+            place = pixel * last / max(fine[axis] - 1, 1)
         elif self.scale_factor is None:
-            place = (pixel + 0.5) * (unrefined[axis] / fine[axis]) - 0.5
+            # No ratio of sizes: rounded, it would put a fine pixel beside the coarse one that it lies on, and ONNX
+            # would take it in float32.
+            place = (pixel + 0.5) * unrefined[axis] / fine[axis] - 0.5
         else:
             place = (pixel + 0.5) * (1 / self.scale_factor[axis]) - 0.5
             if self.scale_factor[axis] < 2:

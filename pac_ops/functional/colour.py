@@ -21,7 +21,7 @@ def srgb_to_lab(
 ) -> Tensor:
     """CIE L*a*b* divided by 100 (CIE 15, with D65's white): a space in which equal distances look equally different.
 
-    On the CPU, in float32 and where nothing is recorded or traced, by a compiled kernel, within 3e-5.
+    On the CPU, in float32 and where nothing is recorded or traced, by a compiled kernel, within 3e-6.
 
     Args:
         image: [B, 3, H, W], sRGB in 0..1, or [B, 1, H, W], of grey images; values beyond are clamped.

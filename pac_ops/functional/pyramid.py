@@ -8,23 +8,39 @@ from torch import Tensor
 
 from pac_ops.dtypes import accumulate_dtype
 
+_HELD = 2**21  # pixels of all channels that are halved together
 
-def pyramid(map: Tensor, halvings: int) -> tuple[Tensor, list[Tensor]]:
-    """The map halved so many times, and what each level has beyond the coarser one, enlarged: the coarsest first.
+
+def levels(map: Tensor, halvings: int) -> list[Tensor]:
+    """The map, its half, and so on, the coarsest first; the halves float32 or wider.
 
     Args:
-        map: [B, C, H, W]; where it is halved, the results are float32 or wider.
+        map: [B, C, H, W].
         halvings: how often.
     """
-    if not halvings:
-        return map, []
-    map = map.to(accumulate_dtype(map.dtype))
-    details: list[Tensor] = []
+    maps = [map]
     for _ in range(halvings):
-        half = halved(map)
-        details.insert(0, map - of_size(_doubled(half), map))
-        map = half
-    return map, details
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            maps.insert(0, _half(maps[0]))
+        else:  # some channels at a time: what is made on the way is larger than the map
+            together = max(1, _HELD // max(1, maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3]))
+            maps.insert(0, torch.cat([_half(part) for part in maps[0].split(together, dim=1)], dim=1))
+    return maps
+
+
+def detail(map: Tensor, half: Tensor, rows: slice | None = None) -> Tensor:
+    """What some rows of a level, by default all, have beyond the next coarser one enlarged, float32 or wider."""
+    if rows is not None:
+        seen = slice(rows.start // 2, rows.stop // 2 + 1)
+        map, half = map[:, :, rows], half[:, :, seen]
+        enlarged = _doubled(half)[:, :, rows.start % 2 :]
+    else:
+        enlarged = _doubled(half)
+    return map.to(half.dtype) - of_size(enlarged, map)
+
+
+def _half(map: Tensor) -> Tensor:
+    return halved(map.to(accumulate_dtype(map.dtype)))
 
 
 def odd(x: Tensor) -> Tensor:

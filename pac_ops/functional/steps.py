@@ -12,7 +12,7 @@ from pac_ops.area import area_average2d, has_size
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
-from pac_ops.functional.pyramid import every_second, halved, odd, of_size, pyramid
+from pac_ops.functional.pyramid import detail, every_second, halved, levels, odd, of_size
 from pac_ops.functional.weights import guided_weights, plain_weights, weights_of_rows
 from pac_ops.geometry import Pair
 
@@ -74,11 +74,13 @@ class Steps(NamedTuple):
 
     def whole(self, input: Tensor) -> Tensor:
         """The map, enlarged."""
-        out, details = pyramid(input, self.halvings)
+        maps = levels(input, self.halvings)
+        out = maps[0]
         for number, step in enumerate(self.steps):
             out = step.enlarged(out, self.scale, self.residual)
             if number < self.halvings:
-                out = _with_detail(out, details[number])
+                lost = detail(maps[number + 1], maps[number])
+                out = of_size(out, lost) + lost
         out = out.to(input.dtype)
         return out if self.bounds is None else _within(out, input, self.bounds)
 
@@ -88,24 +90,26 @@ class Steps(NamedTuple):
         least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
         taps = input.shape[0] * width * self.steps[-1].where.footprint ** 2  # of a row
         high = max(least, TAPS_OF_A_BAND // max(taps, 1))
-        start, details = pyramid(input, self.halvings)
+        maps = levels(input, self.halvings)
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
-            out = self._rows(start, details, rows, len(self.steps)).to(input.dtype)
+            out = self._rows(maps, rows, len(self.steps)).to(input.dtype)
             if self.bounds is not None:
                 band = Band.of(self.bounds, _size(input), fine, rows, input.device)
                 out = _within(out, input[:, :, band.seen], band.where)
             yield rows, out
 
-    def _rows(self, start: Tensor, details: Sequence[Tensor], rows: slice, count: int) -> Tensor:
+    def _rows(self, maps: Sequence[Tensor], rows: slice, count: int) -> Tensor:
         """Some rows of what the first steps make, so many of them."""
         if count == 0:
-            return start[:, :, rows]
+            return maps[0][:, :, rows]
         step = self.steps[count - 1]
-        band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, start.device)
-        seen = self._rows(start, details, band.seen, count - 1)
-        out = step.rows(seen, rows, band, self.scale, self.residual)
-        return out if count > self.halvings else _with_detail(out, details[count - 1][:, :, rows])
+        band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, maps[0].device)
+        out = step.rows(self._rows(maps, band.seen, count - 1), rows, band, self.scale, self.residual)
+        if count > self.halvings:
+            return out
+        lost = detail(maps[count], maps[count - 1], rows)
+        return of_size(out, lost) + lost
 
 
 def guided_steps(
@@ -176,11 +180,6 @@ def _aligned(guide: Tensor, size: Pair) -> Tensor:
     kernel = plain_weights(_size(guide), size, where, guide)
     result: Tensor = library.pacresize2d(guide, kernel.expand(guide.shape[0], 1, *kernel.shape), *where.options)
     return result
-
-
-def _with_detail(enlarged: Tensor, detail: Tensor) -> Tensor:
-    """A level of a pyramid, without the pixel by which `odd` made it longer."""
-    return of_size(enlarged, detail) + detail
 
 
 def _within(enlarged: Tensor, input: Tensor, where: Enlargement) -> Tensor:

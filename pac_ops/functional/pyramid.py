@@ -28,15 +28,14 @@ def levels(map: Tensor, halvings: int) -> list[Tensor]:
     return maps
 
 
-def detail(map: Tensor, half: Tensor, rows: slice | None = None) -> Tensor:
-    """What some rows of a level, by default all, have beyond the next coarser one enlarged, float32 or wider."""
-    if rows is not None:
-        seen = slice(rows.start // 2, rows.stop // 2 + 1)
-        map, half = map[:, :, rows], half[:, :, seen]
-        enlarged = _doubled(half)[:, :, rows.start % 2 :]
+def with_detail(enlarged: Tensor, map: Tensor, half: Tensor, rows: slice | None = None) -> Tensor:
+    """Some rows of a half enlarged, by default all, and what the map has there beyond its half enlarged plainly."""
+    if rows is None:
+        plain = _doubled(half)
     else:
-        enlarged = _doubled(half)
-    return map.to(half.dtype) - of_size(enlarged, map)
+        plain = _doubled(half[:, :, rows.start // 2 : rows.stop // 2 + 1])[:, :, rows.start % 2 :]
+        map = map[:, :, rows]
+    return of_size(enlarged, map) + (map.to(half.dtype) - of_size(plain, map))
 
 
 def _half(map: Tensor) -> Tensor:

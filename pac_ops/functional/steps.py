@@ -12,7 +12,7 @@ from pac_ops.area import area_average2d, has_size
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
-from pac_ops.functional.pyramid import detail, every_second, halved, levels, odd, of_size
+from pac_ops.functional.pyramid import every_second, halved, levels, odd, with_detail
 from pac_ops.functional.weights import guided_weights, plain_weights, weights_of_rows
 from pac_ops.geometry import Pair
 
@@ -79,8 +79,7 @@ class Steps(NamedTuple):
         for number, step in enumerate(self.steps):
             out = step.enlarged(out, self.scale, self.residual)
             if number < self.halvings:
-                lost = detail(maps[number + 1], maps[number])
-                out = of_size(out, lost) + lost
+                out = with_detail(out, maps[number + 1], maps[number])
         out = out.to(input.dtype)
         return out if self.bounds is None else _within(out, input, self.bounds)
 
@@ -106,10 +105,7 @@ class Steps(NamedTuple):
         step = self.steps[count - 1]
         band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, maps[0].device)
         out = step.rows(self._rows(maps, band.seen, count - 1), rows, band, self.scale, self.residual)
-        if count > self.halvings:
-            return out
-        lost = detail(maps[count], maps[count - 1], rows)
-        return of_size(out, lost) + lost
+        return out if count > self.halvings else with_detail(out, maps[count], maps[count - 1], rows)
 
 
 def guided_steps(

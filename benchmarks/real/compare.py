@@ -138,7 +138,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def _labels(pair: Pair, sample: Sample, rival: Rival, setting: Setting) -> Tensor:
-    return rival.run(Coarse(sample.scores, sample.image, pair.align_corners), **setting)
+    return rival.labels(Coarse(sample.scores, sample.image, pair.align_corners), setting)
 
 
 def _measured(pair: Pair, samples: Iterable[Sample], rival: Rival, setting: Setting) -> tuple[Sums, Sums]:

@@ -33,7 +33,7 @@ class Coarse(NamedTuple):
 
 @dataclass(frozen=True)
 class Rival:
-    """A method: labels [H, W] of coarse scores, at one of some settings."""
+    """A method: of coarse scores which class each pixel is of, [H, W], at one of some settings."""
 
     title: str
     run: Callable[..., Tensor]
@@ -45,16 +45,21 @@ class Rival:
         """Whether its package is not there."""
         return self.package is not None and importlib.util.find_spec(self.package) is None
 
+    def labels(self, coarse: Coarse, setting: Setting) -> Tensor:
+        """Labels [H, W]. The method is given the classes that win at some coarse pixel, which saves it time."""
+        classes: Tensor = coarse.scores.argmax(1).unique()  # typed, as torch leaves it open
+        if len(classes) == 1:
+            return classes.expand(coarse.image.shape[1:])
+        return classes[self.run(coarse._replace(scores=coarse.scores[:, classes]), **setting)]
+
 
 def bilinear(coarse: Coarse) -> Tensor:
     """Labels of `F.interpolate`."""
-    coarse, classes = _winners(coarse)
-    return classes[_enlarged(coarse).argmax(1)[0]]
+    return _enlarged(coarse).argmax(1)[0]
 
 
 def ours(coarse: Coarse, *, scale: float, wider: int = 0) -> Tensor:
     """Guided enlargement by the default's rule (see `by_factor`), its footprints `wider` by so much."""
-    coarse, classes = _winners(coarse)
     steps, halvings = by_factor(coarse.scores.shape[2:], coarse.image.shape[1:], soft=True)
     out = pacresize2d(
         coarse.scores,
@@ -65,32 +70,28 @@ def ours(coarse: Coarse, *, scale: float, wider: int = 0) -> Tensor:
         halvings=halvings,
         residual=True,
     )
-    return classes[out.argmax(1)[0]]
+    return out.argmax(1)[0]
 
 
 def at_once(coarse: Coarse) -> Tensor:
     """The default there was before: 2 x 2 neighbours, RGB, at once."""
-    coarse, classes = _winners(coarse)
     out = pacresize2d(
         coarse.scores, coarse.image[None] / 255, align_corners=coarse.align_corners, scale=SCALES[RGB], footprint=2
     )
-    return classes[out.argmax(1)[0]]
+    return out.argmax(1)[0]
 
 
 def dense_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
     """A dense CRF's mean field behind `F.interpolate` (Kraehenbuehl and Koltun, 2011)."""
-    coarse, classes = _winners(coarse)
     probabilities = _enlarged(coarse).softmax(1)[0]
-    if len(classes) == 1:
-        return classes[probabilities.argmax(0)]
     _, height, width = probabilities.shape
-    field = importlib.import_module("pydensecrf.densecrf").DenseCRF2D(width, height, len(classes))
+    field = importlib.import_module("pydensecrf.densecrf").DenseCRF2D(width, height, len(probabilities))
     field.setUnaryEnergy(-probabilities.clamp_min(1e-8).log().flatten(1).numpy())
     if smooth:
         field.addPairwiseGaussian(sxy=3, compat=smooth)
     field.addPairwiseBilateral(sxy=reach, srgb=colour, rgbim=_pixels(coarse.image), compat=weight)
     marginals = torch.from_numpy(np.array(field.inference(5)))
-    return classes[marginals.argmax(0).view(height, width)]
+    return marginals.argmax(0).view(height, width)
 
 
 def guided_filter(coarse: Coarse, *, radius: int, epsilon: float) -> Tensor:
@@ -116,22 +117,18 @@ def joint_bilateral(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
 def superpixels(coarse: Coarse, *, side: int, compact: float) -> Tensor:
     """The class of most probability within each SLIC superpixel (Achanta et al., 2012)."""
     cv2 = importlib.import_module("cv2")
-    coarse, classes = _winners(coarse)
     slic = cv2.ximgproc.createSuperpixelSLIC(
         cv2.cvtColor(_pixels(coarse.image), cv2.COLOR_RGB2Lab), 100, side, compact
     )
     slic.iterate(10)
     parts = torch.from_numpy(slic.getLabels()).long().flatten()
     probabilities = _enlarged(coarse).softmax(1)[0].flatten(1)
-    sums = probabilities.new_zeros(len(classes), int(parts.max()) + 1).index_add_(1, parts, probabilities)
-    return classes[sums.argmax(0)[parts].view(coarse.image.shape[1:])]
+    sums = probabilities.new_zeros(len(probabilities), int(parts.max()) + 1).index_add_(1, parts, probabilities)
+    return sums.argmax(0)[parts].view(coarse.image.shape[1:])
 
 
 def pac_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
     """Our PAC-CRF with a dense CRF's parameters, behind `F.interpolate`."""
-    coarse, classes = _winners(coarse)
-    if len(classes) == 1:
-        return classes[torch.zeros(coarse.image.shape[1:], dtype=torch.long)]
     out = refine(
         _enlarged(coarse),
         coarse.image[None].float(),
@@ -140,23 +137,21 @@ def pac_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smoot
         bilateral_srgb=colour,
         bilateral_compat=weight,
     )
-    return classes[out.argmax(1)[0]]
+    return out.argmax(1)[0]
 
 
 def kopf(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
     """Joint bilateral upsampling (Kopf et al., 2007) over 5 x 5 coarse neighbours."""
-    coarse, classes = _winners(coarse)
     out = propagation.joint_bilateral_upsampling(
         coarse.scores[0], coarse.image / 255, coarse.align_corners, reach, colour
     )
-    return classes[out.argmax(0)]
+    return out.argmax(0)
 
 
 def propagated(coarse: Coarse, *, dilations: Sequence[int], steps: int, width: float) -> Tensor:
     """Propagation as PAMR's (Araslanov and Roth, 2020), of probabilities behind `F.interpolate`."""
-    coarse, classes = _winners(coarse)
     out = propagation.pamr(_enlarged(coarse).softmax(1)[0], coarse.image / 255, dilations, steps, width)
-    return classes[out.argmax(0)]
+    return out.argmax(0)
 
 
 def _enlarged(coarse: Coarse) -> Tensor:
@@ -165,25 +160,18 @@ def _enlarged(coarse: Coarse) -> Tensor:
     )
 
 
-def _winners(coarse: Coarse) -> tuple[Coarse, Tensor]:
-    """The same with the classes alone that win at some coarse pixel, and these classes: that saves rivals time."""
-    classes = coarse.scores.argmax(1).unique()
-    return coarse._replace(scores=coarse.scores[:, classes]), classes
-
-
 def _filtered(coarse: Coarse, run: Callable[[Any, Array, Array], Array]) -> Tensor:
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(torch.get_num_threads())
-    coarse, classes = _winners(coarse)
     scores, guide = _enlarged(coarse)[0].numpy(), _pixels(coarse.image)
     out = []
-    for start in range(0, len(classes), 3):  # three channels a call, the last ones one by one
+    for start in range(0, len(scores), 3):  # three channels a call, the last ones one by one
         part = scores[start : start + 3]
         groups = [part] if len(part) == 3 else [part[n : n + 1] for n in range(len(part))]
         for group in groups:
             filtered = run(cv2.ximgproc, guide, np.ascontiguousarray(group.transpose(1, 2, 0)))
             out.append(filtered.reshape(*guide.shape[:2], len(group)).transpose(2, 0, 1))
-    return classes[torch.from_numpy(np.concatenate(out)).argmax(0)]
+    return torch.from_numpy(np.concatenate(out)).argmax(0)
 
 
 def _pixels(image: Tensor) -> Array:

@@ -47,7 +47,7 @@ def test_every_rival_gives_sharper_labels_than_bilinear_where_colours_tell(key):
     for name in ("bilinear", key):
         wrong[name] = min(
             sum(
-                int((RIVALS[name].run(Coarse(s.scores, s.image, PAIR.align_corners), **setting) != s.labels).sum())
+                int((RIVALS[name].labels(Coarse(s.scores, s.image, PAIR.align_corners), setting) != s.labels).sum())
                 for s in samples()
             )
             for setting in RIVALS[name].settings

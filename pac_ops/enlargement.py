@@ -90,8 +90,10 @@ class Enlargement(NamedTuple):
             if self.scale_factor[axis] < 2:
                 copied = _stays(axis, unrefined, fine, device)
                 place = place * (1 - copied) + pixel * copied
-        place = place.clamp(0, last) * finer
-        return place, place.floor() + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last * finer
+        place, last = place * finer, last * finer
+        # Before the first coarse pixel as between it and one outside, which weighs 0: neighbours step regularly.
+        first = place.clamp(-0.5, last).floor()
+        return place.clamp(0, last), first + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last
 
 
 def _tent(place: Tensor, near: Tensor, last: int, footprint: int) -> Tensor:

@@ -19,18 +19,21 @@ BATCH, RATE, ENCODER_RATE, DECAY = 6, 2e-3, 4e-4, 1e-2
 @click.argument("name", type=click.Choice(sorted(NETWORKS)))
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--steps", type=int, default=1500, show_default=True)
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Weights of an earlier run, to go on from.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for NAME_SEED.safetensors.")
-def main(name: str, seed: int, steps: int, out: Path) -> None:
-    """Train a network from its ImageNet weights, and save it."""
+def main(name: str, seed: int, steps: int, start: Path | None, out: Path) -> None:
+    """Train a network from its ImageNet weights, or from an earlier run's, and save it."""
     torch.manual_seed(seed)
     model = NETWORKS[name]().to(memory_format=torch.channels_last)
+    if start is not None:
+        model.load_state_dict(load_file(start))
     rates = {"encoder": ENCODER_RATE}
     groups = [{"params": [*part.parameters()], "lr": rates.get(key, RATE)} for key, part in model.named_children()]
     optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
     most = [rates.get(key, RATE) for key, _ in model.named_children()]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=steps)
     check = frames("val")[:50:5]
-    start = time.time()
+    began = time.time()
     model.train()
     for step, (images, labels) in enumerate(crops(frames("train"), steps, BATCH, seed)):
         scores = model(images.contiguous(memory_format=torch.channels_last))
@@ -41,7 +44,7 @@ def main(name: str, seed: int, steps: int, out: Path) -> None:
         schedule.step()
         if step % 250 == 249:
             print(f"{name} {seed}: step {step + 1}, loss {loss:.3f}, mIoU {miou(model, check):.4f}, "
-                  f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
+                  f"{time.time() - began:.0f} s", flush=True)  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, out / f"{name}_{seed}.safetensors"

@@ -33,10 +33,30 @@ static Band *cut(const Enlargement *e, const int64_t *rows, int64_t *count) {
     return bands;
 }
 
+/* How many fine columns further on the first neighbour is what the second is here: the factor, if it is a whole number
+ * all along the row. Else 0. */
+static int64_t whole_factor(const Enlargement *e, const int64_t *columns) {
+    int64_t n = e->taps, width = e->out_width, from = width / 2, factor = 1;
+    while (from > 0 && columns[(from - 1) * n] == columns[from * n]) from--;
+    while (from + factor < width && columns[(from + factor) * n] == columns[from * n]) factor++;
+    for (int64_t x = 0; x + factor < width; x++)
+        if (memcmp(columns + (x + factor) * n, columns + x * n + 1, (n - 1) * sizeof(int64_t))) return 0;
+    return factor < width ? factor : 0;
+}
+
 /* What a coarse row holds at the fine width, for each of the neighbours of the columns: taps rows. */
+FOR_EVERY_CPU
 static void spread_row(const Enlargement *e, const int64_t *columns, const float *row, float *seen) {
     for (int64_t b = 0; b < e->taps; b++, seen += e->out_width)
         for (int64_t x = 0; x < e->out_width; x++) seen[x] = row[columns[x * e->taps + b]];
+}
+
+/* The same by a whole factor: one row, in which each neighbour begins `factor` further on. */
+static void spread_by(const Enlargement *e, int64_t factor, const int64_t *columns, const float *row, float *seen) {
+    int64_t n = e->taps, width = e->out_width;
+    for (int64_t x = 0; x < width; x++) seen[x] = row[columns[x * n]];
+    for (int64_t b = 1; b < n; b++)
+        for (int64_t x = width - factor; x < width; x++) seen[x + b * factor] = row[columns[x * n + b]];
 }
 
 /* What the neighbours of a band hold, at the fine width: taps * taps rows. */
@@ -48,6 +68,7 @@ static void spread(const Enlargement *e, const Band *band, const int64_t *column
 /* The coarse rows of an image that were spread last: a band shares all but one of them with the band before. */
 typedef struct {
     float *held;                   /* taps * taps rows */
+    int64_t factor;                /* a whole one, or 0 */
     int64_t row[MOST_TAPS];        /* which row of the image each slot holds, -1 at first */
     const float *of[MOST_TAPS];    /* the slot of each neighbour of a band */
 } Spread;
@@ -56,7 +77,12 @@ static void look(const Enlargement *e, const Band *band, const int64_t *columns,
     for (int64_t a = 0; a < e->taps; a++) {
         int64_t row = band->rows[a], slot = row % e->taps;
         float *held = seen->held + slot * e->taps * e->out_width;
-        if (seen->row[slot] != row) spread_row(e, columns, image + row * e->width, held);
+        if (seen->row[slot] != row) {
+            if (seen->factor)
+                spread_by(e, seen->factor, columns, image + row * e->width, held);
+            else
+                spread_row(e, columns, image + row * e->width, held);
+        }
         seen->row[slot] = row;
         seen->of[a] = held;
     }
@@ -71,18 +97,19 @@ static void gather(const Enlargement *e, const Band *band, const int64_t *column
         }
 }
 
-/* The loops over a row. `taps` is taps * taps; the planes of K or of its gradient are `plane` elements apart, the rows
- * of what is seen `width`. Four neighbours at a time, so that a row of the output is read and written seldom. */
+/* The loops over a row. `taps` is taps * taps; the planes of K or of its gradient are `plane` elements apart, the
+ * neighbours in what is seen `apart`. Four neighbours at a time, so that a row of the output is read and written seldom. */
 
 /* Of two rows of neighbours. */
 FOR_EVERY_CPU
 static void weighted_sum(const float *restrict k, int64_t plane, const float *restrict upper,
-                         const float *restrict lower, int64_t width, int64_t taps, int first, float *restrict out) {
+                         const float *restrict lower, int64_t apart, int64_t width, int64_t taps, int first,
+                         float *restrict out) {
     const float *below = k + taps * plane;
-    for (int64_t b = 0; b < taps; b += 2, k += 2 * plane, below += 2 * plane, upper += 2 * width, lower += 2 * width)
+    for (int64_t b = 0; b < taps; b += 2, k += 2 * plane, below += 2 * plane, upper += 2 * apart, lower += 2 * apart)
         for (int64_t x = 0; x < width; x++) {
-            float sum = k[x] * upper[x] + k[plane + x] * upper[width + x];
-            sum += below[x] * lower[x] + below[plane + x] * lower[width + x];
+            float sum = k[x] * upper[x] + k[plane + x] * upper[apart + x];
+            sum += below[x] * lower[x] + below[plane + x] * lower[apart + x];
             out[x] = first && !b ? sum : out[x] + sum;
         }
 }
@@ -95,9 +122,9 @@ static void add_products(const float *restrict row, const float *restrict k, int
 }
 
 FOR_EVERY_CPU
-static void add_squares(const float *restrict row, const float *restrict seen, int64_t width, int64_t taps, int first,
-                        float *restrict distance, int64_t plane) {
-    for (int64_t t = 0; t < taps; t++, seen += width, distance += plane)
+static void add_squares(const float *restrict row, const float *restrict seen, int64_t apart, int64_t width,
+                        int64_t taps, int first, float *restrict distance, int64_t plane) {
+    for (int64_t t = 0; t < taps; t++, seen += apart, distance += plane)
         for (int64_t x = 0; x < width; x++) {
             float away = row[x] - seen[x];
             distance[x] = first ? away * away : distance[x] + away * away;
@@ -115,12 +142,18 @@ static void pull(const float *restrict row, const float *restrict seen, const fl
         }
 }
 
-/* From squared distances to weights, in place, for a row of fine pixels: tent * exp(-half d) over their sum. The
- * smallest distance under a tent is taken off first, so that the sum is not 0. `down` holds the n weights of the row,
- * `across` n rows of those of the columns. */
+/* The weights of a row and of the columns: [n] and [n, width]. Three of each: tents, plain and smooth weights. */
+typedef struct {
+    const float *down[3], *across[3];
+} Tables;
+
+/* From squared distances to weights, in place, for a row of fine pixels: tent * exp(-half d) over their sum; with
+ * `residual`, the plain weights are added and the smooth ones taken off. The smallest distance under a tent is taken
+ * off first, so that the sum is not 0. */
 FOR_EVERY_CPU
-static void softmax(float *restrict k, int64_t plane, const float *restrict down, const float *restrict across, int64_t n,
-                    int64_t width, float half) {
+static void softmax(float *restrict k, int64_t plane, const Tables *tables, int64_t n, int64_t width, float half,
+                    int residual) {
+    const float *down = tables->down[0], *across = tables->across[0];
     for (int64_t x = 0; x < width; x += LANES) {
         int64_t count = least(width - x, LANES);
         int whole = count == LANES;
@@ -148,26 +181,21 @@ static void softmax(float *restrict k, int64_t plane, const float *restrict down
                     put_some(at, weight, count);
             }
         sum = 1 / sum;
-        for (int64_t t = 0; t < n * n; t++) {
-            float *at = k + t * plane + x;
-            if (whole)
-                put(at, get(at) * sum);
-            else
-                put_some(at, get_some(at, count) * sum, count);
-        }
+        for (int64_t a = 0; a < n; a++)
+            for (int64_t b = 0; b < n; b++) {
+                float *at = k + (a * n + b) * plane + x;
+                vec weight = (whole ? get(at) : get_some(at, count)) * sum;
+                if (residual) {
+                    const float *plain = tables->across[1] + b * width + x, *smooth = tables->across[2] + b * width + x;
+                    weight += (whole ? get(plain) : get_some(plain, count)) * tables->down[1][a];
+                    weight -= (whole ? get(smooth) : get_some(smooth, count)) * tables->down[2][a];
+                }
+                if (whole)
+                    put(at, weight);
+                else
+                    put_some(at, weight, count);
+            }
     }
-}
-
-/* Adds the plain weights, and takes off the smooth ones. */
-FOR_EVERY_CPU
-static void leave_residual(float *restrict k, int64_t plane, const float *restrict plain_down,
-                           const float *restrict plain_across, const float *restrict smooth_down,
-                           const float *restrict smooth_across, int64_t n, int64_t width) {
-    for (int64_t a = 0; a < n; a++)
-        for (int64_t b = 0; b < n; b++)
-            for (int64_t x = 0; x < width; x++)
-                k[(a * n + b) * plane + x] +=
-                    plain_down[a] * plain_across[b * width + x] - smooth_down[a] * smooth_across[b * width + x];
 }
 
 /* --- the operators: all tensors contiguous -------------------------------------------------------------------- */
@@ -181,10 +209,11 @@ static int by_band(const Enlargement *e, int what, const float *coarse, const fl
     int64_t n = e->taps, image = e->height * e->width, plane = e->out_height * e->out_width, width = e->out_width, count;
     Band *bands = cut(e, rows, &count);
     int64_t together = most(1, least(count / (2 * threads), 16)); /* bands, by which rows are shared */
+    int64_t factor = width ? whole_factor(e, columns) : 0, apart = factor ? factor : width;
     int failed = !bands;
 #pragma omp parallel num_threads(threads)
     {
-        Spread seen = {.held = buffer(n * n * width)};
+        Spread seen = {.held = buffer(n * n * width), .factor = factor};
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t i = 0; i < e->batch; i++)
             for (int64_t m = 0; m < count; m += together) {
@@ -205,14 +234,14 @@ static int by_band(const Enlargement *e, int what, const float *coarse, const fl
                             if (what == SUM)
                                 for (int64_t a = 0; a < n; a += 2)
                                     weighted_sum(kernel + on_taps + a * n * plane, plane, seen.of[a], seen.of[a + 1],
-                                                 width, n, !a, out + on_channel);
+                                                 apart, width, n, !a, out + on_channel);
                             else
                                 for (int64_t a = 0; a < n; a++) {
                                     float *to = out + on_taps + a * n * plane;
                                     if (what == DISTANCE)
-                                        add_squares(fine + on_channel, seen.of[a], width, n, !c, to, plane);
+                                        add_squares(fine + on_channel, seen.of[a], apart, width, n, !c, to, plane);
                                     else
-                                        add_products(fine + on_channel, seen.of[a], width, width, n, to, plane);
+                                        add_products(fine + on_channel, seen.of[a], apart, width, n, to, plane);
                                 }
                         }
                     }
@@ -250,13 +279,12 @@ int pac_enlarge_weights(const Enlargement *e, const float *guide, const float *c
 #pragma omp parallel for collapse(2) schedule(dynamic, 8) num_threads(threads)
     for (int64_t image = 0; image < e->batch; image++)
         for (int64_t y = 0; y < e->out_height; y++) {
-            float *k = out + image * n * n * plane + y * width;
-            const float *row = down + y * n;
-            int64_t table = e->out_height * n;
-            softmax(k, plane, row, across, n, width, half);
-            if (residual)
-                leave_residual(k, plane, row + table, across + n * width, row + 2 * table, across + 2 * n * width, n,
-                               width);
+            Tables tables;
+            for (int64_t t = 0; t < 3; t++) {
+                tables.down[t] = down + (t * e->out_height + y) * n;
+                tables.across[t] = across + t * n * width;
+            }
+            softmax(out + image * n * n * plane + y * width, plane, &tables, n, width, half, (int)residual);
         }
     return 0;
 }

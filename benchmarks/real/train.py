@@ -19,10 +19,10 @@ BATCH, RATE, ENCODER_RATE, DECAY = 6, 2e-3, 4e-4, 1e-2
 @click.argument("name", type=click.Choice(sorted(NETWORKS)))
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--steps", type=int, default=1500, show_default=True)
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Weights of an earlier run, to go on from.")
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Of an earlier run.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for NAME_SEED.safetensors.")
 def main(name: str, seed: int, steps: int, start: Path | None, out: Path) -> None:
-    """Train a network from its ImageNet weights, or from an earlier run's, and save it."""
+    """Train a network from its ImageNet weights, or go on from an earlier run, and save it."""
     torch.manual_seed(seed)
     model = NETWORKS[name]().to(memory_format=torch.channels_last)
     if start is not None:

@@ -194,3 +194,9 @@ def triangle(kernel_size: int, stride: int, dilation: int) -> list[float]:
             f"got kernel_size {kernel_size} and dilation {dilation}"
         )
     return [max(0.0, 1 - abs(tap - kernel_size // 2) * dilation / stride) for tap in range(kernel_size)]
+
+
+def taps_together(kernel_size: int, step: int, dilation: int) -> list[int]:
+    """For each tap, how many see a pixel where it does, of pixels `step` apart: what normalisation divides K by."""
+    places = [tap * dilation % step for tap in range(kernel_size)]
+    return [places.count(place) for place in places]

@@ -73,10 +73,16 @@ def weighed(unary: Tensor, weight: Tensor) -> Tensor:
 
 
 def pooled(x: Tensor, blur: int) -> Tensor:
-    """Averages of blur x blur pixels; those past the border are 0 and send nothing."""
+    """Averages of blur x blur pixels, or of those that are inside the image."""
     if blur == 1:
         return x
-    return F.avg_pool2d(F.pad(x, (0, -x.shape[3] % blur, 0, -x.shape[2] % blur)), blur)
+    return F.avg_pool2d(x, blur, padding=_margins((x.shape[2], x.shape[3]), blur), count_include_pad=False)
+
+
+def _margins(size: Pair, blur: int) -> Pair:
+    """How far the first average reaches past the image: half of what the last would, were it alone to do so."""
+    rows, columns = ((-n % blur + 1) // 2 for n in size)
+    return rows, columns
 
 
 def inferred(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
@@ -148,7 +154,9 @@ def enlarged_message(message: Tensor, blur: int, size: Pair) -> Tensor:
     """A pooled map's message, at the size of what was pooled."""
     if blur == 1:
         return message
-    return F.interpolate(message, scale_factor=float(blur), mode="bilinear")[:, :, : size[0], : size[1]]
+    (top, left), (height, width) = _margins(size, blur), size
+    large = F.interpolate(message, scale_factor=float(blur), mode="bilinear")
+    return large[:, :, top : top + height, left : left + width]
 
 
 class _Part(NamedTuple):
@@ -164,8 +172,7 @@ class _Part(NamedTuple):
     @classmethod
     def of(cls, spec: PairwiseKernel, feature: Tensor, in_bands: bool) -> "_Part":
         window = make_window(spec.kernel_size, 1, "same", spec.dilation)
-        # Averages over the pixels there are; those past the border do not count.
-        guide = F.avg_pool2d(feature, spec.blur, ceil_mode=True) if spec.blur > 1 else feature
+        guide = pooled(feature, spec.blur)
         part = cls(window, spec.blur, spec.compat_type != "na", guide, None, None)
         if not in_bands:
             return part._replace(kernel=part.kernel_of(slice(None)))
@@ -224,10 +231,8 @@ class _Term(NamedTuple):
             return bare
         logits = unary.logits
         wide = torch.promote_types(part.guide.dtype, torch.float32)
-        # A pooled pixel counts as the share of it that is inside the image, as it does in the pooled Q.
-        ones = logits.new_ones((1, 1, *unary.size), dtype=wide)
-        inside = pooled(ones, spec.blur).expand(logits.shape[0], -1, -1, -1)
-        sums = bare._replace(filters=filters.to(wide)).sent(inside)
+        ones = logits.new_ones((logits.shape[0], 1, *part.guide.shape[2:]), dtype=wide)
+        sums = bare._replace(filters=filters.to(wide)).sent(ones)
         return bare._replace(root=torch.cat([inverse_root(x).to(logits.dtype) for _, x in sums], dim=2))
 
     def messages(self, q: Tensor) -> Iterator[tuple[slice, Tensor]]:

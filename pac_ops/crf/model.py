@@ -70,6 +70,7 @@ class PacCRF(nn.Module):
         self.dense_features: DenseFeatures | None = None
         self.specs: list[PairwiseKernel] = []
         self.messengers, self.compat, self.pairwise_weights = nn.ModuleList(), nn.ModuleList(), nn.Module()
+        self.register_load_state_dict_pre_hook(_keep_fixed)
         hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
         for options in pairwise_kernels:
             self.add_pairwise_kernel(**(asdict(options) if isinstance(options, PairwiseKernel) else options))
@@ -94,6 +95,7 @@ class PacCRF(nn.Module):
                 matrix from class to class; `potts`, one filter, classes talk only to themselves; `na`, as `4d` but an
                 ordinary convolution, which the features do not steer.
             spatial_filter: shared filters start as a Gaussian and are learned; else they are ones with a zero centre.
+                Weights from class to class (`4d`, `na`) start as a Gaussian and are learned either way.
             pairwise_weight: w, learned for `potts` without spatial filter only (the others' filters have a scale).
             symmetric_normalization: messages are D^-1/2 K D^-1/2 Q, with D the sums of K (and filter) over each
                 window, as in the usual dense CRF; for shared filters.
@@ -112,7 +114,7 @@ class PacCRF(nn.Module):
         if self.perturbed_init and not spec.shared:
             weight += torch.empty_like(weight).uniform_(-0.0005, 0.0005)
         del messenger.weight
-        hold(messenger, "weight", weight, learnable=spec.spatial_filter)
+        hold(messenger, "weight", weight, learnable=spec.learned)
         compat: nn.Module = nn.Identity()
         if compat_type == "2d":
             compat = nn.Conv2d(self.classes, self.classes, 1, bias=False)
@@ -307,6 +309,12 @@ def refine(logits: Tensor, image: Tensor, **densecrf: Any) -> Tensor:
     check_image("logits", logits)
     crf = PacCRF.from_densecrf(logits.shape[1], **densecrf).to(logits)
     return crf.refine(logits, image)
+
+
+def _keep_fixed(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A weight that is not learned, and that a state_dict lacks, stays as it is: published files have none."""
+    if not isinstance(module.unary_weight, nn.Parameter):
+        state_dict.setdefault(f"{prefix}unary_weight", module.unary_weight)
 
 
 def _check_numbers(**numbers: int) -> None:

@@ -29,8 +29,6 @@ class PairwiseKernel:
             raise ValueError(f"compat_type must be one of {', '.join(COMPAT_TYPES)}, got {self.compat_type!r}")
         if not isinstance(self.blur, int) or self.blur < 1:
             raise ValueError(f"blur must be a positive integer, got {self.blur!r}")
-        if not self.shared and not self.spatial_filter:
-            raise ValueError(f'spatial_filter must be True with compat_type "{self.compat_type}", got False')
         if not self.shared and self.symmetric_normalization:
             raise ValueError(
                 f'symmetric_normalization needs compat_type "2d" or "potts", one filter for all classes, '
@@ -42,11 +40,16 @@ class PairwiseKernel:
         """Whether one filter serves all classes."""
         return self.compat_type in ("2d", "potts")
 
+    @property
+    def learned(self) -> bool:
+        """Whether the filter is learned: the weights from class to class are, whatever `spatial_filter` says."""
+        return self.spatial_filter or not self.shared
+
 
 def starting_weight(channels: int, kernel_size: Pair, spec: PairwiseKernel) -> Tensor:
     """A truncated Gaussian of sigma k/4 that sums to kh * kw, or ones; then a zero centre: no message to oneself."""
     kh, kw = kernel_size
-    if spec.spatial_filter:
+    if spec.learned:
         rows, columns = (torch.exp(-0.5 * ((torch.arange(k) - k // 2) / (k / 4)) ** 2) for k in kernel_size)
         plane = torch.outer(rows, columns)
         plane *= kh * kw / plane.sum()

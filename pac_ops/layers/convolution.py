@@ -34,13 +34,24 @@ def _fill(layer: "PacConv2d | PacConvTranspose2d", window: Window, filler: str) 
         layer.reset_parameters()
     if filler == "linear":
         weight = layer.weight.detach()
-        sides = zip(window.kernel_size, window.stride, window.dilation, strict=True)
-        rows, columns = (weight.new_tensor(adapting.triangle(k, s, d)) for k, s, d in sides)
+        rows, columns = (weight.new_tensor(taps) for taps in _interpolating(layer, window))
         same = torch.eye(weight.shape[1], device=weight.device, dtype=weight.dtype)  # each channel to itself
         same = same.repeat(weight.shape[0] // weight.shape[1], 1)
         weight.copy_(same[:, :, None, None] * torch.outer(rows, columns))
         if layer.bias is not None:
             layer.bias.detach().zero_()
+
+
+def _interpolating(layer: "PacConv2d | PacConvTranspose2d", window: Window) -> list[list[float]]:
+    """The taps of linear interpolation, down and across; times what normalisation divides K by between the pixels."""
+    sides = []
+    for k, s, d in zip(window.kernel_size, window.stride, window.dilation, strict=True):
+        taps = adapting.triangle(k, s, d)
+        if layer.normalize_kernel:
+            together = adapting.taps_together(k, s if isinstance(layer, PacConvTranspose2d) else 1, d)
+            taps = [tap * count for tap, count in zip(taps, together, strict=True)]
+        sides.append(taps)
+    return sides
 
 
 def _padded(x: Tensor, padding: Pair, mode: str) -> Tensor:
@@ -62,7 +73,8 @@ class PacConv2d(AdaptingLayer, nn.Conv2d):
     After `torch.nn.Conv2d`'s arguments: `kernel_type`, `smooth_kernel_type` and `normalize_kernel` as in
     `packernel2d`, their numbers learnable as `inv_alpha`, `inv_lambda` and `smooth_kernel`; `shared_filters`, one
     kh x kw filter for every channel; `filler`, how the weight starts: "uniform" as `torch.nn.Conv2d`'s, "linear" as
-    linear interpolation (at stride 1: the identity).
+    linear interpolation (at stride 1: the identity), with `normalize_kernel` away from the border, where K has fewer
+    taps to share it.
 
     Shapes: input [B, C, H, W], guide [B, G, H, W] with any G, kernel [B, 1, kh, kw, Ho, Wo] -> [B, O, Ho, Wo].
 

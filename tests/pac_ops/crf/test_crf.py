@@ -28,6 +28,8 @@ STATE = [
     ("potts", False, False, (1, 1, 5, 5), False, True),
     ("potts", False, True, (1, 1, 5, 5), False, False),
     ("na", True, False, (3, 3, 5, 5), True, False),
+    ("4d", False, False, (3, 3, 5, 5), True, False),
+    ("na", False, True, (3, 3, 5, 5), True, False),
 ]
 
 
@@ -78,6 +80,30 @@ def test_perturbed_init():
     )
     off = (perturbed - plain).abs()
     assert 0.0003 < off.max() <= 0.0005
+
+
+@pytest.mark.parametrize("compat_type", ["4d", "na"])
+def test_weights_from_class_to_class_start_alike_with_and_without_spatial_filter(compat_type):
+    options = [{"compat_type": compat_type, "spatial_filter": s} for s in (True, False)]
+    with_filter, without = PacCRF(3, pairwise_kernels=options).messengers
+    assert torch.equal(with_filter.weight, without.weight)
+
+
+@pytest.mark.parametrize("make", [PacCRF, PacCRFLoose])
+def test_a_weight_that_is_not_learned_may_be_missing_from_a_file(make):
+    """Published files of `fixed_weighting=True` have no unary_weight; one in a file counts."""
+    crf = make(3, 2, fixed_weighting=True, unary_weight=0.8, pairwise_kernels=[{"compat_type": "2d"}])
+    other = make(3, 2, fixed_weighting=True, unary_weight=0.5, pairwise_kernels=[{"compat_type": "2d"}])
+    published = {name: x for name, x in crf.state_dict().items() if "unary_weight" not in name}
+    unary, features = torch.randn(1, 3, 5, 6), [torch.randn(1, 2, 5, 6)]
+    before = crf(unary, features)
+    copy.deepcopy(crf).load_state_dict(published)
+    nn.Sequential(crf).load_state_dict({f"0.{name}": x for name, x in published.items()})
+    assert torch.equal(crf(unary, features), before)
+    other.load_state_dict(crf.state_dict())
+    assert torch.equal(other(unary, features), before)
+    with pytest.raises(RuntimeError, match="Missing key.*unary_weight"):
+        make(3, 2, pairwise_kernels=[{"compat_type": "2d"}]).load_state_dict(published)
 
 
 def test_state_dict_loads_into_another():
@@ -149,7 +175,6 @@ WRONG = {
     "compat_type": (ValueError, lambda: crf().add_pairwise_kernel(compat_type="3d"), "compat_type must be one of .*got '3d'"),
     "even window": (ValueError, lambda: crf().add_pairwise_kernel(4), r"kernel_size must be odd.*got \(4, 4\)"),
     "blur": (ValueError, lambda: crf().add_pairwise_kernel(blur=0), "blur must be a positive integer, got 0"),
-    "spatial filter": (ValueError, lambda: crf().add_pairwise_kernel(spatial_filter=False), 'spatial_filter must be True .*"4d"'),
     "symmetric": (ValueError, lambda: crf().add_pairwise_kernel(symmetric_normalization=True), "needs compat_type .*got '4d'"),
     "channels": (ValueError, lambda: PacCRF(0), "channels must be a positive integer, got 0"),
     "num_steps": (ValueError, lambda: PacCRF(3, 0), "num_steps must be a positive integer, got 0"),

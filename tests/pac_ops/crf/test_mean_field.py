@@ -22,10 +22,10 @@ def spelt_out_step(crf, unary, log_q, features):
     b, c, height, width = q.shape
     for index, (spec, feature) in enumerate(zip(crf.specs, features, strict=True)):
         k, d, blur = spec.kernel_size, spec.dilation, spec.blur
-        bottom, right = -height % blur, -width % blur
-        small = F.avg_pool2d(F.pad(q, (0, right, 0, bottom)), blur)
-        ones = F.avg_pool2d(F.pad(torch.ones_like(feature), (0, right, 0, bottom)), blur)
-        f = F.avg_pool2d(F.pad(feature, (0, right, 0, bottom)), blur) / ones  # over existing pixels only
+        (top, bottom), (left, right) = (split(-size % blur) for size in (height, width))
+        around = (left, right, top, bottom)
+        ones = F.avg_pool2d(F.pad(torch.ones(1, 1, height, width, dtype=q.dtype), around), blur)
+        small, f = (F.avg_pool2d(F.pad(x, around), blur) / ones for x in (q, feature))  # over existing pixels only
         h, w = small.shape[2:]
         taps = F.unfold(small, k, d, k // 2 * d).view(b, c, k * k, h, w)
         f_j = F.unfold(f, k, d, k // 2 * d).view(b, -1, k * k, h, w)
@@ -42,8 +42,26 @@ def spelt_out_step(crf, unary, log_q, features):
         if blur > 1:
             message = F.interpolate(message, scale_factor=blur, mode="bilinear")
         weight = dict(crf.pairwise_weights.state_dict())[str(index)]
-        result = result - weight * message[:, :, :height, :width]
+        result = result - weight * message[:, :, top : top + height, left : left + width]
     return result
+
+
+@pytest.mark.parametrize(("size", "blur"), [((5, 5), 2), ((5, 5), 4), ((7, 9), 4), ((3, 10), 7)])
+@pytest.mark.parametrize("options", [{"compat_type": "potts"}, {"compat_type": "2d"}, {"compat_type": "4d"}], ids=str)
+def test_a_blur_that_does_not_divide_the_size_sends_what_a_uniform_map_has(size, blur, options):
+    """Pixels past the border are no zeros: where all pixels are alike, so are all averages, at any size."""
+    probabilities = torch.tensor([0.2, 0.3, 0.5], dtype=D)
+    crf = PacCRF(3, 1, pairwise_kernels=[{**options, "blur": blur, "spatial_filter": False}]).double()
+    crf.messengers[0].weight.data.zero_()[..., 1, 1] = 1.0  # windows at the border miss nothing
+    unary, even = (probabilities.log().view(1, 3, 1, 1).expand(1, 3, *n) for n in (size, (blur, blur)))
+    features, even_features = (torch.ones(1, 2, *n, dtype=D) for n in (size, (blur, blur)))
+    expected = crf(even, [even_features])[:, :, :1, :1].expand_as(unary)
+    torch.testing.assert_close(crf(unary, [features]), expected)
+
+
+def split(missing):
+    """What a size lacks to be a multiple of blur: before the first pixel, and after the last."""
+    return missing - missing // 2, missing // 2
 
 
 KERNELS = [

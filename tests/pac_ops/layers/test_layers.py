@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -191,10 +192,51 @@ def test_a_linear_filler_upsamples_bilinearly(kernel_size, stride, options):
     torch.testing.assert_close(out[0][:, *inside], expected[:, *inside])
 
 
+NORMALISED = [(3, 2, 1, 0), (3, 2, 1, 1), (5, 2, 2, 1), (7, 2, 1, 0), (5, 3, 2, 2), (7, 4, 3, 0), (9, 4, 4, 3)]
+NORMALISED += [((3, 5), (2, 3), (1, 2), (0, 1)), ((5, 3), (1, 2), (2, 1), (0, 1)), ((3, 1), (2, 1), 1, 0)]
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "padding", "output_padding"), NORMALISED)
+@pytest.mark.parametrize("options", [{}, {"groups": 3}, {"shared_filters": True, "bias": False}], ids=str)
+def test_a_linear_filler_upsamples_bilinearly_with_normalised_kernels(
+    kernel_size, stride, padding, output_padding, options
+):
+    """Where no tap is outside the image, which with a window of 2 * stride - 1 is everywhere between two pixels."""
+    made = (kernel_size, stride, padding, output_padding)
+    layer = PacConvTranspose2d(3, 3, *made, filler="linear", normalize_kernel=True, **options)
+    sides = list(zip((8, 7), layer.kernel_size, layer.stride, layer.padding, layer.output_padding, strict=True))
+    x = torch.randn(2, 3, 8, 7)
+    out = layer(x, constant_guide(x, [(n - 1) * s - 2 * p + k + e for n, k, s, p, e in sides]))
+    spans = [(n - 1) * s + 1 for n, _, s, _, _ in sides]
+    expected = F.interpolate(x, size=spans, mode="bilinear", align_corners=True)
+    for axis, (span, (_, k, s, p, _)) in enumerate(zip(spans, sides, strict=True), start=2):
+        edge = k // 2 - (s - 1)  # pixels whose windows leave the image
+        first, last = max(edge, p - k // 2), span - max(edge, p - k // 2)
+        expected = expected.narrow(axis, first, last - first)
+        out = out.narrow(axis, first + k // 2 - p, last - first)
+    torch.testing.assert_close(out, expected)
+
+
+def test_a_linear_filler_upsamples_the_smallest_map():
+    x, guide = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None, None], torch.zeros(1, 2, 3, 3)
+    out = PacConvTranspose2d(1, 1, 3, 2, 1, filler="linear", normalize_kernel=True)(x, guide)
+    torch.testing.assert_close(out[0, 0], torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]))
+
+
 def test_a_linear_filler_without_stride_is_the_identity():
     x = torch.randn(1, 3, 6, 6)
     layer = PacConv2d(3, 3, 3, padding=1, filler="linear")
     torch.testing.assert_close(layer(x, torch.randn(1, 2, 6, 6)), x)  # K is 1 at the centre
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_linear_filler_without_stride_is_the_identity_with_normalised_kernels(transposed, dilation):
+    x, options = torch.randn(1, 3, 9, 9), {"filler": "linear", "normalize_kernel": True, "dilation": dilation}
+    make = PacConvTranspose2d if transposed else PacConv2d
+    out = make(3, 3, 3, padding=dilation, **options)(x, constant_guide(x, (9, 9)))
+    inside = slice(dilation, -dilation)
+    torch.testing.assert_close(out[:, :, inside, inside], x[:, :, inside, inside])
 
 
 def test_fixed_numbers_stay_and_others_learn():

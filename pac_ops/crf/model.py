@@ -70,7 +70,7 @@ class PacCRF(nn.Module):
         self.dense_features: DenseFeatures | None = None
         self.specs: list[PairwiseKernel] = []
         self.messengers, self.compat, self.pairwise_weights = nn.ModuleList(), nn.ModuleList(), nn.Module()
-        self.register_load_state_dict_pre_hook(_keep_fixed)
+        self.register_load_state_dict_pre_hook(_keep_fixed)  # type: ignore[no-untyped-call]
         hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
         for options in pairwise_kernels:
             self.add_pairwise_kernel(**(asdict(options) if isinstance(options, PairwiseKernel) else options))

@@ -20,6 +20,7 @@ ENVIRONMENT_VARIABLE = "PAC_OPS_BACKEND"
 _MODULES = {"triton": "triton", "native": "native", "cpu": "blocked", "reference": "reference"}
 BACKENDS = tuple(_MODULES)  # in the order they are tried
 _CPU_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NATIVE_DTYPES = (torch.float32, torch.float64)
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_CAPABILITY = (8, 0)
 
@@ -50,12 +51,12 @@ def why_not(name: str, x: Tensor) -> str | None:
     if name == "triton":
         return _why_not_triton(x)
     if name in ("native", "cpu"):
-        dtypes = _CPU_DTYPES if name == "cpu" else (torch.float32,)
+        dtypes = _CPU_DTYPES if name == "cpu" else _NATIVE_DTYPES
         if x.device.type != "cpu":
             return f"it runs on cpu tensors, and these are on {x.device}"
         if x.dtype not in dtypes:
             return f"it has no {x.dtype}"
-    return load("native").why_not_built() if name == "native" else None
+    return load("native").why_not_built(x.dtype) if name == "native" else None
 
 
 def _why_not_triton(x: Tensor) -> str | None:
@@ -101,7 +102,7 @@ def backend_for(x: Tensor) -> str:
         if reason := why_not(forced, x):
             raise ValueError(f"backend {forced!r} was asked for but cannot run: {reason}")
         return forced
-    if x.is_cpu and x.dtype is torch.float32 and load("native").why_not_built() is None:
+    if x.is_cpu and x.dtype in _NATIVE_DTYPES and load("native").why_not_built(x.dtype) is None:
         return "native"  # at once: a small map is convolved in the time that all reasons take
     if x.is_cuda and (reason := why_not("triton", x)):
         _warn(f"pac_ops takes the slow reference path on this GPU, since backend 'triton' cannot run: {reason}")
@@ -143,13 +144,14 @@ def _asked_for() -> str | None:
 
 def implementation(x: Tensor) -> Any:
     """The module that runs a call on tensors like `x`: that of `backend_for`."""
-    return load(backend_for(x))
+    name = backend_for(x)
+    return load("double" if name == "native" and x.dtype is torch.float64 else name)
 
 
 @cache
 def load(name: str) -> Any:
-    """The module that implements backend `name`, imported on first use."""
-    return import_module(f"pac_ops.backends.{_MODULES[name]}")
+    """The module that implements backend `name`, imported on first use; "double" is that of `native` for float64."""
+    return import_module(f"pac_ops.backends.{'native.double' if name == 'double' else _MODULES[name]}")
 
 
 def _check_name(name: str, argument: str) -> str:

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import _dispatch_keys, _dispatch_tls_local_include_set, _len_torch_function_stack
+from torch._C import (
+    _dispatch_keys,
+    _dispatch_tls_is_dispatch_key_excluded,
+    _dispatch_tls_local_include_set,
+    _len_torch_function_stack,
+)
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
@@ -50,6 +55,11 @@ def unwatched(arguments: Sequence[Any]) -> bool:
         ):
             return False
     return True
+
+
+def below_autograd() -> bool:
+    """Whether the call comes from an operator's kernel, whose gradient is that operator's affair."""
+    return _dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradCPU)
 
 
 def _keys(*names: str) -> int:

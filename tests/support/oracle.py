@@ -113,13 +113,13 @@ CASES = [
 
 
 def pairs(dtypes):
-    """Every backend with each of these dtypes it has; the compiled one, which has only float32, with that."""
-    missing = why_not("native", torch.zeros(()))
-    skip = [pytest.mark.skip(reason=missing)] if missing else []
-    return [
-        *(pytest.param(backend, dtype, id=f"{backend}-{dtype}") for backend in PLAIN for dtype in dtypes),
-        pytest.param("native", torch.float32, id="native-torch.float32", marks=skip),
-    ]
+    """Every backend with each of these dtypes it has; the compiled one, which has only two, with both."""
+    compiled = []
+    for dtype in (torch.float32, torch.float64):
+        missing = why_not("native", torch.zeros((), dtype=dtype))
+        skip = [pytest.mark.skip(reason=missing)] if missing else []
+        compiled.append(pytest.param("native", dtype, id=f"native-{dtype}", marks=skip))
+    return [*(pytest.param(backend, dtype, id=f"{backend}-{dtype}") for backend in PLAIN for dtype in dtypes), *compiled]
 
 
 PLAIN = [backend for backend in BACKENDS if backend in ("cpu", "reference")]  # in plain torch, any dtype

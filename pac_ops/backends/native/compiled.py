@@ -16,7 +16,12 @@ from pac_ops.geometry import Window
 _ARGUMENTS = {
     "pac_convolution": "nppppp",
     "pac_convolution_backward": "ppppppp",
+    "pac_convolution_double": "ppppp",
+    "pac_convolution_backward_double": "ppppppp",
     "pac_distance": "pp",
+    "pac_distance_double": "pp",
+    "pac_distance_backward": "ppp",
+    "pac_distance_backward_double": "ppp",
     "pac_gaussian": "pp",
     "pac_lab": "pppp",
     "pac_pooling": "ppnppp",
@@ -46,10 +51,18 @@ class CWindow(ctypes.Structure):
     ]
 
 
-def why_not_built() -> str | None:
-    """None if the compiled kernels are there, else why not."""
+def why_not_built(dtype: torch.dtype = torch.float32) -> str | None:
+    """None if the compiled kernels for a dtype are there, else why not."""
     loaded = _load()
-    return loaded if isinstance(loaded, str) else None
+    if isinstance(loaded, str):
+        return loaded
+    return None if dtype is torch.float32 or has("pac_convolution_double") else "it was compiled before it had float64"
+
+
+@cache
+def has(function: str) -> bool:
+    """Whether a kernel is there: those of an older version may lack it, until pac_ops is installed anew."""
+    return hasattr(_load(), function)
 
 
 @cache
@@ -70,7 +83,7 @@ def shapes_of(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> CW
 
 
 def run(function: str, shapes: ctypes.Structure | ctypes.Array[Any], *arguments: Tensor | float | None) -> None:
-    """Call a kernel; a float32 tensor is passed as a pointer."""
+    """Call a kernel; a tensor is passed as a pointer."""
     passed = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     if _entry(function, lanes())(ctypes.byref(shapes), *passed, torch.get_num_threads()):
         raise MemoryError(f"{function} could not allocate its buffers")

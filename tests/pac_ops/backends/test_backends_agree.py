@@ -13,7 +13,7 @@ from pac_ops import geometry
 from pac_ops.backends import choose, native, reference
 from pac_ops.backends.blocked import rows
 from pac_ops.backends.choose import why_not
-from pac_ops.backends.native import compiled
+from pac_ops.backends.native import compiled, double
 
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
 
@@ -152,6 +152,7 @@ def test_random_combinations(case):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(compiled, "lanes", lambda lanes=lanes: lanes)
                 check(case, torch.float32, "native")
+        check(case, torch.float64, "native")
 
 
 # Of vectors, where they are compiled in and this CPU has them.
@@ -196,15 +197,32 @@ def test_compiled_kernels_beyond_one_block(case, threads, lanes, monkeypatch):
 
 
 @pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("case", BEYOND_ONE_BLOCK, ids=str)
+def test_compiled_kernels_of_double_precision_at_any_size(case, threads, monkeypatch):
+    monkeypatch.setattr(double, "SMALL", 2**60)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        double._shapes.cache_clear()
+        check(case, torch.float64, "native")
+    finally:
+        torch.set_num_threads(before)
+        double._shapes.cache_clear()
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("lanes", LANES)
-def test_what_is_infinite_stays_under_the_windows_that_see_it(lanes, monkeypatch):
+def test_what_is_infinite_stays_under_the_windows_that_see_it(lanes, dtype, monkeypatch):
     """Where a row of an image ends the next begins in memory, and vectors read on."""
     monkeypatch.setattr(compiled, "lanes", lambda: lanes)
-    x = torch.randn(2, 3, 9, 20)
+    x = torch.randn(2, 3, 9, 20, dtype=dtype)
     x[:, :, 4, 0] = torch.inf
     x[:, :, 6, -1] = torch.nan
     tensors = {"input": x, "kernel": torch.rand(2, 1, 3, 3, 9, 20), "weight": torch.randn(5, 3, 3, 3)}
-    gradient = torch.randn(2, 5, 9, 20)
+    tensors = {name: value.to(dtype) for name, value in tensors.items()}
+    gradient = torch.randn(2, 5, 9, 20, dtype=dtype)
     gradient[:, :, 2, -1] = torch.inf
 
     def run(backend):
@@ -243,7 +261,7 @@ def test_a_window_for_every_pixel(lanes, data):
     torch.testing.assert_close(gaussian.double(), (-expected / 2).exp(), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["triton", "native", "cpu"])
+@pytest.mark.parametrize("name", ["triton", "native", "double", "cpu"])
 def test_every_backend_has_the_oracles_functions(name):
     """And with the same arguments: which one is called does not depend on the backend."""
     module = choose.load(name)

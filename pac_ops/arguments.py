@@ -59,6 +59,10 @@ def pair(name: str, value: IntOrPair, least: int) -> Pair:
     """
     if type(value) is int and value >= least:
         return value, value
+    if type(value) is tuple and len(value) == 2:
+        rows, columns = value
+        if type(rows) is int and type(columns) is int and rows >= least and columns >= least:
+            return value  # at once: a small map is convolved in the time that the rest takes
     whole = (int, torch.SymInt)  # an image's size under torch.export, where it is dynamic
     both = (value, value) if isinstance(value, whole) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(both) != 2 or not all(isinstance(v, whole) for v in both):

@@ -34,8 +34,8 @@ INLINE int64_t next_channels(const Window *w, int64_t first, int64_t end) {
 }
 
 INLINE int64_t most_product_rows(const Window *w) {
-    int64_t taps = w->kernel[0] * w->kernel[1];
-    return most(1, PRODUCT_ROWS / taps) * taps;
+    int64_t taps = w->kernel[0] * w->kernel[1], in = w->channels / w->groups;
+    return most(1, least(in, PRODUCT_ROWS / taps)) * taps;
 }
 
 /* Elements of the gradient's tiles for one round of channels, padded to whole tiles. */
@@ -243,7 +243,7 @@ static void add_kernel_gradient(const Window *w, const Share *shares, int64_t co
 
 static int allocate(const Window *w, Share *share, int needs_kernel, int needs_weight) {
     int64_t taps = w->kernel[0] * w->kernel[1], out = w->out_channels / w->groups;
-    int64_t panels = (w->out_height * w->out_width + PIXELS - 1) / PIXELS, near = BAND / PIXELS;
+    int64_t panels = (w->out_height * w->out_width + PIXELS - 1) / PIXELS, near = least(panels, BAND / PIXELS);
     int64_t sums = needs_weight ? rounds(w, share->begin, share->end) * tiles_size(w) : 0;
     share->weights = buffer((share->end - share->begin) * taps * out);
     share->grad_weight = buffer(sums);

@@ -50,9 +50,10 @@ def unwatched(arguments: Sequence[Any]) -> bool:
     if forward_ad._current_level >= 0 or _len_torch_function_stack() or _profiler_enabled():
         return False
     for x in arguments:
-        if isinstance(x, Tensor) and (
-            type(x) not in _PLAIN_TYPES or _dispatch_keys(x).raw_repr() not in _OF_PLAIN_TENSORS
-        ):
+        if type(x) in _PLAIN_TYPES:
+            if _dispatch_keys(x).raw_repr() not in _OF_PLAIN_TENSORS:
+                return False
+        elif isinstance(x, Tensor):
             return False
     return True
 

@@ -110,6 +110,7 @@ def _entry(function: str, lanes: int) -> Any:
 def new_gradients(input: Tensor, kernel: Tensor, weight: Tensor, needs: Needs) -> Gradients:
     """Zeros, contiguous and float32, for each gradient that is needed."""
     grad_input, grad_kernel, grad_weight = (
-        torch.zeros(x.shape) if need else None for x, need in zip((input, kernel, weight), needs, strict=True)
+        x.new_zeros(x.shape, dtype=torch.float32) if need else None
+        for x, need in zip((input, kernel, weight), needs, strict=True)
     )
     return grad_input, grad_kernel, grad_weight

@@ -1,12 +1,15 @@
 """Convolution and its gradients as implicit matrix products; depthwise ones go row by row."""
 
 import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pac_ops.backends.blocked import convolution as blocked
-from pac_ops.backends.native.compiled import CWindow, new_gradients, run, shapes_of
+from pac_ops.backends.native.compiled import CWindow, new_gradients, run
 from pac_ops.backends.native.pooling import contiguous, depthwise, pool_backward
 from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.geometry import Window
@@ -78,10 +81,7 @@ def is_depthwise(weight: Tensor, groups: int) -> bool:
 
 def part_of(input: Tensor, kernel: Tensor, weights: Weights, window: Window, groups: int, out: Tensor) -> Part:
     """One convolution; K and output may have any strides."""
-    shapes = shapes_of(input, out, window, groups)
-    shapes.kernel_step = _kernel_step(kernel)
-    shapes.weight_step = weights.step
-    shapes.out_step = out.stride()
+    shapes = _shapes(input.shape, out.shape, window, groups, kernel.stride(), weights.step, out.stride())
     return Part(shapes, 0, weights.first, 0)
 
 
@@ -98,18 +98,32 @@ def convolve_backward(
 ) -> None:
     """Write the gradients of one convolution; the input's, which is contiguous, is added to."""
     input, kernel = input.contiguous(), kernel.float()
-    shapes = shapes_of(input, grad, window, groups)
-    shapes.kernel_step = _kernel_step(kernel)
-    shapes.weight_step = weights.step
-    shapes.out_step = grad.stride()
-    if grad_kernel is not None:
-        shapes.grad_kernel_step = _kernel_step(grad_kernel)
-    if grad_weights is not None:
-        shapes.grad_weight_step = grad_weights.step
+    of_grads = () if grad_kernel is None else grad_kernel.stride(), () if grad_weights is None else grad_weights.step
+    steps = (kernel.stride(), weights.step, grad.stride(), *of_grads)
+    shapes = _shapes(input.shape, grad.shape, window, groups, *steps)
     to_weights = None if grad_weights is None else grad_weights.pointer
     run("pac_convolution_backward", shapes, input, kernel, weights.pointer, grad, grad_input, grad_kernel, to_weights)
 
 
-def _kernel_step(kernel: Tensor) -> tuple[int, ...]:
-    images, _, *others = kernel.stride()
-    return images, *others
+@lru_cache(maxsize=1024)  # of a small map, the convolution takes less time than this
+def _shapes(
+    input: torch.Size,
+    out: torch.Size,
+    window: Window,
+    groups: int,
+    kernel: Sequence[int],
+    weight: Sequence[int],
+    out_step: Sequence[int],
+    grad_kernel: Sequence[int] = (),
+    grad_weight: Sequence[int] = (),
+) -> CWindow:
+    """What the kernels are told of a convolution: shapes, and the strides of tensors, K's with its channels."""
+    shapes = CWindow(*input, out[1], *out[2:], groups, *window)
+    shapes.kernel_step = (kernel[0], *kernel[2:])
+    shapes.weight_step = tuple(weight)
+    shapes.out_step = tuple(out_step)
+    if grad_kernel:
+        shapes.grad_kernel_step = (grad_kernel[0], *grad_kernel[2:])
+    if grad_weight:
+        shapes.grad_weight_step = tuple(grad_weight)
+    return shapes

@@ -159,6 +159,29 @@ def test_an_empty_batch(dtype, case):
         assert torch.equal(actual[name], torch.zeros_like(parameter)), name
 
 
+@pytest.mark.parametrize(("make", "size"), [(PacConv2d, 8), (PacConvTranspose2d, 16), (PacPool2d, 8)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_default_dtype_has_no_effect(make, size, groups):
+    """What a backend allocates is of its tensors' dtype, whatever new tensors are by default."""
+    options = {} if make is PacPool2d else {"groups": groups}
+    layer = make(3, 1, 1) if make is PacPool2d else make(4, 4, 3, size // 8, 1, **options)
+    if make is PacConvTranspose2d:
+        layer.output_padding = (1, 1)
+    x, guide = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 3, size, size, requires_grad=True)
+
+    def run():
+        out = layer(x, guide)
+        return out, *torch.autograd.grad(out.square().sum(), (x, guide, *layer.parameters()))
+
+    expected = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        actual = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
 @pytest.mark.parametrize("backend", ["native", *PLAIN])
 @pytest.mark.parametrize("make", [PacConv2d, PacConvTranspose2d])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")

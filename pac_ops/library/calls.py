@@ -110,7 +110,8 @@ def call_of(name: str) -> Function:
     """The operator as a function of positional arguments.
 
     Where nothing but gradients is recorded, that is done here: through the dispatcher and what
-    `torch.library.register_autograd` makes, it takes 40 us more, of a small map as long as the convolution. Under `torch.func`'s transforms and in forward mode it is an autograd function of their kind: what
+    `torch.library.register_autograd` makes, it takes 40 us more, of a small map as long as the convolution. Under
+    `torch.func`'s transforms and in forward mode it is an autograd function of their kind: what
     `torch.library.register_autograd` makes is refused by the transforms, and has no forward mode.
     """
     operator, narrowed = getattr(torch.ops.pac_ops, name).default, name in _narrowed

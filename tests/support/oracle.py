@@ -119,7 +119,10 @@ def pairs(dtypes):
         missing = why_not("native", torch.zeros((), dtype=dtype))
         skip = [pytest.mark.skip(reason=missing)] if missing else []
         compiled.append(pytest.param("native", dtype, id=f"native-{dtype}", marks=skip))
-    return [*(pytest.param(backend, dtype, id=f"{backend}-{dtype}") for backend in PLAIN for dtype in dtypes), *compiled]
+    return [
+        *(pytest.param(backend, dtype, id=f"{backend}-{dtype}") for backend in PLAIN for dtype in dtypes),
+        *compiled,
+    ]
 
 
 PLAIN = [backend for backend in BACKENDS if backend in ("cpu", "reference")]  # in plain torch, any dtype

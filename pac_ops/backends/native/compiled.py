@@ -56,7 +56,9 @@ def why_not_built(dtype: torch.dtype = torch.float32) -> str | None:
     loaded = _load()
     if isinstance(loaded, str):
         return loaded
-    return None if dtype is torch.float32 or has("pac_convolution_double") else "it was compiled before it had float64"
+    if dtype is torch.float64 and not has("pac_convolution_double"):
+        return "it was compiled before it had float64"
+    return None
 
 
 @cache

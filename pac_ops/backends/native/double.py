@@ -1,7 +1,7 @@
 """The compiled CPU path in float64: distances' gradients at any size, the rest where maps are small.
 
-Of a small map the time goes to calling operations, of which `cpu` has a dozen and this has one. Of a large one it goes
-to matrix products, which `cpu` leaves to PyTorch.
+Of a small map the time goes to calling operations, of which `cpu` has a dozen and this has one. Of a large one it
+goes to matrix products, which `cpu` leaves to PyTorch.
 """
 
 from functools import lru_cache

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pac_ops.backends import blocked
+from pac_ops.backends.blocked import distance as blocked
 from pac_ops.backends.native.compiled import CWindow, has, run
 from pac_ops.geometry import Window
 

@@ -9,17 +9,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pac_ops.backends import blocked
-from pac_ops.backends.blocked import (
-    pacconv_transpose2d,
-    pacconv_transpose2d_backward,
-    pacpool2d,
-    pacpool2d_backward,
+from pac_ops.backends.blocked import convolution, distance
+from pac_ops.backends.blocked.convolution import pacconv_transpose2d, pacconv_transpose2d_backward
+from pac_ops.backends.blocked.enlargement import (
     pacresize2d,
     pacresize2d_backward,
     resize_distance2d,
     resize_distance2d_backward,
 )
+from pac_ops.backends.blocked.pooling import pacpool2d, pacpool2d_backward
 from pac_ops.backends.native.compiled import CWindow, run
 from pac_ops.backends.native.distance import pulled, sizes_of_distances
 from pac_ops.backends.native.pooling import contiguous
@@ -50,7 +48,7 @@ def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
     size, shapes = sizes_of_distances(guide.shape, window)
     out = guide.new_empty(size)
     if out.numel() * guide.shape[1] > SMALL:
-        return blocked.squared_distance2d(guide, window)
+        return distance.squared_distance2d(guide, window)
     run("pac_distance_double", shapes, guide.contiguous(), out)
     return out
 
@@ -71,7 +69,7 @@ def pacconv2d(
     """See `reference.pacconv2d`."""
     shapes = _shapes(input.shape, weight.shape, kernel.shape[4:], window, groups)
     if shapes is None:
-        return blocked.pacconv2d(input, kernel, weight, bias, window, groups)
+        return convolution.pacconv2d(input, kernel, weight, bias, window, groups)
     out = input.new_empty(input.shape[0], weight.shape[0], *kernel.shape[4:])
     given = (input.contiguous(), kernel.double().contiguous(), weight.contiguous(), contiguous(bias))
     run("pac_convolution_double", shapes, *given, out)
@@ -84,7 +82,7 @@ def pacconv2d_backward(
     """See `reference.pacconv2d_backward`."""
     shapes = _shapes(input.shape, weight.shape, kernel.shape[4:], window, groups)
     if shapes is None:
-        return blocked.pacconv2d_backward(grad, input, kernel, weight, window, groups, needs)
+        return convolution.pacconv2d_backward(grad, input, kernel, weight, window, groups, needs)
     given = (input.contiguous(), kernel.double().contiguous(), weight.contiguous(), grad.contiguous())
     grad_input, grad_kernel, grad_weight = (
         torch.zeros_like(x) if need else None for x, need in zip(given, needs, strict=False)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import crf, exported, limits, networks, operators, resizing
+from benchmarks import crf, exported, limits, networks, operators, resizing, small
 from benchmarks.harness import RESULTS, Case, Machine, Row, geometric_mean, save
 
 FASTER_CONV = "faster conv"
-SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth", "exported")
+SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth", "exported", "small")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,6 +77,7 @@ def _cases(suite: str, device: torch.device, dtype: torch.dtype, quick: bool) ->
         "networks": lambda: networks.cases(device, dtype),
         "crf": lambda: crf.cases(device),
         "growth": lambda: operators.growth_cases(device),
+        "small": lambda: small.cases(device),
         "exported": lambda: exported.cases() if device.type == "cpu" else iter(()),  # by onnxruntime's CPU build
     }
     return of[suite]()
@@ -103,7 +104,7 @@ def _print(console: Console, op: str, mode: str, groups: list[list[Row]]) -> Non
                 cells.append("")
                 continue
             ratios[name].append(medians[name] / medians[own])
-            cells.append(f"{medians[name]:.2f} ({ratios[name][-1]:.2f}; {peaks[name] / 2**20:.0f})")
+            cells.append(f"{medians[name]:.{2 if medians[own] > 1 else 4}f} ({ratios[name][-1]:.2f}; {peaks[name] / 2**20:.0f})")
         table.add_row(*cells)
     if len(groups) > 1:
         table.add_section()

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from benchmarks import crf, exported, large, limits, markdown, networks, operators, resizing
+from benchmarks import crf, exported, large, limits, markdown, networks, operators, resizing, small
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
 
 mpl.use("svg")
@@ -268,6 +268,20 @@ def in_onnxruntime(results: Results) -> str:
     return markdown.table(["network", "swapped, ms", "plain, ms", "ratio", "swapped in PyTorch, ms"], table)
 
 
+def small_maps(rows: list[Row]) -> str:
+    """A small map: our time, and unfold + einsum's over it, where it was measured last."""
+    device = [row["device"] for row in rows if row["op"] == small.LAYER][-1]
+    table = []
+    for op in (small.LAYER, small.GIVEN):
+        for w in small.WORKLOADS:
+            dtype = str(w.dtype).removeprefix("torch.")
+            for mode in (FORWARD, BOTH):
+                ((_, by_backend),) = Results(rows, device, dtype).of(op, mode)
+                own, peer = _ms(by_backend["pac_ops"]), _ms(by_backend[operators.UNFOLD])
+                table.append([op.partition(", ")[2], dtype, mode, f"{own * 1e3:.0f}", f"{peer / own:.2f}"])
+    return markdown.table(["what", "dtype", "", "us", "unfold + einsum, of ours"], table)
+
+
 def _with_table(page: str, name: str, table: str) -> str:
     before, start, rest = page.partition(f"<!-- table: {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")
@@ -296,6 +310,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
         "large images": large_images(large.LARGE),
         "whole": whole(results),
         "onnx": in_onnxruntime(results),
+        "small maps": small_maps(rows),
     }
     page = PAGE.read_text()
     for name, table in tables.items():

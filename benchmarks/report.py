@@ -292,13 +292,14 @@ def _with_table(page: str, name: str, table: str) -> str:
 
 @click.command()
 @click.option("--results", "source", type=click.Path(path_type=Path, exists=True), default=RESULTS)
-@click.option("--device", help="As the rows name it; by default that of the last row.")
+@click.option("--device", help="As the rows name it; by default where layers were measured last.")
 @click.option("--dtype", default="float32")
 def main(source: Path, device: str | None, dtype: str) -> None:
     """Write the tables into docs/performance.md, and the plots beside it."""
     with source.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    results = Results(rows, device or rows[-1]["device"], dtype)
+    last = [row["device"] for row in rows if row["op"] == "pacconv2d"][-1]
+    results = Results(rows, device or last, dtype)
     devices = dict.fromkeys(row["device"] for row in rows if row["op"] == "FCN-8s" and row["dtype"] == dtype)
     tables = {
         "machines": machines([Results(rows, device, dtype) for device in devices]),

@@ -22,7 +22,7 @@ def _unfolded(x: Tensor, window: int) -> Tensor:
 
 
 def _weighed(x: Tensor, kernel: Tensor, layer: PacConv2d) -> Tensor:
-    assert layer.bias is not None  # noqa: S101 (for the type checker)
+    assert layer.bias is not None
     adapted = _unfolded(x, 3) * kernel
     return torch.einsum("bckyx,ock->boyx", adapted, layer.weight.flatten(2)) + layer.bias[:, None, None]
 

@@ -104,9 +104,8 @@ def _print(console: Console, op: str, mode: str, groups: list[list[Row]]) -> Non
                 cells.append("")
                 continue
             ratios[name].append(medians[name] / medians[own])
-            cells.append(
-                f"{medians[name]:.{2 if medians[own] > 1 else 4}f} ({ratios[name][-1]:.2f}; {peaks[name] / 2**20:.0f})"
-            )
+            digits = 2 if medians[own] > 1 else 4
+            cells.append(f"{medians[name]:.{digits}f} ({ratios[name][-1]:.2f}; {peaks[name] / 2**20:.0f})")
         table.add_row(*cells)
     if len(groups) > 1:
         table.add_section()

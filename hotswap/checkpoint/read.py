@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hotswap.checkpoint.metadata import ENTRY, Metadata, from_entry, parse_json, parse_plan
 from hotswap.errors import HotswapError, first_line
-from hotswap.files import hub, pickles, shards
+from hotswap.files import hub, pickles, shards, tars
 from hotswap.files.atomic import PathLike, check_readable, read_text
 from hotswap.files.weight_names import clipped, listed
 from hotswap.targets.plan import Plan
@@ -36,6 +36,7 @@ _NESTINGS = (
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
 _MAX_NESTING = 4
 _LARGEST_HEADER = 16 * 2**20  # bytes of a safetensors header: a hundred thousand tensors
+_TAR = b"ustar"  # 257 bytes into a tar archive
 _LARGEST_PLAN = 16 * 2**20  # bytes of a plan's file
 
 
@@ -85,6 +86,8 @@ def read(path: PathLike) -> Checkpoint:
         return _read_torch(file, mapped=True)
     if start.startswith(b"\x80"):
         return _read_torch(file, mapped=False)
+    if start[257:262] == _TAR and tars.is_torch_tar(file):
+        return _of_content(file, _load_tar(file))
     raise HotswapError(f"cannot read {str(path)!r}: {_why_neither(start)}")
 
 
@@ -108,7 +111,7 @@ def _why_neither(start: bytes) -> str:
     for begin, what in _OTHERS:
         if start.startswith(begin):
             return f"it is {what}"
-    if start[257:262] == b"ustar":
+    if start[257:262] == _TAR:
         return "it is a tar archive; unpack it first, `tar -xf FILE`, and name the file of weights that was in it"
     return "it is damaged, or neither a safetensors file nor written by torch.save"
 
@@ -151,7 +154,17 @@ def _tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_torch(file: Path, *, mapped: bool) -> Checkpoint:
-    content = load_torch(file, mapped=mapped)
+    return _of_content(file, load_torch(file, mapped=mapped))
+
+
+def _load_tar(file: Path) -> Any:
+    try:
+        return tars.load(file)
+    except Exception as error:  # a damaged file can make the reader raise anything
+        raise HotswapError(f"cannot read {str(file)!r}: {_torch_reason(error)}") from error
+
+
+def _of_content(file: Path, content: Any) -> Checkpoint:
     entry = dict.get(content, ENTRY) if isinstance(content, dict) else None
     metadata = from_entry(entry, file)
     state, versions, notes = _unwrapped_state(content, file)

@@ -6,19 +6,28 @@ from torch import Tensor, nn
 
 from recipes.networks.joint import check_pair
 
+ENLARGEMENTS = ("bicubic", "bilinear")
+
 
 class DJF(nn.Module):
     """Enlarge a coarse map along a guide: low [B, C, h, w], guide [B, 3, H, W] -> [B, C, H, W].
 
-    The coarse map is enlarged bicubically; `branch_t` sees it, `branch_g` the guide, `joint` both. Every channel of
-    the map goes through by itself, with the same weights.
+    The coarse map is enlarged; `branch_t` sees it, `branch_g` the guide, `joint` both. Every channel of the map goes
+    through by itself, with the same weights.
+
+    Args:
+        enlarge: how the coarse map is enlarged first: "bicubic", as in Li et al., or "bilinear", as in the published
+            code of PAC.
 
     Raises:
-        ValueError: where, called, map and guide do not belong together.
+        ValueError: where it is another, or, called, map and guide do not belong together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enlarge: str = "bicubic") -> None:
         super().__init__()
+        if enlarge not in ENLARGEMENTS:
+            raise ValueError(f"enlarge must be one of {', '.join(ENLARGEMENTS)}, got {enlarge!r}")
+        self.enlarge = enlarge
         self.branch_t, self.branch_g = _branch(1), _branch(3)
         self.joint = nn.Sequential(
             nn.Conv2d(2, 64, 9, padding=4),
@@ -32,7 +41,7 @@ class DJF(nn.Module):
         """Enlarge; see the class."""
         check_pair(low, guide)
         seen = self.branch_g(guide)
-        enlarged = F.interpolate(low, size=guide.shape[2:], mode="bicubic")
+        enlarged = F.interpolate(low, size=guide.shape[2:], mode=self.enlarge)
         channels = [self.joint(torch.cat((self.branch_t(x), seen), dim=1)) for x in enlarged.split(1, dim=1)]
         return torch.cat(channels, dim=1)
 

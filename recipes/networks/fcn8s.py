@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STAGES = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))  # channels in, out, convolutions
+STAGES = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))  # channels in, out, convolutions
 _ORIGINAL_PADDING = 100  # of the Caffe network, so that fc6's window never leaves the image
 _CROPS = (5, 9, 31)  # what that padding adds before score_pool4, score_pool3 and the output
 
@@ -18,14 +19,18 @@ class FCN8s(nn.Module):
         padding: of conv1_1. 1 keeps every size (fc6 is padded by 3 instead, and enlargements are cropped to the map
             they meet); 100 is the published network, whose weights fit either.
         hidden: channels of fc6 and fc7; nearly all parameters are theirs, and published weights have 4096.
+        interpolate: the last enlargement, by 8, is `F.interpolate`, bilinear, and there is no upscore8; as in the
+            published PAC-FCN. The two differ at the border, even where upscore8 is bilinear. Only with padding 1.
     """
 
-    def __init__(self, num_classes: int = 21, padding: int = 1, hidden: int = 4096):
+    def __init__(self, num_classes: int = 21, padding: int = 1, hidden: int = 4096, interpolate: bool = False):
         super().__init__()
         if padding not in (1, _ORIGINAL_PADDING):
             raise ValueError(f"padding must be 1 or {_ORIGINAL_PADDING}, got {padding!r}")
-        self.padding = padding
-        for stage, (channels, outputs, count) in enumerate(_STAGES, start=1):
+        if interpolate and padding != 1:
+            raise ValueError(f"padding must be 1 with interpolate=True, got {padding!r}")
+        self.padding, self.interpolate = padding, interpolate
+        for stage, (channels, outputs, count) in enumerate(STAGES, start=1):
             for index in range(1, count + 1):
                 name = f"conv{stage}_{index}"
                 pad = padding if name == "conv1_1" else 1
@@ -41,7 +46,8 @@ class FCN8s(nn.Module):
         self.score_pool4 = nn.Conv2d(512, num_classes, 1)
         self.upscore2 = _enlargement(num_classes, 2, padding)
         self.upscore_pool4 = _enlargement(num_classes, 2, padding)
-        self.upscore8 = _enlargement(num_classes, 8, padding)
+        if not interpolate:
+            self.upscore8 = _enlargement(num_classes, 8, padding)
         for score in (self.score_fr, self.score_pool3, self.score_pool4):  # as published: the scores start at 0
             nn.init.zeros_(score.weight)
             nn.init.zeros_(score.bias)  # type: ignore[arg-type]
@@ -49,7 +55,7 @@ class FCN8s(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the pixels of x; see the class."""
         image, skips = x, {}
-        for stage, (_, _, count) in enumerate(_STAGES, start=1):
+        for stage, (_, _, count) in enumerate(STAGES, start=1):
             for index in range(1, count + 1):
                 x = getattr(self, f"relu{stage}_{index}")(getattr(self, f"conv{stage}_{index}")(x))
             x = getattr(self, f"pool{stage}")(x)
@@ -59,7 +65,7 @@ class FCN8s(nn.Module):
         x = self.upscore2(self.score_fr(x))
         x = self._fused(x, self.score_pool4(skips[4]), _CROPS[0])
         x = self._fused(self.upscore_pool4(x), self.score_pool3(skips[3]), _CROPS[1])
-        x = self.upscore8(x)
+        x = F.interpolate(x, scale_factor=8.0, mode="bilinear") if self.interpolate else self.upscore8(x)
         first = 0 if self.padding == 1 else _CROPS[2]
         return x[:, :, first : first + image.shape[2], first : first + image.shape[3]].contiguous()
 
@@ -77,7 +83,7 @@ class FCN8s(nn.Module):
             KeyError: where one is missing.
         """
         ours = [
-            f"conv{stage}_{index}" for stage, (*_, count) in enumerate(_STAGES, 1) for index in range(1, count + 1)
+            f"conv{stage}_{index}" for stage, (*_, count) in enumerate(STAGES, 1) for index in range(1, count + 1)
         ]
         theirs = [f"features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
         pairs = dict(zip([*ours, "fc6", "fc7"], [*theirs, "classifier.0", "classifier.3"], strict=True))

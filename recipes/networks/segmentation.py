@@ -5,6 +5,7 @@ a FCN-8s came from: ImageNet's, or for those of Caffe (122.679, 116.669, 104.007
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ def fcn8s(
     num_classes: int = 21,
     padding: int = 1,
     hidden: int = 4096,
+    interpolate: bool = False,
     vgg16: str | None = None,
     caffe: str | None = None,
 ) -> FCN8s:
@@ -32,6 +34,7 @@ def fcn8s(
         num_classes: channels of the output.
         padding: 1, or 100 as published; see `FCN8s`.
         hidden: channels of fc6 and fc7.
+        interpolate: see `FCN8s`.
         vgg16: a file with the weights of torchvision's VGG16, or "torchvision", which fetches them.
         caffe: a file with the weights of a FCN-8s of Caffe, under the published names, which wants images in BGR; so
             the colours of conv1_1 are turned round.
@@ -41,7 +44,7 @@ def fcn8s(
     """
     if vgg16 is not None and caffe is not None:
         raise HotswapError("vgg16 and caffe are both given; leave one out")
-    network = FCN8s(num_classes, padding, hidden)
+    network = FCN8s(num_classes, padding, hidden, interpolate)
     if vgg16 is not None:
         _load_vgg16(network, vgg16)
     if caffe is not None:
@@ -58,9 +61,11 @@ def fcn8s_paccrf(
     hidden: int = 4096,
     dilations: Sequence[int] = (16, 64),
     std: Sequence[float] = IMAGENET_STD,
+    interpolate: bool = False,
     vgg16: str | None = None,
     caffe: str | None = None,
     backbone: str | None = None,
+    **crf: Any,
 ) -> WithCRF:
     """FCN-8s with a PAC-CRF behind it.
 
@@ -70,19 +75,21 @@ def fcn8s_paccrf(
         hidden: see `fcn8s`.
         dilations: of the CRF's pairwise kernels; see `WithCRF`.
         std: of the images; see `WithCRF`.
+        interpolate: see `fcn8s`.
         vgg16: see `fcn8s`.
         caffe: see `fcn8s`.
         backbone: a file that a run of the recipe fcn8s or pacfcn left. Swaps in it are not carried out.
+        crf: further options of `WithCRF`, such as `loose`.
 
     Raises:
         HotswapError: where more than one file is given, or one cannot be read or does not fit.
     """
     if backbone is not None and (vgg16 is not None or caffe is not None):
         raise HotswapError("backbone is given together with vgg16 or caffe; leave one out")
-    network = fcn8s(num_classes, padding, hidden, vgg16, caffe)
+    network = fcn8s(num_classes, padding, hidden, interpolate, vgg16, caffe)
     if backbone is not None:
         load_weights(network, read(backbone))
-    return WithCRF(network, num_classes, dilations, std)
+    return WithCRF(network, num_classes, dilations, std, **crf)
 
 
 def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module:

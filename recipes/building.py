@@ -11,33 +11,74 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import hotswap
+from hotswap.checkpoint.read import read
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
 from hotswap.targets.plan import Plan
-from hotswap.zoo import names, providers
-from recipes import datasets
+from hotswap.zoo import image_stats, names, providers
+from hotswap.zoo.image_stats import ImageStats
+from recipes import datasets, protocols
 from recipes.config import EARLIER, DataSet, Recipe, Swap
 from recipes.datasets import Item
 from recipes.parameter_groups import freeze
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+_NORMALISATIONS: Mapping[str, Normalisation] = {
+    protocols.IMAGENET: (providers.IMAGENET_MEAN, providers.IMAGENET_STD),
+    protocols.PUBLISHED: (protocols.CAFFE_MEAN, protocols.CAFFE_STD),
+}
 
-def dataset(named: DataSet) -> Dataset[Item]:
+
+def dataset(named: DataSet, protocol: str | None = None) -> Dataset[Item]:
     """Build a data set of a recipe, with images in 0..1."""
     _here_too()
-    return datasets.build(named.name, named.options)
+    said = {"protocol": protocol} if protocol is not None and named.name in protocols.MADE_BY else {}
+    return datasets.build(named.name, named.options | said)
+
+
+def normalisation(recipe: Recipe) -> Normalisation | None:
+    """Mean and std of the images that the recipe's network is given, of images in 0..1; None where they stay so."""
+    if recipe.protocol is not None and recipe.data.validation.name not in protocols.MADE_BY:
+        return _NORMALISATIONS[recipe.protocol]
+    mean, std = recipe.model.mean, recipe.model.std
+    return None if mean is None or std is None else (mean, std)
+
+
+def protocol(recipe: Recipe) -> str | None:
+    """The name of how the recipe's data are prepared; None where it has none."""
+    data_set = recipe.data.validation.name
+    if recipe.protocol is not None or data_set not in protocols.KNOWN:
+        return recipe.protocol
+    if data_set in protocols.MADE_BY:
+        return protocols.KNOWN[data_set][0]
+    return next((name for name, values in _NORMALISATIONS.items() if values == normalisation(recipe)), None)
+
+
+def mixed_protocols(recipe: Recipe, checkpoint: str | Path) -> str | None:
+    """What to say where a checkpoint was trained by another protocol than the recipe's; None where it was not."""
+    metadata = read(checkpoint).metadata
+    before, now = None if metadata is None else metadata.images.protocol, protocol(recipe)
+    data_set = recipe.data.validation.name
+    if before is None or before == now or data_set not in protocols.KNOWN:
+        return None
+    put_right = f"--set protocol={before}" if before in protocols.KNOWN[data_set] else "a recipe of its own data"
+    return (
+        f"{str(checkpoint)!r} is of the protocol {before!r}, and this recipe prepares its data by "
+        f"{'none that has a name' if now is None else repr(now)}: their figures must not be compared; {put_right} is "
+        "the checkpoint's"
+    )
 
 
 def as_seen(recipe: Recipe, data: Dataset[Item]) -> Dataset[Item]:
     """A data set with images normalised for the recipe's network."""
-    if recipe.model.mean is None or recipe.model.std is None:
-        return data
-    return datasets.Normalised(data, recipe.model.mean, recipe.model.std)
+    values = normalisation(recipe)
+    return data if values is None else datasets.Normalised(data, *values)
 
 
 def normalised(recipe: Recipe, image: Tensor) -> Tensor:
     """Normalise an image in 0..1 for the recipe's network."""
-    mean, std = recipe.model.mean, recipe.model.std
-    return image if mean is None or std is None else datasets.normalised(image, mean, std)
+    values = normalisation(recipe)
+    return image if values is None else datasets.normalised(image, *values)
 
 
 def example(data: Dataset[Item], seed: int) -> Inputs:
@@ -77,7 +118,7 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
             inputs = [datasets.moved(x, device) for x, _ in datasets.batches(data, groups)]
         hotswap.calibrate(model, inputs, deviation=settings.deviation, conserve=settings.conserve)
     freeze(model, recipe.freeze, first)
-    return model
+    return _labelled(model, recipe)
 
 
 def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, plan: Plan | None) -> nn.Module:
@@ -86,7 +127,7 @@ def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, pla
     if plan is not None:
         model = hotswap.apply(model, plan, example_inputs=first, inplace=True, check=False)
     freeze(model, recipe.freeze, first)
-    return model.to(device)
+    return _labelled(model.to(device), recipe)
 
 
 def recordable(recipe: Recipe) -> str | None:
@@ -95,6 +136,12 @@ def recordable(recipe: Recipe) -> str | None:
         return providers.architecture(_spec(recipe))
     except HotswapError:
         return None
+
+
+def _labelled(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The network, which its checkpoints say the protocol of."""
+    image_stats.put(model, ImageStats(protocol=protocol(recipe)))
+    return model
 
 
 def _file(checkpoint: str, earlier: Mapping[str, Path]) -> str | Path:

@@ -1,13 +1,17 @@
-"""Commands about recipes: finetune, evaluate, predict. Nothing here imports torch until a command runs."""
+"""Commands about recipes: finetune, evaluate, predict, migrate. Nothing here imports torch until a command runs."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hotswap.cli import completion, early, options, output
 from hotswap.errors import HotswapError
 from recipes import dependencies
+
+if TYPE_CHECKING:
+    from recipes.config import Recipe
 
 _recipe = click.argument("recipe", shell_complete=completion.files)
 _overrides = click.option(
@@ -67,6 +71,8 @@ def finetune(
 
     out = Path(folder or Path("runs") / Path(recipe).stem)
     console = None if output.is_quiet() else Console(stderr=True)
+    for chosen in () if resume else arms.values():
+        _tell_mixed(chosen, chosen.model.checkpoint)
     try:
         result = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
     except KeyboardInterrupt:
@@ -98,6 +104,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
 
     from recipes import engine
 
+    _tell_mixed(chosen, checkpoint)
     metrics = engine.evaluate(chosen, checkpoint)
     if engine.is_main_process():
         if as_json:
@@ -138,6 +145,7 @@ def predict(
 
     from recipes.comparison import draw_predictions
 
+    _tell_mixed(chosen, checkpoint)
     files = []
     for path in draw_predictions(chosen, checkpoint, images, Path(folder), limit):
         output.wrote(str(path))
@@ -146,4 +154,56 @@ def predict(
         output.show_json({"files": files})
 
 
-COMMANDS: tuple[click.Command, ...] = (finetune, evaluate, predict)
+def _tell_mixed(recipe: "Recipe", checkpoint: str | None) -> None:
+    """Say where a checkpoint is of another protocol than the recipe."""
+    from recipes import building
+    from recipes.config import EARLIER
+
+    if checkpoint is None or checkpoint.startswith(EARLIER):
+        return
+    if (told := building.mixed_protocols(recipe, checkpoint)) is not None:
+        output.note(told)
+
+
+@options.command(
+    "hotswap migrate x8_pac_weights_epoch_5000.pth -o pac_x8.safetensors",
+    "hotswap migrate weights_epoch_30.pth --model fcn8s_crfi5p4d5641p4d5161 -o paccrf.safetensors",
+)
+@click.argument("checkpoint", shell_complete=completion.files)
+@options.output
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="What the published code's --model was, such as fcn8spac_crfi5p4d5641p4d5161. Of FCN-8s and what is made "
+    "from it the weights do not tell.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of our network, in place of what was told, e.g. blur=2 or dilations=[32]. Repeat for more.",
+)
+def migrate(checkpoint: str, path: str, model: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Bring a checkpoint of the published code of PAC to one of ours, which evaluate and predict take.
+
+    The network is told by names and shapes of the weights: joint upsampling (PAC, lite, DJIF), FCN-8s, PAC-FCN, with
+    and without a CRF. Weights of transposed layers are mirrored, those of colours turned round. No code in the file
+    is run.
+    """
+    dependencies.check_installed()
+    early.check(checkpoint=checkpoint)
+    early.check_other_file(path, checkpoint)
+    from recipes import reading
+
+    chosen = dict(map(reading.assignment, overrides))
+
+    from recipes.published import migration
+
+    with output.busy("migrating"):
+        done = migration.migrate(checkpoint, path, model=model, options=chosen)
+    output.show(done, as_json=as_json, output=path)
+    output.wrote(path)
+
+
+COMMANDS: tuple[click.Command, ...] = (finetune, evaluate, predict, migrate)

@@ -89,7 +89,7 @@ Named = tuple[str, Tensors, Tensors, Tensors | None]  # name, the network's inpu
 
 
 def _validation(recipe: Recipe, limit: int) -> Iterator[Named]:
-    data = building.dataset(recipe.data.validation)
+    data = building.dataset(recipe.data.validation, recipe.protocol)
     for index in range(min(limit, length(data))):
         shown, truth = _item(data, index)
         seen, _ = _item(building.as_seen(recipe, data), index)
@@ -97,7 +97,7 @@ def _validation(recipe: Recipe, limit: int) -> Iterator[Named]:
 
 
 def _photographs(recipe: Recipe, folder: PathLike, limit: int) -> Iterator[Named]:
-    seen, _ = _item(building.dataset(recipe.data.validation), 0)
+    seen, _ = _item(building.dataset(recipe.data.validation, recipe.protocol), 0)
     if not isinstance(seen, torch.Tensor):
         raise HotswapError("the network of this recipe takes more than an image; leave out --images")
     files = image_files.find(folder, limit)
@@ -116,4 +116,4 @@ def _item(data: Dataset[Item], index: int) -> Item:
 
 def _shown_by(recipe: Recipe) -> tuple[Any, ...]:
     """The settings that decide how predictions are shown. Arms that agree in them stand side by side."""
-    return recipe.task, recipe.data.validation, recipe.model.mean, recipe.model.std
+    return recipe.task, recipe.data.validation, recipe.protocol, recipe.model.mean, recipe.model.std

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from recipes import protocols
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -173,6 +175,9 @@ class Recipe(Training):
     swaps: tuple[Swap, ...] = ()  # none: the plain network, which is every recipe's control
     calibration: Calibration | None = None  # of the swaps; without any there is nothing to calibrate
     data: Data
+    protocol: str | None = (
+        None  # how nyu, sintel or voc is prepared; None: the first of `protocols.KNOWN`, or no name
+    )
     task: Task
     freeze: tuple[str, ...] = ()  # parts of the network that stay as they are
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None  # None: what `accelerate launch` says
@@ -183,3 +188,14 @@ class Recipe(Training):
     @classmethod
     def _as_written(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare no as false
+
+    @model_validator(mode="after")
+    def _protocol_is_of_the_data(self) -> Self:
+        for part in (self.data.train, self.data.validation):
+            if part.name in protocols.KNOWN and "protocol" in part.options:
+                raise ValueError("protocol is a key of the recipe, for both its data sets; write it there")
+            if self.protocol is not None and (why := protocols.why_not(self.protocol, part.name)) is not None:
+                raise ValueError(why)
+        if self.protocol is not None and self.model.mean is not None:
+            raise ValueError("protocol says mean and std of images; leave out model.mean and model.std")
+        return self

@@ -85,8 +85,8 @@ def run(
         if before["steps"] == before["steps_planned"]:
             return before
     accelerator = start(recipe.mixed_precision)
-    seen = building.as_seen(recipe, building.dataset(recipe.data.train))
-    validation = building.as_seen(recipe, building.dataset(recipe.data.validation))
+    seen = building.as_seen(recipe, building.dataset(recipe.data.train, recipe.protocol))
+    validation = building.as_seen(recipe, building.dataset(recipe.data.validation, recipe.protocol))
     if state is None:
         network = building.network(recipe, seen, accelerator.device, earlier or {})
     else:
@@ -110,7 +110,7 @@ def evaluate(recipe: Recipe, checkpoint: PathLike | None = None) -> dict[str, fl
     """Metrics of a recipe's network on its validation data, with a checkpoint or as a run would start."""
     accelerator = start(recipe.mixed_precision)
     network = load(recipe, checkpoint, accelerator.device)
-    validation = building.as_seen(recipe, building.dataset(recipe.data.validation))
+    validation = building.as_seen(recipe, building.dataset(recipe.data.validation, recipe.protocol))
     return _measured(network, validation, recipe, accelerator)
 
 
@@ -118,7 +118,7 @@ def load(recipe: Recipe, checkpoint: PathLike | None, device: torch.device) -> n
     """A recipe's network, with the weights and swaps of a checkpoint or as a run would start."""
     if checkpoint is not None:
         return hotswap.load(checkpoint, model=building.plain(recipe)).to(device)
-    seen = building.as_seen(recipe, building.dataset(recipe.data.train))
+    seen = building.as_seen(recipe, building.dataset(recipe.data.train, recipe.protocol))
     return building.network(recipe, seen, device, {})
 
 

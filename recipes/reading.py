@@ -180,11 +180,20 @@ def _from_yaml(text: str, wanted: str) -> Any:
         raise HotswapError(f"{wanted}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def assignment(text: str) -> tuple[str, Any]:
+    """Key and value of `key=value`, the value in YAML.
+
+    Raises:
+        HotswapError: where it is none.
+    """
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise HotswapError(f"--set must be key=value, such as optimiser.lr=1e-4, got {override!r}")
-    value = _from_yaml(text, f"--set {override!r}: the value must be YAML")
+        raise HotswapError(f"--set must be key=value, such as optimiser.lr=1e-4, got {text!r}")
+    return key, _from_yaml(value, f"--set {text!r}: the value must be YAML")
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, value = assignment(override)
     *path, last = key.split(".")
     place: Any = content
     for part in path:

@@ -19,8 +19,8 @@ from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.names import parse
 
 # 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
-# 4: there were no images.
-FORMAT_VERSION = 5
+# 4: there were no images; 5: these had no protocol.
+FORMAT_VERSION = 6
 # The keys of an entry: since which format, and of what type.
 _KEYS = {
     "hotswap": (1, str),
@@ -93,7 +93,7 @@ def from_entry(entry: Any, file: Path) -> Metadata | None:
     if config is not None:
         transformers.checked(config, f"{where}: config")
     plan = None if content["plan"] is None else parse_plan(content["plan"], where)
-    images = _images(content["images"], where) if "images" in content else ImageStats()
+    images = _images(content["images"], content["format_version"], where) if "images" in content else ImageStats()
     return Metadata(architecture, plan, scales, content["hotswap"], config, images)
 
 
@@ -105,13 +105,15 @@ def _scale(name: str, data: Any, where: str) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def _images(data: Mapping[str, Any], where: str) -> ImageStats:
-    if set(data) != {"mean", "std", "size"}:
+def _images(data: Mapping[str, Any], version: int, where: str) -> ImageStats:
+    keys = ("mean", "std", "size", *(["protocol"] if version >= 6 else []))
+    if set(data) != set(keys):
         raise HotswapError(
-            f"{where}: images must say mean, std and size, got {listed(map(repr, data)) if data else 'nothing'}"
+            f"{where}: images must say {', '.join(keys[:-1])} and {keys[-1]}, got "
+            f"{listed(map(repr, data)) if data else 'nothing'}"
         )
     try:
-        return image_stats.from_values(data["mean"], data["std"], data["size"])
+        return image_stats.from_values(*(data[key] for key in keys))
     except HotswapError as error:
         raise HotswapError(f"{where}: {error}") from error
 

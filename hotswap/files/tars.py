@@ -117,7 +117,8 @@ def _unpickled(stream: IO[bytes], tensor_of: Callable[[Any], Any] = _no_tensor) 
         del stack[first:]
         return items
 
-    for step, (opcode, value, _) in enumerate(pickletools.genops(stream)):
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        value: Any = argument
         if step > _MOST_STEPS:
             raise ValueError("it holds more than a network's weights")
         match opcode.name:

@@ -1,7 +1,7 @@
 """Matches the names of a checkpoint's weights to a network's: removes prefixes of wrappers, fills in tied weights."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -44,7 +44,7 @@ def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], network:
         HotswapError: where several parts of the file are the whole network, and nothing says which one is meant.
     """
     file = _without_counts(Matched(dict(weights), dict(versions), ()), network)
-    while prefix := next((p for p in _WRAPPERS if file.weights and all(n.startswith(p) for n in file.weights)), None):
+    while prefix := wrapper(file.weights):
         if any(name.startswith(prefix) for name in network):
             break
         file = _under(prefix, file, f"took the prefix {prefix!r} off all names")
@@ -52,6 +52,11 @@ def matched(weights: Mapping[str, Tensor], versions: Mapping[str, Any], network:
         file = _freed(part, file, network)
     file = _chosen(file, network)
     return _tied(_without_auxiliary(file, network), network)
+
+
+def wrapper(names: Collection[str]) -> str | None:
+    """The prefix of a wrapper that stands before all names; None where there is none."""
+    return next((prefix for prefix in _WRAPPERS if names and all(name.startswith(prefix) for name in names)), None)
 
 
 def _without_counts(file: Matched, network: Mapping[str, Tensor]) -> Matched:

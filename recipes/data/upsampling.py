@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hotswap.errors import HotswapError
+from recipes import protocols
 from recipes.data.files import PathLike
 from recipes.data.nyu import NyuDepth
 from recipes.data.nyu import Split as NyuSplit
@@ -15,7 +16,9 @@ from recipes.data.sintel import SintelFlow
 from recipes.data.sintel import Split as SintelSplit
 
 Item = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-LowResolution = Literal["centre_pixel", "antialiased_bicubic", "bilinear"]
+LowResolution = Literal[
+    "centre_pixel", "upper_left_centre_pixel", "antialiased_bicubic", "bilinear", "antialiased_bilinear"
+]
 
 CENTIMETRES = 100.0
 
@@ -30,9 +33,8 @@ class JointUpsampling(Dataset[Item]):
         dataset: pairs of guide [3, H, W] and target [C, H, W].
         factor: how much smaller the coarse map is.
         low_resolution: how it is made. "centre_pixel" takes one pixel of every block, the one below and right of its
-            centre, as the paper does for depth; "antialiased_bicubic", as newer papers do, is an easier problem whose
-            figures must not be compared with the other's; "bilinear", without antialiasing, as the paper does for
-            flow.
+            centre; "upper_left_centre_pixel" the one above and left of it, so that with an odd factor both are the
+            same; the others are resized so.
         min_max: move and scale both maps so that the coarse one is from 0 to 1.
         unit: of the data set's maps.
 
@@ -77,12 +79,19 @@ class JointUpsampling(Dataset[Item]):
 
 def shrink(x: Tensor, factor: int, how: LowResolution) -> Tensor:
     """[C, H, W] -> [C, H / factor, W / factor]; see `JointUpsampling`."""
-    if how == "centre_pixel":
-        return x[:, factor // 2 :: factor, factor // 2 :: factor].contiguous()
+    if how in ("centre_pixel", "upper_left_centre_pixel"):
+        first = factor // 2 if how == "centre_pixel" else (factor - 1) // 2
+        return x[:, first::factor, first::factor].contiguous()
     size = (x.shape[1] // factor, x.shape[2] // factor)
-    if how == "bilinear":
-        return F.interpolate(x[None], size=size, mode="bilinear")[0]
-    return F.interpolate(x[None], size=size, mode="bicubic", antialias=True)[0]
+    mode = "bicubic" if how == "antialiased_bicubic" else "bilinear"
+    return F.interpolate(x[None], size=size, mode=mode, antialias=how.startswith("antialiased"))[0]
+
+
+_OF_NYU: dict[str, LowResolution] = {
+    protocols.CENTRE_PIXEL: "centre_pixel",
+    protocols.PUBLISHED: "upper_left_centre_pixel",
+    protocols.ANTIALIASED_BICUBIC: "antialiased_bicubic",
+}
 
 
 def nyu(
@@ -90,12 +99,54 @@ def nyu(
     split: NyuSplit,
     factor: int = 4,
     crop: int | None = None,
-    low_resolution: LowResolution = "centre_pixel",
+    protocol: str = protocols.CENTRE_PIXEL,
 ) -> JointUpsampling:
-    """Depth, in the range of the coarse map; its unit is in centimetres. See `NyuDepth`."""
-    return JointUpsampling(NyuDepth(root, split, crop=crop), factor, low_resolution, min_max=True, unit=CENTIMETRES)
+    """Depth, in the range of the coarse map; its unit is in centimetres. See `NyuDepth`.
+
+    Args:
+        root: see `NyuDepth`.
+        split: see there.
+        factor: how much smaller the coarse map is.
+        crop: see `NyuDepth`.
+        protocol: how the coarse map is made. "published": one pixel of every block, the one above and left of its
+            centre; "centre_pixel": the one below and right of it; "antialiased_bicubic": as newer papers do, an
+            easier problem.
+
+    Raises:
+        HotswapError: where an argument is out of range.
+    """
+    _check(protocol, "nyu")
+    return JointUpsampling(
+        NyuDepth(root, split, crop=crop), factor, _OF_NYU[protocol], min_max=True, unit=CENTIMETRES
+    )
 
 
-def sintel(root: PathLike, split: SintelSplit, factor: int = 4, crop: int | None = None) -> JointUpsampling:
-    """Optical flow, in pixels. See `SintelFlow`."""
-    return JointUpsampling(SintelFlow(root, split, crop=crop), factor, "bilinear")
+def sintel(
+    root: PathLike,
+    split: SintelSplit,
+    factor: int = 4,
+    crop: int | None = None,
+    protocol: str = protocols.BILINEAR,
+) -> JointUpsampling:
+    """Optical flow; its unit is in pixels. See `SintelFlow`.
+
+    Args:
+        root: see `SintelFlow`.
+        split: see there.
+        factor: how much smaller the coarse map is.
+        crop: see `SintelFlow`.
+        protocol: how the coarse map is made. "published": bilinear with antialiasing, and both maps in the range of
+            the coarse one; "bilinear": without antialiasing, in pixels.
+
+    Raises:
+        HotswapError: where an argument is out of range.
+    """
+    _check(protocol, "sintel")
+    published = protocol == protocols.PUBLISHED
+    how: LowResolution = "antialiased_bilinear" if published else "bilinear"
+    return JointUpsampling(SintelFlow(root, split, crop=crop), factor, how, min_max=published)
+
+
+def _check(protocol: str, data_set: str) -> None:
+    if (why := protocols.why_not(protocol, data_set)) is not None:
+        raise HotswapError(why)

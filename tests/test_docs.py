@@ -19,6 +19,7 @@ import click
 import forks
 import networks
 import numpy as np
+import published_files
 import pytest
 import tiny_datasets
 import torch
@@ -182,7 +183,13 @@ def small_data():
     nyu.COUNT, nyu.TRAIN = 6, 4
 
 
-STAND_INS = (small_networks, small_data)
+def small_fcn8s():
+    from recipes.networks import fcn8s
+
+    fcn8s.STAGES = published_files.NARROW
+
+
+STAND_INS = (small_networks, small_data, small_fcn8s)
 
 NETS = """
 from collections import OrderedDict
@@ -227,6 +234,8 @@ def prepare(page, words, work):
             tiny_datasets.voc(path, tiny_datasets.LISTS)
         elif word.endswith(("labels", "labels/")):
             labelled_photos(work / "photos", path)
+        elif before == "migrate":
+            forks.run(save_published, path, folder=work)
         elif before == "--weights":
             forks.run(save_weights, words[2], path, folder=work)
         elif before in ("export", "verify", "calibrate", "report") and path.suffix:
@@ -254,6 +263,13 @@ def labelled_photos(photos, labels):
     for i in range(8):
         tiny_datasets.picture(photos / f"{i}.jpg", (40, 48))
         Image.fromarray(np.tile(np.arange(48, dtype=np.uint8) // 16, (40, 1))).save(labels / f"{i}.png")
+
+
+def save_published(path):
+    small_fcn8s()
+    torch.save(
+        published_files.crf((64, 16)) if "pac" not in path.stem else published_files.upsampling(4, False), path
+    )
 
 
 def save_weights(network, path):

@@ -19,7 +19,7 @@ from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.names import parse
 
 # 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
-# 4: there were no images; 5: these had no protocol.
+# 4: there were no images; 5: there was no protocol.
 FORMAT_VERSION = 6
 # The keys of an entry: since which format, and of what type.
 _KEYS = {
@@ -29,6 +29,7 @@ _KEYS = {
     "learned_scales": (1, Mapping),
     "config": (4, Mapping | None),
     "images": (5, Mapping),
+    "protocol": (6, str | None),
 }
 ENTRY = "hotswap"
 SCALE_SUFFIX = ".guide_log_scale"  # ends the names of learned scales
@@ -49,6 +50,7 @@ class Metadata:
 
 def to_json(metadata: Metadata) -> str:
     """The hotswap entry of a file, as JSON."""
+    images = metadata.images.to_dict()
     entry = {
         "format_version": FORMAT_VERSION,
         "hotswap": hotswap.__version__,
@@ -56,7 +58,8 @@ def to_json(metadata: Metadata) -> str:
         "plan": None if metadata.plan is None else metadata.plan.to_dict(),
         "learned_scales": {name: [x.item(), _DTYPES[x.dtype]] for name, x in metadata.learned_scales.items()},
         "config": metadata.config,
-        "images": metadata.images.to_dict(),
+        "images": images,
+        "protocol": images.pop("protocol"),
     }
     return json.dumps(entry, allow_nan=False)
 
@@ -93,7 +96,7 @@ def from_entry(entry: Any, file: Path) -> Metadata | None:
     if config is not None:
         transformers.checked(config, f"{where}: config")
     plan = None if content["plan"] is None else parse_plan(content["plan"], where)
-    images = _images(content["images"], content["format_version"], where) if "images" in content else ImageStats()
+    images = _images(content["images"], content.get("protocol"), where) if "images" in content else ImageStats()
     return Metadata(architecture, plan, scales, content["hotswap"], config, images)
 
 
@@ -105,15 +108,13 @@ def _scale(name: str, data: Any, where: str) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def _images(data: Mapping[str, Any], version: int, where: str) -> ImageStats:
-    keys = ("mean", "std", "size", *(["protocol"] if version >= 6 else []))
-    if set(data) != set(keys):
+def _images(data: Mapping[str, Any], protocol: str | None, where: str) -> ImageStats:
+    if set(data) != {"mean", "std", "size"}:
         raise HotswapError(
-            f"{where}: images must say {', '.join(keys[:-1])} and {keys[-1]}, got "
-            f"{listed(map(repr, data)) if data else 'nothing'}"
+            f"{where}: images must say mean, std and size, got {listed(map(repr, data)) if data else 'nothing'}"
         )
     try:
-        return image_stats.from_values(*(data[key] for key in keys))
+        return image_stats.from_values(data["mean"], data["std"], data["size"], protocol)
     except HotswapError as error:
         raise HotswapError(f"{where}: {error}") from error
 

@@ -8,7 +8,7 @@ import torch
 from tiny_datasets import LISTS, nyu, sintel, voc
 
 import recipes
-from recipes import engine, reading
+from recipes import building, engine, reading
 from recipes.config import Recipe
 from recipes.networks.segmentation import fcn8s
 
@@ -41,6 +41,7 @@ def test_segmentation_is_on_voc_with_sbd(arms, name):
         assert train.options["crop"] == (448 if name == "smp_unet" else 449)
         assert train.options["flip"]
         assert recipe.task.ignore == 255
+        assert building.protocol(recipe) == (None if name == "smp_unet" and recipe.model.mean is None else "imagenet")
 
 
 @pytest.mark.parametrize("name", CRF)
@@ -50,7 +51,7 @@ def test_crfs_train_in_the_papers_two_stages(arms, name):
     assert (alone.freeze, alone.epochs, alone.optimiser.name, alone.optimiser.lr) == (("backbone",), 40, "adam", 1e-3)
     assert (alone.schedule.name, alone.schedule.at) == ("step", (20,))
     assert (joint.freeze, joint.optimiser.lr, joint.model.checkpoint) == ((), 1e-7, "arm:crf")
-    assert tuple(alone.model.options["std"]) == alone.model.std
+    assert tuple(alone.model.options["std"]) == building.normalisation(alone)[1]
     assert alone.model.options["dilations"] == ([32] if name == "fcn8s_paccrf32" else [16, 64])
     swapped = {target for swap in alone.swaps for target in swap.targets}
     assert swapped == ({f"backbone.{x}" for x in PAPERS} if name == "pacfcn_paccrf" else set())
@@ -80,13 +81,13 @@ def test_joint_upsampling_is_trained_as_published(arms, name):
     factor = int(name.rsplit("x", 1)[1])
     for data in (recipe.data.train, recipe.data.validation):
         assert data.options["factor"] == factor
-        assert data.options.get("low_resolution") == ("centre_pixel" if "depth" in name else None)
     assert recipe.data.train.options["crop"] == 256
     assert "crop" not in recipe.data.validation.options
     assert (recipe.optimiser.name, recipe.optimiser.lr, recipe.epochs) == ("adam", 1e-4, 5000)
     assert (recipe.schedule.name, recipe.schedule.at) == ("step", (3500, 4500))
+    assert building.protocol(recipe) == recipe.protocol == "published"
     assert recipe.model.options == (
-        {} if "djf" in name else {"factor": factor} | ({"lite": True} if "lite" in name else {})
+        {"enlarge": "bilinear"} if "djf" in name else {"factor": factor} | ({"lite": True} if "lite" in name else {})
     )
     assert getattr(recipe.task, "border", 6) == 6
 

@@ -37,5 +37,5 @@ IMAGES = {"mean": None, "std": None, "size": None}
 def entry(**changes):
     """An entry of the format that is written, with changes."""
     content = {"hotswap": "0.1.0", "architecture": None, "plan": None, "learned_scales": {}}
-    content |= {"format_version": FORMAT_VERSION, "config": None, "images": IMAGES}
+    content |= {"format_version": FORMAT_VERSION, "config": None, "images": IMAGES, "protocol": None}
     return json.dumps(content | changes)

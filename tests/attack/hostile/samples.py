@@ -62,7 +62,7 @@ def _written():
             return json.loads(file.metadata()["hotswap"])
 
 
-NEWER_KEYS = {4: "config", 5: "images"}  # the first format that has the key
+NEWER_KEYS = {4: "config", 5: "images", 6: "protocol"}  # the first format that has the key
 
 
 def entry(version=None, **changes):

@@ -103,13 +103,14 @@ def test_what_is_written_beside_the_tensors(tmp_path):
     assert metadata["format"] == "pt"
     entry = json.loads(metadata["hotswap"])
     assert entry | {"plan": None} == {
-        "format_version": 5,
+        "format_version": 6,
         "hotswap": hotswap.__version__,
         "architecture": "mynets:make?width=8",
         "plan": None,
         "learned_scales": {},
         "config": None,
         "images": {"mean": None, "std": None, "size": None},
+        "protocol": None,
     }
     assert hotswap.Plan.from_dict(entry["plan"]) == hotswap.status(swapped()).plan
 

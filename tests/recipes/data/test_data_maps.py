@@ -237,8 +237,16 @@ def test_loaders_in_other_processes_get_the_same(nyu_root, sintel_root):
         (lambda: upsampling.sintel(".", "test"), "split must be one of train, validation, got 'test'"),
         (lambda: upsampling.nyu(".", "train", factor=1), "factor must be at least 2, got 1"),
         (
-            lambda: upsampling.nyu(".", "train", low_resolution="bicubic"),
-            "low_resolution must be one of centre_pixel, antialiased_bicubic, bilinear, got 'bicubic'",
+            lambda: upsampling.nyu(".", "train", protocol="bicubic"),
+            "protocol of nyu must be one of centre_pixel, published, antialiased_bicubic, got 'bicubic'",
+        ),
+        (
+            lambda: upsampling.sintel(".", "train", protocol="centre_pixel"),
+            "protocol of sintel must be one of bilinear, published, got 'centre_pixel'",
+        ),
+        (
+            lambda: JointUpsampling(TensorDataset(), 4, "bicubic"),
+            "low_resolution must be one of centre_pixel, upper_left_centre_pixel, antialiased_bicubic, bilinear, ant",
         ),
     ],
 )

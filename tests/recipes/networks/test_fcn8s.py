@@ -68,3 +68,17 @@ def test_the_papers_swap(network):
 def test_other_paddings_are_refused():
     with pytest.raises(ValueError, match="padding must be 1 or 100, got 3"):
         FCN8s(padding=3)
+    with pytest.raises(ValueError, match="padding must be 1 with interpolate=True, got 100"):
+        FCN8s(padding=100, interpolate=True)
+
+
+def test_an_interpolation_differs_from_upscore8_at_the_border_alone(network):
+    form = FCN8s(num_classes=3, hidden=HIDDEN, interpolate=True).eval()
+    assert network.state_dict().keys() - form.state_dict().keys() == {"upscore8.weight"}
+    form.load_state_dict({name: x for name, x in network.state_dict().items() if name != "upscore8.weight"})
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        ours, usual = form(image), network(image)
+    inside = (..., slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(ours[inside], usual[inside])
+    assert not torch.allclose(ours, usual, atol=1e-2 * float(usual.abs().max()))

@@ -19,6 +19,7 @@ TRAINED = [
     *((f"pac{'_lite' * lite}_x{factor}", lambda f=factor, lite=lite: PacUpsampling(f, lite), factor)
       for factor in FACTORS for lite in (False, True)),
     ("djf", DJF, 4),
+    ("djf_bilinear", lambda: DJF("bilinear"), 4),
 ]  # fmt: skip
 FREE = [
     ("bilinear", lambda: Interpolation("bilinear"), 4),
@@ -158,6 +159,7 @@ def test_another_factor_is_refused():
     [
         (lambda: PacUpsampling(3), "factor must be one of 4, 8, 16, got 3"),
         (lambda: Interpolation("cubic"), "mode must be one of nearest, bilinear, bicubic, got 'cubic'"),
+        (lambda: DJF("nearest"), "enlarge must be one of bicubic, bilinear, got 'nearest'"),
         (lambda: GuidedFilter(radius=0), "radius must be at least 1 pixel, got 0"),
         (lambda: GuidedFilter(eps=0), "eps must be positive, got 0"),
     ],

@@ -92,6 +92,39 @@ def test_the_guide_is_in_the_unit_of_0_to_255():
         assert not torch.allclose(others(image), expected, atol=1e-2)
 
 
+def test_options_of_the_crf():
+    make = {"loose": True, "steps": 3, "kernel_size": 3, "compat_type": "2d", "blur": 2, "channel_scales": True}
+    network = WithCRF(nn.Identity(), 4, (2, 1), unary_weight=0.8, fixed_weighting=True, spatial_filter=False, **make)
+    shapes = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    assert {name for name in shapes if name.startswith("crf.steps.2.")} == {
+        "crf.steps.2.unary_weight",
+        *(
+            f"crf.steps.2.{part}.{i}{end}"
+            for i in (0, 1)
+            for part, end in (("messengers", ".weight"), ("compat", ".weight"), ("pairwise_weights", ""))
+        ),
+    }
+    assert shapes["crf.steps.0.messengers.1.weight"] == (1, 1, 3, 3)
+    assert (shapes["feat_scales.0"], shapes["crf.steps.0.compat.0.weight"]) == ((3,), (4, 4, 1, 1))
+    assert float(network.crf.steps[1].unary_weight) == pytest.approx(0.8)
+    trained = {name for name, _ in network.named_parameters()}
+    assert not any("unary" in name or "messengers" in name for name in trained)
+    with pytest.raises(TypeError, match="hue"):
+        WithCRF(nn.Identity(), 4, hue=1)
+
+
+def test_scales_of_three_colours_divide_each_its_own():
+    torch.manual_seed(0)
+    logits, image = torch.randn(1, 4, SIZE, SIZE), 255 * torch.rand(1, 3, SIZE, SIZE)
+    one, three = (WithCRF(Constant(logits), 4, (2,), channel_scales=channels) for channels in (False, True))
+    one.load_state_dict(three.state_dict() | {"feat_scales.0": torch.tensor(30.0)})
+    with torch.no_grad():
+        torch.testing.assert_close(three(image), one(image))
+        three.feat_scales[0][:] = torch.tensor([10.0, 30.0, 90.0])
+        scaled = image * torch.tensor([3.0, 1.0, 1 / 3])[:, None, None]
+        torch.testing.assert_close(three(image), one(scaled), rtol=1e-4, atol=1e-4)
+
+
 class Constant(nn.Module):
     def __init__(self, value):
         super().__init__()

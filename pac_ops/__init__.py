@@ -18,6 +18,7 @@ from pac_ops.functional.labels import pacresize2d_labels
 from pac_ops.layers.convolution import PacConv2d, PacConvTranspose2d
 from pac_ops.layers.enlargement import PacResize2d
 from pac_ops.layers.pooling import PacPool2d
+from pac_ops.published import nd2col as nd2col  # says what to write instead
 
 __all__ = [
     "PacCRF",

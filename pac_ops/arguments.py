@@ -46,7 +46,10 @@ def check_output_padding(output_padding: IntOrPair, window: Window) -> Pair:
     extra = pair("output_padding", output_padding, 0)
     for e, s, d in zip(extra, window.stride, window.dilation, strict=True):
         if e >= s and e >= d:
-            raise ValueError(f"output_padding must be smaller than the stride or the dilation, {s} and {d}, got {e}")
+            raise ValueError(
+                f"output_padding must be smaller than the stride or the dilation, {s} and {d}, got {e}: each pixel "
+                f"that F.pad(input, (0, columns, 0, rows)) adds is {s} of the output"
+            )
     return extra
 
 
@@ -93,11 +96,14 @@ def check_image(name: str, x: Tensor) -> None:
     """
     check_tensor(name, x)
     if x.dim() != 4:
-        raise ValueError(f"{name} must be [batch, channels, height, width], got {list(x.shape)}")
+        batched = f": write {name}[None]" if x.dim() == 3 else ""
+        raise ValueError(f"{name} must be [batch, channels, height, width], got {list(x.shape)}{batched}")
 
 
-def check_mask(mask: Tensor, batch: int, height: int, width: int, device: torch.device, owner: str = "guide") -> None:
-    """Refuse anything but a [batch, 1, height, width] tensor, of any dtype, on `device`.
+def check_mask(
+    mask: Tensor, batch: int, height: int, width: int, device: torch.device, owner: str = "guide"
+) -> Tensor:
+    """The mask, of any dtype, if it is [batch, 1, height, width] and on `device`; one for all images is expanded.
 
     Raises:
         TypeError: where it is no tensor.
@@ -105,10 +111,17 @@ def check_mask(mask: Tensor, batch: int, height: int, width: int, device: torch.
     """
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
-    expected = [batch, 1, height, width]
-    if list(mask.shape) != expected:
-        raise ValueError(f"mask must be [B, 1, H, W] = {expected}, got {list(mask.shape)}")
+    shape = list(mask.shape)
+    for_all = shape != [batch, 1, height, width]
+    if for_all and shape != [1, 1, height, width]:
+        raise ValueError(f"mask must be [B or 1, 1, H, W] = [{or_one(batch)}, 1, {height}, {width}], got {shape}")
     check_devices(device, {"mask": mask}, owner)
+    return mask.expand(batch, -1, -1, -1) if for_all else mask
+
+
+def or_one(batch: int) -> str:
+    """How many images a tensor may be of that can serve a whole batch."""
+    return "1" if batch == 1 else f"{batch} or 1"
 
 
 def check_devices(device: torch.device, others: Mapping[str, Tensor], owner: str = "input") -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pac_ops.arguments import check_image
 from pac_ops.dtypes import accumulate_dtype
+from pac_ops.published import answers
 
 Scale = float | tuple[float, float] | Tensor
 
@@ -35,6 +36,7 @@ def create_position_feats(
     return (both / _per_channel("scales", scales, 2, both)).expand(batch, -1, -1, -1)
 
 
+@answers(scales="write yx_scale= and rgb_scale=")
 def create_YXRGB(image: Tensor, yx_scale: Scale, rgb_scale: Scale) -> Tensor:  # noqa: N802 (the published name)
     """Row, column and colour of every pixel, each over its scale: [B, 3, H, W] -> [B, 5, H, W].
 
@@ -51,7 +53,10 @@ def create_YXRGB(image: Tensor, yx_scale: Scale, rgb_scale: Scale) -> Tensor:  #
     """
     check_image("image", image)
     if image.shape[1] != 3:
-        raise ValueError(f"image must have 3 channels, got {image.shape[1]}")
+        raise ValueError(
+            f"image must have 3 channels, got {image.shape[1]}: of others, write "
+            "torch.cat([create_position_feats((H, W), yx_scale, B), image / scale], 1)"
+        )
     b, _, height, width = image.shape
     image = image.to(accumulate_dtype(image.dtype))  # bfloat16 cannot tell pixel 257 from 256
     position = create_position_feats((height, width), yx_scale, b, image.device, image.dtype)

@@ -85,12 +85,15 @@ def _margins(size: Pair, blur: int) -> Pair:
     return rows, columns
 
 
-def inferred(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor]) -> Tensor:
-    """All steps: -> logQ [B, C, H, W]."""
-    in_bands = too_large(steps, unary, features)
+def inferred(steps: Sequence[Step], unary: Unary, features: Sequence[Tensor], start: Tensor | None = None) -> Tensor:
+    """All steps, from logQ = `start`, or the unary: -> logQ [B, C, H, W]."""
+    in_bands = too_large(steps, unary, features if start is None else [*features, start])
     parts = [_Part.of(spec, feature, in_bands) for spec, feature in zip(steps[0].specs, features, strict=True)]
     logits = None if in_bands else unary.enlarged()
     log_q = _channel_by_channel(unary) if logits is None else logits
+    if start is not None:
+        first = two_classes(start) if start.shape[1] == 1 else start
+        log_q = first.clone() if in_bands else first  # steps in bands write into it
     last, terms = None, []
     for step in steps:
         if step is not last:  # the steps of a PacCRF are one

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window
+from pac_ops.arguments import IntOrPair, check_devices, check_image, make_window, pair
 from pac_ops.crf import mean_field
 from pac_ops.crf.features import DenseFeatures
 from pac_ops.crf.mean_field import Unary
 from pac_ops.crf.pairwise import PairwiseKernel, starting_weight
 from pac_ops.layers.adapting import hold
 from pac_ops.layers.convolution import PacConv2d
+from pac_ops.published import NATIVE_IMPL, answers
 
+Features = Tensor | Sequence[Tensor | None]
 FINAL_OUTPUTS = ("log_Q", "softmax", "log_softmax")
 
 
@@ -29,8 +31,9 @@ class PacCRF(nn.Module):
     `add_pairwise_kernel`, or given as dictionaries of its arguments.
 
     Called as `crf(unary, features)`: unary log-probabilities or logits [B, C, H, W], and one guide [B, G_i, H, W] a
-    kernel -> [B, C, H, W]. K is made once a call; where it is large and nothing is recorded for gradients, it is made
-    in bands of rows once a step, and never held whole.
+    kernel (None for one of `na`), or a single guide for all -> [B, C, H, W]. The steps begin with `logQ=` where it is
+    given, in the unary's place. K is made once a call; where it is large and nothing is recorded for gradients, it is
+    made in bands of rows once a step, and never held whole.
 
     A logit of -inf says that a class is impossible there; so does the output. At every pixel a class must be
     possible: where none is, and where a logit is nan, the result is nan, and its neighbours' with the next step.
@@ -43,7 +46,7 @@ class PacCRF(nn.Module):
         channels: the number of classes, C; 1 for a binary logit.
         num_steps: mean-field steps, at least 1.
         final_output: "log_Q" (not normalised), "softmax" or "log_softmax".
-        perturbed_init: add uniform noise of +-0.0005 to the `4d` weights, so that classes are not alike at first.
+        perturbed_init: add uniform noise of +-0.0005 to `4d` and `na` weights: classes are then not alike at first.
         fixed_weighting: the unary and pairwise weights are not learned.
         unary_weight: where it starts.
         pairwise_kernels: kernels to begin with.
@@ -51,12 +54,13 @@ class PacCRF(nn.Module):
 
     unary_weight: Tensor
 
+    @answers(native_impl=NATIVE_IMPL)
     def __init__(
         self,
         channels: int,
         num_steps: int = 5,
         final_output: str = "log_Q",
-        perturbed_init: bool = False,
+        perturbed_init: bool = True,
         fixed_weighting: bool = False,
         unary_weight: float = 1.0,
         pairwise_kernels: "Sequence[Mapping[str, Any] | PairwiseKernel]" = (),
@@ -71,7 +75,8 @@ class PacCRF(nn.Module):
         self.specs: list[PairwiseKernel] = []
         self.messengers, self.compat, self.pairwise_weights = nn.ModuleList(), nn.ModuleList(), nn.Module()
         self.register_load_state_dict_pre_hook(_keep_fixed)  # type: ignore[no-untyped-call]
-        hold(self, "unary_weight", torch.tensor(float(unary_weight)), learnable=not fixed_weighting)
+        self.first_unary_weight = float(unary_weight)
+        hold(self, "unary_weight", torch.tensor(self.first_unary_weight), learnable=not fixed_weighting)
         for options in pairwise_kernels:
             self.add_pairwise_kernel(**(asdict(options) if isinstance(options, PairwiseKernel) else options))
 
@@ -110,18 +115,14 @@ class PacCRF(nn.Module):
             messenger = nn.Conv2d(*sizes, bias=False)
         else:
             messenger = PacConv2d(*sizes, bias=False, shared_filters=spec.shared)
-        weight = starting_weight(self.classes, window.kernel_size, spec)
-        if self.perturbed_init and not spec.shared:
-            weight += torch.empty_like(weight).uniform_(-0.0005, 0.0005)
         del messenger.weight
-        hold(messenger, "weight", weight, learnable=spec.learned)
+        hold(messenger, "weight", self._starting_filter(spec), learnable=spec.learned)
         compat: nn.Module = nn.Identity()
         if compat_type == "2d":
             compat = nn.Conv2d(self.classes, self.classes, 1, bias=False)
             with torch.no_grad():
-                compat.weight.copy_(1 - torch.eye(self.classes)[:, :, None, None])
-        # Potts: 1 - I adds the same to all classes and takes a class's own message away: only a sign is left of it.
-        number = self.unary_weight.new_tensor(-pairwise_weight if compat_type == "potts" else pairwise_weight)
+                compat.weight.copy_(_between_others(self.classes))
+        number = self.unary_weight.new_tensor(spec.starting_number)
         learnable = compat_type == "potts" and not spatial_filter and not self.fixed_weighting
         hold(self.pairwise_weights, str(index), number, learnable=learnable)
         # A kernel added to a CRF that was moved or cast goes where the rest of it is.
@@ -130,6 +131,31 @@ class PacCRF(nn.Module):
         self.messengers.append(messenger)
         self.compat.append(compat)
         self.specs.append(spec)
+
+    @property
+    def num_pairwise_kernels(self) -> int:
+        """How many pairwise terms there are."""
+        return len(self.specs)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """What is learned as it was at first; noise of `perturbed_init` is drawn anew."""
+        if isinstance(self.unary_weight, nn.Parameter):
+            self.unary_weight.fill_(self.first_unary_weight)
+        for index, (spec, messenger, compat) in enumerate(zip(self.specs, self.messengers, self.compat, strict=True)):
+            if spec.learned:
+                messenger.weight.copy_(self._starting_filter(spec))  # type: ignore[operator]
+            if isinstance(compat, nn.Conv2d):
+                compat.weight.copy_(_between_others(self.classes))
+            number = getattr(self.pairwise_weights, str(index))
+            if isinstance(number, nn.Parameter):
+                number.fill_(spec.starting_number)
+
+    def _starting_filter(self, spec: PairwiseKernel) -> Tensor:
+        weight = starting_weight(self.classes, pair("kernel_size", spec.kernel_size, 1), spec)
+        if self.perturbed_init and not spec.shared:
+            weight += torch.empty_like(weight).uniform_(-0.0005, 0.0005)
+        return weight
 
     @classmethod
     def from_densecrf(
@@ -204,10 +230,10 @@ class PacCRF(nn.Module):
         crf.dense_features = DenseFeatures(gaussian_sxy, bilateral_sxy, bilateral_srgb)
         return crf
 
-    def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, unary: Tensor, features: Features, *, logQ: Tensor | None = None) -> Tensor:  # noqa: N803
         """Run all steps; see the class."""
-        self._check(unary, features)
-        return self._inferred(Unary.of(unary), features)
+        checked = self._checked(unary, features, logQ)
+        return self._inferred(Unary.of(unary), checked, logQ)
 
     def refine(self, logits: Tensor, image: Tensor) -> Tensor:
         """Refine coarse or fine logits [B, C, h, w] along an image [B, 3, H, W]: [B, C, H, W].
@@ -235,24 +261,38 @@ class PacCRF(nn.Module):
             raise ValueError(f"image must have the logits' batch of {logits.shape[0]}, got {image.shape[0]}")
         return self._inferred(unary, features)
 
-    def _inferred(self, unary: Unary, features: Sequence[Tensor]) -> Tensor:
-        log_q = mean_field.inferred([self] * self.num_steps, unary, features)
+    def _inferred(self, unary: Unary, features: Sequence[Tensor], start: Tensor | None = None) -> Tensor:
+        log_q = mean_field.inferred([self] * self.num_steps, unary, features, start)
         return mean_field.finish(log_q, self.final_output, self.channels)
 
-    def _check(self, unary: Tensor, features: Sequence[Tensor]) -> None:
+    def _checked(self, unary: Tensor, features: Features, start: Tensor | None) -> list[Tensor]:
+        """The features, one a kernel."""
         check_image("unary", unary)
         b, c, height, width = unary.shape
         if c != self.channels:
             raise ValueError(f"unary must have {self.channels} channels, got {c}")
+        if start is not None:
+            check_image("logQ", start)
+            check_devices(unary.device, {"logQ": start}, "unary")
+            if start.shape != unary.shape:
+                raise ValueError(f"logQ must be of the unary's shape {list(unary.shape)}, got {list(start.shape)}")
+        if isinstance(features, Tensor):
+            features = [features] * len(self.specs)
         if not isinstance(features, (list, tuple)):
-            raise TypeError(f"features must be a list of tensors, one a kernel, got {type(features).__name__}")
+            raise TypeError(f"features must be a tensor, or a list of one a kernel, got {type(features).__name__}")
         if len(features) != len(self.specs):
             raise ValueError(f"features must hold one map a pairwise kernel, {len(self.specs)}, got {len(features)}")
-        for index, feature in enumerate(features):
+        steered = []
+        for index, (feature, spec) in enumerate(zip(features, self.specs, strict=True)):
+            if feature is None and spec.compat_type == "na":
+                steered.append(unary.new_zeros(()).expand(b, 1, height, width))
+                continue
             check_image(f"features[{index}]", feature)
             check_devices(unary.device, {f"features[{index}]": feature}, "unary")
             if feature.shape[0] != b or feature.shape[2] != height or feature.shape[3] != width:
                 raise ValueError(f"features[{index}] must be [{b}, G, {height}, {width}], got {list(feature.shape)}")
+            steered.append(feature)
+        return steered
 
     def extra_repr(self) -> str:
         """Classes, steps and what comes out."""
@@ -265,12 +305,13 @@ class PacCRFLoose(nn.Module):
     In its `state_dict`, `steps.{t}.` stands before the names of `PacCRF`.
     """
 
+    @answers(native_impl=NATIVE_IMPL)
     def __init__(
         self,
         channels: int,
         num_steps: int = 5,
         final_output: str = "log_Q",
-        perturbed_init: bool = False,
+        perturbed_init: bool = True,
         fixed_weighting: bool = False,
         unary_weight: float = 1.0,
         pairwise_kernels: "Sequence[Mapping[str, Any] | PairwiseKernel]" = (),
@@ -289,13 +330,22 @@ class PacCRFLoose(nn.Module):
         for step in self._steps():
             step.add_pairwise_kernel(*arguments, **options)
 
-    def forward(self, unary: Tensor, features: Sequence[Tensor]) -> Tensor:
+    @property
+    def num_pairwise_kernels(self) -> int:
+        """How many pairwise terms a step has."""
+        return self._steps()[0].num_pairwise_kernels
+
+    def reset_parameters(self) -> None:
+        """What is learned as it was at first, in every step."""
+        for step in self._steps():
+            step.reset_parameters()
+
+    def forward(self, unary: Tensor, features: Features, *, logQ: Tensor | None = None) -> Tensor:  # noqa: N803
         """Run all steps; see `PacCRF`."""
         steps = self._steps()
-        steps[0]._check(unary, features)
-        return mean_field.finish(
-            mean_field.inferred(steps, Unary.of(unary), features), self.final_output, steps[0].channels
-        )
+        checked = steps[0]._checked(unary, features, logQ)
+        log_q = mean_field.inferred(steps, Unary.of(unary), checked, logQ)
+        return mean_field.finish(log_q, self.final_output, steps[0].channels)
 
     def _steps(self) -> list[PacCRF]:
         return list(self.steps)  # type: ignore[arg-type] # a ModuleList does not say of what
@@ -315,6 +365,11 @@ def _keep_fixed(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
     """A weight that is not learned, and that a state_dict lacks, stays as it is: published files have none."""
     if not isinstance(module.unary_weight, nn.Parameter):
         state_dict.setdefault(f"{prefix}unary_weight", module.unary_weight)
+
+
+def _between_others(classes: int) -> Tensor:
+    """Each class to all but itself, as a 1 x 1 filter."""
+    return 1 - torch.eye(classes)[:, :, None, None]
 
 
 def _check_numbers(**numbers: int) -> None:

@@ -41,6 +41,14 @@ class PairwiseKernel:
         return self.compat_type in ("2d", "potts")
 
     @property
+    def starting_number(self) -> float:
+        """Where w starts, as it is kept.
+
+        Potts: 1 - I adds the same to all classes and takes a class's own message away: only a sign is left of it.
+        """
+        return -self.pairwise_weight if self.compat_type == "potts" else self.pairwise_weight
+
+    @property
     def learned(self) -> bool:
         """Whether the filter is learned: the weights from class to class are, whatever `spatial_filter` says."""
         return self.spatial_filter or not self.shared

@@ -14,11 +14,14 @@ from pac_ops.arguments import (
     check_output_padding,
     check_tensor,
     make_window,
+    or_one,
 )
 from pac_ops.dtypes import autocast_dtype
 from pac_ops.geometry import Pair, Window
+from pac_ops.published import NATIVE_IMPL, answers
 
 
+@answers(native_impl=NATIVE_IMPL)
 def pacconv2d(
     input: Tensor,
     kernel: Tensor,
@@ -37,7 +40,7 @@ def pacconv2d(
 
     Args:
         input: v, [B, C, H, W].
-        kernel: K, [B, 1, kh, kw, Ho, Wo], from `packernel2d` with the same window.
+        kernel: K, [B, 1, kh, kw, Ho, Wo], from `packernel2d` with the same window; B may be 1, for all images.
         weight: W, [O, C/groups, kh, kw], odd windows only; [1, 1, kh, kw] with `shared_filters`.
         bias: [O] or None.
         stride: as in `torch.nn.Conv2d`.
@@ -56,7 +59,7 @@ def pacconv2d(
             f"got {list(weight.shape)}"
         )
     window = make_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    _check_kernel(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
+    kernel = _fitting(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
     sliding = (window.stride, window.padding, window.dilation)
     if shared_filters:
         return _plus(_pooled(input, kernel, weight, sliding), bias)
@@ -64,6 +67,7 @@ def pacconv2d(
     return result
 
 
+@answers(native_impl=NATIVE_IMPL)
 def pacconv_transpose2d(
     input: Tensor,
     kernel: Tensor,
@@ -83,7 +87,8 @@ def pacconv_transpose2d(
 
     Args:
         input: v, [B, C, H, W].
-        kernel: K, [B, 1, kh, kw, Ho, Wo], of the *output's* size: from `packernel2d` with `transposed=True`.
+        kernel: K, [B, 1, kh, kw, Ho, Wo], of the *output's* size: from `packernel2d` with `transposed=True`; B may
+            be 1, for all images.
         weight: W, [C, O/groups, kh, kw], odd windows only; [1, 1, kh, kw] with `shared_filters`.
         bias: [O] or None.
         stride: as in `torch.nn.ConvTranspose2d`.
@@ -106,7 +111,7 @@ def pacconv_transpose2d(
     size = window.transposed_size(input.shape[2], input.shape[3], check_output_padding(output_padding, window))
     if min(size) < 1:
         raise ValueError(f"the padding {window.padding} must leave an output, got one of {size[0]} x {size[1]}")
-    _check_kernel(kernel, input, window, size)
+    kernel = _fitting(kernel, input, window, size)
     if shared_filters:
         weight, groups = weight.expand(c, -1, -1, -1), c
     result: Tensor = library.pacconv_transpose2d(
@@ -115,11 +120,12 @@ def pacconv_transpose2d(
     return result
 
 
+@answers(native_impl=NATIVE_IMPL)
 def pacpool2d(
     input: Tensor,
     kernel: Tensor,
     kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
+    stride: IntOrPair | None = 1,
     padding: IntOrPair = 0,
     dilation: IntOrPair = 1,
     ceil_mode: bool = False,
@@ -131,9 +137,9 @@ def pacpool2d(
 
     Args:
         input: v, [B, C, H, W].
-        kernel: K, [B, 1, kh, kw, Ho, Wo], or [B, C, kh, kw, Ho, Wo] for one a channel.
+        kernel: K, [B, 1, kh, kw, Ho, Wo], or [B, C, kh, kw, Ho, Wo] for one a channel; B may be 1, for all images.
         kernel_size: the window, odd in both directions.
-        stride: as in `torch.nn.AvgPool2d`: by default the kernel size.
+        stride: as in `torch.nn.AvgPool2d`, None for the kernel size; by default 1.
         padding: as in `torch.nn.AvgPool2d`; zeros, of any width.
         dilation: as in `torch.nn.MaxPool2d`.
         ceil_mode: as in `torch.nn.AvgPool2d`.
@@ -149,7 +155,7 @@ def pacpool2d(
         extra = window.ceil_padding(input.shape[2], input.shape[3])
         input = F.pad(input, (0, extra[1], 0, extra[0])) if extra != (0, 0) else input
     _, _, height, width = input.shape
-    _check_kernel(kernel, input, window, check_fits(window, height, width), channels=True)
+    kernel = _fitting(kernel, input, window, check_fits(window, height, width), channels=True)
     result: Tensor = library.pacpool2d(input, kernel, window.stride, window.padding, window.dilation)
     return result
 
@@ -208,15 +214,18 @@ def _check_conv(
     return c, out_channels
 
 
-def _check_kernel(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> None:
+def _fitting(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> Tensor:
+    """K, if it is the window's; one for all images is expanded."""
     b, c, _, _ = input.shape
     rest = [*window.kernel_size, *size]
     shape = list(kernel.shape)
     if shape == [b, 1, *rest] or (channels and shape == [b, c, *rest]):
-        return
+        return kernel
+    if shape == [1, 1, *rest] or (channels and shape == [1, c, *rest]):
+        return kernel.expand(b, -1, -1, -1, -1, -1)
     width = f"1 or {c}" if channels else "1"
     raise ValueError(
-        f"kernel must be [B, {'1 or C' if channels else '1'}, kh, kw, Ho, Wo] = "
-        f"[{b}, {width}, {', '.join(map(str, rest))}], got {shape}; make it with packernel2d from a guide of the "
-        "same size and the same window"
+        f"kernel must be [B or 1, {'1 or C' if channels else '1'}, kh, kw, Ho, Wo] = "
+        f"[{or_one(b)}, {width}, {', '.join(map(str, rest))}], got {shape}; make it with packernel2d from a guide of "
+        "the same size and the same window"
     )

@@ -19,6 +19,7 @@ from pac_ops.arguments import (
 )
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Pair, Window
+from pac_ops.published import NATIVE_IMPL, answers
 
 
 def squared_distance2d(
@@ -49,6 +50,7 @@ def squared_distance2d(
     return result
 
 
+@answers(input="write guide=", native_impl=NATIVE_IMPL)
 def packernel2d(
     guide: Tensor,
     mask: Tensor | None = None,
@@ -77,6 +79,7 @@ def packernel2d(
         guide: f, [B, G, H, W], any floating dtype, any G. It counts as zero outside the image.
         mask: [B, 1, H, W] of any dtype, of the input's size: taps on a zero do not count. Without
             `normalize_kernel` K is then divided by the share of the window's taps (inside the image) that count.
+            Of a guide and a mask, one may be of a single image and serve all of the other's.
         kernel_size: the window, odd in both directions.
         stride: as in `torch.nn.Conv2d`, or with `transposed` as in `torch.nn.ConvTranspose2d`.
         padding: likewise; "same" and "valid" too unless transposed.
@@ -107,8 +110,8 @@ def packernel2d(
         guide, kernel_size, stride, padding, output_padding, dilation, transposed=transposed, ceil_mode=ceil_mode
     )
     if mask is not None:
-        check_mask(mask, guide.shape[0], *image, guide.device)
-    adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=3)
+        mask = check_mask(mask, _images(guide, mask), *image, guide.device)
+    adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=4)
 
     on_guide = window.on_output() if transposed else window
     padded = F.pad(guide, (0, extra[1], 0, extra[0])) if extra != (0, 0) else guide
@@ -143,7 +146,7 @@ def mask_kernel2d(
 
     Args:
         kernel: K, [B, 1 or C, kh, kw, Ho, Wo].
-        mask: [B, 1, H, W] of any dtype, of the input's size.
+        mask: [B, 1, H, W] of any dtype, of the input's size. One of the two may be of a single image, for all.
         stride: of the window K was made with; so are padding, dilation, transposed and ceil_mode.
         padding: see stride.
         dilation: see stride.
@@ -163,7 +166,7 @@ def mask_kernel2d(
     if mask.dim() != 4:
         raise ValueError(f"mask must be [B, 1, H, W], got {list(mask.shape)}")
     image = (mask.shape[2], mask.shape[3])
-    check_mask(mask, kernel.shape[0], *image, kernel.device, "kernel")
+    mask = check_mask(mask, _images(kernel, mask), *image, kernel.device, "kernel")
     extra = window.ceil_padding(*image) if ceil_mode else (0, 0)
     if not transposed:
         size = window.output_size(image[0] + extra[0], image[1] + extra[1])
@@ -178,6 +181,11 @@ def mask_kernel2d(
     )
     assert output_mask is not None  # noqa: S101 (for the type checker)
     return masked, output_mask
+
+
+def _images(x: Tensor, mask: Tensor) -> int:
+    """How many images a guide or a kernel is for, with this mask."""
+    return mask.shape[0] if x.shape[0] == 1 and isinstance(mask, Tensor) and mask.dim() == 4 else x.shape[0]
 
 
 def _placed(

@@ -1,12 +1,12 @@
 """The options of the adapting kernel, which all layers have."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from pac_ops import adapting
-from pac_ops.arguments import check_devices, check_image, check_mask
+from pac_ops.arguments import check_devices, check_image, check_mask, or_one
 from pac_ops.functional.kernel import mask_kernel2d, packernel2d
 from pac_ops.geometry import Pair, Window
 
@@ -36,7 +36,7 @@ class AdaptingLayer(nn.Module):
         channels: int | None = None,
     ) -> None:
         function, smooth = adapting.kernel_type(kernel_type), adapting.smooth_type(smooth_kernel_type)
-        adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=4)
+        adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=5)
         self.kernel_type, self.smooth_kernel_type = kernel_type, smooth_kernel_type
         self.normalize_kernel = normalize_kernel
         shape = () if channels is None else (channels,)
@@ -60,6 +60,17 @@ class AdaptingLayer(nn.Module):
         options |= {name: getattr(self, name) for name in _OPTIONS}
         return packernel2d(guide, mask, window.kernel_size, **sliding, **options)
 
+    def compute_kernel(self, *_: object, **__: object) -> NoReturn:
+        """Not here: see the error.
+
+        Raises:
+            NotImplementedError: at every call.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no compute_kernel: write packernel2d(guide, mask, kernel_size, ...) with the "
+            "layer's window and kernel type, which returns K and the output mask"
+        )
+
     def extra_repr(self) -> str:
         """The stock layer's, and what differs from a gaussian kernel."""
         shown = [] if self.kernel_type == "gaussian" else [f"kernel_type={self.kernel_type}"]
@@ -79,10 +90,11 @@ def hold(module: nn.Module, name: str, value: Tensor | None, *, learnable: bool)
 
 def check_call(
     input: Tensor, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, size: Pair | None = None
-) -> Tensor:
-    """Check the arguments of a call, and return the input with masked pixels zeroed: a NaN there has no effect.
+) -> tuple[Tensor, Tensor | None]:
+    """Check the arguments of a call, and return the input with masked pixels zeroed and the mask.
 
-    `size` is the height and width the guide must have, where not the input's.
+    A NaN of the input that is masked has no effect. A guide and a mask of a single image serve the whole batch; the
+    mask is expanded. `size` is the height and width the guide must have, where not the input's.
     """
     if (guide is None) == (kernel is None):
         raise TypeError("give either a guide or a kernel: layer(input, guide) or layer(input, None, kernel)")
@@ -91,13 +103,15 @@ def check_call(
         check_image("guide", guide)
         check_devices(input.device, {"guide": guide})
         whose = "input's batch, height and width" if size is None else "input's batch, the output's height and width"
+        batch = or_one(input.shape[0])
         height, width = (input.shape[2], input.shape[3]) if size is None else size
-        if guide.shape[0] != input.shape[0] or guide.shape[2] != height or guide.shape[3] != width:
+        other_batch = guide.shape[0] != input.shape[0] and guide.shape[0] != 1
+        if other_batch or guide.shape[2] != height or guide.shape[3] != width:
             raise ValueError(
-                f"guide must be [B, G, H, W] with the {whose}, [{input.shape[0]}, G, {height}, {width}], "
+                f"guide must be [B or 1, G, H, W] with the {whose}, [{batch}, G, {height}, {width}], "
                 f"got {list(guide.shape)}"
             )
     if mask is None:
-        return input
-    check_mask(mask, input.shape[0], input.shape[2], input.shape[3], input.device, "input")
-    return input.masked_fill(mask == 0, 0)
+        return input, None
+    mask = check_mask(mask, input.shape[0], input.shape[2], input.shape[3], input.device, "input")
+    return input.masked_fill(mask == 0, 0), mask

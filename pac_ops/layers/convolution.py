@@ -15,11 +15,12 @@ from pac_ops.arguments import (
 from pac_ops.functional.convolution import pacconv2d, pacconv_transpose2d
 from pac_ops.geometry import Pair, Window
 from pac_ops.layers.adapting import AdaptingLayer, Device, Result, check_call
+from pac_ops.published import INPUT_2D, INPUT_FOR_KERNEL, NATIVE_IMPL, answers, filler_instead
 
 
 def _check_filters(filler: str, in_channels: int, out_channels: int, groups: int, *, shared_filters: bool) -> None:
     if filler not in ("uniform", "linear"):
-        raise ValueError(f'filler must be "uniform" or "linear", got {filler!r}')
+        raise ValueError(f'filler must be "uniform" or "linear", got {filler!r}{filler_instead(filler)}')
     if shared_filters and groups != 1:
         raise ValueError(f"groups must be 1 with shared_filters=True, got {groups}")
     if (shared_filters or filler == "linear") and in_channels != out_channels:
@@ -65,7 +66,7 @@ class PacConv2d(AdaptingLayer, nn.Conv2d):
     Called with a guide of the input's height and width, `layer(input, guide)`, or with an adapting kernel made
     beforehand, `layer(input, None, kernel)`. With a constant guide it computes exactly what the `nn.Conv2d`
     with the same weights computes. A `padding_mode` other than "zeros" pads the guide the same way, so that
-    every tap counts. Windows must be odd.
+    every tap counts. Windows must be odd. A guide, a kernel or a mask of a single image serves the whole batch.
 
     With a mask [B, 1, H, W], pixels where it is 0 do not count (see `packernel2d`), and the call returns the output
     and an output mask [B, 1, Ho, Wo].
@@ -83,6 +84,7 @@ class PacConv2d(AdaptingLayer, nn.Conv2d):
         ValueError: where a shape or an option does not fit.
     """
 
+    @answers(native_impl=NATIVE_IMPL)
     def __init__(
         self,
         in_channels: int,
@@ -111,11 +113,12 @@ class PacConv2d(AdaptingLayer, nn.Conv2d):
         self.shared_filters = shared_filters
         _fill(self, window, filler)
 
+    @answers(input_2d=INPUT_2D, input_for_kernel=INPUT_FOR_KERNEL)
     def forward(  # type: ignore[override] # with a mask it returns two tensors
         self, input: Tensor, guide: Tensor | None = None, kernel: Tensor | None = None, mask: Tensor | None = None
     ) -> Result:
         """Apply the layer; see the class."""
-        seen = check_call(input, guide, kernel, mask)
+        seen, mask = check_call(input, guide, kernel, mask)
         window = make_window(self.kernel_size, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
         padded_mask = mask
         if self.padding_mode != "zeros" and window.padding != (0, 0):
@@ -148,6 +151,7 @@ class PacConvTranspose2d(AdaptingLayer, nn.ConvTranspose2d):
         ValueError: where a shape or an option does not fit.
     """
 
+    @answers(native_impl=NATIVE_IMPL)
     def __init__(
         self,
         in_channels: int,
@@ -178,6 +182,7 @@ class PacConvTranspose2d(AdaptingLayer, nn.ConvTranspose2d):
         self.shared_filters = shared_filters
         _fill(self, window, filler)
 
+    @answers(input_2d=INPUT_2D, input_for_kernel=INPUT_FOR_KERNEL)
     def forward(  # type: ignore[override] # no output_size: the guide has it
         self, input: Tensor, guide: Tensor | None = None, kernel: Tensor | None = None, mask: Tensor | None = None
     ) -> Result:
@@ -186,7 +191,7 @@ class PacConvTranspose2d(AdaptingLayer, nn.ConvTranspose2d):
         extra = pair("output_padding", self.output_padding, 0)  # type: ignore[arg-type]
         check_image("input", input)
         size = window.transposed_size(input.shape[2], input.shape[3], extra)
-        seen = check_call(input, guide, kernel, mask, size)
+        seen, mask = check_call(input, guide, kernel, mask, size)
         kernel, output_mask = self._kernel(guide, kernel, mask, window, output_padding=extra, transposed=True)
         options = (window.stride, window.padding, extra, self.groups, window.dilation, self.shared_filters)
         out = pacconv_transpose2d(seen, kernel, self.weight, self.bias, *options)

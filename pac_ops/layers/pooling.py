@@ -10,14 +10,15 @@ from pac_ops.arguments import (
 )
 from pac_ops.functional.convolution import pacpool2d
 from pac_ops.layers.adapting import AdaptingLayer, Device, Result, check_call
+from pac_ops.published import INPUT_2D, INPUT_FOR_KERNEL, NATIVE_IMPL, answers
 
 
 class PacPool2d(AdaptingLayer):
     """Pixel-adaptive pooling (Su et al., CVPR 2019, section 3): v'_i = sum_j K(f_i, f_j) v_j.
 
-    Arguments and sizes are `torch.nn.AvgPool2d`'s (and `torch.nn.MaxPool2d`'s dilation); windows must be odd. With
-    `normalize_kernel=True` and a constant guide it is average pooling with `count_include_pad=False`. It is called
-    and masked as `PacConv2d`.
+    Arguments and sizes are `torch.nn.AvgPool2d`'s (and `torch.nn.MaxPool2d`'s dilation), but that `stride` is 1 by
+    default, as published, and the kernel size where it is None; windows must be odd. With `normalize_kernel=True` and
+    a constant guide it is average pooling with `count_include_pad=False`. It is called and masked as `PacConv2d`.
 
     With `channel_wise` each channel has its own kernel, from the guide's channel of the same number: the guide then
     has the input's channels. `channels`, with it and a learnable `inv_` kernel, makes `inv_alpha` and `inv_lambda`
@@ -30,10 +31,11 @@ class PacPool2d(AdaptingLayer):
         ValueError: where a shape or an option does not fit.
     """
 
+    @answers(native_impl=NATIVE_IMPL)
     def __init__(
         self,
         kernel_size: IntOrPair,
-        stride: IntOrPair | None = None,
+        stride: IntOrPair | None = 1,
         padding: IntOrPair = 0,
         dilation: IntOrPair = 1,
         ceil_mode: bool = False,
@@ -54,11 +56,12 @@ class PacPool2d(AdaptingLayer):
         self.ceil_mode, self.channel_wise = ceil_mode, channel_wise
         self._set_up_kernel(self.window, kernel_type, smooth_kernel_type, normalize_kernel, device, dtype, channels)
 
+    @answers(input_2d=INPUT_2D, input_for_kernel=INPUT_FOR_KERNEL)
     def forward(
         self, input: Tensor, guide: Tensor | None = None, kernel: Tensor | None = None, mask: Tensor | None = None
     ) -> Result:
         """Apply the layer; see the class."""
-        seen = check_call(input, guide, kernel, mask)
+        seen, mask = check_call(input, guide, kernel, mask)
         if guide is not None and self.channel_wise and guide.shape[1] != input.shape[1]:
             raise ValueError(
                 f"guide must have the input's {input.shape[1]} channels with channel_wise=True, got {guide.shape[1]}"

@@ -91,7 +91,7 @@ CASES = {
         lambda **w: PacPool2d(3, 2, 1, ceil_mode=True, normalize_kernel=True, **w),
         lambda **w: nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     ),
-    "pool, mask": Case(lambda **w: PacPool2d(3, **w), lambda **w: nn.AvgPool2d(3), masked=True),
+    "pool, mask": Case(lambda **w: PacPool2d(3, None, **w), lambda **w: nn.AvgPool2d(3), masked=True),
 }
 
 

@@ -198,7 +198,7 @@ def test_an_input_without_channels(make, backend):
 
 def test_pooling_without_channels():
     x, guide = torch.zeros(2, 0, 5, 6, requires_grad=True), torch.randn(2, 3, 5, 6)
-    out = PacPool2d(3)(x, guide)
+    out = PacPool2d(3, None)(x, guide)
     out.sum().backward()
     assert out.shape == (2, 0, 1, 2)
     assert x.grad.shape == x.shape

@@ -73,6 +73,7 @@ def test_with_a_constant_guide_a_convolution_is_its_counterpart(kernel_size, our
 def test_with_a_constant_guide_pooling_is_its_counterpart(options, channel_wise):
     x = torch.randn(2, 4, 11, 9)
     guide = torch.full_like(x, 0.7)
+    options = {"stride": None, **options}
     layer = PacPool2d(3, normalize_kernel=True, channel_wise=channel_wise, **options)
     torch.testing.assert_close(layer(x, guide), nn.AvgPool2d(3, count_include_pad=False, **options)(x))
     summing = PacPool2d(3, channel_wise=channel_wise, **options)

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import hotswap
-from hotswap.checkpoint.read import read
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
 from hotswap.targets.plan import Plan
@@ -54,21 +54,6 @@ def protocol(recipe: Recipe) -> str | None:
     return next((name for name, values in _NORMALISATIONS.items() if values == normalisation(recipe)), None)
 
 
-def mixed_protocols(recipe: Recipe, checkpoint: str | Path) -> str | None:
-    """What to say where a checkpoint was trained by another protocol than the recipe's; None where it was not."""
-    metadata = read(checkpoint).metadata
-    before, now = None if metadata is None else metadata.images.protocol, protocol(recipe)
-    data_set = recipe.data.validation.name
-    if before is None or before == now or data_set not in protocols.KNOWN:
-        return None
-    put_right = f"--set protocol={before}" if before in protocols.KNOWN[data_set] else "a recipe of its own data"
-    return (
-        f"{str(checkpoint)!r} is of the protocol {before!r}, and this recipe prepares its data by "
-        f"{'none that has a name' if now is None else repr(now)}: their figures must not be compared; {put_right} is "
-        "the checkpoint's"
-    )
-
-
 def as_seen(recipe: Recipe, data: Dataset[Item]) -> Dataset[Item]:
     """A data set with images normalised for the recipe's network."""
     values = normalisation(recipe)
@@ -87,11 +72,24 @@ def example(data: Dataset[Item], seed: int) -> Inputs:
         return datasets.collate([data[0]])[0]
 
 
+def spec(recipe: Recipe) -> names.Spec:
+    """The name of the recipe's network, with its options."""
+    parsed = names.parse(recipe.model.name)
+    return replace(parsed, options={**parsed.options, **recipe.model.options})
+
+
+def usual_options(recipe: Recipe) -> dict[str, Any]:
+    """Options of the recipe's own network that have a default, with it; none of a provider's."""
+    _here_too()
+    named = spec(recipe)
+    return providers.factory_defaults(named) if named.is_factory else {}
+
+
 def plain(recipe: Recipe) -> nn.Module:
     """Build the recipe's plain network; the seed decides random weights."""
     _here_too()
     with datasets.seeded(recipe.seed):
-        return providers.build(_spec(recipe), trusted=True)
+        return providers.build(str(spec(recipe)), trusted=True)
 
 
 def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: Mapping[str, Path]) -> nn.Module:
@@ -133,7 +131,7 @@ def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, pla
 def recordable(recipe: Recipe) -> str | None:
     """The network's name for its checkpoints; None if a file may not name it."""
     try:
-        return providers.architecture(_spec(recipe))
+        return providers.architecture(str(spec(recipe)))
     except HotswapError:
         return None
 
@@ -153,11 +151,6 @@ def _file(checkpoint: str, earlier: Mapping[str, Path]) -> str | Path:
             f"model.checkpoint is where arm {name!r} ended, which has not been run here; pass --checkpoint"
         )
     return earlier[name]
-
-
-def _spec(recipe: Recipe) -> str:
-    parsed = names.parse(recipe.model.name)
-    return str(replace(parsed, options={**parsed.options, **recipe.model.options}))
 
 
 def _here_too() -> None:

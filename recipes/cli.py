@@ -72,7 +72,7 @@ def finetune(
     out = Path(folder or Path("runs") / Path(recipe).stem)
     console = None if output.is_quiet() else Console(stderr=True)
     for chosen in () if resume else arms.values():
-        _tell_mixed(chosen, chosen.model.checkpoint)
+        _tell_differences(chosen, chosen.model.checkpoint)
     try:
         result = engine.finetune(arms, out, resume=resume, max_steps=max_steps, console=console)
     except KeyboardInterrupt:
@@ -104,7 +104,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], checkpoint: str | None, ar
 
     from recipes import engine
 
-    _tell_mixed(chosen, checkpoint)
+    _tell_differences(chosen, checkpoint)
     metrics = engine.evaluate(chosen, checkpoint)
     if engine.is_main_process():
         if as_json:
@@ -145,7 +145,7 @@ def predict(
 
     from recipes.comparison import draw_predictions
 
-    _tell_mixed(chosen, checkpoint)
+    _tell_differences(chosen, checkpoint)
     files = []
     for path in draw_predictions(chosen, checkpoint, images, Path(folder), limit):
         output.wrote(str(path))
@@ -154,15 +154,14 @@ def predict(
         output.show_json({"files": files})
 
 
-def _tell_mixed(recipe: "Recipe", checkpoint: str | None) -> None:
-    """Say where a checkpoint is of another protocol than the recipe."""
-    from recipes import building
+def _tell_differences(recipe: "Recipe", checkpoint: str | None) -> None:
+    """Say where a checkpoint is not of what the recipe makes of it."""
+    from recipes import agreement
     from recipes.config import EARLIER
 
-    if checkpoint is None or checkpoint.startswith(EARLIER):
-        return
-    if (told := building.mixed_protocols(recipe, checkpoint)) is not None:
-        output.note(told)
+    if checkpoint is not None and not checkpoint.startswith(EARLIER):
+        for told in agreement.differences(recipe, checkpoint):
+            output.note(told)
 
 
 @options.command(

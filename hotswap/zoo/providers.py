@@ -113,6 +113,19 @@ def build(
     return built
 
 
+def factory_defaults(spec: Spec) -> dict[str, Any]:
+    """Options of a factory of the user's own that have a default, with it.
+
+    Raises:
+        HotswapError: where there is no such factory.
+    """
+    try:
+        parameters = inspect.signature(_factory(spec)).parameters
+    except (TypeError, ValueError):  # of code that is not written in Python
+        return {}
+    return {name: x.default for name, x in parameters.items() if x.default is not inspect.Parameter.empty}
+
+
 def pinned(spec: str) -> tuple[str, tuple[str, ...]]:
     """A network's name, pinned to the present commit if it is on the hub, and notes that say so.
 

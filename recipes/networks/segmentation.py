@@ -5,7 +5,6 @@ a FCN-8s came from: ImageNet's, or for those of Caffe (122.679, 116.669, 104.007
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +64,15 @@ def fcn8s_paccrf(
     vgg16: str | None = None,
     caffe: str | None = None,
     backbone: str | None = None,
-    **crf: Any,
+    steps: int = 5,
+    loose: bool = False,
+    kernel_size: int = 5,
+    compat_type: str = "4d",
+    blur: int = 1,
+    spatial_filter: bool = True,
+    unary_weight: float = 1.0,
+    fixed_weighting: bool = False,
+    channel_scales: bool = False,
 ) -> WithCRF:
     """FCN-8s with a PAC-CRF behind it.
 
@@ -79,7 +86,15 @@ def fcn8s_paccrf(
         vgg16: see `fcn8s`.
         caffe: see `fcn8s`.
         backbone: a file that a run of the recipe fcn8s or pacfcn left. Swaps in it are not carried out.
-        crf: further options of `WithCRF`, such as `loose`.
+        steps: see `WithCRF`, as the others.
+        loose: see there.
+        kernel_size: see there.
+        compat_type: see there.
+        blur: see there.
+        spatial_filter: see there.
+        unary_weight: see there.
+        fixed_weighting: see there.
+        channel_scales: see there.
 
     Raises:
         HotswapError: where more than one file is given, or one cannot be read or does not fit.
@@ -89,7 +104,21 @@ def fcn8s_paccrf(
     network = fcn8s(num_classes, padding, hidden, interpolate, vgg16, caffe)
     if backbone is not None:
         load_weights(network, read(backbone))
-    return WithCRF(network, num_classes, dilations, std, **crf)
+    return WithCRF(
+        network,
+        num_classes,
+        dilations,
+        std,
+        steps=steps,
+        loose=loose,
+        kernel_size=kernel_size,
+        compat_type=compat_type,
+        blur=blur,
+        spatial_filter=spatial_filter,
+        unary_weight=unary_weight,
+        fixed_weighting=fixed_weighting,
+        channel_scales=channel_scales,
+    )
 
 
 def segformer(num_classes: int = 21, pretrained: str | None = None) -> nn.Module:

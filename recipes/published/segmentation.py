@@ -4,14 +4,13 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hotswap.errors import HotswapError
 from hotswap.zoo.image_stats import ImageStats
 from recipes.networks.segmentation import fcn8s, fcn8s_paccrf
-from recipes.networks.with_crf import WithCRF
 from recipes.protocols import CAFFE_MEAN, CAFFE_STD, PUBLISHED
 from recipes.published import names
 from recipes.published.network import Network, Shapes
@@ -52,21 +51,14 @@ def recognise(found: Shapes, file: Path, model: str | None, given: Mapping[str, 
         options |= {"std": list(CAFFE_STD)} | _crf(found, file, name, given)
         if name.crf is not None and name.crf.get("loose") and "loose" not in options:
             notes = ("its steps share their weights, as those that the loose CRF of its name starts from do",)
-    factory, made_by = ("fcn8s_paccrf", (fcn8s_paccrf, WithCRF)) if has_crf else ("fcn8s", (fcn8s,))
-    options = {key: value for key, value in {**options, **given}.items() if value != _defaults(made_by).get(key)}
+    made_by = fcn8s_paccrf if has_crf else fcn8s
+    factory, usual = made_by.__name__, inspect.signature(made_by).parameters
+    told = {**options, **given}
+    options = {key: value for key, value in told.items() if key not in usual or value != usual[key].default}
     said = shlex.quote(f"model.options={json.dumps(options)}")
     command = f"hotswap evaluate {factory} --set protocol={PUBLISHED} --set {said}"
     images = ImageStats(CAFFE_MEAN, CAFFE_STD, protocol=PUBLISHED)
     return Network(name.text, told_by, _MODULE, factory, options, command, images, swapped, notes=notes)
-
-
-def _defaults(made_by: Iterable[Callable[..., Any]]) -> dict[str, Any]:
-    """Options that need not be said, of functions the later of which the earlier hand theirs on to."""
-    return {
-        name: parameter.default
-        for made in reversed([*made_by])
-        for name, parameter in inspect.signature(made).parameters.items()
-    }
 
 
 def _named(found: Shapes, file: Path, model: str | None, *, has_crf: bool) -> tuple[names.Name, str]:

@@ -13,15 +13,16 @@ import hotswap
 from hotswap.checkpoint.read import read
 from hotswap.errors import HotswapError
 from hotswap.zoo import image_stats, providers
+from recipes import published
 from recipes.networks.fcn8s import FCN8s
 from recipes.networks.pac_upsampling import PacUpsampling
-from recipes.published import migration, names
+from recipes.published import names
 
 
 def refused(tmp_path, state, **options):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(HotswapError) as caught:
-        migration.migrate(tmp_path / "w.pth", tmp_path / "ours.safetensors", **options)
+        published.migrate(tmp_path / "w.pth", tmp_path / "ours.safetensors", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ours.safetensors").exists()
     return str(caught.value)
@@ -78,7 +79,7 @@ def test_files_of_the_published_page_are_known_by_their_names(tmp_path, monkeypa
     kernels = {"fcn8s_paccrf32_epoch_30": (32,)}.get(stem, (64, 16))
     state = files.crf(kernels) if "crf" in model else files.fcn()
     torch.save(state, tmp_path / f"{stem}.pth")
-    told = migration.migrate(tmp_path / f"{stem}.pth", tmp_path / "ours.safetensors")
+    told = published.migrate(tmp_path / f"{stem}.pth", tmp_path / "ours.safetensors")
     assert (told.network, told.told_by) == (model, "the file's name and its weights")
 
 
@@ -87,7 +88,7 @@ def test_other_names_are_told_by_shapes_and_order(tmp_path):
     torch.save(
         {f"net{i}.{name.rpartition('.')[2]}": x for i, (name, x) in enumerate(state.items())}, tmp_path / "w.pth"
     )
-    told = migration.migrate(tmp_path / "w.pth", tmp_path / "ours.safetensors")
+    told = published.migrate(tmp_path / "w.pth", tmp_path / "ours.safetensors")
     assert (told.network, told.told_by[:27]) == ("PacJointUpsampleLite", "the shapes and order of its")
     network = hotswap.load(tmp_path / "ours.safetensors", model=PacUpsampling(8, lite=True))
     assert torch.equal(network.branch_f.conv1.weight, state["branch_f.conv1.weight"])
@@ -98,7 +99,7 @@ def test_other_names_are_told_by_shapes_and_order(tmp_path):
 def test_one_scale_for_all_colours_is_taken_too(tmp_path, monkeypatch, scale):
     files.narrow(monkeypatch)
     torch.save(files.crf((32,)) | {"feat_scales.0": scale}, tmp_path / "w.pth")
-    network = migration.load(tmp_path / "w.pth", model="fcn8s_crfi5p4d5321")
+    network = published.load(tmp_path / "w.pth", model="fcn8s_crfi5p4d5321")
     assert network.feat_scales[0].shape == ()
     assert network.feat_scales[0].item() == 40
 
@@ -106,14 +107,14 @@ def test_one_scale_for_all_colours_is_taken_too(tmp_path, monkeypatch, scale):
 def test_a_crf_of_shared_steps_may_have_the_loose_ones_name(tmp_path, monkeypatch):
     files.narrow(monkeypatch)
     torch.save(files.crf((64, 16)), tmp_path / "w.pth")
-    told = migration.migrate(tmp_path / "w.pth", tmp_path / "o.pt", model="fcn8s_crfi5lp4d5641p4d5161")
+    told = published.migrate(tmp_path / "w.pth", tmp_path / "o.pt", model="fcn8s_crfi5lp4d5641p4d5161")
     assert "loose" not in told.architecture
     assert told.notes == ("its steps share their weights, as those that the loose CRF of its name starts from do",)
 
 
 def test_load_gives_the_network(tmp_path):
     torch.save(files.djif(), tmp_path / "w.pth")
-    network = migration.load(tmp_path / "w.pth")
+    network = published.load(tmp_path / "w.pth")
     assert network(torch.rand(1, 1, 2, 3), torch.rand(1, 3, 8, 12)).shape == (1, 1, 8, 12)
     assert image_stats.of(network).protocol == "published"
 
@@ -162,7 +163,7 @@ def test_what_does_not_fit_a_segmentation_network_is_named(tmp_path, monkeypatch
 def test_a_hot_swapped_network_may_lack_what_it_does_not_use(tmp_path, monkeypatch):
     files.narrow(monkeypatch)
     torch.save({n: x for n, x in files.fcn().items() if n != "upscore8.weight"}, tmp_path / "w.pth")
-    assert migration.migrate(tmp_path / "w.pth", tmp_path / "o.pt", model="fcn8spac").swapped
+    assert published.migrate(tmp_path / "w.pth", tmp_path / "o.pt", model="fcn8spac").swapped
 
 
 def test_others_files_are_refused(tmp_path):
@@ -174,9 +175,9 @@ def test_others_files_are_refused(tmp_path):
     assert "has no options that its weights do not tell, got factor" in refused(
         tmp_path, files.djif(), options={"factor": 4}
     )
-    migration.migrate(tmp_path / "w.pth", tmp_path / "again.safetensors")
+    published.migrate(tmp_path / "w.pth", tmp_path / "again.safetensors")
     with pytest.raises(HotswapError, match="is a checkpoint of hotswap already"):
-        migration.migrate(tmp_path / "again.safetensors", tmp_path / "o.pt")
+        published.migrate(tmp_path / "again.safetensors", tmp_path / "o.pt")
 
 
 @pytest.mark.parametrize(
@@ -229,18 +230,38 @@ def test_evaluate_takes_it_and_says_where_protocols_differ(tmp_path, monkeypatch
     root = nyu(tmp_path, (24, 32), count=8)
     torch.save(files.upsampling(4, lite=True), tmp_path / "w.pth")
     ours = tmp_path / "ours.safetensors"
-    migration.migrate(tmp_path / "w.pth", ours)
+    published.migrate(tmp_path / "w.pth", ours)
     roots = ["--set", f"data.validation.options.root={root}", "--set", "workers=0"]
     command = ("evaluate", "joint_depth_pac_lite_x4", "--checkpoint", ours, *roots)
-    published = invoke(*command)
-    assert (published.exit_code, published.stderr) == (0, ""), published.output
+    same = invoke(*command)
+    assert (same.exit_code, same.stderr) == (0, ""), same.output
     other = invoke(*command, "--set", "protocol=centre_pixel")
     assert other.exit_code == 0
     assert other.stderr == (
         f"note: {str(ours)!r} is of the protocol 'published', and this recipe prepares its data by 'centre_pixel': their "
         "figures must not be compared; --set protocol=published is the checkpoint's\n"
     )
-    assert published.stdout != other.stdout
+    assert same.stdout != other.stdout
+
+
+def test_a_recipe_whose_network_has_other_options_is_told(tmp_path, monkeypatch):
+    """The same weights fit it, and would give other numbers without a word."""
+    from tiny_datasets import LISTS, voc
+
+    files.narrow(monkeypatch)
+    root = voc(tmp_path / "voc", LISTS, (40, 36))
+    ours = tmp_path / "ours.safetensors"
+    torch.save(files.fcn(), tmp_path / "w.pth")
+    published.migrate(tmp_path / "w.pth", ours, model="fcn8s")
+    sizes = f"model.options={{num_classes: {files.CLASSES}, hidden: {files.HIDDEN}}}"
+    command = ["predict", "fcn8s", "--set", "protocol=published", "--set", sizes, "--checkpoint", ours]
+    command += ["--set", f"data.validation.options.root={root}", "--output-dir", tmp_path / "out"]
+    told = invoke(*command).stderr.splitlines()[0]
+    assert told == (
+        f"note: {str(ours)!r} is of a network whose option padding is 100, and in this recipe it is 1: the weights fit and "
+        "are not meant for it; --set model.options.padding=100 is the checkpoint's"
+    )
+    assert "note" not in invoke(*command, "--set", "model.options.padding=100").stderr
 
 
 def test_predict_takes_a_segmentation_network(tmp_path, monkeypatch):
@@ -252,7 +273,7 @@ def test_predict_takes_a_segmentation_network(tmp_path, monkeypatch):
     root = voc(tmp_path / "voc", LISTS, (40, 36))
     picture(tmp_path / "photos" / "a.png", (33, 40))
     torch.save(files.fcn(), "w.pth")
-    told = migration.migrate("w.pth", "ours.safetensors", model="fcn8spac")
+    told = published.migrate("w.pth", "ours.safetensors", model="fcn8spac")
     at = told.command.index("--set 'model.options=")
     options = told.command[at:].split("'")[1]
     command = ["predict", "fcn8s", "--set", "protocol=published", "--set", options]
@@ -274,7 +295,7 @@ def test_predict_takes_a_segmentation_network(tmp_path, monkeypatch):
 def test_ours_is_found_by_hotswaps_commands(tmp_path, monkeypatch):
     files.narrow(monkeypatch)
     torch.save(files.fcn(), tmp_path / "w.pth")
-    migration.migrate(tmp_path / "w.pth", tmp_path / "ours.safetensors", model="fcn8spac")
+    published.migrate(tmp_path / "w.pth", tmp_path / "ours.safetensors", model="fcn8spac")
     plain = tmp_path / "plain.safetensors"
     done = invoke("revert", tmp_path / "ours.safetensors", "-o", plain)
     assert done.exit_code == 0, done.output

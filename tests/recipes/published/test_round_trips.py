@@ -8,8 +8,7 @@ import torch
 import hotswap
 from hotswap.checkpoint.read import read
 from hotswap.zoo import providers
-from recipes import building
-from recipes.published import migration
+from recipes import building, published
 
 MEAN = torch.tensor([104.007, 116.669, 122.679], dtype=torch.float64)[:, None, None]  # BGR
 
@@ -21,7 +20,7 @@ def doubled(state):
 def migrated(tmp_path, state, writer, model=None, **options):
     """The network of the checkpoint that `migrate` wrote, in float64, and what it said."""
     files.WRITERS[writer](state, tmp_path / "theirs.pth")
-    told = migration.migrate(tmp_path / "theirs.pth", tmp_path / "ours.safetensors", model=model, options=options)
+    told = published.migrate(tmp_path / "theirs.pth", tmp_path / "ours.safetensors", model=model, options=options)
     network = hotswap.load(tmp_path / "ours.safetensors", model=providers.build(told.architecture, trusted=True))
     assert read(tmp_path / "ours.safetensors").metadata.images.protocol == "published"
     return network.double().eval(), told

@@ -98,4 +98,5 @@ def _number(n: int, like: Tensor) -> Tensor:
 
 def _averaged(image: Tensor, size: Sequence[int]) -> Tensor:
     height, width = size
-    return F.adaptive_avg_pool2d(image.to(accumulate_dtype(image.dtype)), (height, width))
+    wide = accumulate_dtype(image.dtype)
+    return F.adaptive_avg_pool2d(image if image.dtype == wide else image.to(wide), (height, width))

@@ -30,6 +30,7 @@ _environment: Any = os.environ._data  # type: ignore[attr-defined]
 _variable = os.environ.encodekey(ENVIRONMENT_VARIABLE)
 
 _forced: ContextVar[str | None] = ContextVar("pac_ops_backend", default=None)
+_chosen: dict[tuple[torch.device, torch.dtype], Any] = {}  # where none is asked for
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def backend_for(x: Tensor) -> str:
             raise ValueError(f"backend {forced!r} was asked for but cannot run: {reason}")
         return forced
     if x.is_cpu and x.dtype in _NATIVE_DTYPES and load("native").why_not_built(x.dtype) is None:
-        return "native"  # at once: a small map is convolved in the time that all reasons take
+        return "native"
     if x.is_cuda and (reason := why_not("triton", x)):
         _warn(f"pac_ops takes the slow reference path on this GPU, since backend 'triton' cannot run: {reason}")
     return _first(x, BACKENDS)
@@ -143,7 +144,17 @@ def _asked_for() -> str | None:
 
 
 def implementation(x: Tensor) -> Any:
-    """The module that runs a call on tensors like `x`: that of `backend_for`."""
+    """The module of `backend_for`, chosen once for each device and dtype where none is asked for."""
+    if _forced.get() is not None or _variable in _environment:
+        return _module(x)
+    key = (x.device, x.dtype)
+    module = _chosen.get(key)
+    if module is None:
+        module = _chosen[key] = _module(x)
+    return module
+
+
+def _module(x: Tensor) -> Any:
     name = backend_for(x)
     return load("double" if name == "native" and x.dtype is torch.float64 else name)
 

@@ -50,7 +50,7 @@ def pacconv2d(
         shared_filters: one filter, applied to every channel by itself.
 
     Returns:
-        [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+        [B, O, Ho, Wo] in the input's dtype, channels-last where input or weight is; summed in float32 or wider.
     """
     c, out_channels = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[O, C/groups, kh, kw]")
     if not shared_filters and (c != weight.shape[1] * groups or out_channels % groups):
@@ -99,7 +99,7 @@ def pacconv_transpose2d(
         shared_filters: one filter, applied to every channel by itself.
 
     Returns:
-        [B, O, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+        [B, O, Ho, Wo] in the input's dtype, channels-last where input or weight is; summed in float32 or wider.
     """
     c, _ = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups)
     if not shared_filters and (c != weight.shape[0] or c % groups):
@@ -145,7 +145,7 @@ def pacpool2d(
         ceil_mode: as in `torch.nn.AvgPool2d`.
 
     Returns:
-        [B, C, Ho, Wo], contiguous, in the input's dtype; sums are taken in float32 or wider.
+        [B, C, Ho, Wo] in the input's dtype, channels-last where it is; summed in float32 or wider.
     """
     check_image("input", input)
     check_tensor("kernel", kernel)

@@ -68,18 +68,17 @@ def pacresize2d(
             overshoot: for depth, flow and mattes, whose values count, rather than scores of classes.
 
     Returns:
-        [B, C, H, W], contiguous, in the input's dtype; K, weights and sums are float32 or wider.
+        [B, C, H, W] in the input's dtype, channels-last where it is; K, weights and sums are float32 or wider.
     """
     factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     where, planned = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
     coarse = (input.shape[2], input.shape[3])
     steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
-    if not library.may_split(input, guide, coarse_guide, scale):
-        return steps.whole(input)
+    recorded = not library.may_split(input, guide, coarse_guide, scale)
+    if recorded or steps.at_once(input):
+        return steps.whole(input, recorded=recorded)
     out: Tensor | None = None
     for rows, band in steps.bands(input):
-        if band.shape[2] == guide.shape[2]:
-            return band
         out = input.new_empty(*input.shape[:2], *guide.shape[2:]) if out is None else out
         out[:, :, rows] = band
     return input.new_empty(*input.shape[:2], *guide.shape[2:]) if out is None else out

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pac_ops import library
 from pac_ops.area import area_average2d, has_size
-from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
 from pac_ops.functional.pyramid import every_second, halved, levels, odd, with_detail
-from pac_ops.functional.weights import guided_weights, plain_weights, weights_of_rows
+from pac_ops.functional.weights import enlarged_rows, guided_weights, plain_weights
 from pac_ops.geometry import Pair
 
-TAPS_OF_A_BAND = 2**19  # weights of neighbours that are held at a time, where nothing is recorded: 2 MiB stay near
+# Weights of neighbours that are held at a time, where nothing is recorded: on a CPU 2 MiB, which stay near.
+TAPS_OF_A_BAND, TAPS_ON_A_GPU = 2**19, 2**26
 ROWS_OF_A_BAND = 16  # at least, where there are steps: two bands compute some of the rows between twice
 
 
@@ -34,12 +34,19 @@ class Step(NamedTuple):
         result: Tensor = library.pacresize2d(input, kernel, *self.where.options)
         return result
 
-    def rows(self, input: Tensor, rows: slice, band: "Band", scale: float | Tensor, residual: bool) -> Tensor:
-        """Some fine rows, of the coarse rows that they need."""
-        guide, coarse_guide = self.guide[:, :, rows], self.coarse_guide[:, :, band.seen]
-        kernel = weights_of_rows(guide, coarse_guide, _size(self.coarse_guide), band.where, scale, residual)
-        result: Tensor = choose.implementation(input).pacresize2d(input, kernel, band.where)
-        return result
+    def rows(
+        self,
+        input: Tensor,
+        scale: float | Tensor,
+        residual: bool,
+        rows: slice | None = None,
+        band: "Band | None" = None,
+    ) -> Tensor:
+        """Some fine rows, of the coarse rows that they need, or all, by the backend itself."""
+        guide, coarse_guide, where = self.guide, self.coarse_guide, self.where
+        if rows is not None and band is not None:
+            guide, coarse_guide, where = guide[:, :, rows], coarse_guide[:, :, band.seen], band.where
+        return enlarged_rows(input, guide, coarse_guide, _size(self.coarse_guide), where, scale, residual)
 
 
 class Band(NamedTuple):
@@ -72,23 +79,31 @@ class Steps(NamedTuple):
     halvings: int  # of the map before the first step; so many steps lead back to it
     bounds: Enlargement | None = None  # of the neighbours whose range no pixel leaves
 
-    def whole(self, input: Tensor) -> Tensor:
-        """The map, enlarged."""
+    def whole(self, input: Tensor, *, recorded: bool = True) -> Tensor:
+        """The map, enlarged; only where `recorded` through the dispatcher."""
         maps = levels(input, self.halvings)
         out = maps[0]
         for number, step in enumerate(self.steps):
-            out = step.enlarged(out, self.scale, self.residual)
+            out = (step.enlarged if recorded else step.rows)(out, self.scale, self.residual)
             if number < self.halvings:
                 out = with_detail(out, maps[number + 1], maps[number])
         out = out.to(input.dtype)
         return out if self.bounds is None else _within(out, input, self.bounds)
 
+    def at_once(self, input: Tensor) -> bool:
+        """Whether all rows are one band."""
+        return self._high(input) >= self.steps[-1].guide.shape[2] > 0
+
+    def _high(self, input: Tensor) -> int:
+        """Rows of a band."""
+        least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
+        taps = input.shape[0] * self.steps[-1].guide.shape[3] * self.steps[-1].where.footprint ** 2  # of a row
+        return max(least, (TAPS_ON_A_GPU if input.is_cuda else TAPS_OF_A_BAND) // max(taps, 1))
+
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
-        height, width = fine = _size(self.steps[-1].guide)
-        least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
-        taps = input.shape[0] * width * self.steps[-1].where.footprint ** 2  # of a row
-        high = max(least, TAPS_OF_A_BAND // max(taps, 1))
+        height, _ = fine = _size(self.steps[-1].guide)
+        high = self._high(input)
         maps = levels(input, self.halvings)
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
@@ -104,7 +119,7 @@ class Steps(NamedTuple):
             return maps[0][:, :, rows]
         step = self.steps[count - 1]
         band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, maps[0].device)
-        out = step.rows(self._rows(maps, band.seen, count - 1), rows, band, self.scale, self.residual)
+        out = step.rows(self._rows(maps, band.seen, count - 1), self.scale, self.residual, rows, band)
         return out if count > self.halvings else with_detail(out, maps[count], maps[count - 1], rows)
 
 

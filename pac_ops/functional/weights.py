@@ -26,16 +26,29 @@ def guided_weights(
     return kernel + (plain_weights(coarse, fine, where, kernel) - smooth)
 
 
-def weights_of_rows(
-    guide: Tensor, coarse_guide: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool
+def enlarged_rows(
+    input: Tensor,
+    guide: Tensor,
+    coarse_guide: Tensor,
+    coarse: Pair,
+    where: Enlargement,
+    scale: float | Tensor,
+    residual: bool,
 ) -> Tensor:
-    """The weights of some fine rows, by the backend itself: nothing is recorded. `coarse` is the whole map's size."""
-    backend = choose.implementation(guide)
-    if not hasattr(backend, "resize_weights2d"):
-        return guided_weights(backend.resize_distance2d(guide, coarse_guide, where), coarse, where, scale, residual)
+    """Some fine rows, or all, by the backend itself: nothing is recorded. `coarse` is the whole map's size."""
+    backend, scale = choose.implementation(input), _scale(scale, guide)
     smooth = residual and where.footprint > 2
-    kernel: Tensor = backend.resize_weights2d(guide, coarse_guide, where, float(_scale(scale, guide)), smooth)
-    return kernel
+    of_guide = choose.implementation(guide)
+    if of_guide is backend and hasattr(backend, "guided_resize2d"):
+        out: Tensor = backend.guided_resize2d(input, guide, coarse_guide, where, scale, smooth)
+        return out
+    if hasattr(of_guide, "resize_weights2d"):
+        kernel = of_guide.resize_weights2d(guide, coarse_guide, where, float(scale), smooth)
+    else:
+        distance = of_guide.resize_distance2d(guide, coarse_guide, where)
+        kernel = guided_weights(distance, coarse, where, scale, residual)
+    result: Tensor = backend.pacresize2d(input, kernel, where)
+    return result
 
 
 def plain_weights(coarse: Pair, fine: Pair, where: Enlargement, like: Tensor) -> Tensor:

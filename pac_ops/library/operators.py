@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pac_ops import formats
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement
@@ -35,13 +36,15 @@ class Operator:
     chosen_by: int = 0  # the operand whose device and dtype choose the backend
     linear: bool = False  # in each operand, with `needs` and the input's dtype; else a distance, as wide as sums are
     bias: bool = False
+    followed: tuple[int, ...] = ()  # operands that are images or weights: the output has their memory format
 
     def kernel(self) -> Callable[..., Any]:
         """The function that has a backend compute it."""
-        name, chosen_by, for_backend = self.name, self.chosen_by, self.for_backend
+        name, chosen_by, for_backend, followed = self.name, self.chosen_by, self.for_backend, self.followed
 
         def run(*arguments: Any) -> Any:
-            return getattr(choose.implementation(arguments[chosen_by]), name)(*for_backend(*arguments))
+            out = getattr(choose.implementation(arguments[chosen_by]), name)(*for_backend(*arguments))
+            return formats.like(out, *[arguments[k] for k in followed]) if followed else out
 
         return run
 
@@ -51,25 +54,39 @@ class Operator:
         operands = arguments[:count]
         run = getattr(choose.implementation(operands[self.chosen_by]), f"{self.name}_backward")
         if not self.linear:
-            return run(grad, *self.for_backend(*arguments))
+            gradients = run(grad, *self.for_backend(*arguments))
+            if isinstance(gradients, Tensor):
+                return formats.like(gradients, *operands)
+            return tuple(formats.like(g, x) for g, x in zip(gradients, operands, strict=True))
         *options, needs = arguments[count:]
         given = list(self.for_backend(*operands, *(None,) * self.bias, *options))
         if self.bias:
             del given[count]
         gradients = run(grad, *given, tuple(needs))
-        return tuple(x.new_empty(0) if g is None else g for g, x in zip(gradients, operands, strict=True))
+        return tuple(
+            [
+                x.new_empty(0) if g is None else formats.like(g, x) if k in self.followed else g
+                for k, (g, x) in enumerate(zip(gradients, operands, strict=True))
+            ]
+        )
 
     def empty(self, *arguments: Any) -> Tensor:
         """The output without its values."""
         like: Tensor = arguments[self.chosen_by]
         dtype = like.dtype if self.linear else accumulate_dtype(like.dtype)
-        return like.new_empty(self.shape(*arguments), dtype=dtype)
+        size = self.shape(*arguments)
+        last = formats.channels_last(*(arguments[k] for k in self.followed))
+        return like.new_empty_strided(size, formats.strides(size, last=last), dtype=dtype)
 
     def empty_backward(self, grad: Tensor, *arguments: Any) -> Any:
         """The gradients without their values."""
         operands = arguments[: len(self.operands)]
         needs = arguments[-1] if self.linear else [True] * len(operands)
-        gradients = tuple(x.new_empty(x.shape if need else 0) for x, need in zip(operands, needs, strict=True))
+        images = (*self.followed, *(range(len(operands)) if not self.linear else ()))
+        gradients = tuple(
+            formats.empty(x.shape, x, *((x,) if k in images else ())) if need else x.new_empty(0)
+            for k, (x, need) in enumerate(zip(operands, needs, strict=True))
+        )
         return gradients if len(gradients) > 1 else gradients[0]
 
     def register(self) -> None:
@@ -139,13 +156,29 @@ _WEIGHED = ("input", "kernel")
 OPERATORS = (
     Operator("squared_distance2d", ("guide",), _WINDOW, _for_distances, _shape_of_distances),
     Operator("gaussian_kernel2d", ("guide",), _WINDOW, _for_distances, _shape_of_distances),
-    Operator("pacconv2d", _CONVOLVED, _CONV, _for_convolution, _shape_of_convolution, linear=True, bias=True),
     Operator(
-        "pacconv_transpose2d", _CONVOLVED, _CONV, _for_convolution, _shape_of_transposed, linear=True, bias=True
+        "pacconv2d",
+        _CONVOLVED,
+        _CONV,
+        _for_convolution,
+        _shape_of_convolution,
+        linear=True,
+        bias=True,
+        followed=(0, 2),
     ),
-    Operator("pacpool2d", _WEIGHED, _SLIDING, _for_pooling, _shape_of_sums, linear=True),
+    Operator(
+        "pacconv_transpose2d",
+        _CONVOLVED,
+        _CONV,
+        _for_convolution,
+        _shape_of_transposed,
+        linear=True,
+        bias=True,
+        followed=(0, 2),
+    ),
+    Operator("pacpool2d", _WEIGHED, _SLIDING, _for_pooling, _shape_of_sums, linear=True, followed=(0,)),
     Operator("resize_distance2d", ("guide", "coarse"), _ENLARGEMENT, _for_enlargement, _shape_of_enlarged_distances),
-    Operator("pacresize2d", _WEIGHED, _ENLARGEMENT, _for_enlargement, _shape_of_sums, linear=True),
+    Operator("pacresize2d", _WEIGHED, _ENLARGEMENT, _for_enlargement, _shape_of_sums, linear=True, followed=(0,)),
 )
 
 

@@ -15,9 +15,9 @@ NO_GPU = "no GPU: test_every_kernel_under_the_interpreter runs this on the CPU"
 
 
 def on_device(test):
-    """Mark a test that runs on a GPU, or interpreted; tile sizes are not timed, since each takes seconds to compile."""
+    """Mark a test that runs on a GPU, or interpreted."""
     skip = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU)
-    return pytest.mark.gpu(pytest.mark.usefixtures("in_full_float32", "untuned")(skip(test)))
+    return pytest.mark.gpu(pytest.mark.usefixtures("in_full_float32")(skip(test)))
 
 
 def on_gpu(test):
@@ -96,11 +96,24 @@ def check_call(name, arguments, layout=lambda x: x):
     for n, (a, e, like) in enumerate(zip(actual, expected, run(reference, name, arguments), strict=True)):
         assert (a is None) == (e is None)
         if a is not None:
-            assert a.is_contiguous()
+            check_format(a, n, name, given)
             assert a.dtype == like.dtype
             # What is small beside 1 may be a difference of equal numbers.
             assert_close(a.cpu(), e, a.dtype, f"{name} {n}", floor=1e-3)
     return actual
+
+
+def check_format(result, number, name, given):
+    """Contiguous or channels-last, as the one of the arguments that it is like."""
+    if result.dim() == 6:
+        assert result.is_contiguous()
+        return
+    images = [x for x in given if isinstance(x, torch.Tensor) and x.dim() in (4, 6)]
+    like = images[:1] + [x for x in images[2:3] if name.startswith("pacconv")]
+    if name.endswith("_backward"):
+        like = [images[1 + number]]
+    last = any(x.stride(1) == 1 and x.stride(3) > 1 for x in like)
+    assert result.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def check(operator, case, dtype, **kwargs):

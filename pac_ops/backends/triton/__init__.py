@@ -27,5 +27,6 @@ from pac_ops.backends.triton.enlargement import (
     resize_distance2d,
     resize_distance2d_backward,
 )
+from pac_ops.backends.triton.guided import guided_resize2d
 from pac_ops.backends.triton.launch import INTERPRETED, traced
 from pac_ops.backends.triton.pooling import pacpool2d, pacpool2d_backward

@@ -4,13 +4,15 @@
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pac_ops.backends.triton import tiles
+from pac_ops.backends.triton.arguments import cdiv, index_type, strides, walked
 from pac_ops.backends.triton.indexing import (
     is_in,
     load_channels,
@@ -18,16 +20,8 @@ from pac_ops.backends.triton.indexing import (
     store_channels,
     tile_of_pixels,
 )
-from pac_ops.backends.triton.launch import (
-    INTERPRETED,
-    Meta,
-    cdiv,
-    elementwise_tiles,
-    index_type,
-    launch,
-    tensor,
-    walked,
-)
+from pac_ops.backends.triton.launch import INTERPRETED, Launch, planned
+from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
 from pac_ops.backends.triton.walk import sliding
 from pac_ops.geometry import Window
 
@@ -158,37 +152,60 @@ def gaussian_kernel2d(guide: Tensor, window: Window) -> Tensor:
     return _distances(guide, window, gaussian=True)
 
 
+class _Plan(NamedTuple):
+    """All of a call that follows from its shapes."""
+
+    launch: Launch
+    out: Layout
+
+
 def _distances(x: Tensor, window: Window, *, gaussian: bool) -> Tensor:
+    plan = planned(_plan, layout(x), window, gaussian, settings(x))
+    out = plan.out.empty(x.device)
+    plan.launch(x, out)
+    return out
+
+
+def _plan(of_x: Key, window: Window, gaussian: bool, given: Key) -> _Plan:
+    x, device = Layout(*of_x), Settings(*given).device
     walk, (kh, kw) = sliding(window), window.kernel_size
     batch, channels, height, width = x.shape
     size = window.output_size(height, width)
-    out = torch.empty((batch, 1, kh, kw, *size), dtype=torch.float32, device=x.device)
+    out = Layout.dense((batch, 1, kh, kw, *size), torch.float32)
     # A 3x3 window has 8 taps beside its centre.
-    of_channels = 2 if INTERPRETED else 8 if x.stride(1) == 1 else 4
-    meta: Meta = {"BLOCK_T": 8, "BLOCK_P": 64, "BLOCK_O": of_channels, "num_warps": 4}
+    of_channels = 2 if INTERPRETED else 8 if x.last else 4
+    meta = {"BLOCK_T": 8, "BLOCK_P": 64, "BLOCK_O": of_channels, "num_warps": 4}
     parts = max(1, cdiv(kh * kw - 1, meta["BLOCK_T"]))
     arguments: dict[str, Any] = {
-        **tensor("x", x),
-        **tensor("out", out, "bcijyx"),
+        **strides("x", x),
+        **strides("out", out, "bcijyx"),
         **walked(walk, size, x),
         "channels": channels,
         "GAUSSIAN": gaussian,
         "INDEX": index_type(x, out),
         "PARTS": parts,
     }
-    launch(_distance_kernel, (cdiv(batch * size[0] * size[1], meta["BLOCK_P"]) * parts,), x, arguments, meta)
-    return out
+    grid = (cdiv(batch * size[0] * size[1], meta["BLOCK_P"]) * parts,)
+    return _Plan(Launch(_distance_kernel, grid, arguments | meta, device), out)
 
 
 def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> Tensor:
     """See `reference.squared_distance2d_backward`."""
+    plan = planned(_backward_plan, layout(grad), layout(guide), window, settings(guide))
+    out = plan.out.empty(guide.device)
+    plan.launch(guide, grad, out)
+    return out
+
+
+def _backward_plan(of_grad: Key, of_guide: Key, window: Window, given: Key) -> _Plan:
+    grad, guide, device = Layout(*of_grad), Layout(*of_guide), Settings(*given).device
     back = sliding(window).back
     batch, channels, height, width = guide.shape
-    out = guide.new_empty(guide.shape)
+    out = Layout.dense(guide.shape, guide.dtype, last=guide.last)
     arguments: dict[str, Any] = {
-        **tensor("guide", guide),
-        **tensor("grad", grad, "bcijyx"),
-        **tensor("out", out),
+        **strides("guide", guide),
+        **strides("grad", grad, "bcijyx"),
+        **strides("out", out),
         "batch": batch,
         "channels": channels,
         "height": height,
@@ -199,7 +216,6 @@ def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> 
         "COLUMNS": back.columns,
         "INDEX": index_type(guide, grad, out),
     }
-    meta = elementwise_tiles(guide, channels)
-    programs = cdiv(batch * height * width, meta["BLOCK_P"]) * cdiv(channels, meta["BLOCK_O"])
-    launch(_mutual_pull_kernel, (programs,), guide, arguments, meta)
-    return out
+    meta = tiles.elementwise(guide.strides, channels)
+    grid = (cdiv(batch * height * width, meta["BLOCK_P"]) * cdiv(channels, meta["BLOCK_O"]),)
+    return _Plan(Launch(_mutual_pull_kernel, grid, arguments | meta, device), out)

@@ -9,23 +9,24 @@ gradient is a sum in a fixed order.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pac_ops.backends.triton.launch import cdiv, elementwise_tiles, index_type, launch
+from pac_ops.backends.triton.arguments import strides
+from pac_ops.backends.triton.indexing import load_channels, store_channels
+from pac_ops.backends.triton.launch import planned_with_tensors
+from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
+from pac_ops.backends.triton.neighbours import (
+    Planned,
+    hashable,
+    launch_over,
+    pixels_of_tile,
+    size_of,
+    tables_of,
+)
 from pac_ops.enlargement import Enlargement
-
-
-@triton.jit
-def _pixels(tile, batch, height, width, BLOCK: tl.constexpr, INDEX):
-    """Image, row and column of each pixel of a tile, and whether it exists."""
-    pixel = tl.full((BLOCK,), BLOCK, INDEX) * tile + tl.arange(0, BLOCK)
-    image = pixel // (height * width)
-    return image, pixel % (height * width) // width, pixel % width, image < batch
 
 
 @triton.jit
@@ -33,63 +34,68 @@ def _from_coarse_kernel(
     coarse,  # [B, C, h, w]
     kernel,  # [B, 1, n, n, H, W]: K, or the distances' gradient where PULL
     fine,  # [B, C, H, W], where PULL
+    out,  # [B, C, H, W]
     rows,  # [H, n]
     columns,  # [W, n]
-    out,  # [B, C, H, W]
+    coarse_stride_b, coarse_stride_c, coarse_stride_y, coarse_stride_x,
+    fine_stride_b, fine_stride_c, fine_stride_y, fine_stride_x,
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x,
     batch, channels, height, width, fine_height, fine_width,
     TAPS: tl.constexpr, PULL: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Of every fine pixel, sum_taps K coarse; or sum_taps 2 grad (fine - coarse), the pull on the fine guide."""
     parts = tl.cdiv(channels, BLOCK_O)
-    image, y, x, exists = _pixels(tl.program_id(0) // parts, batch, fine_height, fine_width, BLOCK_P, INDEX)
-    c = tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)
-    counts = exists[None, :] & (c < channels)[:, None]
-    plane = image[None, :] * channels + c[:, None]
-    at = (plane * fine_height + y[None, :]) * fine_width + x[None, :]
+    image, y, x, exists = pixels_of_tile(tl.program_id(0) // parts, batch, fine_height, fine_width, BLOCK_P, INDEX)
+    c = (tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)).to(INDEX)
+    at_coarse = image * coarse_stride_b
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if PULL:
-        f_i = tl.load(fine + at, mask=counts, other=0.0).to(tl.float32)
+        at = image * fine_stride_b + y * fine_stride_y + x * fine_stride_x
+        f_i = load_channels(fine, at, c * fine_stride_c, exists, c < channels).to(tl.float32)
     for tap in range(TAPS * TAPS):
         i = tl.load(rows + y * TAPS + tap // TAPS, mask=exists, other=0)
         j = tl.load(columns + x * TAPS + tap % TAPS, mask=exists, other=0)
         at_kernel = ((image * TAPS * TAPS + tap) * fine_height + y) * fine_width + x
         k = tl.load(kernel + at_kernel, mask=exists, other=0.0).to(tl.float32)
-        v = tl.load(coarse + (plane * height + i[None, :]) * width + j[None, :], mask=counts, other=0.0)
+        at = at_coarse + i * coarse_stride_y + j * coarse_stride_x
+        v = load_channels(coarse, at, c * coarse_stride_c, exists, c < channels).to(tl.float32)
         if PULL:
-            total += 2 * k[None, :] * (f_i - v.to(tl.float32))
+            total += 2 * k[None, :] * (f_i - v)
         else:
-            total += k[None, :] * v.to(tl.float32)
-    tl.store(out + at, total, mask=counts)
+            total += k[None, :] * v
+    at = image * out_stride_b + y * out_stride_y + x * out_stride_x
+    store_channels(out, at, c * out_stride_c, total, exists, c < channels)
 
 
 @triton.jit
 def _over_channels_kernel(
     coarse,  # [B, C, h, w]
     fine,  # [B, C, H, W]
+    out,  # [B, 1, n, n, H, W]
     rows,  # [H, n]
     columns,  # [W, n]
-    out,  # [B, 1, n, n, H, W]
+    coarse_stride_b, coarse_stride_c, coarse_stride_y, coarse_stride_x,
+    fine_stride_b, fine_stride_c, fine_stride_y, fine_stride_x,
     batch, channels, height, width, fine_height, fine_width,
     TAPS: tl.constexpr, DISTANCE: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Of every fine pixel and tap, sum_channels (fine - coarse)^2; or of fine * coarse, the gradient of K."""
     tile = tl.program_id(0) // (TAPS * TAPS)
     tap = tl.program_id(0) % (TAPS * TAPS)
-    image, y, x, exists = _pixels(tile, batch, fine_height, fine_width, BLOCK_P, INDEX)
+    image, y, x, exists = pixels_of_tile(tile, batch, fine_height, fine_width, BLOCK_P, INDEX)
     i = tl.load(rows + y * TAPS + tap // TAPS, mask=exists, other=0)
     j = tl.load(columns + x * TAPS + tap % TAPS, mask=exists, other=0)
+    at_fine = image * fine_stride_b + y * fine_stride_y + x * fine_stride_x
+    at_coarse = image * coarse_stride_b + i * coarse_stride_y + j * coarse_stride_x
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     for first in range(0, channels, BLOCK_O):
-        c = first + tl.arange(0, BLOCK_O)
-        counts = exists[None, :] & (c < channels)[:, None]
-        plane = image[None, :] * channels + c[:, None]
-        f = tl.load(fine + (plane * fine_height + y[None, :]) * fine_width + x[None, :], mask=counts, other=0.0)
-        v = tl.load(coarse + (plane * height + i[None, :]) * width + j[None, :], mask=counts, other=0.0)
+        c = (first + tl.arange(0, BLOCK_O)).to(INDEX)
+        f = load_channels(fine, at_fine, c * fine_stride_c, exists, c < channels).to(tl.float32)
+        v = load_channels(coarse, at_coarse, c * coarse_stride_c, exists, c < channels).to(tl.float32)
         if DISTANCE:
-            away = f.to(tl.float32) - v.to(tl.float32)
-            total += away * away
+            total += (f - v) * (f - v)
         else:
-            total += f.to(tl.float32) * v.to(tl.float32)
+            total += f * v
     at = ((image * TAPS * TAPS + tap) * fine_height + y) * fine_width + x
     tl.store(out + at, tl.sum(total, axis=0), mask=exists)
 
@@ -99,22 +105,23 @@ def _to_coarse_kernel(
     fine,  # [B, C, H, W]
     kernel,  # [B, 1, n, n, H, W]: K, or the distances' gradient where PULL
     coarse,  # [B, C, h, w], where PULL
+    out,  # [B, C, h, w]
     rows,  # [n, h + 1]: the first fine row whose neighbour under a tap is this coarse row or a later one
     columns,  # [n, w + 1], likewise
-    out,  # [B, C, h, w]
+    fine_stride_b, fine_stride_c, fine_stride_y, fine_stride_x,
+    coarse_stride_b, coarse_stride_c, coarse_stride_y, coarse_stride_x,
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x,
     batch, channels, height, width, fine_height, fine_width,
     TAPS: tl.constexpr, PULL: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Of a coarse pixel, the sum over taps and the fine pixels that see it of K fine, or 2 grad (coarse - fine)."""
     parts = tl.cdiv(channels, BLOCK_O)
-    image, y, x, exists = _pixels(tl.program_id(0) // parts, batch, height, width, BLOCK_P, INDEX)
-    c = tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)
-    has_channel = (c < channels)[:, None]
-    plane = image[None, :] * channels + c[:, None]
-    at = (plane * height + y[None, :]) * width + x[None, :]
+    image, y, x, exists = pixels_of_tile(tl.program_id(0) // parts, batch, height, width, BLOCK_P, INDEX)
+    c = (tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)).to(INDEX)
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if PULL:
-        g_j = tl.load(coarse + at, mask=exists[None, :] & has_channel, other=0.0).to(tl.float32)
+        at = image * coarse_stride_b + y * coarse_stride_y + x * coarse_stride_x
+        g_j = load_channels(coarse, at, c * coarse_stride_c, exists, c < channels).to(tl.float32)
     for tap in range(TAPS * TAPS):
         from_row = rows + tap // TAPS * (height + 1) + y
         from_column = columns + tap % TAPS * (width + 1) + x
@@ -129,13 +136,14 @@ def _to_coarse_kernel(
             sees = exists & (step // most < down) & (step % most < across)
             at_kernel = ((image * TAPS * TAPS + tap) * fine_height + seen_y) * fine_width + seen_x
             k = tl.load(kernel + at_kernel, mask=sees, other=0.0).to(tl.float32)
-            at_fine = (plane * fine_height + seen_y[None, :]) * fine_width + seen_x[None, :]
-            f = tl.load(fine + at_fine, mask=sees[None, :] & has_channel, other=0.0).to(tl.float32)
+            at = image * fine_stride_b + seen_y * fine_stride_y + seen_x * fine_stride_x
+            f = load_channels(fine, at, c * fine_stride_c, sees, c < channels).to(tl.float32)
             if PULL:
                 total += tl.where(sees[None, :], 2 * k[None, :] * (g_j - f), 0.0)
             else:
                 total += k[None, :] * f
-    tl.store(out + at, total, mask=exists[None, :] & has_channel)
+    at = image * out_stride_b + y * out_stride_y + x * out_stride_x
+    store_channels(out, at, c * out_stride_c, total, exists, c < channels)
 
 
 def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:
@@ -166,68 +174,96 @@ def pacresize2d_backward(
 
 def _from_coarse(coarse: Tensor, kernel: Tensor, where: Enlargement, fine: Tensor | None) -> Tensor:
     """The kernel of that name; with `fine`, the pull on it."""
-    out = (coarse if fine is None else fine).new_empty(*coarse.shape[:2], *kernel.shape[4:])
-    coarse, kernel = coarse.contiguous(), kernel.contiguous()
-    fine = None if fine is None else fine.contiguous()
-    rows, columns = where.neighbours((coarse.shape[2], coarse.shape[3]), (out.shape[2], out.shape[3]), out.device)
-    arguments = {"coarse": coarse, "kernel": kernel, "fine": fine, "rows": rows, "columns": columns, "out": out}
-    _launch(_from_coarse_kernel, out, coarse, out, where, arguments, PULL=fine is not None)
+    kernel = kernel.contiguous()
+    of_fine = None if fine is None else layout(fine)
+    plan = planned_with_tensors(
+        _from_coarse_plan,
+        layout(coarse),
+        layout(kernel),
+        of_fine,
+        hashable(where),
+        settings(coarse),
+        device=coarse.device,
+    )
+    out = plan.out.empty(coarse.device)
+    plan.launch(coarse, kernel, fine, out)
     return out
+
+
+def _from_coarse_plan(of_coarse: Key, of_kernel: Key, of_fine: Key | None, where: Enlargement, given: Key) -> Planned:
+    coarse, kernel, device = Layout(*of_coarse), Layout(*of_kernel), Settings(*given).device
+    fine = None if of_fine is None else Layout(*of_fine)
+    like, size = coarse if fine is None else fine, (kernel.shape[4], kernel.shape[5])
+    out = Layout.dense((*coarse.shape[:2], *size), like.dtype, last=like.last)
+    arguments = {**strides("fine", fine), **strides("out", out), "PULL": fine is not None}
+    arguments |= tables_of(where.neighbours(size_of(coarse), size, device))
+    indexed = (coarse, kernel, out, *(() if fine is None else (fine,)))
+    launch = launch_over(_from_coarse_kernel, coarse, size, size, where, arguments, out, indexed, device)
+    return Planned(launch, out)
 
 
 def _over_channels(fine: Tensor, coarse: Tensor, where: Enlargement, *, distance: bool) -> Tensor:
-    n = where.footprint
-    out = torch.empty((fine.shape[0], 1, n, n, *fine.shape[2:]), dtype=torch.float32, device=fine.device)
-    fine, coarse = fine.contiguous(), coarse.contiguous()
-    rows, columns = where.neighbours((coarse.shape[2], coarse.shape[3]), (fine.shape[2], fine.shape[3]), fine.device)
-    arguments = {"coarse": coarse, "fine": fine, "rows": rows, "columns": columns, "out": out}
-    _launch(_over_channels_kernel, fine, coarse, out, where, arguments, programs=n * n, DISTANCE=distance)
+    """The kernel of that name."""
+    plan = planned_with_tensors(
+        _over_channels_plan,
+        layout(fine),
+        layout(coarse),
+        hashable(where),
+        distance,
+        settings(fine),
+        device=fine.device,
+    )
+    out = plan.out.empty(fine.device)
+    plan.launch(coarse, fine, out)
     return out
+
+
+def _over_channels_plan(of_fine: Key, of_coarse: Key, where: Enlargement, distance: bool, given: Key) -> Planned:
+    coarse, fine, device, n = Layout(*of_coarse), Layout(*of_fine), Settings(*given).device, where.footprint
+    out = Layout.dense((fine.shape[0], 1, n, n, *size_of(fine)), torch.float32)
+    arguments = {**strides("fine", fine), "DISTANCE": distance}
+    arguments |= tables_of(where.neighbours(size_of(coarse), size_of(fine), device))
+    launch = launch_over(
+        _over_channels_kernel,
+        coarse,
+        size_of(fine),
+        size_of(fine),
+        where,
+        arguments,
+        fine,
+        (coarse, fine, out),
+        device,
+        programs=n * n,
+    )
+    return Planned(launch, out)
 
 
 def _to_coarse(fine: Tensor, kernel: Tensor, where: Enlargement, coarse: Tensor, *, pull: bool) -> Tensor:
     """The kernel of that name; `coarse` gives the shape, and with `pull` is pulled at."""
-    out = coarse.new_empty(coarse.shape)
-    fine, kernel, coarse = fine.contiguous(), kernel.contiguous(), coarse.contiguous()
-    size = (coarse.shape[2], coarse.shape[3])
-    neighbours = where.neighbours(size, (fine.shape[2], fine.shape[3]), fine.device)
-    rows, columns = (_begins(seen, pixels) for seen, pixels in zip(neighbours, size, strict=True))
-    arguments = {"fine": fine, "kernel": kernel, "coarse": coarse, "rows": rows, "columns": columns, "out": out}
-    _launch(_to_coarse_kernel, fine, coarse, out, where, arguments, PULL=pull)
+    kernel = kernel.contiguous()
+    layouts = (layout(fine), layout(kernel), layout(coarse))
+    plan = planned_with_tensors(_to_coarse_plan, *layouts, hashable(where), pull, settings(fine), device=fine.device)
+    out = plan.out.empty(coarse.device)
+    plan.launch(fine, kernel, coarse, out)
     return out
+
+
+def _to_coarse_plan(
+    of_fine: Key, of_kernel: Key, of_coarse: Key, where: Enlargement, pull: bool, given: Key
+) -> Planned:
+    fine, kernel, coarse, device = Layout(*of_fine), Layout(*of_kernel), Layout(*of_coarse), Settings(*given).device
+    out = Layout.dense(coarse.shape, coarse.dtype, last=coarse.last)
+    neighbours = where.neighbours(size_of(coarse), size_of(fine), device)
+    begins = [_begins(seen, pixels) for seen, pixels in zip(neighbours, size_of(coarse), strict=True)]
+    arguments = {**strides("fine", fine), **strides("out", out), "PULL": pull, **tables_of(begins)}
+    indexed = (coarse, fine, kernel, out)
+    launch = launch_over(
+        _to_coarse_kernel, coarse, size_of(fine), size_of(coarse), where, arguments, out, indexed, device
+    )
+    return Planned(launch, out)
 
 
 def _begins(seen: Tensor, pixels: int) -> Tensor:
     """[n, pixels + 1]: where the fine pixels begin that see each coarse one under each tap; and the end."""
     each = torch.arange(pixels + 1, device=seen.device).expand(seen.shape[1], -1)
     return torch.searchsorted(seen.T.contiguous(), each.contiguous())
-
-
-def _launch(
-    kernel: Any,
-    fine: Tensor,
-    coarse: Tensor,
-    out: Tensor,
-    where: Enlargement,
-    arguments: dict[str, Any],
-    programs: int | None = None,
-    **constants: Any,
-) -> None:
-    """Run a kernel; of each tile of pixels there are so many programs, by default one for each block of channels."""
-    batch, channels = coarse.shape[:2]
-    meta = elementwise_tiles(fine, channels)
-    height, width = (coarse if out.shape == coarse.shape else fine).shape[2:]
-    pixels = batch * height * width
-    tiles = cdiv(pixels, meta["BLOCK_P"])
-    sizes = {
-        "batch": batch,
-        "channels": channels,
-        "height": coarse.shape[2],
-        "width": coarse.shape[3],
-        "fine_height": fine.shape[2],
-        "fine_width": fine.shape[3],
-        "TAPS": where.footprint,
-        "INDEX": index_type(*(x for x in arguments.values() if isinstance(x, Tensor))),
-    }
-    grid = (tiles * (cdiv(channels, meta["BLOCK_O"]) if programs is None else programs),)
-    launch(kernel, grid, out, arguments | sizes | constants, meta)

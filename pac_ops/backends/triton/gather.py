@@ -12,13 +12,16 @@ serves both gradients.
 # ruff: noqa: N803
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pac_ops.backends.triton import tiles
+from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
+from pac_ops.backends.triton.filters import Filters, weight_strides
 from pac_ops.backends.triton.indexing import (
     count_taps,
     first_tap,
@@ -28,17 +31,8 @@ from pac_ops.backends.triton.indexing import (
     store_channels,
     tile_of_pixels,
 )
-from pac_ops.backends.triton.launch import (
-    Meta,
-    Tuned,
-    cdiv,
-    elementwise_tiles,
-    index_type,
-    launch,
-    products,
-    tensor,
-    walked,
-)
+from pac_ops.backends.triton.launch import Launch
+from pac_ops.backends.triton.layout import Layout, Settings
 from pac_ops.backends.triton.walk import Walk
 
 # Below so many weights a group and tap, matrix units would multiply mostly padding: 16 is their smallest side.
@@ -49,13 +43,14 @@ SMALLEST_PRODUCT = 16 * 16
 def _dot_kernel(
     x,  # [B, groups * inner, XH, XW], read under the taps
     kernel,  # [B, 1, kh, kw, ...], None where only its gradient is wanted
-    weight,  # [groups, taps, outer, inner], contiguous
+    weight,  # [groups, taps, outer, inner] by its strides
     bias,  # [groups * outer] or None
     out,  # [B, groups * outer, H, W], None where only K's gradient is wanted
     factor,  # as out: what K's gradient multiplies the sums by
     grad_kernel,  # [slabs, B, 1, kh, kw, XH, XW] or None
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    weight_stride_g, weight_stride_t, weight_stride_o, weight_stride_i,
     out_stride_b, out_stride_c, out_stride_y, out_stride_x,
     factor_stride_b, factor_stride_c, factor_stride_y, factor_stride_x,
     grad_kernel_stride_s, grad_kernel_stride_b, grad_kernel_stride_c, grad_kernel_stride_i, grad_kernel_stride_j,
@@ -63,9 +58,9 @@ def _dot_kernel(
     batch, height, width, x_height, x_width, groups, inner, outer,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read, not by the pixel that reads
+    FLIPPED: tl.constexpr,  # the weight's taps come in the opposite order
     OUTPUT: tl.constexpr, GRADIENT: tl.constexpr,
     ADD: tl.constexpr,  # programs of several channel tiles add to K's gradient, instead of having a slab each
-    CHANNELS_LAST: tl.constexpr,  # for the tuner alone: where x has its channels side by side, other tiles are best
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -109,9 +104,12 @@ def _dot_kernel(
         at = image * x_stride_b + read_y * x_stride_y + read_x * x_stride_x
         at_channel = (group * inner + c).to(INDEX) * x_stride_c
         v = tl.trans(load_channels(x, at, at_channel, reads, c < inner))
-        at_filter = ((group * ROWS.taps + i) * COLUMNS.taps + j) * outer + o
+        tap = i * COLUMNS.taps + j
+        if FLIPPED:
+            tap = ROWS.taps * COLUMNS.taps - 1 - tap
+        at_filter = group * weight_stride_g + tap * weight_stride_t + o * weight_stride_o
         filters = tl.load(
-            weight + at_filter[None, :] * inner + c[:, None],
+            weight + at_filter[None, :] + c[:, None] * weight_stride_i,
             mask=(c < inner)[:, None] & has_o[None, :],
             other=0.0,
         )
@@ -143,13 +141,14 @@ def _direct_kernel(
     bias, out, factor, grad_kernel,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    weight_stride_g, weight_stride_t, weight_stride_o, weight_stride_i,
     out_stride_b, out_stride_c, out_stride_y, out_stride_x,
     factor_stride_b, factor_stride_c, factor_stride_y, factor_stride_x,
     grad_kernel_stride_s, grad_kernel_stride_b, grad_kernel_stride_c, grad_kernel_stride_i, grad_kernel_stride_j,
     grad_kernel_stride_y, grad_kernel_stride_x,
     batch, height, width, x_height, x_width, groups, inner, outer,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, OUTPUT: tl.constexpr, GRADIENT: tl.constexpr,
-    ADD: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, FLIPPED: tl.constexpr, OUTPUT: tl.constexpr,
+    GRADIENT: tl.constexpr, ADD: tl.constexpr,
     CHANNEL_WISE: tl.constexpr,  # K has a channel axis, which follows the output's
     INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -186,8 +185,12 @@ def _direct_kernel(
             at_channel = (group * inner + c).to(INDEX) * x_stride_c
             v = load_channels(x, at, at_channel, reads, has_o).to(tl.float32)
             if weight is not None:
-                at_filter = ((group * ROWS.taps + i) * COLUMNS.taps + j) * outer + o % outer
-                v *= tl.load(weight + at_filter * inner + c, mask=has_o, other=0.0).to(tl.float32)[:, None]
+                at_tap = i * COLUMNS.taps + j
+                if FLIPPED:
+                    at_tap = ROWS.taps * COLUMNS.taps - 1 - at_tap
+                at_filter = group * weight_stride_g + at_tap * weight_stride_t + o % outer * weight_stride_o
+                filters = tl.load(weight + at_filter + c * weight_stride_i, mask=has_o, other=0.0)
+                v *= filters.to(tl.float32)[:, None]
             product += v
 
         if OUTPUT:
@@ -215,119 +218,155 @@ def _direct_kernel(
         store_channels(out, at, channel * out_stride_c, total, exists, has_o)
 
 
-_DOT = Tuned(
-    _dot_kernel,
-    [
-        (128, 64, 32, 4, 3),
-        (128, 128, 64, 8, 3),
-        (128, 128, 32, 8, 4),
-        (128, 128, 128, 8, 2),
-        (128, 64, 64, 4, 3),
-        (64, 128, 64, 4, 3),
-    ],
-    [(64, 64, 16, 4, 3), (128, 64, 16, 8, 3), (64, 32, 32, 4, 3)],
-    key=["inner", "outer", "ROWS", "COLUMNS", "AT_SOURCE", "OUTPUT", "GRADIENT", "CHANNELS_LAST", "PRECISION"],
-    sums=["grad_kernel"],
+_TILES = (
+    (128, 64, 32, 4, 3),
+    (128, 128, 64, 8, 3),
+    (128, 128, 32, 8, 4),
+    (128, 128, 128, 8, 2),
+    (128, 64, 64, 4, 3),
+    (64, 128, 64, 4, 3),
 )
+_FULL_TILES = ((64, 64, 16, 4, 3), (128, 64, 16, 8, 3), (64, 32, 32, 4, 3))
+
+
+class Gather(NamedTuple):
+    """All of a gather that follows from its shapes."""
+
+    launch: Launch
+    device: torch.device
+    out: Layout | None
+    slabs: Layout | None  # what K's gradient is summed in
+    copied: bool  # the weight, channels-last
+    slabbed: bool  # a slab for each part of the channels, to be added
+
+    def run(
+        self,
+        x: Tensor,
+        kernel: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        factor: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The sum, and K's gradient."""
+        out = None if self.out is None else self.out.empty(self.device)
+        if self.copied and weight is not None:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.contiguous()
+        if self.slabs is None:
+            self.launch(x, kernel, weight, bias, out, factor, None)
+            return out, None
+        slabs = torch.zeros(self.slabs.shape, dtype=torch.float32, device=self.device)
+        self.launch(x, kernel, weight, bias, out, factor, slabs)
+        return out, slabs.sum(dim=0) if self.slabbed else slabs
+
+    def result(self, x: Tensor, kernel: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The sum alone."""
+        out, _ = self.run(x, kernel, weight, bias)
+        assert out is not None  # noqa: S101 (for the type checker)
+        return out
+
+
+def is_product(channels: int, others: int) -> bool:
+    """Whether matrix units multiply so many channels of a group with so many others."""
+    return channels * others >= SMALLEST_PRODUCT
 
 
 def gather(
-    x: Tensor,
-    kernel: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    size: tuple[int, int, int, int],
+    x: Layout,
+    kernel: Layout,
+    filters: Filters | None,
+    out: Layout,
     walk: Walk,
     groups: int,
+    settings: Settings,
     *,
-    dtype: torch.dtype,
     at_source: bool = False,
-    factor: Tensor | None = None,
+    factor: Layout | None = None,
     output: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The sum, and K's gradient where `factor` is given.
+) -> Gather:
+    """The plan of the sum, and of K's gradient where `factor` is given.
 
     Args:
         x: what the taps read, [B, groups * inner, XH, XW].
         kernel: K, of size (H, W), or (XH, XW) with `at_source`.
-        weight: [groups, taps, outer, inner], copied unless contiguous; or None for all ones with one channel a group.
-        bias: [groups * outer] or None.
-        size: of the output, [B, groups * outer, H, W].
+        filters: the weight; or None for all ones with one channel a group.
+        out: the output, [B, groups * outer, H, W].
         walk: from a pixel of the output to those it reads.
         groups: of channels.
-        dtype: of the sum.
+        settings: the device, and switches.
         at_source: K is indexed by the pixel read.
         factor: of the output's size. K's gradient, of K's size, is its product with each tap's sum, summed over
             channels. Only with `at_source`.
         output: whether the sum is wanted.
     """
-    batch, channels, height, width = size
+    batch, channels, height, width = out.shape
     inner, outer = x.shape[1] // groups, channels // groups
     channel_wise = kernel.shape[1] > 1
-    slabbed = torch.are_deterministic_algorithms_enabled() and not channel_wise
-    out = x.new_empty(size, dtype=dtype) if output else None
+    direct = filters is None or not is_product(inner, outer)
+    copied = filters is not None and filters.lie_apart(product=not direct)
     arguments: dict[str, Any] = {
-        **tensor("x", x),
-        **tensor("kernel", kernel, "bcijyx"),
-        **tensor("out", out),
-        **tensor("factor", factor),
+        **strides("x", x),
+        **strides("kernel", kernel, "bcijyx"),
+        **weight_strides(filters, groups, copied=copied),
+        **strides("out", out if output else None),
+        **strides("factor", factor),
         **walked(walk, (height, width), x),
-        "weight": None if weight is None else weight.contiguous(),
-        "bias": None if bias is None else bias.contiguous(),
         "groups": groups,
         "inner": inner,
         "outer": outer,
         "AT_SOURCE": at_source,
+        "FLIPPED": filters is not None and filters.flipped,
         "OUTPUT": output,
         "GRADIENT": factor is not None,
-        "ADD": not slabbed,
     }
-    pixels = cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide) * batch
-
-    def parts(meta: Meta) -> int:
-        return cdiv(channels, meta["BLOCK_O"]) if direct else groups * cdiv(outer, meta["BLOCK_O"])
-
-    def grid(meta: Meta) -> tuple[int, ...]:
-        return (cdiv(pixels, meta["BLOCK_P"]) * walk.phases * parts(meta),)
-
-    direct = weight is None or inner * outer < SMALLEST_PRODUCT
     if direct:
         arguments["CHANNEL_WISE"] = channel_wise
-        default = elementwise_tiles(x, channels)
+        meta = tiles.elementwise(x.strides, channels)
     else:
-        assert weight is not None  # noqa: S101 (for the type checker)
-        arguments |= products(x, weight)
-        default = _DOT.default(arguments)
-    slabs = None
-    if factor is not None:
-        slabs = torch.zeros((parts(default) if slabbed else 1, *kernel.shape), dtype=torch.float32, device=x.device)
-    arguments |= tensor("grad_kernel", slabs, "sbcijyx")
-    arguments["INDEX"] = index_type(x, kernel, out, factor, None if slabs is None else slabs[0])
-    if direct:
-        launch(_direct_kernel, grid(default), x, arguments, default)
-    else:
-        _DOT.launch(grid, x, arguments)
-    return out, None if slabs is None else slabs.sum(dim=0) if slabbed else slabs[0]
+        assert filters is not None  # noqa: S101 (for the type checker)
+        arguments |= products(settings.precision, x, filters.weight)
+        meta = tiles.products(_TILES, _FULL_TILES, arguments)[0]
+    parts = cdiv(channels, meta["BLOCK_O"]) if direct else groups * cdiv(outer, meta["BLOCK_O"])
+    slabbed = factor is not None and settings.deterministic and not channel_wise
+    of_kernel = None if factor is None else Layout.dense(kernel.shape, torch.float32)
+    slabs = Layout.dense((parts, *kernel.shape), torch.float32) if slabbed else of_kernel
+    arguments |= {
+        **strides("grad_kernel", of_kernel, "bcijyx"),
+        "grad_kernel_stride_s": slabs.strides[0] if slabs is not None and slabbed else 0,
+        "ADD": not slabbed,
+        "INDEX": index_type(x, kernel, out if output else None, factor, of_kernel),
+    }
+    pixels = cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide) * batch
+    grid = (cdiv(pixels, meta["BLOCK_P"]) * walk.phases * parts,)
+    launch = Launch(_direct_kernel if direct else _dot_kernel, grid, arguments | meta, settings.device)
+    return Gather(launch, settings.device, out if output else None, slabs, copied, slabbed)
 
 
-def gathered(
-    x: Tensor, kernel: Tensor, weight: Tensor | None, bias: Tensor | None, channels: int, walk: Walk, groups: int
-) -> Tensor:
-    """The sum alone, of K's height and width; see `gather`."""
-    size = (x.shape[0], channels, kernel.shape[4], kernel.shape[5])
-    out, _ = gather(x, kernel, weight, bias, size, walk, groups, dtype=x.dtype)
-    assert out is not None  # noqa: S101 (for the type checker)
-    return out
+def gradients(
+    grad: Layout,
+    input: Layout,
+    kernel: Layout,
+    filters: Filters | None,
+    out: Layout,
+    back: Walk,
+    groups: int,
+    needs: Sequence[bool],
+    settings: Settings,
+) -> Gather | None:
+    """The plan of the gradients of a gather: a pixel of the input gathers from the outputs that read it.
 
-
-def input_and_kernel_gradients(
-    grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor | None, walk: Walk, groups: int, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `gathered`: a pixel of the input gathers from the outputs that read it, by the walk back."""
+    Args:
+        grad: of the output.
+        input: what the taps read.
+        kernel: K.
+        filters: those of the gather, inner and outer channels exchanged.
+        out: the gradient of the input.
+        back: the walk back.
+        groups: of channels.
+        needs: which of the gradients of input and K are wanted.
+        settings: the device, and switches.
+    """
     if not (needs[0] or needs[1]):
-        return None, None
-    b, c, height, width = input.shape
+        return None
     factor = input if needs[1] else None
-    options: dict[str, Any] = {"at_source": True, "factor": factor, "output": needs[0], "dtype": input.dtype}
-    grad_input, grad_kernel = gather(grad, kernel, weight, None, (b, c, height, width), walk.back, groups, **options)
-    return grad_input, None if grad_kernel is None else grad_kernel.to(kernel.dtype)
+    return gather(grad, kernel, filters, out, back, groups, settings, at_source=True, factor=factor, output=needs[0])

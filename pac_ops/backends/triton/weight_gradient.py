@@ -4,27 +4,19 @@
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pac_ops.backends.triton.gather import SMALLEST_PRODUCT
+from pac_ops.backends.triton import tiles
+from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
+from pac_ops.backends.triton.gather import is_product
 from pac_ops.backends.triton.indexing import is_in, load_channels, read_at, tile_of_pixels
-from pac_ops.backends.triton.launch import (
-    Meta,
-    Tuned,
-    cdiv,
-    elementwise_tiles,
-    index_type,
-    launch,
-    products,
-    splits,
-    tensor,
-    walked,
-)
+from pac_ops.backends.triton.launch import Launch
+from pac_ops.backends.triton.layout import Layout, Settings
 from pac_ops.backends.triton.walk import Walk
 
 
@@ -33,15 +25,15 @@ def _dot_kernel(
     here,  # [B, groups * outer, H, W]
     x,  # [B, groups * inner, XH, XW], read under the taps
     kernel,
-    out,  # [slabs, taps, groups * outer, inner], contiguous
+    out,  # [slabs, groups * outer, taps, inner], contiguous
     here_stride_b, here_stride_c, here_stride_y, here_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
     batch, height, width, x_height, x_width, groups, outer, inner,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read
+    FLIPPED: tl.constexpr,  # the weight's taps come in the opposite order
     ADD: tl.constexpr,  # splits add to one result, instead of having a slab each
-    CHANNELS_LAST: tl.constexpr,  # for the tuner alone
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +68,8 @@ def _dot_kernel(
         k_ij = tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)
         scaled = (held.to(tl.float32) * k_ij[None, :]).to(OPERAND)
         total += tl.dot(scaled, v.to(OPERAND), input_precision=PRECISION)
-    at = (tap * groups + group) * outer * inner + o[:, None] * inner + c[None, :]
+    filter_tap = taps - 1 - tap if FLIPPED else tap
+    at = ((group * outer + o[:, None]) * taps + filter_tap) * inner + c[None, :]
     some = (o < outer)[:, None] & (c < inner)[None, :]
     if ADD:
         tl.atomic_add(out + at, total, mask=some, sem="relaxed")
@@ -91,8 +84,8 @@ def _direct_kernel(
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
     batch, height, width, x_height, x_width, groups, outer, inner,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, ADD: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, FLIPPED: tl.constexpr, ADD: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """`_dot_kernel` without matrix units: a tile's channels are of any groups, and read one channel each."""
     taps = ROWS.taps * COLUMNS.taps
@@ -120,7 +113,8 @@ def _direct_kernel(
         at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
         at += k_y * kernel_stride_y + k_x * kernel_stride_x
         total += held * v * tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)[None, :]
-    at = (tap * channels + o) * inner + c
+    filter_tap = taps - 1 - tap if FLIPPED else tap
+    at = (o * taps + filter_tap) * inner + c
     result = tl.sum(total, axis=1)
     if ADD:
         tl.atomic_add(out + at, result, mask=o < channels, sem="relaxed")
@@ -128,23 +122,42 @@ def _direct_kernel(
         tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * channels * inner, result, mask=o < channels)
 
 
-_DOT = Tuned(
-    _dot_kernel,
-    [
-        (32, 64, 64, 4, 3),
-        (64, 128, 128, 8, 3),
-        (32, 128, 128, 8, 4),
-        (64, 128, 64, 4, 3),
-        (64, 64, 128, 4, 3),
-    ],
-    [(16, 64, 64, 4, 3), (32, 64, 64, 8, 3), (32, 32, 32, 4, 3)],
-    key=["outer", "inner", "ROWS", "COLUMNS", "AT_SOURCE", "CHANNELS_LAST", "PRECISION"],
-    sums=["out"],
+_TILES = (
+    (32, 64, 64, 4, 3),
+    (64, 128, 128, 8, 3),
+    (32, 128, 128, 8, 4),
+    (64, 128, 64, 4, 3),
+    (64, 64, 128, 4, 3),
 )
+_FULL_TILES = ((16, 64, 64, 4, 3), (32, 64, 64, 8, 3), (32, 32, 32, 4, 3))
 
 
-def weight_gradient(here: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups: int, *, at_source: bool) -> Tensor:
-    """sum_p here[p, o] K x[read by p under the tap, c], float32: [groups * outer, inner, kh, kw].
+class WeightGradient(NamedTuple):
+    """All of a weight's gradient that follows from its shapes."""
+
+    launch: Launch
+    device: torch.device
+    sums: Layout  # slabs of it, to be added, where it has five axes
+
+    def run(self, here: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+        """float32, channels-last."""
+        out = self.sums.empty(self.device).zero_()
+        self.launch(here, x, kernel, out)
+        return out if len(self.sums.shape) == 4 else out.sum(dim=0)
+
+
+def weight_gradient(
+    here: Layout,
+    x: Layout,
+    kernel: Layout,
+    walk: Walk,
+    groups: int,
+    settings: Settings,
+    *,
+    at_source: bool = False,
+    flipped: bool = False,
+) -> WeightGradient:
+    """The plan of sum_p here[p, o] K x[read by p under the tap, c]: [groups * outer, inner, kh, kw].
 
     Args:
         here: [B, groups * outer, H, W].
@@ -152,45 +165,38 @@ def weight_gradient(here: Tensor, x: Tensor, kernel: Tensor, walk: Walk, groups:
         kernel: K, of size (H, W), or (XH, XW) with `at_source`.
         walk: from here's pixels to x's; every tap reads, so that there is nothing to skip.
         groups: of channels.
+        settings: the device, and switches.
         at_source: K is indexed by the pixel read.
+        flipped: the weight's taps come in the opposite order.
     """
     batch, channels, height, width = here.shape
     outer, inner = channels // groups, x.shape[1] // groups
     taps = walk.rows.taps * walk.columns.taps
-    adds = not torch.are_deterministic_algorithms_enabled()
-    direct = inner * outer < SMALLEST_PRODUCT
     arguments: dict[str, Any] = {
-        **tensor("here", here),
-        **tensor("x", x),
-        **tensor("kernel", kernel, "bcijyx"),
+        **strides("here", here),
+        **strides("x", x),
+        **strides("kernel", kernel, "bcijyx"),
         **walked(walk, (height, width), x),
         "groups": groups,
         "outer": outer,
         "inner": inner,
         "AT_SOURCE": at_source,
-        "ADD": adds,
+        "FLIPPED": flipped,
+        "ADD": not settings.deterministic,
         "INDEX": index_type(here, x, kernel),
     }
-
-    def grid(meta: Meta) -> tuple[int, int]:
-        tiles = cdiv(channels, meta["BLOCK_O"]) * inner
-        if not direct:
-            tiles = groups * cdiv(outer, meta["BLOCK_O"]) * cdiv(inner, meta["BLOCK_I"])
-        programs, most = tiles * taps, cdiv(batch * height * width, meta["BLOCK_P"])
-        return programs, splits(here, programs, most)
-
-    if direct:
-        default = elementwise_tiles(here, channels)
+    if is_product(inner, outer):
+        arguments |= products(settings.precision, x, here)
+        meta = tiles.products(_TILES, _FULL_TILES, arguments)[0]
+        programs = groups * cdiv(outer, meta["BLOCK_O"]) * cdiv(inner, meta["BLOCK_I"]) * taps
+        code = _dot_kernel
     else:
-        arguments |= products(x, here)
-        default = _DOT.default(arguments)
-    slabs = 1 if adds else grid(default)[1]
-    out = torch.zeros(
-        (slabs, walk.rows.taps, walk.columns.taps, channels, inner), dtype=torch.float32, device=here.device
-    )
-    arguments["out"] = out
-    if direct:
-        launch(_direct_kernel, grid(default), here, arguments, default)
-    else:
-        _DOT.launch(grid, here, arguments)
-    return (out[0] if adds else out.sum(dim=0)).permute(2, 3, 0, 1)
+        meta = tiles.elementwise(here.strides, channels)
+        programs = cdiv(channels, meta["BLOCK_O"]) * inner * taps
+        code = _direct_kernel
+    slabs = tiles.splits(settings.device, programs, cdiv(batch * height * width, meta["BLOCK_P"]))
+    launch = Launch(code, (programs, slabs), arguments | meta, settings.device)
+    sums = Layout.dense((channels, inner, walk.rows.taps, walk.columns.taps), torch.float32, last=True)
+    if settings.deterministic:
+        sums = Layout((slabs, *sums.shape), (channels * inner * taps, *sums.strides), torch.float32)
+    return WeightGradient(launch, settings.device, sums)

@@ -111,7 +111,7 @@ def test_constants_can_be_written_into_code():
     torch.cuda.is_available(), reason="pretends to a GPU; benchmarks.gpu_check compiles on a real one"
 )
 def test_inductor_writes_code_of_the_launches(monkeypatch):
-    """With every tile size it is to time, and what is to be cleared before each."""
+    """With the tile sizes that are shipped."""
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.debug import DebugContext
     from torch._inductor.decomposition import select_decomp_table
@@ -139,7 +139,4 @@ def test_inductor_writes_code_of_the_launches(monkeypatch):
             lowering.run(*fakes)
             code = lowering.codegen()[0].value
     assert code.count("triton_heuristics.user_autotune") == 2
-    assert "'reset_to_zero': ('grad_kernel',)" in code
-    assert "'reset_to_zero': ('out',)" in code
-    assert code.count("'BLOCK_P': 128, 'BLOCK_O': 64, 'BLOCK_I': 64") >= 2
     assert "torch.ops.pac_ops" not in code

@@ -33,7 +33,7 @@ from triton_calls import (
 
 from pac_ops.backends import reference
 from pac_ops.backends import triton as backend
-from pac_ops.backends.triton import gather, launch
+from pac_ops.backends.triton import gather, launch, layout, tiles
 from pac_ops.geometry import Window
 
 pytestmark = [
@@ -84,11 +84,11 @@ def test_whole_table(operator, case, dtype):
 
 
 @on_device
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("laid", LAYOUTS)
 @pytest.mark.parametrize("operator", ["pacconv2d", "pacconv_transpose2d", "pacpool2d", "squared_distance2d"])
-def test_any_memory_layout(operator, layout):
+def test_any_memory_layout(operator, laid):
     case = small(channels=16, out_channels=17, height=3, width=4, kernel_size=(1, 3), padding=(0, 1))
-    check(operator, case, torch.float32, layout=LAYOUTS[layout])
+    check(operator, case, torch.float32, layout=LAYOUTS[laid])
 
 
 @on_device
@@ -135,7 +135,8 @@ def test_sums_that_do_not_depend_on_order(operator, case):
 @on_device
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_offsets_of_64_bits(operator, monkeypatch):
-    monkeypatch.setattr(launch, "INT32_OFFSETS", -1)
+    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr("pac_ops.backends.triton.arguments.INT32_OFFSETS", -1)
     case = small(
         channels=16, out_channels=17, height=3, width=4, kernel_size=(1, 3), padding=(0, 1), guide_channels=2
     )
@@ -183,14 +184,19 @@ def test_infinity_reaches_only_what_sees_it(operator):
 def test_offsets_are_of_64_bits_where_only_a_gradient_is_large(monkeypatch):
     """An expanded K is small, and its gradient is not."""
     launched = []
-    monkeypatch.setattr(gather, "launch", lambda kernel, grid, like, arguments, meta: launched.append(arguments))
-    monkeypatch.setattr(gather, "elementwise_tiles", lambda x, channels: {"BLOCK_P": 128, "BLOCK_O": 8})
+
+    def launch_no_kernel(kernel, grid, arguments, device):
+        launched.append(arguments)
+        return lambda *tensors: None
+
+    monkeypatch.setattr(gather, "Launch", launch_no_kernel)
+    monkeypatch.setattr(tiles, "elementwise", lambda steps, channels: {"BLOCK_P": 128, "BLOCK_O": 8})
     x = torch.empty(1, 1, 2**15, 2**14, device="meta")
     k = torch.empty(1, 1, 1, 1, 1, 1, device="meta").expand(1, 1, 3, 3, 2**15, 2**14)
     window = Window((3, 3), padding=(1, 1))
     backend.pacpool2d_backward(x, x, k, window, (True, False))
     backend.pacpool2d_backward(x, x, k, window, (True, True))
-    assert [arguments["INDEX"] for arguments in launched] == [triton.language.int32, triton.language.int64]
+    assert [each["INDEX"] for each in launched] == [triton.language.int32, triton.language.int64]
 
 
 @on_device
@@ -218,7 +224,7 @@ def test_k_that_bfloat16_cannot_tell_from_one():
 def test_tf32_is_what_convolutions_are_allowed(monkeypatch):
     for allowed, precision in ((True, "tf32"), (False, "ieee")):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        assert launch.precision() == precision
+        assert layout.precision() == precision
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="from PyTorch 2.9 on")
@@ -227,6 +233,6 @@ def test_tf32_by_the_newer_switch():
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     try:
-        assert launch.precision() == "ieee"
+        assert layout.precision() == "ieee"
     finally:
         torch.backends.cudnn.conv.fp32_precision = before

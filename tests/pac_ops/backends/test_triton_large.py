@@ -8,7 +8,6 @@ from triton_calls import LAYOUTS, OPERATORS, calls, on, on_gpu, run
 from pac_ops import PacConv2d
 from pac_ops.backends import reference
 from pac_ops.backends import triton as backend
-from pac_ops.backends.triton import gather, weight_gradient
 from pac_ops.geometry import Window
 
 pytestmark = [
@@ -29,20 +28,11 @@ LARGE = [
 
 
 @on_gpu
-@pytest.mark.usefixtures("in_full_float32", "untuned")
+@pytest.mark.usefixtures("in_full_float32")
 @pytest.mark.parametrize("case", LARGE, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_large(operator, case):
     check_large(operator, case, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2})
-
-
-@on_gpu
-@pytest.mark.parametrize("operator", ["pacconv2d", "pacconv_transpose2d"])
-def test_tile_sizes_that_were_timed(operator):
-    """The timed runs leave nothing behind in what is added to."""
-    check_large(operator, LARGE[-1], {torch.bfloat16: 1.6e-2})
-    assert gather._DOT._tuner.cache
-    assert weight_gradient._DOT._tuner.cache
 
 
 def check_large(operator, case, bounds):
@@ -80,7 +70,6 @@ def test_inductor_runs_the_launches(dynamic):
 
 
 @on_gpu
-@pytest.mark.usefixtures("untuned")
 def test_tf32_where_convolutions_may(monkeypatch):
     case = Case(channels=128, out_channels=128, height=32, width=32)
     (name, arguments), _ = calls("pacconv2d", case, torch.float32)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pac_ops import library
+from pac_ops import formats, library
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of, footprints
@@ -76,12 +76,14 @@ def pacresize2d(
     steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
     recorded = not library.may_split(input, guide, coarse_guide, scale)
     if recorded or steps.at_once(input):
-        return steps.whole(input, recorded=recorded)
+        whole = steps.whole(input, recorded=recorded)
+        return formats.like(whole, input) if library.untraced(input) else whole
     out: Tensor | None = None
+    size = (*input.shape[:2], *guide.shape[2:])
     for rows, band in steps.bands(input):
-        out = input.new_empty(*input.shape[:2], *guide.shape[2:]) if out is None else out
+        out = formats.empty(size, input, input) if out is None else out
         out[:, :, rows] = band
-    return input.new_empty(*input.shape[:2], *guide.shape[2:]) if out is None else out
+    return formats.empty(size, input, input) if out is None else out
 
 
 def resize_distance2d(

@@ -114,4 +114,4 @@ def check_call(
     if mask is None:
         return input, None
     mask = check_mask(mask, input.shape[0], input.shape[2], input.shape[3], input.device, "input")
-    return input.masked_fill(mask == 0, 0), mask
+    return torch.where(mask == 0, 0, input), mask  # `masked_fill` returns no channels-last image

@@ -6,8 +6,10 @@ goes the same way back, a transposed convolution spreads, its input's gradient s
 `gather` sums over taps and channels, `weight_gradient` over pixels, those of `distance` over channels alone. Only
 `enlargement` has other kernels: its neighbours are no regular walk.
 
-`torch.compile` sees the launches themselves (`library`), with their lists of tile sizes, which Inductor then times.
-So a kernel's arguments are tensors, numbers and constants that can be written down: no tuples but constant ones.
+What follows from the shapes of a call is worked out once (`launch`): a plan, made from layouts alone, with tile sizes
+(`tiles`), strides and grid; a call then allocates and launches. `torch.compile` sees the launches themselves
+(`library`). So a kernel's arguments are tensors, numbers and constants that can be written down: no tuples but
+constant ones.
 """
 
 from pac_ops.backends.triton.convolution import (

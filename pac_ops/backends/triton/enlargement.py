@@ -50,8 +50,8 @@ def _from_coarse_kernel(
     at_coarse = image * coarse_stride_b
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if PULL:
-        at = image * fine_stride_b + y * fine_stride_y + x * fine_stride_x
-        f_i = load_channels(fine, at, c * fine_stride_c, exists, c < channels).to(tl.float32)
+        at_fine = image * fine_stride_b + y * fine_stride_y + x * fine_stride_x
+        f_i = load_channels(fine, at_fine, c * fine_stride_c, exists, c < channels).to(tl.float32)
     for tap in range(TAPS * TAPS):
         i = tl.load(rows + y * TAPS + tap // TAPS, mask=exists, other=0)
         j = tl.load(columns + x * TAPS + tap % TAPS, mask=exists, other=0)
@@ -120,8 +120,8 @@ def _to_coarse_kernel(
     c = (tl.program_id(0) % parts * BLOCK_O + tl.arange(0, BLOCK_O)).to(INDEX)
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     if PULL:
-        at = image * coarse_stride_b + y * coarse_stride_y + x * coarse_stride_x
-        g_j = load_channels(coarse, at, c * coarse_stride_c, exists, c < channels).to(tl.float32)
+        at_coarse = image * coarse_stride_b + y * coarse_stride_y + x * coarse_stride_x
+        g_j = load_channels(coarse, at_coarse, c * coarse_stride_c, exists, c < channels).to(tl.float32)
     for tap in range(TAPS * TAPS):
         from_row = rows + tap // TAPS * (height + 1) + y
         from_column = columns + tap % TAPS * (width + 1) + x

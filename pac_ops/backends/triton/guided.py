@@ -4,6 +4,8 @@
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -116,7 +118,7 @@ def _guided_plan(
     input, fine, coarse, device = Layout(*of_input), Layout(*of_fine), Layout(*of_coarse), Settings(*given).device
     sizes = (size_of(coarse), size_of(fine), device)
     out = Layout.dense((*input.shape[:2], *size_of(fine)), input.dtype, last=input.last)
-    tables = where.weights(*sizes)
+    tables: Sequence[Tensor] = where.weights(*sizes)
     if residual:
         plain = where.plain_weights(*sizes)
         tables = [torch.stack([t, p, t / t.sum(dim=1, keepdim=True)]) for t, p in zip(tables, plain, strict=True)]

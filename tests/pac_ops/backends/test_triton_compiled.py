@@ -9,6 +9,7 @@ from triton_calls import LAYOUTS, calls, run
 
 from pac_ops.backends import triton as backend
 from pac_ops.backends.triton import launch
+from pac_ops.enlargement import Enlargement
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:a 1x1 window", "ignore:.*FP_FUSION"),
@@ -48,3 +49,17 @@ def test_kernels_compile_for_a_gpu(operator, compiled):
         run(backend, name, laid)
     assert len(compiled) >= 2
     assert all("wgmma" in code for kernel, code in compiled if kernel == "_dot_kernel")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here they run")
+def test_kernels_of_enlargement_compile_for_a_gpu(compiled):
+    where = Enlargement(None, False, 2)
+    coarse, fine = (torch.empty(1, 3, n, n, dtype=torch.bfloat16) for n in (8, 16))
+    kernel = torch.empty(1, 1, 2, 2, 16, 16)
+    backend.pacresize2d(coarse, kernel, where)
+    backend.pacresize2d_backward(fine, coarse, kernel, where, (True, True))
+    backend.resize_distance2d_backward(kernel, fine, coarse, where)
+    backend.guided_resize2d(coarse, fine, coarse, where, 2.0, True)
+    backend.guided_resize2d(coarse, fine, coarse, where, torch.tensor(2.0), False)
+    assert len(compiled) == 7

@@ -59,6 +59,30 @@ def test_outputs_and_gradients(call, dtype):
 
 
 @on_device
+@pytest.mark.parametrize("laid", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"footprint": 2, "scale": torch.tensor(2.0)},
+        {"footprint": 4, "residual": True},
+        {"footprint": (4, 2), "residual": True, "scale": 1e10},
+    ],
+    ids=str,
+)
+def test_in_one_pass_where_nothing_is_recorded(options, laid):
+    v, f = torch.randn(2, 3, 4, 5), torch.randn(2, 2, 11, 9)
+    wide = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    with pac_ops.use_backend("reference"):
+        expected = pac_ops.pacresize2d(v.double(), f.double(), **wide)
+    given = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    v, f = (x.to(DEVICE).contiguous(memory_format=laid) for x in (v, f))
+    with pac_ops.use_backend("triton"), torch.no_grad():
+        actual = pac_ops.pacresize2d(v, f, **given)
+    assert actual.is_contiguous(memory_format=laid)
+    assert_close(actual.cpu(), expected, torch.float32, str(options))
+
+
+@on_device
 @pytest.mark.parametrize("factors", [(1.1, 1.9), (1.1, 1.05)])
 def test_an_axis_that_stays_as_long_is_as_in_interpolate_on_that_device(factors):
     """On a GPU PyTorch copies only where both axes stay as long."""

@@ -9,16 +9,25 @@ from hotswap.zoo.names import Spec, parse
 from recipes import building, protocols
 from recipes.config import Recipe
 
+# Networks of which the published code's weights fit and, as they are, give something else.
+_PUBLISHED = ("recipes.networks.pac_upsampling", "recipes.networks.fcn8s", "recipes.networks.segmentation")
+_UNKNOWN = (
+    "{!r} was not written by hotswap; if it is of the published code, it fits and gives wrong results as it is: "
+    "hotswap migrate brings it here"
+)
+
 
 def differences(recipe: Recipe, checkpoint: str | Path) -> tuple[str, ...]:
     """What to say where a checkpoint is of another protocol, or of a network with other options, than the recipe's.
+
+    Also where it could be one of the published code, which nobody has migrated.
 
     Raises:
         HotswapError: where the checkpoint cannot be read, or the recipe's network is none.
     """
     metadata = read(checkpoint).metadata
     if metadata is None:
-        return ()
+        return (_UNKNOWN.format(str(checkpoint)),) if building.spec(recipe).provider in _PUBLISHED else ()
     told = [_protocols(recipe, metadata.images.protocol)]
     if metadata.architecture is not None:
         told.append(_options(recipe, parse(metadata.architecture, typed=False)))

@@ -1,5 +1,6 @@
 """From a checkpoint of the published code to our network, and to a checkpoint of ours."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -36,7 +37,7 @@ class Migration:
     changes: tuple[Change, ...]
     swapped: tuple[str, ...]
     notes: tuple[str, ...]
-    command: str  # what evaluates it, but for the checkpoint
+    command: str  # that evaluates it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -53,7 +54,7 @@ class Migration:
         lines += [f"swapped again: {', '.join(self.swapped)}, guided by {_GUIDE}"] if self.swapped else []
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"network: {self.architecture}", f"protocol of its data: {self.protocol}"]
-        return "\n".join([*lines, f"to evaluate it: {self.command} --checkpoint FILE"])
+        return "\n".join([*lines, f"to evaluate it: {self.command}"])
 
 
 def load(path: PathLike, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -95,7 +96,7 @@ def migrate(
     check_checkpoint(output)
     network, migration = _migrated(path, model, options)
     hotswap.save(network, output, migration.architecture)
-    return migration
+    return replace(migration, command=f"{migration.command} --checkpoint {shlex.quote(str(output))}")
 
 
 def _migrated(path: PathLike, model: str | None, options: Mapping[str, Any] | None) -> tuple[nn.Module, Migration]:

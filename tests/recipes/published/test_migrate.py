@@ -41,7 +41,7 @@ def test_says_what_it_did(tmp_path):
         in done.stdout
     )
     assert "18 weights as they were" in done.stdout
-    assert "hotswap evaluate joint_depth_pac_lite_x4 --checkpoint" in done.stdout
+    assert f"hotswap evaluate joint_depth_pac_lite_x4 --checkpoint {tmp_path / 'ours.safetensors'}" in done.stdout
     assert done.stderr == f"wrote {tmp_path / 'ours.safetensors'}\n"
 
 
@@ -235,6 +235,12 @@ def test_evaluate_takes_it_and_says_where_protocols_differ(tmp_path, monkeypatch
     command = ("evaluate", "joint_depth_pac_lite_x4", "--checkpoint", ours, *roots)
     same = invoke(*command)
     assert (same.exit_code, same.stderr) == (0, ""), same.output
+    raw = invoke("evaluate", "joint_depth_pac_lite_x4", "--checkpoint", tmp_path / "w.pth", *roots)
+    assert raw.stderr == (
+        f"note: {str(tmp_path / 'w.pth')!r} was not written by hotswap; if it is of the published code, it fits and gives "
+        "wrong results as it is: hotswap migrate brings it here\n"
+    )
+    assert raw.stdout != same.stdout
     other = invoke(*command, "--set", "protocol=centre_pixel")
     assert other.exit_code == 0
     assert other.stderr == (

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import crf, exported, limits, networks, operators, resizing, small
+from benchmarks import crf, exported, launching, limits, networks, operators, resizing, small
 from benchmarks.harness import RESULTS, Case, Machine, Row, geometric_mean, save
 
 FASTER_CONV = "faster conv"
-SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth", "exported", "small")
+SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth", "exported", "small", "launch")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,6 +75,7 @@ def _cases(suite: str, device: torch.device, dtype: torch.dtype, quick: bool) ->
         "operators": lambda: operators.cases([dataclasses.replace(w, dtype=dtype) for w in workloads], device),
         "resizing": lambda: resizing.cases(device),
         "networks": lambda: networks.cases(device, dtype),
+        "launch": lambda: launching.cases(device),
         "crf": lambda: crf.cases(device),
         "growth": lambda: operators.growth_cases(device),
         "small": lambda: small.cases(device),

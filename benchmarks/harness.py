@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +68,7 @@ class Case:
     least_bytes: float = math.nan  # each tensor read or written once
     dtype: torch.dtype = torch.float32
     calls: int = 1  # in a time that is taken: more where a call is hardly longer than the clock's own
+    around: Callable[[], AbstractContextManager[None]] = nullcontext  # the measurement
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,10 @@ class Machine:
 
     def measure(self, case: Case) -> list[Row]:
         """Rows of one case, a row a candidate."""
-        candidates = case.make()
-        times = self._times(candidates, case.calls)
-        peaks = {name: self._peak(run) for name, run in candidates.items()}
+        with case.around():
+            candidates = case.make()
+            times = self._times(candidates, case.calls)
+            peaks = {name: self._peak(run) for name, run in candidates.items()}
         return [
             Row(
                 case.op,

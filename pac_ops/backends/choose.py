@@ -30,7 +30,7 @@ _environment: Any = os.environ._data  # type: ignore[attr-defined]
 _variable = os.environ.encodekey(ENVIRONMENT_VARIABLE)
 
 _forced: ContextVar[str | None] = ContextVar("pac_ops_backend", default=None)
-_chosen: dict[tuple[torch.device, torch.dtype], Any] = {}  # where none is asked for
+CHOSEN: dict[tuple[torch.device, torch.dtype], Any] = {}  # where none is asked for
 
 
 @contextmanager
@@ -148,9 +148,9 @@ def implementation(x: Tensor) -> Any:
     if _forced.get() is not None or _variable in _environment:
         return _module(x)
     key = (x.device, x.dtype)
-    module = _chosen.get(key)
+    module = CHOSEN.get(key)
     if module is None:
-        module = _chosen[key] = _module(x)
+        module = CHOSEN[key] = _module(x)
     return module
 
 

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.library.calls import call_of, define_gradient
+from pac_ops.library.observers import unwatched
 from pac_ops.library.operators import OPERATORS, Operator
 
 
@@ -64,6 +65,8 @@ def _register_linear(operator: Operator) -> None:
     ) -> tuple[Tensor | None, ...]:
         if not any(needs):
             return (None,) * operands
+        if not is_grad_enabled() and unwatched((grad, *xs)):  # at once, as most backward passes are
+            return tuple(operator.gradients(grad, xs, options, needs))
         values = run_backward(grad, *xs, *options, list(needs))
         return tuple(value if need else None for value, need in zip(values, needs, strict=True))
 

@@ -52,23 +52,30 @@ class Operator:
         """Have a backend compute the gradients."""
         count = len(self.operands)
         operands = arguments[:count]
-        run = getattr(choose.implementation(operands[self.chosen_by]), f"{self.name}_backward")
         if not self.linear:
+            run = getattr(choose.implementation(operands[self.chosen_by]), f"{self.name}_backward")
             gradients = run(grad, *self.for_backend(*arguments))
             if isinstance(gradients, Tensor):
                 return formats.like(gradients, *operands)
             return tuple(formats.like(g, x) for g, x in zip(gradients, operands, strict=True))
-        *options, needs = arguments[count:]
-        given = list(self.for_backend(*operands, *(None,) * self.bias, *options))
+        gradients = self.gradients(grad, operands, arguments[count:-1], arguments[-1])
+        return tuple([x.new_empty(0) if g is None else g for g, x in zip(gradients, operands, strict=True)])
+
+    def gradients(
+        self, grad: Tensor, operands: Sequence[Tensor], options: Sequence[Any], needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Have a backend compute those that are needed, of an operator that is linear; None for the others."""
+        run = getattr(choose.implementation(operands[self.chosen_by]), f"{self.name}_backward")
         if self.bias:
-            del given[count]
-        gradients = run(grad, *given, tuple(needs))
-        return tuple(
-            [
-                x.new_empty(0) if g is None else formats.like(g, x) if k in self.followed else g
-                for k, (g, x) in enumerate(zip(gradients, operands, strict=True))
-            ]
-        )
+            *given, window, groups = self.for_backend(*operands, None, *options)
+            gradients = run(grad, *given[:-1], window, groups, tuple(needs))
+        else:
+            gradients = run(grad, *self.for_backend(*operands, *options), tuple(needs))
+        result = list(gradients)
+        for k in self.followed:
+            if result[k] is not None:
+                result[k] = formats.like(result[k], operands[k])
+        return result
 
     def empty(self, *arguments: Any) -> Tensor:
         """The output without its values."""

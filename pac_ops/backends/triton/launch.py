@@ -26,7 +26,7 @@ KEPT = 4096  # plans, of some KiB each: sizes that vary from call to call must n
 T = TypeVar("T")
 
 _traced: ContextVar[bool] = ContextVar("pac_ops_triton_traced", default=False)
-_plans: dict[Hashable, Any] = {}
+PLANS: dict[Hashable, Any] = {}
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def planned(make: Callable[..., T], *key: Hashable) -> T:
     if _traced.get():
         return make(*key)
     whole = (make, key)
-    plan: T | None = _plans.get(whole)
+    plan: T | None = PLANS.get(whole)
     if plan is None:
-        if len(_plans) >= KEPT:
-            _plans.clear()
-        plan = _plans[whole] = make(*key)
+        if len(PLANS) >= KEPT:
+            PLANS.clear()
+        plan = PLANS[whole] = make(*key)
     return plan
 
 

@@ -29,7 +29,7 @@ def compiled(monkeypatch):
 
     pretended_gpu.pretend(monkeypatch)
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
-    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch, "PLANS", {})
     return kernels
 
 

@@ -135,7 +135,7 @@ def test_sums_that_do_not_depend_on_order(operator, case):
 @on_device
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_offsets_of_64_bits(operator, monkeypatch):
-    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch, "PLANS", {})
     monkeypatch.setattr("pac_ops.backends.triton.arguments.INT32_OFFSETS", -1)
     case = small(
         channels=16, out_channels=17, height=3, width=4, kernel_size=(1, 3), padding=(0, 1), guide_channels=2

@@ -1,0 +1,51 @@
+"""The Python before a launch stays within bounds, and the benchmark of it runs."""
+
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from benchmarks import launching
+from benchmarks.harness import BOTH, FORWARD, Machine
+from benchmarks.stubbed import stubbed
+
+# How many times the dispatch of `F.conv2d` of one pixel, 3 us where this was set, each call may take.
+BOUNDS = {
+    ("pacconv2d", FORWARD): 8,
+    ("PacConv2d", FORWARD): 15,
+    ("packernel2d", FORWARD): 6.5,
+    ("pacresize2d", FORWARD): 10,
+    ("pacconv2d", BOTH): 50,
+}
+
+
+def least(calls, rounds=40, repeats=20):
+    """Seconds of a call of each, by the clock of this thread: the least over interleaved rounds."""
+    times = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.thread_time()
+            for _ in range(repeats):
+                call()
+            times[name] = min(times[name], (time.thread_time() - start) / repeats)
+    return times
+
+
+def test_little_is_done_before_a_launch():
+    with stubbed():
+        calls = launching.calls(torch.device("cpu"), torch.bfloat16, last=True)
+        times = least(calls)
+    stock = times[launching.STOCK, FORWARD]
+    ratios = {call: times[call] / stock for call in BOUNDS}
+    assert {call: ratio for call, ratio in ratios.items() if ratio > BOUNDS[call]} == {}
+
+
+def test_the_benchmark():
+    case = next(launching.cases(torch.device("cpu")))
+    rows = Machine.at("cpu", 0.1, 3).measure(case)
+    assert [row.backend for row in rows] == [f"{launching.OURS}, launches stubbed out", launching.STOCK]
+    assert all(0 < row.median < 10 for row in rows)

@@ -47,6 +47,10 @@ class Window(NamedTuple):
                 extra.append(max(0, span - p - 1))  # windows that end before it see none of them
         return extra[0], extra[1]
 
+    def stepping(self) -> "Window":
+        """The window that slides over the result of `spread`."""
+        return Window(self.kernel_size, dilation=self.dilation)
+
     def on_output(self) -> "Window":
         """The window of a transposed operator's adapting kernel: on the output's grid, one window a pixel."""
         (kh, kw), (dy, dx) = self.kernel_size, self.dilation
@@ -90,3 +94,19 @@ def spread(x: Tensor, window: Window, ho: int, wo: int) -> Tensor:
     bottom = ho + dy * (kh - 1) - top - inserted.shape[2]
     right = wo + dx * (kw - 1) - left - inserted.shape[3]
     return F.pad(inserted, (left, right, top, bottom))
+
+
+def gather(grad_spread: Tensor, window: Window, height: int, width: int) -> Tensor:
+    """The gradient of `spread`: the pixels that are not inserted zeros, padding cropped: -> [B, C, H, W]."""
+    (kh, kw), (sy, sx), (py, px), (dy, dx) = window
+    top, left = dy * (kh - 1) - py, dx * (kw - 1) - px
+    rows, columns = max(0, (height - 1) * sy + 1), max(0, (width - 1) * sx + 1)
+    bottom, right = grad_spread.shape[2] - top - rows, grad_spread.shape[3] - left - columns
+    inserted = F.pad(grad_spread, (-left, -right, -top, -bottom))
+    return inserted[:, :, ::sy, ::sx].contiguous()
+
+
+def turned(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight as that of a convolution, and back: taps mirrored, channels swapped."""
+    by_group: Tensor = weight.unflatten(0, (groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1).flip(2, 3).contiguous()

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from functools import reduce
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement
-from pac_ops.geometry import Window, all_taps, pad, spread, taps
+from pac_ops.geometry import Window, all_taps, gather, pad, spread, taps, turned
 
 
 def squared_distance2d(guide: Tensor, window: Window) -> Tensor:
@@ -86,19 +85,19 @@ def pacconv_transpose2d(
     [B, C, H, W] -> [B, O, Ho, Wo], with the weight [C, O/groups, kh, kw] of `torch.nn.ConvTranspose2d`.
     """
     spaced = spread(input, window, *kernel.shape[-2:])
-    return pacconv2d(spaced, kernel, _turned(weight, groups), bias, _stepping(window), groups)
+    return pacconv2d(spaced, kernel, turned(weight, groups), bias, window.stepping(), groups)
 
 
 def pacconv_transpose2d_backward(
     grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
 ) -> Gradients:
     """Gradients of `pacconv_transpose2d` with respect to input, kernel and weight; None where not needed."""
-    spaced, turned = spread(input, window, *kernel.shape[-2:]), _turned(weight, groups)
+    spaced, filters = spread(input, window, *kernel.shape[-2:]), turned(weight, groups)
     grad_spaced, grad_kernel, grad_turned = pacconv2d_backward(
-        grad, spaced, kernel, turned, _stepping(window), groups, needs
+        grad, spaced, kernel, filters, window.stepping(), groups, needs
     )
-    grad_input = None if grad_spaced is None else _gather(grad_spaced, window, input.shape[2], input.shape[3])
-    return grad_input, grad_kernel, None if grad_turned is None else _turned(grad_turned, groups)
+    grad_input = None if grad_spaced is None else gather(grad_spaced, window, input.shape[2], input.shape[3])
+    return grad_input, grad_kernel, None if grad_turned is None else turned(grad_turned, groups)
 
 
 def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:
@@ -132,27 +131,6 @@ def _scatter(per_tap: Tensor, window: Window, height: int, width: int) -> Tensor
     for i, j, view in taps(padded, window, ho, wo):
         view += per_tap[:, :, i, j]
     return padded[:, :, py : py + height, px : px + width].contiguous()
-
-
-def _stepping(window: Window) -> Window:
-    """The window that slides over the result of `spread`."""
-    return Window(window.kernel_size, dilation=window.dilation)
-
-
-def _turned(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight as that of a convolution, and back: taps mirrored, channels swapped."""
-    by_group: Tensor = weight.unflatten(0, (groups, -1))
-    return by_group.transpose(1, 2).flatten(0, 1).flip(2, 3).contiguous()
-
-
-def _gather(grad_spread: Tensor, window: Window, height: int, width: int) -> Tensor:
-    """The gradient of `spread`: the pixels that are not inserted zeros, padding cropped: -> [B, C, H, W]."""
-    (kh, kw), (sy, sx), (py, px), (dy, dx) = window
-    top, left = dy * (kh - 1) - py, dx * (kw - 1) - px
-    rows, columns = max(0, (height - 1) * sy + 1), max(0, (width - 1) * sx + 1)
-    bottom, right = grad_spread.shape[2] - top - rows, grad_spread.shape[3] - left - columns
-    inserted = F.pad(grad_spread, (-left, -right, -top, -bottom))
-    return inserted[:, :, ::sy, ::sx].contiguous()
 
 
 def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tensor:

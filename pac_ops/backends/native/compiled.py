@@ -1,7 +1,7 @@
 """The library of compiled kernels: where it is, how it is loaded and called through ctypes."""
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,12 @@ def _load() -> ctypes.CDLL | str:
 
 def shapes_of(input: Tensor, out: Tensor, window: Window, groups: int = 1) -> CWindow:
     """The shapes and the window of a call, as the kernels take them."""
-    return CWindow(*input.shape, out.shape[1], *out.shape[-2:], groups, *window)
+    return _shapes(input.shape, out.shape, window, groups)
+
+
+@lru_cache(maxsize=1024)  # of a small map, the sums take less time than this
+def _shapes(input: torch.Size, out: torch.Size, window: Window, groups: int) -> CWindow:
+    return CWindow(*input, out[1], *out[-2:], groups, *window)
 
 
 def run(function: str, shapes: ctypes.Structure | ctypes.Array[Any], *arguments: Tensor | float | None) -> None:

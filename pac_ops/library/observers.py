@@ -61,7 +61,7 @@ def unwatched(arguments: Sequence[Any]) -> bool:
 
 def below_autograd() -> bool:
     """Whether the call comes from an operator's kernel, whose gradient is that operator's affair."""
-    return _dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradCPU)
+    return _dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
 
 
 def _keys(*names: str) -> int:

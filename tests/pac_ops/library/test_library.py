@@ -71,6 +71,29 @@ def test_gradients_of_layers_of_first_and_second_order(name):
     assert gradgradcheck(run, (x, guide, *parameters), fast_mode=True)
 
 
+def test_below_autograd_nothing_is_recorded():
+    """As in the kernel of somebody's operator, whose gradient is that operator's affair."""
+    layer, x, guide = PacConv2d(2, 2, 3), torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(1, 2, 5, 5)
+    with torch._C._AutoDispatchBelowAutograd():
+        out = layer(x, guide)
+    assert out.grad_fn is None
+    assert layer(x, guide).grad_fn is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_in_a_batch(dtype):
+    """`is_grads_batched` maps over the backward of a call that was recorded outside."""
+    layer = PacConv2d(2, 2, 3, padding=1, dtype=dtype)
+    leaves = [torch.randn(2, 2, 5, 5, dtype=dtype, requires_grad=True) for _ in range(2)]
+    out = layer(*leaves)
+    leaves += layer.parameters()
+    grads = torch.randn(3, *out.shape, dtype=dtype)
+    batched = torch.autograd.grad(out, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for n, grad in enumerate(grads):
+        for found, expected in zip(batched, torch.autograd.grad(out, leaves, grad, retain_graph=True), strict=True):
+            torch.testing.assert_close(found[n], expected)
+
+
 def test_gradient_of_third_order():
     x = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     w = torch.randn(1, 1, 3, 3, dtype=torch.float64)

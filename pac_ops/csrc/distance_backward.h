@@ -5,8 +5,8 @@
 
 typedef struct {
     int64_t columns, plane; /* of a padded channel */
-    REAL *guide, *grad;     /* [TOGETHER, padded rows, columns] */
-    REAL *centre;           /* [TOGETHER, outputs of a row]: what a row's windows add to their centres */
+    REAL *guide, *grad;     /* [channels, padded rows, columns] */
+    REAL *centre;           /* [channels, outputs of a row]: what a row's windows add to their centres */
 } OF(Padded);
 
 /* A row of windows of `count` channels. The stride is an argument so that it can be a constant. */
@@ -60,13 +60,13 @@ int OF(pac_distance_backward)(const Window *w, const REAL *grad, const REAL *gui
     int64_t columns = w->width + 2 * w->padding[1], plane = (w->height + 2 * w->padding[0]) * columns;
 #pragma omp parallel num_threads(least(threads, most(1, w->batch * groups)))
     {
-        REAL *room = malloc(TOGETHER * (2 * plane + w->out_width) * sizeof(REAL));
-        OF(Padded) p = {columns, plane, room, room + TOGETHER * plane, room + 2 * TOGETHER * plane};
+        REAL *room = malloc(together * (2 * plane + w->out_width) * sizeof(REAL));
+        OF(Padded) p = {columns, plane, room, room + together * plane, room + 2 * together * plane};
         if (!room) {
 #pragma omp atomic write
             failed = 1;
         } else {
-            memset(p.guide, 0, TOGETHER * plane * sizeof(REAL)); /* the padding stays zero */
+            memset(p.guide, 0, together * plane * sizeof(REAL)); /* the padding stays zero */
         }
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)

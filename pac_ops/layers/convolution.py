@@ -142,7 +142,8 @@ class PacConvTranspose2d(AdaptingLayer, nn.ConvTranspose2d):
     Guided upsampling (Su et al., CVPR 2019, section 4.1): the guide has the *output's* height and width. Otherwise it
     is called, masked (by a mask of the input's size) and constructed as `PacConv2d`. With `filler="linear"` it
     starts as bilinear upsampling; use an odd `kernel_size` of at least 2 * stride - 1,
-    `padding=kernel_size // 2` and `output_padding=stride - 1`.
+    `padding=kernel_size // 2` and `output_padding=stride - 1`. With `normalize_kernel` use 2 * stride - 1 itself:
+    between pixels no tap of such a window is outside the image.
 
     Shapes: input [B, C, H, W], guide [B, G, Ho, Wo], kernel [B, 1, kh, kw, Ho, Wo] -> [B, O, Ho, Wo].
 

@@ -13,7 +13,10 @@ from recipes.published.network import Network, Shapes, difference, our_name
 AS_IT_WAS = "as it was"
 _UNUSED = "left aside: the network ends in F.interpolate and does not use it"
 _FILLED = "not in the file: a constant of the network"
-_CONSTANTS = re.compile(r"crf\.(steps\.\d+\.)?(unary_weight|pairwise_weights\.\d+|messengers\.\d+\.weight)")
+_UNARY_WEIGHT, _MESSENGER = (
+    re.compile(r"crf\.(.*\.)?unary_weight"),
+    re.compile(r"crf\.(.*\.)?messengers\.\d+\.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def converted(
         here = network.names.get(published) or our_name(published)
         ours[here], what = _converted(here, x)
         changes.append(Change(published, here, shape, what))
-    filled = [name for name in expected if name not in ours and _CONSTANTS.fullmatch(name)]
+    filled = [name for name in expected if name not in ours and _is_constant(name, network, expected[name])]
     shapes: dict[str, tuple[int, ...]] = {name: tuple(x.shape) for name, x in ours.items()}
     shapes |= {name: expected[name] for name in filled}
     if told := difference(shapes, expected):
@@ -80,6 +83,14 @@ def converted(
         )
     changes += [Change(None, name, expected[name], _FILLED) for name in filled]
     return ours, tuple(changes)
+
+
+def _is_constant(here: str, network: Network, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is not learned in the network, and the same wherever it is built."""
+    if _UNARY_WEIGHT.fullmatch(here):
+        return bool(network.options.get("fixed_weighting", False))
+    shared = shape[:2] == (1, 1)
+    return shared and _MESSENGER.fullmatch(here) is not None and network.options.get("spatial_filter") is False
 
 
 def _converted(here: str, x: Tensor) -> tuple[Tensor, str]:

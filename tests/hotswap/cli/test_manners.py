@@ -118,6 +118,7 @@ FAILING = {  # each for want of a file, a module or a network
     ("export",): ("gone.pt", "-o", "out.onnx"),
     ("finetune",): ("gone.yaml", "--output-dir", "out"),
     ("inspect",): ("nowhere:x",),
+    ("migrate",): ("gone.pt", "-o", "out.pt"),
     ("plan",): ("nowhere:x",),
     ("predict",): ("gone.yaml", "--checkpoint", "s.safetensors", "--output-dir", "out"),
     ("push",): ("gone.pt", "owner/name"),

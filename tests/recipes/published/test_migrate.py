@@ -149,6 +149,14 @@ def test_what_does_not_fit_a_segmentation_network_is_named(tmp_path, monkeypatch
     files.narrow(monkeypatch)
     state, model = files.crf((64, 16)), "fcn8s_crfi5p4d5641p4d5161"
     assert "1 not known (crf.more)" in refused(tmp_path, state | {"crf.more": torch.ones(1)}, model=model)
+    for missing in ("crf.messengers.1.weight", "crf.pairwise_weights.0"):  # not made up
+        told = refused(tmp_path, {name: x for name, x in state.items() if name != missing}, model=model)
+        assert f"1 missing ({missing})" in told
+    loose = {n: x for n, x in files.crf((64, 16), loose=True).items() if n != "crf.steps.3.unary_weight"}
+    assert "1 missing (crf.steps.3.unary_weight)" in refused(tmp_path, loose, model="fcn8s_crfi5lp4d5641p4d5161")
+    assert "missing (crf.messengers" in refused(
+        tmp_path, {n: x for n, x in state.items() if "messengers" not in n}, model=model
+    )
     assert "holds a CRF, and fcn8s has none" in refused(tmp_path, state, model="fcn8s")
     assert "holds no CRF, and" in refused(tmp_path, files.fcn(), model=model)
     assert "has 2 pairwise kernels, so dilations must be a list of as many, got [32]" in refused(

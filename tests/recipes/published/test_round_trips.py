@@ -142,6 +142,23 @@ def test_crfs(tmp_path, monkeypatch, image, model, constant):
     assert told.network == model
 
 
+def test_a_conv_crf_whose_file_does_not_hold_its_constant_filters(tmp_path, monkeypatch, image):
+    """Ones around a zero, 11 x 11."""
+    files.narrow(monkeypatch)
+    state = files.crf((1,), compat_type="2d", kernel_size=11, blur=4, spatial_filter=False)
+    del state["crf.messengers.0.weight"]
+    network, told = migrated(tmp_path, state, "pickle", "fcn8s_convcrf")
+    ours, theirs = seen(image)
+    ones = torch.ones(1, 1, 11, 11, dtype=torch.float64)
+    ones[..., 5, 5] = 0
+    with torch.no_grad():
+        backbone = {name.removeprefix("backbone."): x for name, x in doubled(state).items() if "backbone" in name}
+        unary = oracle.fcn8s(backbone, theirs, "fcn8s")
+        weights = doubled(state) | {"crf.messengers.0.weight": ones}
+        agree(network(ours), oracle.crf(weights, unary, theirs, (1,), 5, blur=4))
+    assert [change.here for change in told.changes if change.published is None] == ["crf.messengers.0.weight"]
+
+
 def test_the_order_of_kernels_counts(tmp_path, monkeypatch, image):
     files.narrow(monkeypatch)
     state = files.crf((64, 16))

@@ -103,10 +103,10 @@ def check_call(
         check_image("guide", guide)
         check_devices(input.device, {"guide": guide})
         whose = "input's batch, height and width" if size is None else "input's batch, the output's height and width"
-        batch = or_one(input.shape[0])
         height, width = (input.shape[2], input.shape[3]) if size is None else size
         other_batch = guide.shape[0] != input.shape[0] and guide.shape[0] != 1
         if other_batch or guide.shape[2] != height or guide.shape[3] != width:
+            batch = or_one(input.shape[0])
             raise ValueError(
                 f"guide must be [B or 1, G, H, W] with the {whose}, [{batch}, G, {height}, {width}], "
                 f"got {list(guide.shape)}"

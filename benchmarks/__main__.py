@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import crf, exported, launching, limits, networks, operators, resizing, small
-from benchmarks.harness import RESULTS, Case, Machine, Row, geometric_mean, save
+from benchmarks.harness import Case, Machine, Row, geometric_mean, results_file, save
 
 FASTER_CONV = "faster conv"
 SUITES = ("limits", "operators", "resizing", "networks", "crf", "growth", "exported", "small", "launch")
@@ -27,10 +27,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @click.option("--quick", is_flag=True, help="Operators at three shapes only: under three minutes on 2 cores.")
 @click.option("--device", default="cpu", help="Such as cpu or cuda.")
 @click.option("--dtype", default="float32", type=click.Choice(list(DTYPES)), help="Of activations and weights.")
+@click.option("--graphs", is_flag=True, help="Time CUDA graphs of the calls: what the device takes.")
 @click.option("--rounds", default=15, type=click.IntRange(3), help="Interleaved runs of each candidate, at most.")
 @click.option("--seconds", default=20.0, help="After so long a case gets no further round, once it has had three.")
 @click.option("--threads", default=2, type=click.IntRange(1), help="CPU threads.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="CSV to append to.")
+@click.option("--output", type=click.Path(path_type=Path), default=results_file, help="CSV to append to.")
 @click.option("--no-save", is_flag=True, help="Only print.")
 def main(
     suites: tuple[str, ...],
@@ -38,6 +39,7 @@ def main(
     quick: bool,
     device: str,
     dtype: str,
+    graphs: bool,
     rounds: int,
     seconds: float,
     threads: int,
@@ -47,7 +49,7 @@ def main(
     """Time operators, layers and networks against their peers, in one run: SUITES, or all of them."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
-    machine = Machine.at(device, 2.0 if quick else seconds, rounds)
+    machine = Machine.at(device, 2.0 if quick else seconds, rounds, graphs=graphs)
     if device == "cuda" and dtype == "float32":
         torch.set_float32_matmul_precision("high")  # tf32, as the convolutions it is compared with
     console = Console(width=150)

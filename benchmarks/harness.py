@@ -9,6 +9,7 @@ import ctypes
 import datetime as dt
 import gc
 import math
+import os
 import random
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "benchmarks.csv"
+OUTPUT = "OUT"  # a variable that may name the folder for results
 FORWARD, BOTH = "forward", "forward+backward"
 Candidate = Callable[[], object]
 _LEAST_ROUNDS = 3
@@ -102,9 +104,10 @@ class Machine:
     seconds: float  # for one case; slow candidates get fewer rounds, at least 3
     rounds: int
     facts: dict[str, object] = field(default_factory=dict)  # of every row
+    graphs: bool = False  # time what a CUDA graph of a call takes on the device, without the Python before it
 
     @classmethod
-    def at(cls, device: str, seconds: float, rounds: int) -> "Machine":
+    def at(cls, device: str, seconds: float, rounds: int, *, graphs: bool = False) -> "Machine":
         """This machine, with its versions."""
         on = torch.device(device)
         facts = {
@@ -115,19 +118,22 @@ class Machine:
             "commit": commit(),
             "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         }
-        return cls(on, seconds, rounds, facts)
+        return cls(on, seconds, rounds, facts, graphs)
 
     def measure(self, case: Case) -> list[Row]:
         """Rows of one case, a row a candidate."""
         with case.around():
             candidates = case.make()
+            if self.graphs:
+                graphs = {name: captured(run) for name, run in candidates.items()}
+                candidates = {name: graph for name, graph in graphs.items() if graph is not None}
             times = self._times(candidates, case.calls)
             peaks = {name: self._peak(run) for name, run in candidates.items()}
         return [
             Row(
                 case.op,
                 name,
-                case.mode,
+                f"{case.mode}, graphed" if self.graphs else case.mode,
                 str(case.dtype).removeprefix("torch."),
                 case.workload,
                 round(statistics.median(values), 4),
@@ -194,6 +200,24 @@ class Machine:
         return max(0, peak)
 
 
+def captured(run: Candidate) -> Candidate | None:
+    """The same work on the device, as the replay of a CUDA graph; None where it cannot be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        return None
+    replay: Candidate = graph.replay
+    return replay
+
+
 def _resident(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
@@ -202,6 +226,12 @@ def _resident(name: str) -> int:
 def _spread(values: Sequence[float]) -> float:
     first, _, third = statistics.quantiles(values, n=4)
     return third - first
+
+
+def results_file() -> Path:
+    """Where rows go: in the folder that the variable names, else beside this file."""
+    folder = os.environ.get(OUTPUT)
+    return Path(folder) / RESULTS.name if folder else RESULTS
 
 
 def save(results: Sequence[Row], path: Path) -> None:

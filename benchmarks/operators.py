@@ -148,7 +148,9 @@ def _check(candidates: Candidates, true: str, others: tuple[str, ...]) -> None:
         expected = candidates[true]().double()
         for name in others:
             error = (candidates[name]().double() - expected).norm() / expected.norm()
-            allowed = 1e-4 if candidates[name]().dtype == torch.float32 else 2e-2
+            result = candidates[name]()
+            full = result.dtype == torch.float32 and result.device.type == "cpu"  # on a GPU factors are in TF32
+            allowed = 1e-4 if full else 5e-3 if result.dtype == torch.float32 else 2e-2
             if not error < allowed:
                 raise AssertionError(f"{name} differs from {true} by {error:.2g} of its norm")
 

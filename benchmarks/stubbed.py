@@ -15,7 +15,9 @@ import triton
 from pac_ops.backends import choose
 from pac_ops.backends.triton import launch
 
-PROPERTIES = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)  # of an H200
+PROPERTIES = types.SimpleNamespace(  # of an H200
+    major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 * 2**10
+)
 
 
 class _Driver:
@@ -51,3 +53,17 @@ def stubbed() -> Iterator[None]:
         mock.patch.object(triton.runtime.jit.JITFunction, "run", return_value=_Compiled()),
     ):
         yield
+
+
+@contextmanager
+def compiling() -> Iterator[list[tuple[Any, tuple[int, int, int], dict[str, Any]]]]:
+    """As `stubbed`, but what is launched is compiled: kernels, their grids and arguments."""
+    compile_and_run, kernels = triton.runtime.jit.JITFunction.run, []
+
+    def compile_only(self: Any, *args: Any, grid: Any, **named: Any) -> _Compiled:
+        kernel = compile_and_run(self, *args, grid=grid, **(named | {"warmup": True}))
+        kernels.append((kernel, grid, named))
+        return _Compiled()
+
+    with stubbed(), mock.patch.object(triton.runtime.jit.JITFunction, "run", compile_only):
+        yield kernels

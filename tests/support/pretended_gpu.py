@@ -12,7 +12,9 @@ class _Driver:
     get_current_stream = staticmethod(lambda device=None: 0)
 
 
-PROPERTIES = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+PROPERTIES = types.SimpleNamespace(
+    major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 * 2**10
+)
 
 
 def pretend(monkeypatch):

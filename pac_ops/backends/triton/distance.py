@@ -25,6 +25,8 @@ from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settin
 from pac_ops.backends.triton.walk import sliding
 from pac_ops.geometry import Window
 
+PROGRAMS = 256  # that small maps are cut into, as far as they can be: a large GPU runs two on each of 132 units
+
 
 @triton.jit
 def _distance_kernel(
@@ -176,6 +178,10 @@ def _plan(of_x: Key, window: Window, gaussian: bool, given: Key) -> _Plan:
     of_channels = 2 if INTERPRETED else 8 if x.last else 4
     meta = {"BLOCK_T": 8, "BLOCK_P": 64, "BLOCK_O": of_channels, "num_warps": 4}
     parts = max(1, cdiv(kh * kw - 1, meta["BLOCK_T"]))
+    pixels = batch * size[0] * size[1]
+    if isinstance(pixels, int) and not INTERPRETED:  # in a trace it may be a symbol, which stays open
+        while meta["BLOCK_P"] > 16 and cdiv(pixels, meta["BLOCK_P"]) * parts < PROGRAMS:
+            meta["BLOCK_P"] //= 2
     arguments: dict[str, Any] = {
         **strides("x", x),
         **strides("out", out, "bcijyx"),
@@ -185,7 +191,7 @@ def _plan(of_x: Key, window: Window, gaussian: bool, given: Key) -> _Plan:
         "INDEX": index_type(x, out),
         "PARTS": parts,
     }
-    grid = (cdiv(batch * size[0] * size[1], meta["BLOCK_P"]) * parts,)
+    grid = (cdiv(pixels, meta["BLOCK_P"]) * parts,)
     return _Plan(Launch(_distance_kernel, grid, arguments | meta, device), out)
 
 

@@ -1,17 +1,16 @@
 """sum_taps K * (W_tap v_tap): the kernel under every convolution, either way, and the gradients of its input and K.
 
-K is one number a pixel and tap, so it multiplies the tap's sum over channels, not the operand: K stays float32 (it
-differs from 1 by as little as 1e-5, which a product rounded to bfloat16 would lose), the matrix unit takes both
-operands as they lie in memory, and the cost is one multiplication for as many of the matrix unit's as there are input
-channels. The gradient of K is that same sum, seen from the other side, times what the pixel holds: one product
-serves both gradients.
+K is one number a pixel and tap. For the sum alone it is multiplied into the operand, in float32: in 16 bits that is
+then rounded to the operand's dtype, by no more than the input itself was. So there is one accumulator, which leaves
+registers for tiles of 128 x 256. The gradient of K is the tap's sum over channels, seen from the other side, times
+what a pixel holds: one product serves the gradients of input and K, and K multiplies that sum, in float32.
 """
 
 # Triton is untyped, and its constants are written in capitals.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +30,9 @@ from pac_ops.backends.triton.indexing import (
     store_channels,
     tile_of_pixels,
 )
-from pac_ops.backends.triton.launch import Launch
+from pac_ops.backends.triton.launch import Launch, Run
 from pac_ops.backends.triton.layout import Layout, Settings
+from pac_ops.backends.triton.tiles import FULL, NARROW, TF32, Cycles, Meta, Tiles
 from pac_ops.backends.triton.walk import Walk
 
 # Below so many weights a group and tap, matrix units would multiply mostly padding: 16 is their smallest side.
@@ -80,16 +80,17 @@ def _dot_kernel(
     taps_j = count_taps(first_j, COLUMNS)
     blocks = tl.cdiv(inner, BLOCK_I)
     total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
-    product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     if GRADIENT:
+        product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
         at = image * factor_stride_b + y * factor_stride_y + x_ * factor_stride_x
         held = tl.trans(load_channels(factor, at, channel * factor_stride_c, exists, has_o))
         slab = 0 if ADD else part.to(tl.int64) * grad_kernel_stride_s
-    # One loop over taps and blocks of channels, not two, so that loads run ahead from tap to tap.
-    for step in range(count_taps(first_i, ROWS) * taps_j * blocks):
-        block = step % blocks
-        i = first_i + step // blocks // taps_j * ROWS.jump
-        j = first_j + step // blocks % taps_j * COLUMNS.jump
+    # One loop over taps and blocks of channels, not two, so that loads run ahead from tap to tap; the three counters
+    # are carried along, as divisions of one would take longer than a product.
+    i = first_i
+    j = first_j
+    block = 0
+    for _ in range(count_taps(first_i, ROWS) * taps_j * blocks):
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
@@ -113,12 +114,12 @@ def _dot_kernel(
             mask=(c < inner)[:, None] & has_o[None, :],
             other=0.0,
         )
-        product = tl.dot(v.to(OPERAND), filters.to(OPERAND), product, input_precision=PRECISION)
-
-        if block == blocks - 1:  # all of the tap's channels are summed
-            if OUTPUT:
-                total += product * k_ij[:, None]
-            if GRADIENT:
+        last = block == blocks - 1  # all of the tap's channels are summed
+        if GRADIENT:
+            product = tl.dot(v.to(OPERAND), filters.to(OPERAND), product, input_precision=PRECISION)
+            if last:
+                if OUTPUT:
+                    total += product * k_ij[:, None]
                 pull = tl.sum(product * held.to(tl.float32), axis=1)
                 at = image * grad_kernel_stride_b + i * grad_kernel_stride_i + j * grad_kernel_stride_j
                 at += read_y * grad_kernel_stride_y + read_x * grad_kernel_stride_x
@@ -126,7 +127,16 @@ def _dot_kernel(
                     tl.atomic_add(grad_kernel + at, pull, mask=reads, sem="relaxed")
                 else:
                     tl.store(grad_kernel + slab + at, pull, mask=reads)
-            product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+                product = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+        else:
+            v = (v.to(tl.float32) * k_ij[:, None]).to(OPERAND)
+            total = tl.dot(v, filters.to(OPERAND), total, input_precision=PRECISION)
+
+        block = tl.where(last, 0, block + 1)
+        j = tl.where(last, j + COLUMNS.jump, j)
+        ends = j >= COLUMNS.taps
+        i = tl.where(ends, i + ROWS.jump, i)
+        j = tl.where(ends, first_j, j)
     if OUTPUT:
         if bias is not None:
             total += tl.load(bias + channel, mask=has_o, other=0.0).to(tl.float32)[None, :]
@@ -218,21 +228,40 @@ def _direct_kernel(
         store_channels(out, at, channel * out_stride_c, total, exists, has_o)
 
 
-_TILES = (
-    (128, 64, 32, 4, 3),
-    (128, 128, 64, 8, 3),
-    (128, 128, 32, 8, 4),
-    (128, 128, 128, 8, 2),
-    (128, 64, 64, 4, 3),
-    (64, 128, 64, 4, 3),
-)
-_FULL_TILES = ((64, 64, 16, 4, 3), (128, 64, 16, 8, 3), (64, 32, 32, 4, 3))
+# Of the sum alone, and with K's gradient.
+SUM: dict[str, Mapping[Tiles, int]] = {
+    NARROW: {
+        (128, 256, 64, 8, 4): 1024,
+        (64, 256, 64, 4, 3): 512,
+        (128, 128, 64, 8, 4): 668,
+        (64, 128, 64, 4, 4): 375,
+        (128, 64, 64, 4, 3): 526,
+        (64, 64, 64, 4, 4): 330,
+    },
+    TF32: {
+        (128, 128, 32, 8, 3): 524,
+        (64, 128, 32, 4, 3): 302,
+        (128, 64, 32, 4, 3): 269,
+        (64, 64, 32, 4, 3): 261,
+    },
+    FULL: {(64, 64, 16, 4, 3): 1024, (128, 64, 16, 8, 3): 2048, (64, 32, 32, 4, 3): 1100},
+}
+_WITH_GRADIENT: Cycles = {
+    NARROW: {
+        (64, 128, 64, 4, 3): 655,
+        (128, 128, 64, 8, 3): 1256,
+        (128, 64, 64, 4, 3): 733,
+        (64, 64, 64, 4, 3): 449,
+    },
+    TF32: {(64, 64, 32, 4, 3): 437, (128, 64, 32, 8, 3): 900},
+    FULL: SUM[FULL],
+}
 
 
 class Gather(NamedTuple):
     """All of a gather that follows from its shapes."""
 
-    launch: Launch
+    launch: Run
     device: torch.device
     out: Layout | None
     slabs: Layout | None  # what K's gradient is summed in
@@ -319,14 +348,26 @@ def gather(
         "OUTPUT": output,
         "GRADIENT": factor is not None,
     }
+    pixels = cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide) * batch
+
+    def parts_of(meta: Meta) -> int:
+        return cdiv(channels, meta["BLOCK_O"]) if direct else groups * cdiv(outer, meta["BLOCK_O"])
+
+    def programs(meta: Meta) -> int:
+        return cdiv(pixels, meta["BLOCK_P"]) * walk.phases * parts_of(meta)
+
+    def steps(meta: Meta, multiprocessors: int) -> int:
+        return cdiv(programs(meta), multiprocessors) * cdiv(inner, meta["BLOCK_I"])
+
     if direct:
         arguments["CHANNEL_WISE"] = channel_wise
-        meta = tiles.elementwise(x.strides, channels)
+        metas = [tiles.elementwise(x.strides, channels)]
     else:
         assert filters is not None  # noqa: S101 (for the type checker)
         arguments |= products(settings.precision, x, filters.weight)
-        meta = tiles.products(_TILES, _FULL_TILES, arguments)[0]
-    parts = cdiv(channels, meta["BLOCK_O"]) if direct else groups * cdiv(outer, meta["BLOCK_O"])
+        cycles = SUM if factor is None else _WITH_GRADIENT
+        metas = tiles.products(cycles, arguments, steps, settings.device, "BLOCK_I")
+    parts = parts_of(metas[0])
     slabbed = factor is not None and settings.deterministic and not channel_wise
     of_kernel = None if factor is None else Layout.dense(kernel.shape, torch.float32)
     slabs = Layout.dense((parts, *kernel.shape), torch.float32) if slabbed else of_kernel
@@ -336,10 +377,13 @@ def gather(
         "ADD": not slabbed,
         "INDEX": index_type(x, kernel, out if output else None, factor, of_kernel),
     }
-    pixels = cdiv(height, walk.rows.divide) * cdiv(width, walk.columns.divide) * batch
-    grid = (cdiv(pixels, meta["BLOCK_P"]) * walk.phases * parts,)
-    launch = Launch(_direct_kernel if direct else _dot_kernel, grid, arguments | meta, settings.device)
-    return Gather(launch, settings.device, out if output else None, slabs, copied, slabbed)
+    code = _direct_kernel if direct else _dot_kernel
+
+    def launch(meta: Meta) -> Launch:
+        return Launch(code, (programs(meta),), arguments | meta, settings.device)
+
+    run = tiles.fastest(launch, metas, sums=[6])
+    return Gather(run, settings.device, out if output else None, slabs, copied, slabbed)
 
 
 def gradients(

@@ -24,6 +24,7 @@ INTERPRETED = not isinstance(indexing.is_in, triton.JITFunction)
 NO_DEVICE = -1  # of CUDA, as `torch.cuda.device` has it: where launches are stubbed out
 KEPT = 4096  # plans, of some KiB each: sizes that vary from call to call must not fill the memory
 T = TypeVar("T")
+Run = Callable[..., None]  # a `Launch`, or what stands for one
 
 _traced: ContextVar[bool] = ContextVar("pac_ops_triton_traced", default=False)
 PLANS: dict[Hashable, Any] = {}

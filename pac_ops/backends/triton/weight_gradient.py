@@ -14,9 +14,10 @@ from torch import Tensor
 from pac_ops.backends.triton import tiles
 from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
 from pac_ops.backends.triton.gather import is_product
-from pac_ops.backends.triton.indexing import is_in, load_channels, read_at, tile_of_pixels
-from pac_ops.backends.triton.launch import Launch
+from pac_ops.backends.triton.indexing import is_in, load_channels, pixels_further, read_at, tile_of_pixels
+from pac_ops.backends.triton.launch import Launch, Run
 from pac_ops.backends.triton.layout import Layout, Settings
+from pac_ops.backends.triton.tiles import FULL, NARROW, TF32, Cycles, Meta
 from pac_ops.backends.triton.walk import Walk
 
 
@@ -51,8 +52,9 @@ def _dot_kernel(
     at_c = (group * inner + c).to(INDEX) * x_stride_c
 
     total = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-    for tile in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
-        image, y, x_, exists = tile_of_pixels(tile, 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+    image, y, x_, exists = tile_of_pixels(tl.program_id(1), 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+    stride = tl.num_programs(1).to(INDEX) * BLOCK_P  # from a tile to the next, in pixels
+    for _ in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
@@ -67,7 +69,9 @@ def _dot_kernel(
         # Pixels are summed over here, so K has to multiply one of the factors.
         k_ij = tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)
         scaled = (held.to(tl.float32) * k_ij[None, :]).to(OPERAND)
-        total += tl.dot(scaled, v.to(OPERAND), input_precision=PRECISION)
+        total = tl.dot(scaled, v.to(OPERAND), total, input_precision=PRECISION)
+        image, y, x_ = pixels_further(image, y, x_, stride, height, width)
+        exists = image < batch
     filter_tap = taps - 1 - tap if FLIPPED else tap
     at = ((group * outer + o[:, None]) * taps + filter_tap) * inner + c[None, :]
     some = (o < outer)[:, None] & (c < inner)[None, :]
@@ -99,8 +103,9 @@ def _direct_kernel(
     at_c = (o // outer * inner + c).to(INDEX) * x_stride_c
 
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
-    for tile in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
-        image, y, x_, exists = tile_of_pixels(tile, 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+    image, y, x_, exists = tile_of_pixels(tl.program_id(1), 0, batch, height, width, ROWS, COLUMNS, BLOCK_P, INDEX)
+    stride = tl.num_programs(1).to(INDEX) * BLOCK_P  # from a tile to the next, in pixels
+    for _ in range(tl.program_id(1), tl.cdiv(batch * height * width, BLOCK_P), tl.num_programs(1)):
         read_y = read_at(y, i, ROWS)
         read_x = read_at(x_, j, COLUMNS)
         reads = exists & is_in(read_y, read_x, x_height, x_width)
@@ -113,6 +118,8 @@ def _direct_kernel(
         at = image * kernel_stride_b + i * kernel_stride_i + j * kernel_stride_j
         at += k_y * kernel_stride_y + k_x * kernel_stride_x
         total += held * v * tl.load(kernel + at, mask=reads, other=0.0).to(tl.float32)[None, :]
+        image, y, x_ = pixels_further(image, y, x_, stride, height, width)
+        exists = image < batch
     filter_tap = taps - 1 - tap if FLIPPED else tap
     at = (o * taps + filter_tap) * inner + c
     result = tl.sum(total, axis=1)
@@ -122,20 +129,17 @@ def _direct_kernel(
         tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * channels * inner, result, mask=o < channels)
 
 
-_TILES = (
-    (32, 64, 64, 4, 3),
-    (64, 128, 128, 8, 3),
-    (32, 128, 128, 8, 4),
-    (64, 128, 64, 4, 3),
-    (64, 64, 128, 4, 3),
-)
-_FULL_TILES = ((16, 64, 64, 4, 3), (32, 64, 64, 8, 3), (32, 32, 32, 4, 3))
+_CYCLES: Cycles = {
+    NARROW: {(64, 128, 128, 8, 3): 770, (64, 64, 128, 4, 3): 663, (64, 64, 64, 4, 3): 390},
+    TF32: {(32, 64, 64, 4, 3): 256, (32, 128, 64, 8, 3): 512},
+    FULL: {(16, 64, 64, 4, 3): 1024, (32, 64, 64, 8, 3): 2048, (32, 32, 32, 4, 3): 600},
+}
 
 
 class WeightGradient(NamedTuple):
     """All of a weight's gradient that follows from its shapes."""
 
-    launch: Launch
+    launch: Run
     device: torch.device
     sums: Layout  # slabs of it, to be added, where it has five axes
 
@@ -185,18 +189,31 @@ def weight_gradient(
         "ADD": not settings.deterministic,
         "INDEX": index_type(here, x, kernel),
     }
-    if is_product(inner, outer):
-        arguments |= products(settings.precision, x, here)
-        meta = tiles.products(_TILES, _FULL_TILES, arguments)[0]
-        programs = groups * cdiv(outer, meta["BLOCK_O"]) * cdiv(inner, meta["BLOCK_I"]) * taps
-        code = _dot_kernel
+    direct = not is_product(inner, outer)
+
+    def tiles_of(meta: Meta) -> int:
+        if direct:
+            return cdiv(channels, meta["BLOCK_O"]) * inner * taps
+        return groups * cdiv(outer, meta["BLOCK_O"]) * cdiv(inner, meta["BLOCK_I"]) * taps
+
+    def slabs_of(meta: Meta) -> int:
+        return tiles.splits(settings.device, tiles_of(meta), cdiv(batch * height * width, meta["BLOCK_P"]))
+
+    def launch(meta: Meta) -> Launch:
+        grid = (tiles_of(meta), slabs_of(meta))
+        return Launch(_direct_kernel if direct else _dot_kernel, grid, arguments | meta, settings.device)
+
+    def steps(meta: Meta, multiprocessors: int) -> float:  # the sum over pixels is split wherever it can be
+        return tiles_of(meta) * cdiv(batch * height * width, meta["BLOCK_P"]) / multiprocessors
+
+    if direct:
+        metas = [tiles.elementwise(here.strides, channels)]
     else:
-        meta = tiles.elementwise(here.strides, channels)
-        programs = cdiv(channels, meta["BLOCK_O"]) * inner * taps
-        code = _direct_kernel
-    slabs = tiles.splits(settings.device, programs, cdiv(batch * height * width, meta["BLOCK_P"]))
-    launch = Launch(code, (programs, slabs), arguments | meta, settings.device)
+        arguments |= products(settings.precision, x, here)
+        metas = tiles.products(_CYCLES, arguments, steps, settings.device, "BLOCK_P")
+    slabs = slabs_of(metas[0])
+    run = tiles.fastest(launch, metas, sums=[3])
     sums = Layout.dense((channels, inner, walk.rows.taps, walk.columns.taps), torch.float32, last=True)
     if settings.deterministic:
         sums = Layout((slabs, *sums.shape), (channels * inner * taps, *sums.strides), torch.float32)
-    return WeightGradient(launch, settings.device, sums)
+    return WeightGradient(run, settings.device, sums)

@@ -200,8 +200,20 @@ def test_offsets_are_of_64_bits_where_only_a_gradient_is_large(monkeypatch):
 
 
 @on_device
+def test_k_multiplies_the_operand_of_16_bits():
+    """Their product is rounded once more: half a unit in the last place, of each, and so of the sum's norm."""
+    case = small(channels=64, out_channels=17, height=4, width=5)
+    (name, (input, k, weight, _, *rest)), _ = calls("pacconv2d", case, torch.float16)
+    arguments = (input, 1 + k / 8, weight, None, *rest)
+    (exact,) = run(reference, name, [x.double() if isinstance(x, torch.Tensor) else x for x in arguments])
+    (actual,) = run(backend, name, on(DEVICE, arguments))
+    error = ((actual.cpu().double() - exact).norm() / exact.norm()).item()
+    assert error <= torch.finfo(torch.float16).eps / 2
+
+
+@on_device
 def test_k_that_bfloat16_cannot_tell_from_one():
-    """K multiplies sums in float32: rounded to the input's dtype, these two would be one."""
+    """K multiplies float32 in float32: rounded to 16 bits, these two would be one."""
     (name, (input, k, *rest)), _ = calls("pacconv2d", small(channels=16, out_channels=16), torch.bfloat16)
     wide = [
         run(

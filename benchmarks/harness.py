@@ -70,6 +70,7 @@ class Case:
     least_bytes: float = math.nan  # each tensor read or written once
     dtype: torch.dtype = torch.float32
     calls: int = 1  # in a time that is taken: more where a call is hardly longer than the clock's own
+    own_time: bool = False  # by the clock of this thread, which stands while others run or a GPU works
     around: Callable[[], AbstractContextManager[None]] = nullcontext  # the measurement
 
 
@@ -127,7 +128,7 @@ class Machine:
             if self.graphs:
                 graphs = {name: captured(run) for name, run in candidates.items()}
                 candidates = {name: graph for name, graph in graphs.items() if graph is not None}
-            times = self._times(candidates, case.calls)
+            times = self._times(candidates, case.calls, own=case.own_time)
             peaks = {name: self._peak(run) for name, run in candidates.items()}
         return [
             Row(
@@ -147,22 +148,22 @@ class Machine:
             for name, values in times.items()
         ]
 
-    def _times(self, candidates: Mapping[str, Candidate], calls: int) -> dict[str, list[float]]:
+    def _times(self, candidates: Mapping[str, Candidate], calls: int, *, own: bool) -> dict[str, list[float]]:
         """Milliseconds of a call of each candidate over interleaved rounds."""
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():  # compiles, tunes and warms up
-            self._time(run, calls)
+            self._time(run, calls, own=own)
         order, started = random.Random(0), time.perf_counter()  # noqa: S311
         for done in range(self.rounds):
             if done >= _LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
                 break
             # In another order each round: whoever always followed the same peer would find its caches.
             for name in order.sample(list(candidates), len(candidates)):
-                times[name].append(self._time(candidates[name], calls))
+                times[name].append(self._time(candidates[name], calls, own=own))
         return times
 
-    def _time(self, run: Candidate, calls: int) -> float:
-        if self.device.type == "cuda":
+    def _time(self, run: Candidate, calls: int, *, own: bool) -> float:
+        if self.device.type == "cuda" and not own:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             for _ in range(calls):
@@ -170,10 +171,11 @@ class Machine:
             end.record()
             end.synchronize()
             return float(start.elapsed_time(end)) / calls
-        started = time.perf_counter()
+        clock = time.thread_time if own else time.perf_counter
+        started = clock()
         for _ in range(calls):
             run()
-        return (time.perf_counter() - started) * 1e3 / calls
+        return (clock() - started) * 1e3 / calls
 
     def _peak(self, run: Candidate) -> int:
         """Bytes allocated at most at one time beyond those before, scratch space of libraries included."""

@@ -77,5 +77,6 @@ def cases(device: torch.device) -> Iterator[Case]:
                 partial(make, name, mode, dtype, last),
                 dtype=dtype,
                 calls=CALLS,
+                own_time=True,
                 around=stubbed if stub else nullcontext,
             )

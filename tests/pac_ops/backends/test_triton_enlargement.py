@@ -3,17 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import DEVICE, INTERPRETED
+from interpreted import DEVICE
 from oracle import assert_close
+from triton_calls import on_device
 
 import pac_ops
 from pac_ops.backends import reference
 from pac_ops.enlargement import Enlargement
-
-on_device = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="no GPU: test_every_kernel_under_the_interpreter runs this",
-)
 
 # Enlargement, coarse and fine size, batch, channels, guide channels.
 CALLS = [

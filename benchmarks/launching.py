@@ -13,6 +13,7 @@ from benchmarks.stubbed import stubbed
 
 CALLS = 200  # of one run, timed together
 CHANNELS, SIZE = 16, 4  # as few as a matrix product has, on a map whose copies take no time
+OP = "launch of "
 OURS, STOCK = "pac_ops triton", "F.conv2d of one pixel"
 LAYOUTS = ((torch.bfloat16, True), (torch.float32, False))  # dtype, and whether channels-last
 TIMED = (
@@ -71,7 +72,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     for dtype, last in LAYOUTS:
         for name, mode in TIMED:
             yield Case(
-                f"launch of {name}",
+                f"{OP}{name}",
                 mode,
                 "channels-last" if last else "contiguous",
                 partial(make, name, mode, dtype, last),

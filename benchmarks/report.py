@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from benchmarks import crf, exported, large, limits, markdown, networks, operators, resizing, small
+from benchmarks import crf, exported, large, launching, limits, markdown, networks, operators, resizing, small
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
 
 mpl.use("svg")
@@ -282,6 +282,19 @@ def small_maps(rows: list[Row]) -> str:
     return markdown.table(["what", "dtype", "", "us", "unfold + einsum, of ours"], table)
 
 
+def launches(rows: list[Row]) -> str:
+    """What a call takes before its kernel runs, and how many times that of PyTorch's convolution, measured last."""
+    last = {(row["op"], row["mode"], row["workload"], row["backend"]): row for row in rows}
+    table = []
+    for (op, mode, workload, backend), row in last.items():
+        if not op.startswith(launching.OP) or not backend.startswith(launching.OURS):
+            continue
+        own, stock = _ms(row), _ms(last[op, mode, workload, launching.STOCK])
+        name = op.removeprefix(launching.OP)
+        table.append([name, f"{row['dtype']}, {workload}", mode, f"{own * 1e3:.0f}", f"{own / stock:.1f}"])
+    return markdown.table(["call", "of", "", "us", f"times {launching.STOCK}"], table)
+
+
 def _with_table(page: str, name: str, table: str) -> str:
     before, start, rest = page.partition(f"<!-- table: {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")
@@ -312,6 +325,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
         "whole": whole(results),
         "onnx": in_onnxruntime(results),
         "small maps": small_maps(rows),
+        "launches": launches(rows),
     }
     page = PAGE.read_text()
     for name, table in tables.items():

@@ -14,6 +14,7 @@ from pac_ops.geometry import Window
 from pac_ops.library.calls import define, define_autocast
 
 Ints = Sequence[int]
+FORMATTED = "FORMATTED"  # what a backend has that returns the right memory formats itself
 
 _SLIDING = "int[2] stride, int[2] padding, int[2] dilation"
 _WINDOW = f"int[2] kernel_size, {_SLIDING}"
@@ -43,8 +44,11 @@ class Operator:
         name, chosen_by, for_backend, followed = self.name, self.chosen_by, self.for_backend, self.followed
 
         def run(*arguments: Any) -> Any:
-            out = getattr(choose.implementation(arguments[chosen_by]), name)(*for_backend(*arguments))
-            return formats.like(out, *[arguments[k] for k in followed]) if followed else out
+            backend = choose.implementation(arguments[chosen_by])
+            out = getattr(backend, name)(*for_backend(*arguments))
+            if not followed or hasattr(backend, FORMATTED):
+                return out
+            return formats.like(out, *[arguments[k] for k in followed])
 
         return run
 
@@ -65,14 +69,15 @@ class Operator:
         self, grad: Tensor, operands: Sequence[Tensor], options: Sequence[Any], needs: Sequence[bool]
     ) -> Sequence[Tensor | None]:
         """Have a backend compute those that are needed, of an operator that is linear; None for the others."""
-        run = getattr(choose.implementation(operands[self.chosen_by]), f"{self.name}_backward")
+        backend = choose.implementation(operands[self.chosen_by])
+        run = getattr(backend, f"{self.name}_backward")
         if self.bias:
             *given, window, groups = self.for_backend(*operands, None, *options)
             gradients = run(grad, *given[:-1], window, groups, tuple(needs))
         else:
             gradients = run(grad, *self.for_backend(*operands, *options), tuple(needs))
         result = list(gradients)
-        for k in self.followed:
+        for k in () if hasattr(backend, FORMATTED) else self.followed:
             if result[k] is not None:
                 result[k] = formats.like(result[k], operands[k])
         return result

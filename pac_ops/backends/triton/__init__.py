@@ -32,3 +32,5 @@ from pac_ops.backends.triton.enlargement import (
 from pac_ops.backends.triton.guided import guided_resize2d
 from pac_ops.backends.triton.launch import INTERPRETED, traced
 from pac_ops.backends.triton.pooling import pacpool2d, pacpool2d_backward
+
+FORMATTED = True  # what comes in channels-last goes out so from the kernels themselves

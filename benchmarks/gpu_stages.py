@@ -19,7 +19,7 @@ import triton
 from benchmarks import networks, sm90
 from benchmarks.harness import commit, results_file
 from pac_ops.backends import choose
-from pac_ops.backends.triton import gather
+from pac_ops.backends.triton import cycles
 from pac_ops.backends.triton.launch import PLANS
 from pac_ops.geometry import Window
 
@@ -99,18 +99,18 @@ def correct() -> None:
 
 def each_tile() -> Iterator[tuple[str, str, str, float]]:
     """Milliseconds of a convolution with every tile there is for it."""
-    backend, shipped = choose.load("triton"), dict(gather.SUM)
+    backend, shipped = choose.load("triton"), dict(cycles.SUM)
     for dtype in (torch.bfloat16, torch.float32):
         how = "16 bits" if dtype == torch.bfloat16 else "tf32"
         for shape in SHAPES:
             x, kernel, weight, _ = tensors(*shape, dtype, last=True)
-            for tile, cycles in shipped[how].items():
+            for tile, taken in shipped[how].items():
                 PLANS.clear()
-                gather.SUM[how] = {tile: cycles}
+                cycles.SUM[how] = {tile: taken}
                 run = partial(backend.pacconv2d, x, kernel, weight, None, _WINDOW, 1)
                 workload = f"b{shape[0]}-c{shape[1]}-{shape[2]}x{shape[2]}-k3"
                 yield str(dtype), workload, str(tile), triton.testing.do_bench(run, 5, 20)
-            gather.SUM[how] = shipped[how]
+            cycles.SUM[how] = shipped[how]
 
 
 def tiles() -> None:

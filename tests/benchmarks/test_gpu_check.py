@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from benchmarks import gpu_check, gpu_stages
 from benchmarks.gpu_check import Stage, check
 from benchmarks.stubbed import stubbed
-from pac_ops.backends.triton import gather
+from pac_ops.backends.triton import cycles
 
 WRITES = "import os, pathlib; pathlib.Path(os.environ['OUT'], 'rows.csv').open('a').write('row\\n')"
 
@@ -56,7 +56,7 @@ def test_stages_rehearsed_with_launches_stubbed_out(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
     monkeypatch.setattr("triton.testing.do_bench", lambda run, *_: float(run() is not None))
     monkeypatch.setenv(gpu_check.OUTPUT, str(tmp_path))
-    before = {how: dict(each) for how, each in gather.SUM.items()}
+    before = {how: dict(each) for how, each in cycles.SUM.items()}
     with stubbed():
         gpu_stages.tiles()
         gpu_stages.once(backward=True)
@@ -64,4 +64,4 @@ def test_stages_rehearsed_with_launches_stubbed_out(tmp_path, monkeypatch):
             gpu_stages.correct()
     rows = (tmp_path / "tiles.csv").read_text().splitlines()
     assert len(rows) == len(before["16 bits"]) + len(before["tf32"])
-    assert before == gather.SUM
+    assert before == cycles.SUM

@@ -10,7 +10,7 @@ what a pixel holds: one product serves the gradients of input and K, and K multi
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pac_ops.backends.triton import tiles
 from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
+from pac_ops.backends.triton.cycles import SUM, WITH_GRADIENT
 from pac_ops.backends.triton.filters import Filters, weight_strides
 from pac_ops.backends.triton.indexing import (
     count_taps,
@@ -32,7 +33,7 @@ from pac_ops.backends.triton.indexing import (
 )
 from pac_ops.backends.triton.launch import Launch, Run
 from pac_ops.backends.triton.layout import Layout, Settings
-from pac_ops.backends.triton.tiles import FULL, NARROW, TF32, Cycles, Meta, Tiles
+from pac_ops.backends.triton.tiles import Meta
 from pac_ops.backends.triton.walk import Walk
 
 # Below so many weights a group and tap, matrix units would multiply mostly padding: 16 is their smallest side.
@@ -228,36 +229,6 @@ def _direct_kernel(
         store_channels(out, at, channel * out_stride_c, total, exists, has_o)
 
 
-# Of the sum alone, and with K's gradient.
-SUM: dict[str, Mapping[Tiles, int]] = {
-    NARROW: {
-        (128, 256, 64, 8, 4): 1024,
-        (64, 256, 64, 4, 3): 512,
-        (128, 128, 64, 8, 4): 668,
-        (64, 128, 64, 4, 4): 375,
-        (128, 64, 64, 4, 3): 526,
-        (64, 64, 64, 4, 4): 330,
-    },
-    TF32: {
-        (128, 128, 32, 8, 3): 524,
-        (64, 128, 32, 4, 3): 302,
-        (128, 64, 32, 4, 3): 269,
-        (64, 64, 32, 4, 3): 261,
-    },
-    FULL: {(64, 64, 16, 4, 3): 1024, (128, 64, 16, 8, 3): 2048, (64, 32, 32, 4, 3): 1100},
-}
-_WITH_GRADIENT: Cycles = {
-    NARROW: {
-        (64, 128, 64, 4, 3): 655,
-        (128, 128, 64, 8, 3): 1256,
-        (128, 64, 64, 4, 3): 733,
-        (64, 64, 64, 4, 3): 449,
-    },
-    TF32: {(64, 64, 32, 4, 3): 437, (128, 64, 32, 8, 3): 900},
-    FULL: SUM[FULL],
-}
-
-
 class Gather(NamedTuple):
     """All of a gather that follows from its shapes."""
 
@@ -365,7 +336,7 @@ def gather(
     else:
         assert filters is not None  # noqa: S101 (for the type checker)
         arguments |= products(settings.precision, x, filters.weight)
-        cycles = SUM if factor is None else _WITH_GRADIENT
+        cycles = SUM if factor is None else WITH_GRADIENT
         metas = tiles.products(cycles, arguments, steps, settings.device, "BLOCK_I")
     parts = parts_of(metas[0])
     slabbed = factor is not None and settings.deterministic and not channel_wise

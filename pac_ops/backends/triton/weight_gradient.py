@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pac_ops.backends.triton import tiles
 from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
+from pac_ops.backends.triton.cycles import OF_WEIGHT
 from pac_ops.backends.triton.gather import is_product
 from pac_ops.backends.triton.indexing import is_in, load_channels, pixels_further, read_at, tile_of_pixels
 from pac_ops.backends.triton.launch import Launch, Run
 from pac_ops.backends.triton.layout import Layout, Settings
-from pac_ops.backends.triton.tiles import FULL, NARROW, TF32, Cycles, Meta
+from pac_ops.backends.triton.tiles import Meta
 from pac_ops.backends.triton.walk import Walk
 
 
@@ -129,13 +130,6 @@ def _direct_kernel(
         tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * channels * inner, result, mask=o < channels)
 
 
-_CYCLES: Cycles = {
-    NARROW: {(64, 128, 128, 8, 3): 770, (64, 64, 128, 4, 3): 663, (64, 64, 64, 4, 3): 390},
-    TF32: {(32, 64, 64, 4, 3): 256, (32, 128, 64, 8, 3): 512},
-    FULL: {(16, 64, 64, 4, 3): 1024, (32, 64, 64, 8, 3): 2048, (32, 32, 32, 4, 3): 600},
-}
-
-
 class WeightGradient(NamedTuple):
     """All of a weight's gradient that follows from its shapes."""
 
@@ -210,7 +204,7 @@ def weight_gradient(
         metas = [tiles.elementwise(here.strides, channels)]
     else:
         arguments |= products(settings.precision, x, here)
-        metas = tiles.products(_CYCLES, arguments, steps, settings.device, "BLOCK_P")
+        metas = tiles.products(OF_WEIGHT, arguments, steps, settings.device, "BLOCK_P")
     slabs = slabs_of(metas[0])
     run = tiles.fastest(launch, metas, sums=[3])
     sums = Layout.dense((channels, inner, walk.rows.taps, walk.columns.taps), torch.float32, last=True)

@@ -8,7 +8,7 @@ import torch
 from interpreted import INTERPRETED, triton
 
 from benchmarks import sm90
-from pac_ops.backends.triton import convolution, gather, launch, layout, tiles, weight_gradient
+from pac_ops.backends.triton import convolution, cycles, gather, launch, layout, tiles
 from pac_ops.backends.triton.layout import Layout
 from pac_ops.geometry import Window
 
@@ -51,12 +51,12 @@ def test_no_tile_needs_more_shared_memory_than_the_chip_has(monkeypatch):
     small = type("Chip", (), {"multi_processor_count": 132, "shared_memory_per_block_optin": 99 * 2**10})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: small)
     assert tile(8, 256, 128)[0] == [128, 128, 64] or tile(8, 256, 128)[0] == [64, 128, 64]
-    for cycles, summed in (
-        (gather.SUM, "BLOCK_I"),
-        (gather._WITH_GRADIENT, "BLOCK_I"),
-        (weight_gradient._CYCLES, "BLOCK_P"),
+    for table, summed in (
+        (cycles.SUM, "BLOCK_I"),
+        (cycles.WITH_GRADIENT, "BLOCK_I"),
+        (cycles.OF_WEIGHT, "BLOCK_P"),
     ):
-        for how, each in cycles.items():
+        for how, each in table.items():
             size = 2 if how == tiles.NARROW else 4
             needed = [tiles._shared(tiles._meta(*one), summed, size) for one in each]
             assert max(needed) <= pretended_gpu.PROPERTIES.shared_memory_per_block_optin

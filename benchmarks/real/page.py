@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks import markdown
 from benchmarks.real.compare import PLAIN, Row
 from benchmarks.real.rivals import OURS, RIVALS
-from benchmarks.real.scores import PAIRS
+from benchmarks.real.scores import CROPS, PAIRS
 
 
 def block(rows: Sequence[Row]) -> str:
@@ -13,7 +13,7 @@ def block(rows: Sequence[Row]) -> str:
     if not rows:
         return "Not run yet: `python -m benchmarks.real.compare`."
     parts = [_first(rows)]
-    for name, pair in PAIRS.items():
+    for name, pair in (PAIRS | CROPS).items():
         of_pair = [row for row in rows if row.pair == name]
         if of_pair:
             parts += [f"**{pair.title}**; {_images(of_pair)}", _table(of_pair)]
@@ -23,7 +23,7 @@ def block(rows: Sequence[Row]) -> str:
 def _first(rows: Sequence[Row]) -> str:
     """A line a pair: the default's gain, and each method that beats it on a column, by name."""
     lines = []
-    for name, pair in PAIRS.items():
+    for name, pair in (PAIRS | CROPS).items():
         by_rival = {row.rival: row for row in rows if row.pair == name}
         default = by_rival.get(OURS)
         if default is None:

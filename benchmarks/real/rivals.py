@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.real import propagation
+from benchmarks.real import propagation, solvers
 from hotswap.choices import FOOTPRINTS, LAB, RGB
 from hotswap.targets.footprints import by_factor
 from hotswap.targets.guide_spaces import SCALES
@@ -39,6 +39,7 @@ class Rival:
     run: Callable[..., Tensor]
     settings: Sequence[Setting] = ({},)
     package: str | None = None  # that must be importable
+    slow: bool = False  # so slow that it runs on crops alone
 
     @property
     def is_missing(self) -> bool:
@@ -154,6 +155,26 @@ def propagated(coarse: Coarse, *, dilations: Sequence[int], steps: int, width: f
     return out.argmax(0)
 
 
+def bilateral_solver(coarse: Coarse, *, strength: float, reach: float, colour: float) -> Tensor:
+    """The fast bilateral solver (Barron and Poole, 2016), of probabilities behind `F.interpolate`."""
+    cv2 = importlib.import_module("cv2")
+    yuv = torch.from_numpy(cv2.cvtColor(_pixels(coarse.image), cv2.COLOR_RGB2YUV)).permute(2, 0, 1)
+    probabilities = _enlarged(coarse).softmax(1)[0]
+    return solvers.bilateral_solver(probabilities, yuv, strength, reach, colour, colour).argmax(0)
+
+
+def label_propagation(coarse: Coarse, *, alpha: float, width: float) -> Tensor:
+    """Label propagation between pixels as LPOSS+ has it (2025), of probabilities behind `F.interpolate`."""
+    lab = srgb_to_lab(coarse.image[None] / 255)[0]
+    return solvers.label_propagation(_enlarged(coarse).softmax(1)[0], lab, alpha, width).argmax(0)
+
+
+def upsample_anything(coarse: Coarse, *, reach: float, rate: float) -> Tensor:
+    """Upsample Anything (2025): a gaussian for each coarse pixel, fitted to the image."""
+    image = coarse.image / 255
+    return solvers.fitted_gaussians(coarse.scores[0], image, coarse.align_corners, reach, rate).argmax(0)
+
+
 def _enlarged(coarse: Coarse) -> Tensor:
     return F.interpolate(
         coarse.scores, coarse.image.shape[1:], mode="bilinear", align_corners=coarse.align_corners or None
@@ -226,5 +247,25 @@ RIVALS = {
             {"dilations": dilations, "steps": steps, "width": width}
             for dilations, steps, width in ((_NEAR, 3, 0.3), (_NEAR, 3, 0.1), (_NEAR, 10, 0.1), (_FAR, 10, 0.05))
         ],
+    ),
+    "bilateral_solver": Rival(
+        "fast bilateral solver",
+        bilateral_solver,
+        [
+            {"strength": strength, "reach": reach, "colour": colour}
+            for strength, reach, colour in ((4, 8, 4), (4, 8, 8), (16, 8, 8), (64, 8, 8), (16, 16, 8), (64, 16, 8))
+        ],
+        _CV,
+    ),
+    "lposs": Rival(
+        "label propagation as LPOSS+'s",
+        label_propagation,
+        [
+            {"alpha": alpha, "width": width}
+            for alpha, width in ((0.95, 0.05), (0.95, 0.02), (0.95, 0.01), (0.8, 0.01))
+        ],
+    ),
+    "upsample_anything": Rival(
+        "Upsample Anything", upsample_anything, _grid(reach=(0.5, 0.7), rate=(0.005, 0.02)), slow=True
     ),
 }

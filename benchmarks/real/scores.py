@@ -1,7 +1,7 @@
 """Scores of real networks before their last enlargement: `python -m benchmarks.real.scores PAIR --out FOLDER`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ class Pair:
     step: int = 1  # every so many of those are chosen on
     wanted: int | None = None  # the class the labels are a mask of; None where they are labels of all classes
     ignore: int = 255
+    crop: int | None = None  # so many coarse pixels a side of the middle, for what takes too long on whole images
 
     def task(self) -> Task:
         """The metrics, of labels."""
@@ -53,7 +54,30 @@ class Pair:
 
     def split(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Those to choose on, and those to report on."""
+        if self.crop is not None:
+            samples = [self._cropped(sample, self.crop) for sample in samples]
         return samples[: self.choosing : self.step], samples[self.choosing :]
+
+    def _cropped(self, sample: Sample, side: int) -> Sample:
+        """The middle, cut where pixels of both maps begin."""
+        ends = 1 if self.align_corners else 0  # pixels lie on each other at both ends
+        rows, columns = (self._middle(sample, axis, side, ends) for axis in (2, 3))
+        (fine_rows, coarse_rows), (fine_columns, coarse_columns) = rows, columns
+        return sample._replace(
+            image=sample.image[:, fine_rows, fine_columns],
+            labels=sample.labels[fine_rows, fine_columns],
+            scores=sample.scores[:, :, coarse_rows, coarse_columns],
+        )
+
+    @staticmethod
+    def _middle(sample: Sample, axis: int, side: int, ends: int) -> tuple[slice, slice]:
+        """Fine and coarse pixels of the middle along an axis."""
+        n, m = sample.scores.shape[axis], sample.image.shape[axis - 1]
+        factor, first = (m - ends) // (n - ends), (n - side) // 2
+        return (
+            slice(factor * first, factor * (first + side) + ends),
+            slice(first, first + side + ends),
+        )
 
 
 _STREETS = "CamVid, EfficientNet-Lite0"
@@ -62,6 +86,18 @@ PAIRS = {
     "camvid_at_once": Pair(f"{_STREETS}, x8 at once", False, 50, 5, ignore=camvid.VOID),
     "camvid_pyramid": Pair(f"{_STREETS}, feature pyramid, x4", False, 50, 5, ignore=camvid.VOID),
     "camvid_ladder": Pair(f"{_STREETS}, U-Net's ladder, its last x2", False, 50, 5, ignore=camvid.VOID),
+    "camvid_fcn8s": Pair("CamVid, FCN-8s on HED's VGG16, x8", False, 50, 5, ignore=camvid.VOID),
+}
+# Their middle of about 128 x 128 pixels.
+CROPS = {
+    f"{name}_crops": replace(PAIRS[name], title=f"{PAIRS[name].title}; crops", step=step, crop=side)
+    for name, step, side in (
+        ("horses", 4, 16),
+        ("camvid_at_once", 5, 16),
+        ("camvid_pyramid", 5, 32),
+        ("camvid_ladder", 5, 64),
+        ("camvid_fcn8s", 5, 16),
+    )
 }
 
 
@@ -134,7 +170,10 @@ def _streets(name: str, nets: Path | None, seed: int) -> Iterator[Sample]:
     def keep(module: nn.Module, args: Any, scores: Tensor) -> None:
         caught.append(scores)
 
-    model.get_submodule("head").register_forward_hook(keep)
+    if name == "fcn8s":
+        model.get_submodule("upscore8").register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    else:
+        model.get_submodule("head").register_forward_hook(keep)
     for frame in camvid.frames("val"):
         model(camvid.normalised(frame.image)[None])
         yield Sample(frame.name, frame.image, frame.labels.long(), caught.pop().clone())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 from benchmarks.evidence import page
-from benchmarks.real import compare, propagation, scores
+from benchmarks.real import compare, propagation, scores, solvers
 from benchmarks.real import page as real_page
 from benchmarks.real.rivals import OURS, RIVALS, Coarse
 from benchmarks.real.scores import PAIRS, Pair, Sample
@@ -164,3 +164,67 @@ def test_readme_says_what_the_rows_say(pair, words):
     rivals = {key: row for key, row in rows.items() if key not in (OURS, "ours_chosen", "at_once", "bilinear")}
     best = max(rivals.values(), key=lambda row: row.quality_gain)
     assert f"{RIVALS[best.rival].title} {best.quality_gain:+.1f}, near edges {best.near_gain:+.1f}" in line
+
+
+def test_crops_begin_where_pixels_of_both_maps_begin():
+    """Enlarged, a crop of the scores is the crop of the enlarged scores, but for its border."""
+    for align_corners, sizes in ((False, ((12, 16), (96, 128))), (True, ((13, 17), (97, 129)))):
+        torch.manual_seed(0)
+        pair = dataclasses.replace(PAIR, align_corners=align_corners, crop=8, choosing=1)
+        scores, labels = torch.randn(1, 2, *sizes[0]), torch.zeros(sizes[1], dtype=torch.long)
+        whole = F.interpolate(scores, sizes[1], mode="bilinear", align_corners=align_corners)
+        sample = Sample("0", whole[0].clone(), labels, scores)  # an image of the enlarged scores themselves
+        (crop,), _ = pair.split([sample])
+        assert crop.labels.shape == crop.image.shape[1:] == (64 + align_corners,) * 2
+        out = F.interpolate(crop.scores, crop.image.shape[1:], mode="bilinear", align_corners=align_corners)[0]
+        torch.testing.assert_close(out[:, 4:-4, 4:-4], crop.image[:, 4:-4, 4:-4])
+
+
+def test_slow_rivals_run_on_crops_alone(pair, tmp_path, monkeypatch):
+    monkeypatch.setitem(scores.CROPS, "horses_crops", dataclasses.replace(PAIR, crop=4))
+    arguments = ["horses", "horses_crops", "--scores", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
+    arguments += [word for name in ("bilinear", OURS, "kopf", "upsample_anything") for word in ("--rival", name)]
+    result = CliRunner().invoke(compare.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rows = [(row.pair, row.rival) for row in compare.read(tmp_path / "rows.csv")]
+    assert rows == [("horses", name) for name in ("bilinear", OURS, "kopf")] + [
+        ("horses_crops", name) for name in ("bilinear", OURS, "upsample_anything")
+    ]
+
+
+def test_label_propagation_solves_its_system():
+    torch.manual_seed(0)
+    scores, lab = torch.rand(2, 5, 6, dtype=torch.float64), torch.rand(3, 5, 6)
+    out = solvers.label_propagation(scores, lab, alpha=0.9, width=0.3, radius=2)
+    places = torch.cartesian_prod(torch.arange(5), torch.arange(6))
+    far = (places[:, None] - places).abs().amax(-1)
+    colours = lab.flatten(1).mT.double()
+    affinity = (-(colours[:, None] - colours).norm(dim=-1) / 0.3).exp() * ((far > 0) & (far <= 2))
+    root = affinity.sum(1).rsqrt()
+    system = torch.eye(30, dtype=torch.float64) - 0.9 * root[:, None] * affinity * root
+    expected = torch.linalg.solve(system, scores.flatten(1).mT).mT.view_as(scores)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_bilateral_solver_keeps_flat_maps_and_smooths_within_a_colour():
+    torch.manual_seed(0)
+    yuv = torch.full((3, 16, 16), 30.0)
+    yuv[:, :, 8:] = 220
+    noisy = (yuv[:1] > 100).float() + 0.2 * torch.randn(1, 16, 16)
+    out = solvers.bilateral_solver(noisy, yuv, 16.0, 4.0, 8.0, 8.0)
+    assert out[0, :, :8].std() < 0.5 * noisy[0, :, :8].std()
+    assert out[0, :, 8:].mean() - out[0, :, :8].mean() == pytest.approx(1, abs=0.1)  # nothing crosses the edge
+    flat = solvers.bilateral_solver(torch.ones(1, 16, 16), yuv, 16.0, 4.0, 8.0, 8.0)
+    torch.testing.assert_close(flat, torch.ones_like(flat), atol=1e-2, rtol=0)
+
+
+def test_fitted_gaussians_rebuild_the_image_better_than_at_first():
+    """Where scores are the image's own means, enlarging them is what was fitted."""
+    (sample,) = samples(1)
+    image = sample.image / 255
+    means = F.avg_pool2d(image, 8)
+    errors = [
+        float((solvers.fitted_gaussians(means, image, False, 0.7, 0.05, steps) - image).abs().mean())
+        for steps in (0, 50)
+    ]
+    assert errors[1] < 0.8 * errors[0]

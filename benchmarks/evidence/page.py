@@ -9,7 +9,6 @@ from benchmarks.evidence import config, plots, results, summary
 from benchmarks.evidence.comparing import Compared, compared, signed
 from benchmarks.evidence.config import Experiment
 from benchmarks.evidence.runs import Row, known
-from benchmarks.real import compare as real_rows
 from benchmarks.real import page as real_page
 from hotswap.files.atomic import atomic_write
 
@@ -73,7 +72,7 @@ def write() -> list[Path]:
         if arms := compared(experiment, rows):
             written.append(plots.differences(experiment, arms, PLOTS / f"{name}.svg"))
     text = filled(text, SUMMARY, summary.table())
-    text = filled(text, REAL, real_page.block(real_rows.read(real_rows.RESULTS)))
+    text = filled(text, REAL, real_page.committed())
     with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return written

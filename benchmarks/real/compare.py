@@ -1,14 +1,13 @@
 """Ours and its rivals on the same scores: `python -m benchmarks.real.compare PAIR --scores FOLDER`."""
 
-import csv
 import datetime as dt
 import functools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -19,9 +18,9 @@ from benchmarks.harness import commit, processor
 from benchmarks.real import scores
 from benchmarks.real.memory import peak
 from benchmarks.real.rivals import OURS, RIVALS, Coarse, Rival, Setting
+from benchmarks.real.rows import read, write
 from benchmarks.real.scores import CROPS, PAIRS, Pair, Sample
 from hotswap.errors import HotswapError
-from hotswap.files.atomic import atomic_write
 from hotswap.searching.statistics import Gain, Sums, gain
 from hotswap.searching.tasks import Measured
 from hotswap.versions import installed
@@ -84,8 +83,8 @@ def main(names: tuple[str, ...], folder: Path, chosen: tuple[str, ...], output: 
                 rivals = {key: rival for key, rival in named.items() if rival.slow or key in (PLAIN, OURS)}
             rows = compare(name, (PAIRS | CROPS)[name], samples, rivals)
             replaced = {(row.pair, row.rival) for row in rows}
-            kept = [row for row in read(output) if (row.pair, row.rival) not in replaced]
-            write([*kept, *rows], output)
+            kept = [row for row in read(Row, output) if (row.pair, row.rival) not in replaced]
+            write(ordered([*kept, *rows]), output)
     except HotswapError as error:
         raise click.ClickException(str(error)) from error
 
@@ -123,23 +122,10 @@ def compare(name: str, pair: Pair, samples: list[Sample], rivals: Mapping[str, R
     ]
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a file; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        types = get_type_hints(Row)
-        return [Row(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]
-
-
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Write rows, ordered by pair and rival as these are listed."""
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Rows by pair and rival, as these are listed."""
     pairs, rivals = [*PAIRS, *CROPS], list(RIVALS)
-    ordered = sorted(rows, key=lambda row: (pairs.index(row.pair), rivals.index(row.rival)))
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in ordered)
+    return sorted(rows, key=lambda row: (pairs.index(row.pair), rivals.index(row.rival)))
 
 
 def _labels(pair: Pair, sample: Sample, rival: Rival, setting: Setting) -> Tensor:

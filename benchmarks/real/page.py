@@ -3,13 +3,22 @@
 from collections.abc import Sequence
 
 from benchmarks import markdown
-from benchmarks.real.compare import PLAIN, Row
+from benchmarks.evidence.statistics import difference
+from benchmarks.real.compare import PLAIN, RESULTS, Row
+from benchmarks.real.finetune import ARMS, BEFORE, SWAPPED, SWAPPED_THEN_TUNED, TUNED, TUNED_THEN_SWAPPED, Tuned
+from benchmarks.real.finetune import RESULTS as TUNED_RESULTS
 from benchmarks.real.rivals import OURS, RIVALS
+from benchmarks.real.rows import read
 from benchmarks.real.scores import CROPS, PAIRS
 
 
-def block(rows: Sequence[Row]) -> str:
-    """First who is ahead, then a table for each pair."""
+def committed() -> str:
+    """The block of the rows in benchmarks/results."""
+    return block(read(Row, RESULTS), read(Tuned, TUNED_RESULTS))
+
+
+def block(rows: Sequence[Row], tuned: Sequence[Tuned] = ()) -> str:
+    """First who is ahead, then a table for each pair, then what fine-tuning leaves of it."""
     if not rows:
         return "Not run yet: `python -m benchmarks.real.compare`."
     parts = [_first(rows)]
@@ -17,6 +26,8 @@ def block(rows: Sequence[Row]) -> str:
         of_pair = [row for row in rows if row.pair == name]
         if of_pair:
             parts += [f"**{pair.title}**; {_images(of_pair)}", _table(of_pair)]
+    if tuned:
+        parts += [f"**After fine-tuning** of the decoder; {_budget(tuned)}", _after(tuned)]
     return "\n\n".join(parts)
 
 
@@ -81,6 +92,32 @@ def _table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return markdown.table(["", "IoU", "gain", "near edges", "gain", "ms", "MiB", "setting"], lines)
+
+
+def _budget(rows: Sequence[Tuned]) -> str:
+    seeds = len({row.seed for row in rows})
+    return (
+        f"{rows[0].steps} steps of the same crops for both, {seeds} seeds, gains over the plain network in the same "
+        f"state, on {rows[0].images} images, intervals over seeds:"
+    )
+
+
+def _after(rows: Sequence[Tuned]) -> str:
+    lines = []
+    for network in dict.fromkeys(row.network for row in rows):
+        arms = {arm: [row for row in rows if (row.network, row.arm) == (network, arm)] for arm in ARMS}
+        before, plain = arms[BEFORE][0], arms[TUNED]
+        line = [PAIRS[f"camvid_{network}"].title]
+        for column in ("quality", "near"):
+            values = {arm: [getattr(row, column) for row in arms[arm]] for arm in ARMS}
+            line.append(f"{getattr(before, column):.1f}, {sum(values[TUNED]) / len(plain):.1f}")
+            line.append(f"{values[SWAPPED][0] - values[BEFORE][0]:+.2f}")
+            for arm in (TUNED_THEN_SWAPPED, SWAPPED_THEN_TUNED):
+                gain = difference(values[arm], values[TUNED])
+                line.append(signed(gain.mean, gain.margin))
+        lines.append(line)
+    head = ["swapped before", "swapped after", "swapped, then tuned"]
+    return markdown.table(["", "mIoU, tuned", *head, "near edges, tuned", *head], lines)
 
 
 def signed(gain: float, margin: float) -> str:

@@ -12,6 +12,7 @@ from benchmarks.evidence import page
 from benchmarks.real import compare, propagation, scores, solvers
 from benchmarks.real import page as real_page
 from benchmarks.real.rivals import OURS, RIVALS, Coarse
+from benchmarks.real.rows import read
 from benchmarks.real.scores import PAIRS, Pair, Sample
 from hotswap.errors import HotswapError
 
@@ -63,7 +64,7 @@ def test_the_command_keeps_rows_and_replaces_them(pair, tmp_path, monkeypatch):
     for _ in range(2):
         result = CliRunner().invoke(compare.main, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        rows = {row.rival: row for row in compare.read(tmp_path / "rows.csv")}
+        rows = {row.rival: row for row in read(compare.Row, tmp_path / "rows.csv")}
         assert list(rows) == list(names)
     assert all(row.images == 3 and row.ms > 0 for row in rows.values())
     assert rows["bilinear"].quality_gain == 0 < rows[OURS].quality_gain
@@ -127,13 +128,13 @@ def test_propagation_keeps_probabilities_and_flat_maps():
 
 def test_the_page_says_what_the_rows_say():
     text = page.PAGE.read_text(encoding="utf-8")
-    rows = compare.read(compare.RESULTS)
+    rows = read(compare.Row, compare.RESULTS)
     assert rows
     assert page.filled(text, page.REAL, real_page.block(rows)) == text
 
 
 def test_the_page_names_a_rival_that_is_ahead():
-    rows = compare.read(compare.RESULTS)
+    rows = read(compare.Row, compare.RESULTS)
     name = rows[0].pair
     best = max(row.near_gain for row in rows if row.pair == name)
     ahead = [
@@ -154,7 +155,7 @@ def test_the_page_names_a_rival_that_is_ahead():
 )
 def test_readme_says_what_the_rows_say(pair, words):
     lines = (page.PAGE.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
-    rows = {row.rival: row for row in compare.read(compare.RESULTS) if row.pair == pair}
+    rows = {row.rival: row for row in read(compare.Row, compare.RESULTS) if row.pair == pair}
     if not rows:
         pytest.skip(f"{pair} has no rows yet")
     (line,) = [line for line in lines if line.startswith(words)]
@@ -186,7 +187,7 @@ def test_slow_rivals_run_on_crops_alone(pair, tmp_path, monkeypatch):
     arguments += [word for name in ("bilinear", OURS, "kopf", "upsample_anything") for word in ("--rival", name)]
     result = CliRunner().invoke(compare.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    rows = [(row.pair, row.rival) for row in compare.read(tmp_path / "rows.csv")]
+    rows = [(row.pair, row.rival) for row in read(compare.Row, tmp_path / "rows.csv")]
     assert rows == [("horses", name) for name in ("bilinear", OURS, "kopf")] + [
         ("horses_crops", name) for name in ("bilinear", OURS, "upsample_anything")
     ]

@@ -75,9 +75,9 @@ def main(name: str, nets: Path, seeds: int, steps: int, output: Path) -> None:
 def _run(name: str, base: nn.Module, seed: int, steps: int) -> Iterator[Tuned]:
     reporting = frames("val")[PAIRS[f"camvid_{name}"].choosing :]
     networks = {BEFORE: base, SWAPPED: _swapped(base)}
-    networks[TUNED] = _tuned(base, seed, steps)
+    networks[TUNED] = tuned(base, seed, steps)
     networks[TUNED_THEN_SWAPPED] = _swapped(networks[TUNED])
-    networks[SWAPPED_THEN_TUNED] = _tuned(networks[SWAPPED], seed, steps)
+    networks[SWAPPED_THEN_TUNED] = tuned(networks[SWAPPED], seed, steps)
     for arm, network in networks.items():
         quality, near = _measured(name, network, reporting)
         click.echo(f"{name} {seed} {arm}: {quality:.2f}, near edges {near:.2f}")
@@ -103,7 +103,7 @@ def _swapped(network: nn.Module) -> nn.Module:
     return hotswap.convert(copy.deepcopy(network), "resize", "input", calibrate_on=[image], example_inputs=image)
 
 
-def _tuned(network: nn.Module, seed: int, steps: int) -> nn.Module:
+def tuned(network: nn.Module, seed: int, steps: int) -> nn.Module:
     """A copy after so many steps; the encoder and the statistics of batch normalisation stay as they are."""
     torch.manual_seed(seed)
     model = copy.deepcopy(network).eval()

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 from benchmarks.evidence import page
-from benchmarks.real import compare, propagation, scores, solvers
+from benchmarks.real import compare, finetune, propagation, scores, solvers
 from benchmarks.real import page as real_page
+from benchmarks.real.camvid import Frame
 from benchmarks.real.rivals import OURS, RIVALS, Coarse
 from benchmarks.real.rows import read
 from benchmarks.real.scores import PAIRS, Pair, Sample
@@ -183,6 +184,8 @@ def test_crops_begin_where_pixels_of_both_maps_begin():
 
 def test_slow_rivals_run_on_crops_alone(pair, tmp_path, monkeypatch):
     monkeypatch.setitem(scores.CROPS, "horses_crops", dataclasses.replace(PAIR, crop=4))
+    fast = dataclasses.replace(RIVALS["upsample_anything"], run=lambda coarse: coarse.image[0] // 128, settings=[{}])
+    monkeypatch.setitem(RIVALS, "upsample_anything", fast)
     arguments = ["horses", "horses_crops", "--scores", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
     arguments += [word for name in ("bilinear", OURS, "kopf", "upsample_anything") for word in ("--rival", name)]
     result = CliRunner().invoke(compare.main, arguments, catch_exceptions=False)
@@ -229,3 +232,34 @@ def test_fitted_gaussians_rebuild_the_image_better_than_at_first():
         for steps in (0, 50)
     ]
     assert errors[1] < 0.8 * errors[0]
+
+
+class Coarsest(torch.nn.Module):
+    """Scores of eleven classes at 1/8, enlarged bilinearly."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Conv2d(8, 11, 1)
+
+    def forward(self, image):
+        return F.interpolate(self.head(self.encoder(image).relu()), image.shape[2:], mode="bilinear")
+
+
+def test_fine_tuning_keeps_five_arms_a_seed_and_moves_the_decoder_alone(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = Coarsest().eval()
+    drawn = [Frame(s.name, s.image, s.labels.to(torch.uint8)) for s in samples(52)]
+    monkeypatch.setattr(finetune, "frames", lambda part: drawn)
+    monkeypatch.setattr(finetune, "trained", lambda name, seed, folder: network)
+    arguments = ["at_once", "--nets", str(tmp_path), "--steps", "2", "--output", str(tmp_path / "tuned.csv")]
+    for seeds in ("1", "2"):  # the second run adds a seed
+        result = CliRunner().invoke(finetune.main, [*arguments, "--seeds", seeds], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    rows = read(finetune.Tuned, tmp_path / "tuned.csv")
+    assert [(row.seed, row.arm) for row in rows] == [(seed, arm) for seed in (1, 2) for arm in finetune.ARMS]
+    assert all(row.images == 2 for row in rows)
+    rivals = read(compare.Row, compare.RESULTS)
+    assert "2 steps of the same crops for both, 2 seeds" in real_page.block(rivals, rows)
+    tuned = finetune.tuned(network, 1, 2)
+    assert torch.equal(tuned.encoder.weight, network.encoder.weight)
+    assert not torch.equal(tuned.head.weight, network.head.weight)

@@ -184,7 +184,7 @@ def test_crops_begin_where_pixels_of_both_maps_begin():
 
 def test_slow_rivals_run_on_crops_alone(pair, tmp_path, monkeypatch):
     monkeypatch.setitem(scores.CROPS, "horses_crops", dataclasses.replace(PAIR, crop=4))
-    fast = dataclasses.replace(RIVALS["upsample_anything"], run=lambda coarse: coarse.image[0] // 128, settings=[{}])
+    fast = dataclasses.replace(RIVALS["upsample_anything"], run=lambda coarse: coarse.image[0].long() // 128, settings=[{}])
     monkeypatch.setitem(RIVALS, "upsample_anything", fast)
     arguments = ["horses", "horses_crops", "--scores", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
     arguments += [word for name in ("bilinear", OURS, "kopf", "upsample_anything") for word in ("--rival", name)]

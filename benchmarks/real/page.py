@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from benchmarks import markdown
 from benchmarks.evidence.statistics import difference
 from benchmarks.real.compare import PLAIN, RESULTS, Row
+from benchmarks.real.cost import RESULTS as COSTS
+from benchmarks.real.cost import Cost
 from benchmarks.real.finetune import ARMS, BEFORE, SWAPPED, SWAPPED_THEN_TUNED, TUNED, TUNED_THEN_SWAPPED, Tuned
 from benchmarks.real.finetune import RESULTS as TUNED_RESULTS
 from benchmarks.real.rivals import OURS, RIVALS
@@ -14,11 +16,11 @@ from benchmarks.real.scores import CROPS, PAIRS
 
 def committed() -> str:
     """The block of the rows in benchmarks/results."""
-    return block(read(Row, RESULTS), read(Tuned, TUNED_RESULTS))
+    return block(read(Row, RESULTS), read(Tuned, TUNED_RESULTS), read(Cost, COSTS))
 
 
-def block(rows: Sequence[Row], tuned: Sequence[Tuned] = ()) -> str:
-    """First who is ahead, then a table for each pair, then what fine-tuning leaves of it."""
+def block(rows: Sequence[Row], tuned: Sequence[Tuned] = (), costs: Sequence[Cost] = ()) -> str:
+    """First who is ahead, then a table for each pair, then what fine-tuning leaves of it, and what it costs."""
     if not rows:
         return "Not run yet: `python -m benchmarks.real.compare`."
     parts = [_first(rows)]
@@ -28,6 +30,9 @@ def block(rows: Sequence[Row], tuned: Sequence[Tuned] = ()) -> str:
             parts += [f"**{pair.title}**; {_images(of_pair)}", _table(of_pair)]
     if tuned:
         parts += [f"**After fine-tuning** of the decoder; {_budget(tuned)}", _after(tuned)]
+    if costs:
+        parts += ["**Time** of one image on one thread, in ms of the processor, and as a part of a dense CRF's:"]
+        parts += [_costs(costs, rows)]
     return "\n\n".join(parts)
 
 
@@ -118,6 +123,18 @@ def _after(rows: Sequence[Tuned]) -> str:
         lines.append(line)
     head = ["swapped before", "swapped after", "swapped, then tuned"]
     return markdown.table(["", "mIoU, tuned", *head, "near edges, tuned", *head], lines)
+
+
+def _costs(costs: Sequence[Cost], rows: Sequence[Row]) -> str:
+    """What guiding adds to a network; and to bilinear enlargement, as a part of what a dense CRF adds to that."""
+    ms = {(row.pair, row.rival): row.ms for row in rows}
+    lines = []
+    for cost in costs:
+        plain, default, crf = (ms.get((cost.pair, key)) for key in (PLAIN, OURS, "dense_crf"))
+        part = "" if plain is None or default is None or crf is None else f"1/{(crf - plain) / (default - plain):.0f}"
+        times = [f"{cost.plain_ms:.1f}", f"{cost.guided_ms:.1f}", f"{cost.percent:+.1f} %"]
+        lines.append([PAIRS[cost.pair].title, *times, part])
+    return markdown.table(["", "plain network", "guided", "", "of a dense CRF's time"], lines)
 
 
 def signed(gain: float, margin: float) -> str:

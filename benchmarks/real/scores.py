@@ -137,13 +137,19 @@ def read(path: Path) -> list[Sample]:
     return [each._replace(labels=each.labels.long()) for each in samples]
 
 
-@torch.no_grad()
-def _horses() -> Iterator[Sample]:
+def deeplab() -> nn.Module:
+    """The network of the horses."""
     import onnx
     import onnx2torch
 
+    network: nn.Module = onnx2torch.convert(onnx.load(shared(DEEPLAB)))
+    return network.eval()
+
+
+@torch.no_grad()
+def _horses() -> Iterator[Sample]:
     folder = shared("data/horses")
-    model: nn.Module = onnx2torch.convert(onnx.load(shared(DEEPLAB))).eval()
+    model = deeplab()
     caught: list[Tensor] = []
     model.get_submodule(_LAST).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
     size = (_SIDE, _SIDE)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 from benchmarks.evidence import page
-from benchmarks.real import compare, finetune, propagation, scores, solvers
+from benchmarks.real import compare, cost, finetune, propagation, scores, solvers
 from benchmarks.real import page as real_page
 from benchmarks.real.camvid import Frame
 from benchmarks.real.rivals import OURS, RIVALS, Coarse
@@ -131,7 +131,7 @@ def test_the_page_says_what_the_rows_say():
     text = page.PAGE.read_text(encoding="utf-8")
     rows = read(compare.Row, compare.RESULTS)
     assert rows
-    assert page.filled(text, page.REAL, real_page.block(rows)) == text
+    assert page.filled(text, page.REAL, real_page.committed()) == text
 
 
 def test_the_page_names_a_rival_that_is_ahead():
@@ -184,7 +184,9 @@ def test_crops_begin_where_pixels_of_both_maps_begin():
 
 def test_slow_rivals_run_on_crops_alone(pair, tmp_path, monkeypatch):
     monkeypatch.setitem(scores.CROPS, "horses_crops", dataclasses.replace(PAIR, crop=4))
-    fast = dataclasses.replace(RIVALS["upsample_anything"], run=lambda coarse: coarse.image[0].long() // 128, settings=[{}])
+    fast = dataclasses.replace(
+        RIVALS["upsample_anything"], run=lambda coarse: coarse.image[0].long() // 128, settings=[{}]
+    )
     monkeypatch.setitem(RIVALS, "upsample_anything", fast)
     arguments = ["horses", "horses_crops", "--scores", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
     arguments += [word for name in ("bilinear", OURS, "kopf", "upsample_anything") for word in ("--rival", name)]
@@ -263,3 +265,12 @@ def test_fine_tuning_keeps_five_arms_a_seed_and_moves_the_decoder_alone(tmp_path
     tuned = finetune.tuned(network, 1, 2)
     assert torch.equal(tuned.encoder.weight, network.encoder.weight)
     assert not torch.equal(tuned.head.weight, network.head.weight)
+
+
+def test_the_page_says_what_guiding_costs():
+    row = next(row for row in read(compare.Row, compare.RESULTS) if row.pair == "horses")
+    times = {"bilinear": 10.0, OURS: 14.0, "dense_crf": 90.0}
+    rows = [dataclasses.replace(row, rival=name, ms=ms) for name, ms in times.items()]
+    measured = cost.Cost("horses", "257x257", 25.0, 27.0, "", "", "", "", "")
+    assert measured.percent == pytest.approx(8)
+    assert "| 25.0 | 27.0 | +8.0 % | 1/20 |" in real_page.block(rows, costs=[measured])

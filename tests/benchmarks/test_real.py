@@ -152,6 +152,7 @@ def test_the_page_names_a_rival_that_is_ahead():
         ("camvid_at_once", "| scores by 8 at the end: EfficientNet-Lite0"),
         ("camvid_pyramid", "| scores by 4 behind a feature pyramid: EfficientNet-Lite0"),
         ("camvid_ladder", "| scores by 2 behind a decoder: EfficientNet-Lite0"),
+        ("camvid_fcn8s", "| scores by 8 at the end: FCN-8s on VGG16"),
     ],
 )
 def test_readme_says_what_the_rows_say(pair, words):

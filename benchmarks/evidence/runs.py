@@ -54,16 +54,24 @@ Known = dict[tuple[str, int, float], Row]  # by arm, seed and rate
 
 def digest(experiment: Experiment, arm: str) -> str:
     """A name for all that decides what comes of an arm's runs, seed and rate aside."""
-    start = None if experiment.start is None else experiment.start_recipe(SEARCH_SEED).model_dump(mode="json")
+    start = None if experiment.start is None else _said(experiment.start_recipe(SEARCH_SEED))
     control = experiment.arms[arm].control
     parts = [
-        experiment.arm_recipe(arm, SEARCH_SEED, 0.0).model_dump(mode="json"),
+        _said(experiment.arm_recipe(arm, SEARCH_SEED, 0.0)),
         None if control is None else control.model_dump(mode="json"),
         {name: other.model_dump(mode="json") for name, other in experiment.further.items()},
         experiment.searched.model_dump(mode="json"),
         (start, experiment.starts),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _said(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values; a protocol only where it names one, as many rows are older than that key."""
+    values = recipe.model_dump(mode="json")
+    if values["protocol"] is None:
+        del values["protocol"]
+    return values
 
 
 def known(experiment: Experiment, rows: Iterable[Row]) -> Known:

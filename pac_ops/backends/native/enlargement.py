@@ -104,13 +104,8 @@ def _neighbours(where: Enlargement, coarse: Pair, fine: Pair) -> tuple[Tensor, T
 
 @functools.lru_cache(_REMEMBERED)
 def _tables(where: Enlargement, coarse: Pair, fine: Pair, residual: bool) -> tuple[Tensor, Tensor]:
-    """Weights of rows, [k, Ho, n], and columns, [k, n, Wo]: the tents and, of a residual, plain and smooth ones."""
-    tents = where.weights(coarse, fine, _CPU)
-    plain = where.plain_weights(coarse, fine, _CPU)
-    down, across = (
-        torch.stack([t, p, t / t.sum(dim=1, keepdim=True)] if residual else [t]).float()
-        for t, p in zip(tents, plain, strict=True)
-    )
+    """See `Enlargement.tables`; those of columns are [k, n, Wo] here."""
+    down, across = where.tables(coarse, fine, _CPU, residual=residual)
     return down.contiguous(), across.mT.contiguous()
 
 

@@ -4,9 +4,6 @@
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -118,16 +115,14 @@ def _guided_plan(
     input, fine, coarse, device = Layout(*of_input), Layout(*of_fine), Layout(*of_coarse), Settings(*given).device
     sizes = (size_of(coarse), size_of(fine), device)
     out = Layout.dense((*input.shape[:2], *size_of(fine)), input.dtype, last=input.last)
-    tables: Sequence[Tensor] = where.weights(*sizes)
-    if residual:
-        plain = where.plain_weights(*sizes)
-        tables = [torch.stack([t, p, t / t.sum(dim=1, keepdim=True)]) for t, p in zip(tables, plain, strict=True)]
+    down, across = where.tables(*sizes, residual=residual)
     guides = coarse.shape[1]
     arguments = {
         **strides("input", input),
         **strides("fine", fine),
         **strides("out", out),
-        **dict(zip(("down", "across"), (t.float().contiguous() for t in tables), strict=True)),
+        "down": down.contiguous(),
+        "across": across.contiguous(),
         **tables_of(where.neighbours(*sizes)),
         "guides": guides,
         "RESIDUAL": residual,

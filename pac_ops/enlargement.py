@@ -72,6 +72,11 @@ class Enlargement(NamedTuple):
         """What an operator takes of it."""
         return self.scale_factor, self.align_corners, self.footprint, self.refined
 
+    @property
+    def hashable(self) -> "Enlargement":
+        """The same without a list, as an operator's argument is one."""
+        return self if self.scale_factor is None else self._replace(scale_factor=tuple(self.scale_factor))
+
     def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
         """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
         if self.band is None:

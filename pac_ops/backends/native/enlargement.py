@@ -45,7 +45,7 @@ def resize_weights2d(guide: Tensor, coarse: Tensor, where: Enlargement, scale: f
     n = where.footprint
     make = guide.new_empty if guide.shape[1] else guide.new_zeros  # distances of no channels are 0
     out = make((guide.shape[0], 1, n, n, *guide.shape[2:]))
-    tables = _tables(_hashable(where), _size(coarse), _size(guide), residual)
+    tables = _tables(where.hashable, _size(coarse), _size(guide), residual)
     tensors = (guide.contiguous(), coarse.contiguous(), *tables)
     _run("pac_enlarge_weights", where, guide, coarse, *tensors, 0.5 * scale**2, int(residual), out)
     return out
@@ -86,7 +86,7 @@ def pacresize2d_backward(
 
 def _run(function: str, where: Enlargement, fine: Tensor, coarse: Tensor, *tensors: Tensor | float) -> None:
     """Call a kernel with its inputs, the neighbours, and what comes after the inputs, its outputs last."""
-    neighbours = _neighbours(_hashable(where), _size(coarse), _size(fine))
+    neighbours = _neighbours(where.hashable, _size(coarse), _size(fine))
     shapes = _Enlargement(*coarse.shape, fine.shape[2], fine.shape[3], where.footprint)
     inputs = 3 if function == "pac_enlarge_distance_gradients" else 2
     run(function, shapes, *tensors[:inputs], *neighbours, *tensors[inputs:])
@@ -107,11 +107,6 @@ def _tables(where: Enlargement, coarse: Pair, fine: Pair, residual: bool) -> tup
     """See `Enlargement.tables`; those of columns are [k, n, Wo] here."""
     down, across = where.tables(coarse, fine, _CPU, residual=residual)
     return down.contiguous(), across.mT.contiguous()
-
-
-def _hashable(where: Enlargement) -> Enlargement:
-    """The same without a list, as an operator's argument is one."""
-    return where if where.scale_factor is None else where._replace(scale_factor=tuple(where.scale_factor))
 
 
 def _size(x: Tensor) -> Pair:

@@ -20,7 +20,6 @@ from pac_ops.backends.triton.launch import planned_with_tensors
 from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
 from pac_ops.backends.triton.neighbours import (
     Planned,
-    hashable,
     launch_over,
     pixels_of_tile,
     size_of,
@@ -181,7 +180,7 @@ def _from_coarse(coarse: Tensor, kernel: Tensor, where: Enlargement, fine: Tenso
         layout(coarse),
         layout(kernel),
         of_fine,
-        hashable(where),
+        where.hashable,
         settings(coarse),
         device=coarse.device,
     )
@@ -208,7 +207,7 @@ def _over_channels(fine: Tensor, coarse: Tensor, where: Enlargement, *, distance
         _over_channels_plan,
         layout(fine),
         layout(coarse),
-        hashable(where),
+        where.hashable,
         distance,
         settings(fine),
         device=fine.device,
@@ -242,7 +241,7 @@ def _to_coarse(fine: Tensor, kernel: Tensor, where: Enlargement, coarse: Tensor,
     """The kernel of that name; `coarse` gives the shape, and with `pull` is pulled at."""
     kernel = kernel.contiguous()
     layouts = (layout(fine), layout(kernel), layout(coarse))
-    plan = planned_with_tensors(_to_coarse_plan, *layouts, hashable(where), pull, settings(fine), device=fine.device)
+    plan = planned_with_tensors(_to_coarse_plan, *layouts, where.hashable, pull, settings(fine), device=fine.device)
     out = plan.out.empty(coarse.device)
     plan.launch(fine, kernel, coarse, out)
     return out

@@ -14,7 +14,6 @@ from pac_ops.backends.triton.launch import INTERPRETED, planned_with_tensors
 from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
 from pac_ops.backends.triton.neighbours import (
     Planned,
-    hashable,
     launch_over,
     pixels_of_tile,
     size_of,
@@ -101,7 +100,7 @@ def guided_resize2d(
     """
     layouts = (layout(input), layout(guide), layout(coarse))
     plan = planned_with_tensors(
-        _guided_plan, *layouts, hashable(where), residual, settings(input), device=input.device
+        _guided_plan, *layouts, where.hashable, residual, settings(input), device=input.device
     )
     out = plan.out.empty(input.device)
     given, number = (scale, 0.0) if isinstance(scale, Tensor) else (None, float(scale))

@@ -84,11 +84,6 @@ def launch_over(
     return Launch(kernel, grid, arguments | meta, device)
 
 
-def hashable(where: Enlargement) -> Enlargement:
-    """The same without a list, as an operator's argument is one."""
-    return where if where.scale_factor is None else where._replace(scale_factor=tuple(where.scale_factor))
-
-
 def size_of(x: Layout) -> Pair:
     """Height and width."""
     return x.shape[2], x.shape[3]

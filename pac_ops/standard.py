@@ -15,7 +15,7 @@ from torch import Tensor
 from pac_ops import area
 from pac_ops.backends import reference
 from pac_ops.geometry import Window, all_taps, spread
-from pac_ops.library.operators import OPERATORS, Operator, window_of
+from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator, window_of
 
 Ints = Sequence[int]
 
@@ -30,6 +30,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
         table[getattr(torch.ops.pac_ops, operator.name).default] = partial(_computed, operator)
     for name, written in (("pacconv2d", _pacconv2d), ("pacconv_transpose2d", _pacconv_transpose2d)):
         table[getattr(torch.ops.pac_ops, name).default] = written
+        table[getattr(torch.ops.pac_ops, f"{name}{OR_PLAIN}").default] = partial(_whether_open_or_not, written)
     aten = torch.ops.aten  # operators that networks call: exporters take the example's sizes for granted in these
     table |= dict.fromkeys(
         (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default), _adaptive_avg_pool2d
@@ -44,6 +45,12 @@ def _computed(operator: Operator, *arguments: Any) -> Tensor:
     """The result of an operator, by the oracle."""
     result: Tensor = getattr(reference, operator.name)(*operator.for_backend(*arguments))
     return result
+
+
+def _whether_open_or_not(written: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """An operator that may be PyTorch's own where K is 1: the same up to rounding."""
+    *tensors, _, stride, padding, dilation, groups = arguments
+    return written(*tensors, stride, padding, dilation, groups)
 
 
 def _pacconv2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:

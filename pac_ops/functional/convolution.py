@@ -32,6 +32,7 @@ def pacconv2d(
     dilation: IntOrPair = 1,
     groups: int = 1,
     shared_filters: bool = False,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Pixel-adaptive convolution: v'_i = sum_j K(f_i, f_j) W[p_i - p_j] v_j + b (Su et al., CVPR 2019, eq. 3).
 
@@ -48,6 +49,9 @@ def pacconv2d(
         dilation: as in `torch.nn.Conv2d`.
         groups: as in `torch.nn.Conv2d`.
         shared_filters: one filter, applied to every channel by itself.
+        gate: a, [] or [n]: K' = 1 + a (K - 1) takes K's place, each a for O/n of the output channels, in order. Where
+            all are 0 the result is that of `torch.nn.functional.conv2d` to the last bit, and `gate` has a gradient
+            all the same. Several take a plain convolution more.
 
     Returns:
         [B, O, Ho, Wo] in the input's dtype, channels-last where input or weight is; summed in float32 or wider.
@@ -60,11 +64,20 @@ def pacconv2d(
         )
     window = make_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
     kernel = _fitting(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
+    if gate is not None:
+        _check_gate(gate, input, out_channels, shared_filters)
     sliding = (window.stride, window.padding, window.dilation)
     if shared_filters:
         return _plus(_pooled(input, kernel, weight, sliding), bias)
-    result: Tensor = library.pacconv2d(input, kernel, weight, bias, *sliding, groups)
-    return result
+    if gate is None:
+        result: Tensor = library.pacconv2d(input, kernel, weight, bias, *sliding, groups)
+        return result
+    if gate.numel() == 1:
+        opened, kernel = _opened(kernel, gate)
+        out: Tensor = library.pacconv2d_or_plain(input, kernel, weight, bias, opened, *sliding, groups)
+        return out
+    change: Tensor = library.pacconv2d(input, kernel - 1, weight, None, *sliding, groups)
+    return F.conv2d(input, weight, bias, *sliding, groups) + _by_channel(gate, change) * change
 
 
 @answers(native_impl=NATIVE_IMPL)
@@ -79,6 +92,7 @@ def pacconv_transpose2d(
     groups: int = 1,
     dilation: IntOrPair = 1,
     shared_filters: bool = False,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Pixel-adaptive transposed convolution (Su et al., CVPR 2019, section 4.1: guided upsampling).
 
@@ -97,27 +111,41 @@ def pacconv_transpose2d(
         groups: as in `torch.nn.ConvTranspose2d`.
         dilation: as in `torch.nn.ConvTranspose2d`.
         shared_filters: one filter, applied to every channel by itself.
+        gate: see `pacconv2d`.
 
     Returns:
         [B, O, Ho, Wo] in the input's dtype, channels-last where input or weight is; summed in float32 or wider.
     """
-    c, _ = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups)
+    c, out_channels = _check_conv(
+        input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups
+    )
     if not shared_filters and (c != weight.shape[0] or c % groups):
         raise ValueError(
             f"weight must be [C, O/groups, kh, kw] with C = {c}, divisible by groups = {groups}, "
             f"got {list(weight.shape)}"
         )
     window = make_window((weight.shape[2], weight.shape[3]), stride, check_no_word(padding), dilation)
-    size = window.transposed_size(input.shape[2], input.shape[3], check_output_padding(output_padding, window))
+    extra = check_output_padding(output_padding, window)
+    size = window.transposed_size(input.shape[2], input.shape[3], extra)
     if min(size) < 1:
         raise ValueError(f"the padding {window.padding} must leave an output, got one of {size[0]} x {size[1]}")
     kernel = _fitting(kernel, input, window, size)
+    if gate is not None:
+        _check_gate(gate, input, out_channels, shared_filters)
     if shared_filters:
         weight, groups = weight.expand(c, -1, -1, -1), c
-    result: Tensor = library.pacconv_transpose2d(
-        input, kernel, weight, bias, window.stride, window.padding, window.dilation, groups
-    )
-    return result
+    sliding = (window.stride, window.padding, window.dilation)
+    if gate is None:
+        result: Tensor = library.pacconv_transpose2d(input, kernel, weight, bias, *sliding, groups)
+        return result
+    if gate.numel() == 1:
+        opened, kernel = _opened(kernel, gate)
+        out: Tensor = library.pacconv_transpose2d_or_plain(input, kernel, weight, bias, opened, *sliding, groups)
+        return out
+    change: Tensor = library.pacconv_transpose2d(input, kernel - 1, weight, None, *sliding, groups)
+    stride, padding, dilation = sliding
+    plain = F.conv_transpose2d(input, weight, bias, stride, padding, extra, groups, dilation)
+    return plain + _by_channel(gate, change) * change
 
 
 @answers(native_impl=NATIVE_IMPL)
@@ -158,6 +186,26 @@ def pacpool2d(
     kernel = _fitting(kernel, input, window, check_fits(window, height, width), channels=True)
     result: Tensor = library.pacpool2d(input, kernel, window.stride, window.padding, window.dilation)
     return result
+
+
+def _check_gate(gate: Tensor, input: Tensor, out_channels: int, shared_filters: bool) -> None:
+    check_tensor("gate", gate)
+    check_devices(input.device, {"gate": gate})
+    if shared_filters:
+        raise ValueError("gate must be None with shared_filters=True")
+    if gate.dim() > 1 or not gate.numel() or out_channels % gate.numel():
+        raise ValueError(f"gate must be [] or [n], n a divisor of the {out_channels} outputs, got {list(gate.shape)}")
+
+
+def _opened(kernel: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a is not 0, and 1 + a (K - 1): exactly 1 where a is 0 or K is 1."""
+    number = gate.reshape(()).to(kernel.dtype)
+    return gate.detach().reshape(()) != 0, torch.lerp(torch.ones_like(number), kernel, number)
+
+
+def _by_channel(gate: Tensor, out: Tensor) -> Tensor:
+    """One number for each channel of an output, [O, 1, 1], in its dtype."""
+    return gate.to(out.dtype).repeat_interleave(out.shape[1] // gate.numel())[:, None, None]
 
 
 def _pooled(input: Tensor, kernel: Tensor, weight: Tensor, sliding: tuple[Pair, Pair, Pair]) -> Tensor:

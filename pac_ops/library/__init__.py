@@ -14,7 +14,9 @@ __all__ = [
     "gaussian_kernel2d",
     "may_split",
     "pacconv2d",
+    "pacconv2d_or_plain",
     "pacconv_transpose2d",
+    "pacconv_transpose2d_or_plain",
     "pacpool2d",
     "pacresize2d",
     "resize_distance2d",
@@ -28,7 +30,9 @@ gradients.register()
 squared_distance2d = call_of("squared_distance2d")
 gaussian_kernel2d = call_of("gaussian_kernel2d")
 pacconv2d = call_of("pacconv2d")
+pacconv2d_or_plain = call_of("pacconv2d_or_plain")
 pacconv_transpose2d = call_of("pacconv_transpose2d")
+pacconv_transpose2d_or_plain = call_of("pacconv_transpose2d_or_plain")
 pacpool2d = call_of("pacpool2d")
 resize_distance2d = call_of("resize_distance2d")
 pacresize2d = call_of("pacresize2d")

@@ -24,15 +24,16 @@ _transformable: dict[str, type[torch.autograd.Function]] = {}
 _narrowed: set[str] = set()  # by autocast
 
 
-def define(schema: str, kernel: Function, empty: Function) -> None:
-    """Register an operator: its schema, its kernel, and the kernel of tensors without data."""
+def define(schema: str, kernel: Function, empty: Function, *, seen_through: bool = True) -> None:
+    """Register an operator: its schema, its kernel, and the kernel of tensors without data; see `_seen_through`."""
     name = schema[: schema.index("(")]
     _kernels[name] = kernel
     _library.define(schema)
     torch.library.impl(_library, name, "CompositeExplicitAutograd")(partial(_on_plain, kernel))
     torch.library.register_fake(f"pac_ops::{name}", empty, lib=_library)
-    seen_through = partial(_seen_through, kernel)
-    torch.library.register_torch_dispatch(f"pac_ops::{name}", FunctionalTensorMode, seen_through, lib=_library)
+    if seen_through:
+        seen = partial(_seen_through, kernel)
+        torch.library.register_torch_dispatch(f"pac_ops::{name}", FunctionalTensorMode, seen, lib=_library)
 
 
 def _on_plain(kernel: Function, *arguments: Any) -> Any:

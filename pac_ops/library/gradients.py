@@ -9,7 +9,7 @@ from torch import Tensor, is_grad_enabled
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.library.calls import call_of, define_gradient
 from pac_ops.library.observers import unwatched
-from pac_ops.library.operators import OPERATORS, Operator
+from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator
 
 
 def register() -> None:
@@ -104,6 +104,14 @@ def _register_linear(operator: Operator) -> None:
 
     shared, shared_backward = ((2, 3), (3,)) if bias else ((), ())  # a weight, a bias
     define_gradient(operator.name, _keeping(operands, others=bias), vjp, jvp, shared)
+    if operator.plain is not None:  # the same numbers, up to rounding, and so the same derivatives
+
+        def vjp_or_plain(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+            of_tensors = vjp(ctx, grad)
+            return *of_tensors[: operands + bias], None, *of_tensors[operands + bias :]
+
+        setup = _keeping(operands, others=bias + 1)
+        define_gradient(f"{operator.name}{OR_PLAIN}", setup, vjp_or_plain, jvp, (*shared, operands + bias))
     setup = _keeping(operands + 1)
     define_gradient(f"{operator.name}_backward", setup, backward_vjp, _refuse_forward_mode, shared_backward)
 

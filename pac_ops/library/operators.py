@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops import formats
@@ -15,6 +17,7 @@ from pac_ops.library.calls import define, define_autocast
 
 Ints = Sequence[int]
 FORMATTED = "FORMATTED"  # what a backend has that returns the right memory formats itself
+OR_PLAIN = "_or_plain"  # ends the names of operators that may be PyTorch's own
 
 _SLIDING = "int[2] stride, int[2] padding, int[2] dilation"
 _WINDOW = f"int[2] kernel_size, {_SLIDING}"
@@ -38,6 +41,7 @@ class Operator:
     linear: bool = False  # in each operand, with `needs` and the input's dtype; else a distance, as wide as sums are
     bias: bool = False
     followed: tuple[int, ...] = ()  # operands that are images or weights: the output has their memory format
+    plain: Callable[..., Tensor] | None = None  # PyTorch's own, of the same arguments, which it is where K is 1
 
     def kernel(self) -> Callable[..., Any]:
         """The function that has a backend compute it."""
@@ -51,6 +55,25 @@ class Operator:
             return formats.like(out, *[arguments[k] for k in followed])
 
         return run
+
+    def kernel_or_plain(self) -> Callable[..., Any]:
+        """The function of (operands, bias, open, options): where `open` is False all K are 1, and PyTorch's own runs.
+
+        So the result is PyTorch's to the last bit. A CUDA graph, which cannot branch, records the other way.
+        """
+        run, plain, followed = self.kernel(), self.plain, self.followed
+
+        def run_or_plain(
+            input: Tensor, kernel: Tensor, weight: Tensor, bias: Any, open: Tensor, *options: Any
+        ) -> Any:
+            recorded = open.is_cuda and torch.cuda.is_current_stream_capturing()
+            if plain is None or recorded or bool(open):
+                return run(input, kernel, weight, bias, *options)
+            return formats.like(
+                plain(input, kernel, weight, bias, *options), *[(input, kernel, weight)[k] for k in followed]
+            )
+
+        return run_or_plain
 
     def run_backward(self, grad: Tensor, *arguments: Any) -> Any:
         """Have a backend compute the gradients."""
@@ -106,6 +129,9 @@ class Operator:
         n, tensors = len(self.operands), ", ".join(f"Tensor {operand}" for operand in self.operands)
         bias, needs = ", Tensor? bias" if self.bias else "", f", bool[{n}] needs" if self.linear else ""
         define(f"{self.name}({tensors}{bias}, {self.options}) -> Tensor", self.kernel(), self.empty)
+        if self.plain is not None:  # not seen through, as what it computes depends on a value
+            schema = f"{self.name}{OR_PLAIN}({tensors}{bias}, Tensor open, {self.options}) -> Tensor"
+            define(schema, self.kernel_or_plain(), self.empty, seen_through=False)
         if self.name == "gaussian_kernel2d":  # whose gradient is the distances'
             return
         result = "Tensor" if n == 1 else f"({', '.join(['Tensor'] * n)})"
@@ -161,6 +187,20 @@ def _shape_of_sums(input: Tensor, kernel: Tensor, *_: Any) -> tuple[int, ...]:
     return *input.shape[:2], *kernel.shape[4:]
 
 
+def _conv2d(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *further: Any
+) -> Tensor:
+    return F.conv2d(input, weight, bias, stride, padding, *further)
+
+
+def _conv_transpose2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    *sliding, groups = options
+    window = window_of(weight.shape[2:], *sliding)
+    least = window.transposed_size(input.shape[2], input.shape[3], (0, 0))
+    extra = [n - m for n, m in zip(kernel.shape[4:], least, strict=True)]
+    return F.conv_transpose2d(input, weight, bias, window.stride, window.padding, extra, groups, window.dilation)
+
+
 _CONV = f"{_SLIDING}, int groups"
 _CONVOLVED = ("input", "kernel", "weight")
 _WEIGHED = ("input", "kernel")
@@ -177,6 +217,7 @@ OPERATORS = (
         linear=True,
         bias=True,
         followed=(0, 2),
+        plain=_conv2d,
     ),
     Operator(
         "pacconv_transpose2d",
@@ -187,6 +228,7 @@ OPERATORS = (
         linear=True,
         bias=True,
         followed=(0, 2),
+        plain=_conv_transpose2d,
     ),
     Operator("pacpool2d", _WEIGHED, _SLIDING, _for_pooling, _shape_of_sums, linear=True, followed=(0,)),
     Operator("resize_distance2d", ("guide", "coarse"), _ENLARGEMENT, _for_enlargement, _shape_of_enlarged_distances),
@@ -198,5 +240,6 @@ def register() -> None:
     """Define all operators."""
     for operator in OPERATORS:
         operator.register()
-    for name in ("pacconv2d", "pacconv_transpose2d"):
-        define_autocast(name)
+        if operator.plain is not None:
+            define_autocast(operator.name)
+            define_autocast(f"{operator.name}{OR_PLAIN}")

@@ -45,11 +45,15 @@ def arguments(op, config, size, dtype):
             return [(k, f, *sizes)]
         case "pacconv2d":
             return [(v, k, w, b, *window, groups), (v, k, w, None, *window, groups)]
+        case "pacconv2d_or_plain":  # open, as a closed one is constant in K
+            return [(v, k, w, b, torch.tensor(True), *window, groups)]
         case "pacconv2d_backward":
             return [(g, v, k, w, *window, groups, needs) for needs in all_needs]
         case "pacconv_transpose2d":  # from g's size back to v's
             bias = b.detach()[:2].requires_grad_()
             return [(g, over, turned, bias, *window, groups), (g, over, turned, None, *window, groups)]
+        case "pacconv_transpose2d_or_plain":
+            return [(g, over, turned, None, torch.tensor(True), *window, groups)]
         case "pacconv_transpose2d_backward":
             return [(v, g, over, turned, *window, groups, needs) for needs in all_needs]
         case "pacpool2d":

@@ -17,6 +17,7 @@ from hotswap.choices import FOOTPRINTS, LAB, RGB
 from hotswap.targets.footprints import by_factor
 from hotswap.targets.guide_spaces import SCALES
 from pac_ops import pacresize2d, refine, srgb_to_lab
+from pac_ops.binary import labels_of
 
 OURS = "ours"
 Array = npt.NDArray[Any]
@@ -48,7 +49,7 @@ class Rival:
 
     def labels(self, coarse: Coarse, setting: Setting) -> Tensor:
         """Labels [H, W]. The method is given the classes that win at some coarse pixel, which saves it time."""
-        classes: Tensor = coarse.scores.argmax(1).unique()  # typed, as torch leaves it open
+        classes: Tensor = coarse.scores.max(1).indices.unique()  # typed, as torch leaves it open
         if len(classes) == 1:
             return classes.expand(coarse.image.shape[1:])
         return classes[self.run(coarse._replace(scores=coarse.scores[:, classes]), **setting)]
@@ -56,7 +57,7 @@ class Rival:
 
 def bilinear(coarse: Coarse) -> Tensor:
     """Labels of `F.interpolate`."""
-    return _enlarged(coarse).argmax(1)[0]
+    return labels_of(_enlarged(coarse))[0]
 
 
 def ours(coarse: Coarse, *, scale: float, wider: int = 0) -> Tensor:
@@ -71,7 +72,7 @@ def ours(coarse: Coarse, *, scale: float, wider: int = 0) -> Tensor:
         halvings=halvings,
         residual=True,
     )
-    return out.argmax(1)[0]
+    return labels_of(out)[0]
 
 
 def at_once(coarse: Coarse) -> Tensor:
@@ -79,7 +80,7 @@ def at_once(coarse: Coarse) -> Tensor:
     out = pacresize2d(
         coarse.scores, coarse.image[None] / 255, align_corners=coarse.align_corners, scale=SCALES[RGB], footprint=2
     )
-    return out.argmax(1)[0]
+    return labels_of(out)[0]
 
 
 def dense_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
@@ -92,7 +93,7 @@ def dense_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smo
         field.addPairwiseGaussian(sxy=3, compat=smooth)
     field.addPairwiseBilateral(sxy=reach, srgb=colour, rgbim=_pixels(coarse.image), compat=weight)
     marginals = torch.from_numpy(np.array(field.inference(5)))
-    return marginals.argmax(0).view(height, width)
+    return marginals.max(0).indices.view(height, width)
 
 
 def guided_filter(coarse: Coarse, *, radius: int, epsilon: float) -> Tensor:
@@ -125,7 +126,7 @@ def superpixels(coarse: Coarse, *, side: int, compact: float) -> Tensor:
     parts = torch.from_numpy(slic.getLabels()).long().flatten()
     probabilities = _enlarged(coarse).softmax(1)[0].flatten(1)
     sums = probabilities.new_zeros(len(probabilities), int(parts.max()) + 1).index_add_(1, parts, probabilities)
-    return sums.argmax(0)[parts].view(coarse.image.shape[1:])
+    return sums.max(0).indices[parts].view(coarse.image.shape[1:])
 
 
 def pac_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smooth: float) -> Tensor:
@@ -138,7 +139,7 @@ def pac_crf(coarse: Coarse, *, reach: float, colour: float, weight: float, smoot
         bilateral_srgb=colour,
         bilateral_compat=weight,
     )
-    return out.argmax(1)[0]
+    return labels_of(out)[0]
 
 
 def kopf(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
@@ -146,13 +147,13 @@ def kopf(coarse: Coarse, *, reach: float, colour: float) -> Tensor:
     out = propagation.joint_bilateral_upsampling(
         coarse.scores[0], coarse.image / 255, coarse.align_corners, reach, colour
     )
-    return out.argmax(0)
+    return out.max(0).indices
 
 
 def propagated(coarse: Coarse, *, dilations: Sequence[int], steps: int, width: float) -> Tensor:
     """Propagation as PAMR's (Araslanov and Roth, 2020), of probabilities behind `F.interpolate`."""
     out = propagation.pamr(_enlarged(coarse).softmax(1)[0], coarse.image / 255, dilations, steps, width)
-    return out.argmax(0)
+    return out.max(0).indices
 
 
 def bilateral_solver(coarse: Coarse, *, strength: float, reach: float, colour: float) -> Tensor:
@@ -160,19 +161,19 @@ def bilateral_solver(coarse: Coarse, *, strength: float, reach: float, colour: f
     cv2 = importlib.import_module("cv2")
     yuv = torch.from_numpy(cv2.cvtColor(_pixels(coarse.image), cv2.COLOR_RGB2YUV)).permute(2, 0, 1)
     probabilities = _enlarged(coarse).softmax(1)[0]
-    return solvers.bilateral_solver(probabilities, yuv, strength, reach, colour, colour).argmax(0)
+    return solvers.bilateral_solver(probabilities, yuv, strength, reach, colour, colour).max(0).indices
 
 
 def label_propagation(coarse: Coarse, *, alpha: float, width: float) -> Tensor:
     """Label propagation between pixels as LPOSS+ has it (2025), of probabilities behind `F.interpolate`."""
     lab = srgb_to_lab(coarse.image[None] / 255)[0]
-    return solvers.label_propagation(_enlarged(coarse).softmax(1)[0], lab, alpha, width).argmax(0)
+    return solvers.label_propagation(_enlarged(coarse).softmax(1)[0], lab, alpha, width).max(0).indices
 
 
 def upsample_anything(coarse: Coarse, *, reach: float, rate: float) -> Tensor:
     """Upsample Anything (2025): a gaussian for each coarse pixel, fitted to the image."""
     image = coarse.image / 255
-    return solvers.fitted_gaussians(coarse.scores[0], image, coarse.align_corners, reach, rate).argmax(0)
+    return solvers.fitted_gaussians(coarse.scores[0], image, coarse.align_corners, reach, rate).max(0).indices
 
 
 def _enlarged(coarse: Coarse) -> Tensor:
@@ -192,7 +193,7 @@ def _filtered(coarse: Coarse, run: Callable[[Any, Array, Array], Array]) -> Tens
         for group in groups:
             filtered = run(cv2.ximgproc, guide, np.ascontiguousarray(group.transpose(1, 2, 0)))
             out.append(filtered.reshape(*guide.shape[:2], len(group)).transpose(2, 0, 1))
-    return torch.from_numpy(np.concatenate(out)).argmax(0)
+    return torch.from_numpy(np.concatenate(out)).max(0).indices
 
 
 def _pixels(image: Tensor) -> Array:

@@ -33,15 +33,28 @@ static Band *cut(const Enlargement *e, const int64_t *rows, int64_t *count) {
     return bands;
 }
 
-/* How many fine columns further on the first neighbour is what the second is here: the factor, if it is a whole number
- * all along the row. Else 0. */
-static int64_t whole_factor(const Enlargement *e, const int64_t *columns) {
+/* A whole factor: so many fine columns further on the first neighbour is what the second is here, all along the row.
+ * Between two ends, from column `first` on, `count` coarse pixels from `column` on are the first neighbour of `factor`
+ * columns each. */
+typedef struct {
+    int64_t factor, first, count, column; /* factor 0: none */
+} Whole;
+
+static Whole whole_factor(const Enlargement *e, const int64_t *columns) {
     int64_t n = e->taps, width = e->out_width, from = width / 2, factor = 1;
     while (from > 0 && columns[(from - 1) * n] == columns[from * n]) from--;
     while (from + factor < width && columns[(from + factor) * n] == columns[from * n]) factor++;
+    if (factor >= width) return (Whole){0};
     for (int64_t x = 0; x + factor < width; x++)
-        if (memcmp(columns + (x + factor) * n, columns + x * n + 1, (n - 1) * sizeof(int64_t))) return 0;
-    return factor < width ? factor : 0;
+        if (memcmp(columns + (x + factor) * n, columns + x * n + 1, (n - 1) * sizeof(int64_t))) return (Whole){0};
+    int64_t end = from;
+    for (; from > 0 && columns[(from - 1) * n] == columns[end * n] - (end - from) / factor - 1; from--) continue;
+    from += (end - from) % factor;
+    Whole whole = {factor, from, 0, columns[from * n]};
+    for (int64_t x = from; x + factor <= width; x += factor, whole.count++)
+        for (int64_t i = 0; i < factor; i++)
+            if (columns[(x + i) * n] != whole.column + whole.count) return whole;
+    return whole;
 }
 
 /* What a coarse row holds at the fine width, for each of the neighbours of the columns: taps rows. */
@@ -51,10 +64,22 @@ static void spread_row(const Enlargement *e, const int64_t *columns, const float
         for (int64_t x = 0; x < e->out_width; x++) seen[x] = row[columns[x * e->taps + b]];
 }
 
+/* Each pixel so many times. */
+FOR_EVERY_CPU
+static void repeat(const float *restrict row, int64_t count, int64_t times, float *restrict to) {
+    if (times == 2)
+        for (int64_t x = 0; x < count; x++) to[2 * x] = to[2 * x + 1] = row[x];
+    else
+        for (int64_t x = 0; x < count; x++, to += times)
+            for (int64_t i = 0; i < times; i++) to[i] = row[x];
+}
+
 /* The same by a whole factor: one row, in which each neighbour begins `factor` further on. */
-static void spread_by(const Enlargement *e, int64_t factor, const int64_t *columns, const float *row, float *seen) {
-    int64_t n = e->taps, width = e->out_width;
-    for (int64_t x = 0; x < width; x++) seen[x] = row[columns[x * n]];
+static void spread_by(const Enlargement *e, const Whole *whole, const int64_t *columns, const float *row, float *seen) {
+    int64_t n = e->taps, width = e->out_width, factor = whole->factor, end = whole->first + whole->count * factor;
+    for (int64_t x = 0; x < whole->first; x++) seen[x] = row[columns[x * n]];
+    repeat(row + whole->column, whole->count, factor, seen + whole->first);
+    for (int64_t x = end; x < width; x++) seen[x] = row[columns[x * n]];
     for (int64_t b = 1; b < n; b++)
         for (int64_t x = width - factor; x < width; x++) seen[x + b * factor] = row[columns[x * n + b]];
 }
@@ -68,7 +93,7 @@ static void spread(const Enlargement *e, const Band *band, const int64_t *column
 /* The coarse rows of an image that were spread last: a band shares all but one of them with the band before. */
 typedef struct {
     float *held;                   /* taps * taps rows */
-    int64_t factor;                /* a whole one, or 0 */
+    Whole whole;
     int64_t row[MOST_TAPS];        /* which row of the image each slot holds, -1 at first */
     const float *of[MOST_TAPS];    /* the slot of each neighbour of a band */
 } Spread;
@@ -78,8 +103,8 @@ static void look(const Enlargement *e, const Band *band, const int64_t *columns,
         int64_t row = band->rows[a], slot = row % e->taps;
         float *held = seen->held + slot * e->taps * e->out_width;
         if (seen->row[slot] != row) {
-            if (seen->factor)
-                spread_by(e, seen->factor, columns, image + row * e->width, held);
+            if (seen->whole.factor)
+                spread_by(e, &seen->whole, columns, image + row * e->width, held);
             else
                 spread_row(e, columns, image + row * e->width, held);
         }
@@ -142,78 +167,98 @@ static void pull(const float *restrict row, const float *restrict seen, const fl
         }
 }
 
-/* The weights of a row and of the columns: [n] and [n, width]. Three of each: tents, plain and smooth weights. */
+/* The weights of a row and of the columns: [n] and [n, whole vectors]. Three of each: tents, plain and smooth weights. */
 typedef struct {
     const float *down[3], *across[3];
 } Tables;
 
-/* From squared distances to weights, in place, for a row of fine pixels: tent * exp(-half d) over their sum; with
- * `residual`, the plain weights are added and the smooth ones taken off. The smallest distance under a tent is taken
- * off first, so that the sum is not 0. */
+/* From squared distances to weights, in place, for a row of fine pixels, in whole vectors: tent * exp(-half d) over their
+ * sum; with `residual`, the plain weights are added and the smooth ones taken off. The smallest distance under a tent is
+ * taken off first, so that the sum is not 0. */
 FOR_EVERY_CPU
-static void softmax(float *restrict k, int64_t plane, const Tables *tables, int64_t n, int64_t width, float half,
-                    int residual) {
-    const float *down = tables->down[0], *across = tables->across[0];
+static void softmax(float *restrict k, const Tables *tables, int64_t n, int64_t width, float half, int residual) {
     for (int64_t x = 0; x < width; x += LANES) {
-        int64_t count = least(width - x, LANES);
-        int whole = count == LANES;
         vec nearest = (vec){0} + INFINITY, sum = {0};
+        float *at = k + x;
         for (int64_t a = 0; a < n; a++)
-            for (int64_t b = 0; b < n; b++) {
-                const float *at = k + (a * n + b) * plane + x, *beside = across + b * width + x;
-                vec d = whole ? get(at) : get_some(at, count), tent = whole ? get(beside) : get_some(beside, count);
-                tent *= down[a];
+            for (int64_t b = 0; b < n; b++, at += width) {
+                vec d = get(at), tent = get(tables->across[0] + b * width + x) * tables->down[0][a];
                 nearest = (vec)(((whole_vec)d & ((tent > 0) & (d < nearest))) |
                                 ((whole_vec)nearest & ~((tent > 0) & (d < nearest))));
             }
+        at = k + x;
         for (int64_t a = 0; a < n; a++)
-            for (int64_t b = 0; b < n; b++) {
-                float *at = k + (a * n + b) * plane + x;
-                const float *beside = across + b * width + x;
-                vec d = whole ? get(at) : get_some(at, count), tent = whole ? get(beside) : get_some(beside, count);
-                vec away = d - nearest;
+            for (int64_t b = 0; b < n; b++, at += width) {
+                vec away = get(at) - nearest, tent = get(tables->across[0] + b * width + x) * tables->down[0][a];
                 away = (vec)((whole_vec)away & (away > 0)); /* a pixel under no tent may be nearer */
-                vec weight = tent * down[a] * gaussian(away * (2 * half));
+                vec weight = tent * gaussian(away * (2 * half));
                 sum += weight;
-                if (whole)
-                    put(at, weight);
-                else
-                    put_some(at, weight, count);
+                put(at, weight);
             }
         sum = 1 / sum;
+        at = k + x;
         for (int64_t a = 0; a < n; a++)
-            for (int64_t b = 0; b < n; b++) {
-                float *at = k + (a * n + b) * plane + x;
-                vec weight = (whole ? get(at) : get_some(at, count)) * sum;
+            for (int64_t b = 0; b < n; b++, at += width) {
+                vec weight = get(at) * sum;
                 if (residual) {
-                    const float *plain = tables->across[1] + b * width + x, *smooth = tables->across[2] + b * width + x;
-                    weight += (whole ? get(plain) : get_some(plain, count)) * tables->down[1][a];
-                    weight -= (whole ? get(smooth) : get_some(smooth, count)) * tables->down[2][a];
+                    weight += get(tables->across[1] + b * width + x) * tables->down[1][a];
+                    weight -= get(tables->across[2] + b * width + x) * tables->down[2][a];
                 }
-                if (whole)
-                    put(at, weight);
-                else
-                    put_some(at, weight, count);
+                put(at, weight);
             }
     }
 }
 
 /* --- the operators: all tensors contiguous -------------------------------------------------------------------- */
 
+/* n * n numbers of each fine pixel of an image, and the elements from one row, and one of the n * n, to the next. */
+typedef struct {
+    float *at;
+    int64_t row, plane;
+} Taps;
+
 enum { SUM, KERNEL_GRADIENT, DISTANCE };
 
-/* What bands make from all channels of an image, a thread some bands: the enlargement, its kernel's gradient (of
+/* What some bands make from all channels of an image: the enlargement, from K in `taps`; or into `taps` K's gradient (of
  * `fine`, the output's), or the distances (of `fine`, the guide). */
-static int by_band(const Enlargement *e, int what, const float *coarse, const float *kernel, const float *fine,
+static void of_bands(const Enlargement *e, int what, int64_t channels, const Band *first, const Band *end,
+                     const int64_t *columns, const float *coarse, const float *fine, Taps taps, Spread *seen,
+                     float *out) {
+    int64_t n = e->taps, width = e->out_width, plane = e->out_height * width, apart = seen->whole.factor;
+    if (!apart) apart = width;
+    for (int64_t c = 0; c < channels; c++, coarse += e->height * e->width, fine += plane, out += plane) {
+        memset(seen->row, -1, sizeof seen->row);
+        for (const Band *band = first; band < end; band++) {
+            look(e, band, columns, coarse, seen);
+            for (int64_t y = band->first; y < band->last; y++) {
+                float *at = taps.at + y * taps.row;
+                if (what == SUM)
+                    for (int64_t a = 0; a < n; a += 2)
+                        weighted_sum(at + a * n * taps.plane, taps.plane, seen->of[a], seen->of[a + 1], apart, width, n,
+                                     !a, out + y * width);
+                else
+                    for (int64_t a = 0; a < n; a++, at += n * taps.plane) {
+                        if (what == DISTANCE)
+                            add_squares(fine + y * width, seen->of[a], apart, width, n, !c, at, taps.plane);
+                        else
+                            add_products(fine + y * width, seen->of[a], apart, width, n, at, taps.plane);
+                    }
+            }
+        }
+    }
+}
+
+/* A thread some bands of an image at a time. */
+static int by_band(const Enlargement *e, int what, const float *coarse, float *kernel, const float *fine,
                    const int64_t *rows, const int64_t *columns, float *out, int64_t threads) {
-    int64_t n = e->taps, image = e->height * e->width, plane = e->out_height * e->out_width, width = e->out_width, count;
+    int64_t n = e->taps, width = e->out_width, plane = e->out_height * width, count;
+    int64_t of_coarse = e->channels * e->height * e->width, of_fine = e->channels * plane;
     Band *bands = cut(e, rows, &count);
     int64_t together = most(1, least(count / (2 * threads), 16)); /* bands, by which rows are shared */
-    int64_t factor = width ? whole_factor(e, columns) : 0, apart = factor ? factor : width;
     int failed = !bands;
 #pragma omp parallel num_threads(threads)
     {
-        Spread seen = {.held = buffer(n * n * width), .factor = factor};
+        Spread seen = {.held = buffer(n * n * width), .whole = width ? whole_factor(e, columns) : (Whole){0}};
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t i = 0; i < e->batch; i++)
             for (int64_t m = 0; m < count; m += together) {
@@ -222,30 +267,9 @@ static int by_band(const Enlargement *e, int what, const float *coarse, const fl
                     failed = 1;
                     continue;
                 }
-                const Band *end = bands + least(m + together, count);
-                for (int64_t c = 0; c < e->channels; c++) {
-                    int64_t ic = i * e->channels + c;
-                    memset(seen.row, -1, sizeof seen.row);
-                    for (const Band *band = bands + m; band < end; band++) {
-                        look(e, band, columns, coarse + ic * image, &seen);
-                        for (int64_t y = band->first; y < band->last; y++) {
-                            int64_t in_plane = y * width, on_taps = i * n * n * plane + in_plane;
-                            int64_t on_channel = ic * plane + in_plane;
-                            if (what == SUM)
-                                for (int64_t a = 0; a < n; a += 2)
-                                    weighted_sum(kernel + on_taps + a * n * plane, plane, seen.of[a], seen.of[a + 1],
-                                                 apart, width, n, !a, out + on_channel);
-                            else
-                                for (int64_t a = 0; a < n; a++) {
-                                    float *to = out + on_taps + a * n * plane;
-                                    if (what == DISTANCE)
-                                        add_squares(fine + on_channel, seen.of[a], apart, width, n, !c, to, plane);
-                                    else
-                                        add_products(fine + on_channel, seen.of[a], apart, width, n, to, plane);
-                                }
-                        }
-                    }
-                }
+                Taps taps = {kernel + i * n * n * plane, width, plane};
+                of_bands(e, what, e->channels, bands + m, bands + least(m + together, count), columns,
+                         coarse + i * of_coarse, fine + i * of_fine, taps, &seen, out + i * of_fine);
             }
         free(seen.held);
     }
@@ -253,40 +277,69 @@ static int by_band(const Enlargement *e, int what, const float *coarse, const fl
     return failed;
 }
 
-int pac_enlarge(const Enlargement *e, const float *input, const float *kernel, const int64_t *rows,
-                const int64_t *columns, float *out, int64_t threads) {
-    return by_band(e, SUM, input, kernel, NULL, rows, columns, out, threads);
+int pac_enlarge(const Enlargement *e, const float *input, float *kernel, const int64_t *rows, const int64_t *columns,
+                float *out, int64_t threads) {
+    return by_band(e, SUM, input, kernel, out, rows, columns, out, threads);
 }
 
 /* `out` must be 0. */
 int pac_enlarge_kernel_gradient(const Enlargement *e, const float *grad, const float *input, const int64_t *rows,
                                 const int64_t *columns, float *out, int64_t threads) {
-    return by_band(e, KERNEL_GRADIENT, input, NULL, grad, rows, columns, out, threads);
+    return by_band(e, KERNEL_GRADIENT, input, out, grad, rows, columns, out, threads);
 }
 
 int pac_enlarge_distance(const Enlargement *e, const float *guide, const float *coarse, const int64_t *rows,
                          const int64_t *columns, float *out, int64_t threads) {
-    return by_band(e, DISTANCE, coarse, NULL, guide, rows, columns, out, threads);
+    return by_band(e, DISTANCE, coarse, out, guide, rows, columns, out, threads);
 }
 
-/* The weights of a guided enlargement. `down` and `across` hold 3 tables each, [out_height, n] and [n, out_width]: the
- * tents, and the plain and the smooth weights, which count with `residual`. */
-int pac_enlarge_weights(const Enlargement *e, const float *guide, const float *coarse, const int64_t *rows,
-                        const int64_t *columns, const float *down, const float *across, float half, int64_t residual,
-                        float *out, int64_t threads) {
-    if (by_band(e, DISTANCE, coarse, NULL, guide, rows, columns, out, threads)) return 1;
-    int64_t n = e->taps, plane = e->out_height * e->out_width, width = e->out_width;
-#pragma omp parallel for collapse(2) schedule(dynamic, 8) num_threads(threads)
-    for (int64_t image = 0; image < e->batch; image++)
-        for (int64_t y = 0; y < e->out_height; y++) {
-            Tables tables;
-            for (int64_t t = 0; t < 3; t++) {
-                tables.down[t] = down + (t * e->out_height + y) * n;
-                tables.across[t] = across + t * n * width;
+enum { NEAR = 1 << 16 }; /* weights that stay in the second-level cache */
+
+/* A guided enlargement of an input [B, C, h, w]: distances, weights and sums of some rows at a time, so that weights are
+ * never in memory whole. `e` says the guide's shapes. `down` and `across` hold 3 tables each, [out_height, n] and [n,
+ * `pitch`], out_width in whole vectors: the tents, and the plain and the smooth weights, which count with `residual`. */
+int pac_enlarge_guided(const Enlargement *e, const float *guide, const float *coarse, const int64_t *rows,
+                       const int64_t *columns, const float *down, const float *across, int64_t pitch, float half,
+                       int64_t residual, const float *input, int64_t channels, float *out, int64_t threads) {
+    int64_t n = e->taps, width = e->out_width, plane = e->out_height * width, image = e->height * e->width, count;
+    int64_t of_row = n * n * pitch, high = 1;
+    Band *bands = cut(e, rows, &count);
+    for (int64_t m = 0; m < count; m++) high = most(high, bands[m].last - bands[m].first);
+    int64_t together = most(1, least(count / (2 * threads), least(16, NEAR / most(1, high * of_row))));
+    int failed = !bands;
+#pragma omp parallel num_threads(threads)
+    {
+        Spread seen = {.held = buffer(of_row), .whole = width ? whole_factor(e, columns) : (Whole){0}};
+        float *weights = buffer(together * high * of_row);
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t i = 0; i < e->batch; i++)
+            for (int64_t m = 0; m < count; m += together) {
+                if (!seen.held || !weights) {
+#pragma omp atomic write
+                    failed = 1;
+                    continue;
+                }
+                const Band *first = bands + m, *end = bands + least(m + together, count);
+                Taps taps = {weights - first->first * of_row, of_row, pitch};
+                if (!e->channels) memset(weights, 0, (end[-1].last - first->first) * of_row * sizeof(float));
+                of_bands(e, DISTANCE, e->channels, first, end, columns, coarse + i * e->channels * image,
+                         guide + i * e->channels * plane, taps, &seen, out);
+                for (int64_t y = first->first; y < end[-1].last; y++) {
+                    Tables tables;
+                    for (int64_t t = 0; t < 3; t++) {
+                        tables.down[t] = down + (t * e->out_height + y) * n;
+                        tables.across[t] = across + t * n * pitch;
+                    }
+                    softmax(taps.at + y * of_row, &tables, n, pitch, half, (int)residual);
+                }
+                of_bands(e, SUM, channels, first, end, columns, input + i * channels * image, out, taps, &seen,
+                         out + i * channels * plane);
             }
-            softmax(out + image * n * n * plane + y * width, plane, &tables, n, width, half, (int)residual);
-        }
-    return 0;
+        free(seen.held);
+        free(weights);
+    }
+    free(bands);
+    return failed;
 }
 
 /* What every channel makes by itself, a thread a channel: sums into its coarse image, which must be 0. Where there is

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pac_ops import library
+from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 
 _HELD = 2**21  # pixels of all channels that are halved together
@@ -20,22 +22,34 @@ def levels(map: Tensor, halvings: int) -> list[Tensor]:
     """
     maps = [map]
     for _ in range(halvings):
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            maps.insert(0, _half(maps[0]))
+        fine = maps[0]
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _compiled(fine):
+            maps.insert(0, _half(fine))
         else:  # some channels at a time: what is made on the way is larger than the map
-            together = max(1, _HELD // max(1, maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3]))
-            maps.insert(0, torch.cat([_half(part) for part in maps[0].split(together, dim=1)], dim=1))
+            together = max(1, _HELD // max(1, fine.shape[0] * fine.shape[2] * fine.shape[3]))
+            maps.insert(0, torch.cat([_half(part) for part in fine.split(together, dim=1)], dim=1))
     return maps
 
 
 def with_detail(enlarged: Tensor, map: Tensor, half: Tensor, rows: slice | None = None) -> Tensor:
     """Some rows of a half enlarged, by default all, and what the map has there beyond its half enlarged plainly."""
-    if rows is None:
-        plain = _doubled(half)
-    else:
-        plain = _doubled(half[:, :, rows.start // 2 : rows.stop // 2 + 1])[:, :, rows.start % 2 :]
-        map = map[:, :, rows]
-    return of_size(enlarged, map) + (map.to(half.dtype) - of_size(plain, map))
+    first = 0
+    if rows is not None:
+        first, half, map = rows.start, half[:, :, rows.start // 2 : rows.stop // 2 + 1], map[:, :, rows]
+    map = map.to(half.dtype)
+    if compiled := _compiled(map, enlarged, half):
+        out: Tensor = compiled.with_detail(enlarged, map, half, first)
+        return out
+    plain = _doubled(half)[:, :, first % 2 :]
+    return of_size(enlarged, map) + (map - of_size(plain, map))
+
+
+def _compiled(*maps: Tensor) -> Any:
+    """The backend whose kernels take these maps, where nothing is recorded or traced; else None."""
+    if not library.may_split(*maps):
+        return None
+    backend = choose.implementation(maps[0])
+    return backend if hasattr(backend, "halved") else None
 
 
 def _half(map: Tensor) -> Tensor:
@@ -58,10 +72,12 @@ def of_size(x: Tensor, like: Tensor) -> Tensor:
 
 def halved(x: Tensor) -> Tensor:
     """Every second pixel, weighed 1 2 1 with those beside it, at the edge with itself: n // 2 + 1 of n."""
-    return _by_matrices(x, _halving) if torch.compiler.is_exporting() else every_second(odd(x))
+    if torch.compiler.is_exporting():
+        return _by_matrices(x, _halving)
+    return compiled.halved(x) if (compiled := _compiled(x)) else _every_second(odd(x))
 
 
-def every_second(x: Tensor) -> Tensor:
+def _every_second(x: Tensor) -> Tensor:
     """`halved` of an odd height and width."""
     for axis in (2, 3):
         before = (slice(None),) * axis

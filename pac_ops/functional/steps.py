@@ -11,7 +11,7 @@ from pac_ops import library
 from pac_ops.area import area_average2d, has_size
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
-from pac_ops.functional.pyramid import every_second, halved, levels, odd, with_detail
+from pac_ops.functional.pyramid import halved, levels, odd, with_detail
 from pac_ops.functional.weights import enlarged_rows, guided_weights, plain_weights
 from pac_ops.geometry import Pair
 
@@ -150,7 +150,7 @@ def guided_steps(
     back, footprints = footprints[:halvings], footprints[halvings:]
     between = guides_between(guide, coarse, len(footprints) - 1, where.align_corners) if len(footprints) > 1 else []
     if coarse_guide is None:
-        coarse_guide = every_second(between[0]) if between else area_average2d(guide, coarse)
+        coarse_guide = halved(between[0]) if between else area_average2d(guide, coarse)
     guides = [coarse_guide.to(between[0].dtype) if between else coarse_guide, *between, guide]
     planned = zip(where.steps(footprints), guides[1:], guides, strict=False)
     steps = [Step(*step) for step in planned]
@@ -169,9 +169,7 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
     rows, columns = sizes[-1]
     if align_corners:
         twice = (2 * rows - 1, 2 * columns - 1)
-        finest = every_second(
-            guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, twice) else _aligned(guide, twice)
-        )
+        finest = halved(guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, twice) else _aligned(guide, twice))
     else:
         size = (coarse[0] * 2 ** (count + 1), coarse[1] * 2 ** (count + 1))
         cells = guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, size) else area_average2d(guide, size)
@@ -181,7 +179,7 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
         finest = (cells[..., ::2] + cells[..., 1::2]) * 0.25
     guides = [finest]
     for _ in sizes[:-1]:
-        guides.insert(0, every_second(guides[0]))
+        guides.insert(0, halved(guides[0]))
     return guides
 
 

@@ -37,16 +37,12 @@ def enlarged_rows(
 ) -> Tensor:
     """Some fine rows, or all, by the backend itself: nothing is recorded. `coarse` is the whole map's size."""
     backend, scale = choose.implementation(input), _scale(scale, guide)
-    smooth = residual and where.footprint > 2
     of_guide = choose.implementation(guide)
-    if of_guide is backend and hasattr(backend, "guided_resize2d"):
-        out: Tensor = backend.guided_resize2d(input, guide, coarse_guide, where, scale, smooth)
+    if hasattr(of_guide, "guided_resize2d") and accumulate_dtype(input.dtype) == accumulate_dtype(guide.dtype):
+        smooth = residual and where.footprint > 2
+        out: Tensor = of_guide.guided_resize2d(input, guide, coarse_guide, where, scale, smooth)
         return out
-    if hasattr(of_guide, "resize_weights2d"):
-        kernel = of_guide.resize_weights2d(guide, coarse_guide, where, float(scale), smooth)
-    else:
-        distance = of_guide.resize_distance2d(guide, coarse_guide, where)
-        kernel = guided_weights(distance, coarse, where, scale, residual)
+    kernel = guided_weights(of_guide.resize_distance2d(guide, coarse_guide, where), coarse, where, scale, residual)
     result: Tensor = backend.pacresize2d(input, kernel, where)
     return result
 

@@ -54,20 +54,29 @@ class FCN8s(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the pixels of x; see the class."""
-        image, skips = x, {}
-        for stage, (_, _, count) in enumerate(STAGES, start=1):
-            for index in range(1, count + 1):
-                x = getattr(self, f"relu{stage}_{index}")(getattr(self, f"conv{stage}_{index}")(x))
-            x = getattr(self, f"pool{stage}")(x)
-            skips[stage] = x
+        pool3 = self._staged(x, 1, 3)
+        pool4 = self._staged(pool3, 4, 4)
+        return self.scores(pool3, pool4, x.shape[2], x.shape[3])
+
+    def scores(self, pool3: Tensor, pool4: Tensor, height: int, width: int) -> Tensor:
+        """Scores of an image's pixels, of what its third and its fourth stage end with."""
+        x = self._staged(pool4, 5, 5)
         x = self.drop6(self.relu6(self.fc6(x)))
         x = self.drop7(self.relu7(self.fc7(x)))
         x = self.upscore2(self.score_fr(x))
-        x = self._fused(x, self.score_pool4(skips[4]), _CROPS[0])
-        x = self._fused(self.upscore_pool4(x), self.score_pool3(skips[3]), _CROPS[1])
+        x = self._fused(x, self.score_pool4(pool4), _CROPS[0])
+        x = self._fused(self.upscore_pool4(x), self.score_pool3(pool3), _CROPS[1])
         x = F.interpolate(x, scale_factor=8.0, mode="bilinear") if self.interpolate else self.upscore8(x)
         first = 0 if self.padding == 1 else _CROPS[2]
-        return x[:, :, first : first + image.shape[2], first : first + image.shape[3]].contiguous()
+        return x[:, :, first : first + height, first : first + width].contiguous()
+
+    def _staged(self, x: Tensor, first: int, last: int) -> Tensor:
+        """What the last of some stages ends with."""
+        for stage in range(first, last + 1):
+            for index in range(1, STAGES[stage - 1][2] + 1):
+                x = getattr(self, f"relu{stage}_{index}")(getattr(self, f"conv{stage}_{index}")(x))
+            x = getattr(self, f"pool{stage}")(x)
+        return x
 
     def _fused(self, enlarged: Tensor, skip: Tensor, crop: int) -> Tensor:
         """The sum of two maps where they overlap: with odd sizes, or the large padding, one is larger."""

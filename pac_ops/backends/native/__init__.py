@@ -12,11 +12,12 @@ from pac_ops.backends.native.compiled import why_not_built
 from pac_ops.backends.native.convolution import pacconv2d, pacconv2d_backward
 from pac_ops.backends.native.distance import gaussian_kernel2d, squared_distance2d, squared_distance2d_backward
 from pac_ops.backends.native.enlargement import (
+    guided_resize2d,
     pacresize2d,
     pacresize2d_backward,
     resize_distance2d,
     resize_distance2d_backward,
-    resize_weights2d,
 )
 from pac_ops.backends.native.pooling import pacpool2d, pacpool2d_backward
+from pac_ops.backends.native.pyramid import halved, with_detail
 from pac_ops.backends.native.transposed import pacconv_transpose2d, pacconv_transpose2d_backward

@@ -4,6 +4,7 @@ import ctypes
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops.backends.native.compiled import run
@@ -11,6 +12,7 @@ from pac_ops.enlargement import Enlargement
 from pac_ops.geometry import Pair
 
 _CPU = torch.device("cpu")
+_LANES = 8  # floats in a vector of enlargement.c
 _REMEMBERED = 128  # tables, of some KiB each
 
 
@@ -32,23 +34,25 @@ def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tens
     return out
 
 
-def resize_weights2d(guide: Tensor, coarse: Tensor, where: Enlargement, scale: float, residual: bool) -> Tensor:
-    """The weights of the distances that `resize_distance2d` gives, which stay near: see `functional.weights`.
+def guided_resize2d(
+    input: Tensor, guide: Tensor, coarse: Tensor, where: Enlargement, scale: float | Tensor, residual: bool
+) -> Tensor:
+    """Distances, weights (see `functional.weights`) and the sums that they weigh, some rows at a time.
 
     Args:
+        input: any dtype; weighed in float32.
         guide: as of `resize_distance2d`, as are `coarse` and `where`.
         coarse: see there.
         where: see there.
         scale: of the guide.
         residual: whether plain weights are added, and smooth ones taken off.
     """
-    n = where.footprint
-    make = guide.new_empty if guide.shape[1] else guide.new_zeros  # distances of no channels are 0
-    out = make((guide.shape[0], 1, n, n, *guide.shape[2:]))
+    out = guide.new_empty(*input.shape[:2], *guide.shape[2:])
     tables = _tables(where.hashable, _size(coarse), _size(guide), residual)
-    tensors = (guide.contiguous(), coarse.contiguous(), *tables)
-    _run("pac_enlarge_weights", where, guide, coarse, *tensors, 0.5 * scale**2, int(residual), out)
-    return out
+    tensors = (guide.contiguous(), coarse.contiguous(), *tables, tables[1].shape[2])
+    more = (0.5 * float(scale) ** 2, int(residual), input.float().contiguous(), input.shape[1])
+    _run("pac_enlarge_guided", where, guide, coarse, *tensors, *more, out)
+    return out.to(input.dtype)
 
 
 def resize_distance2d_backward(
@@ -104,9 +108,9 @@ def _neighbours(where: Enlargement, coarse: Pair, fine: Pair) -> tuple[Tensor, T
 
 @functools.lru_cache(_REMEMBERED)
 def _tables(where: Enlargement, coarse: Pair, fine: Pair, residual: bool) -> tuple[Tensor, Tensor]:
-    """See `Enlargement.tables`; those of columns are [k, n, Wo] here."""
+    """See `Enlargement.tables`; those of columns are [k, n, Wo in whole vectors] here."""
     down, across = where.tables(coarse, fine, _CPU, residual=residual)
-    return down.contiguous(), across.mT.contiguous()
+    return down.contiguous(), F.pad(across.mT, (0, -fine[1] % _LANES)).contiguous()
 
 
 def _size(x: Tensor) -> Pair:

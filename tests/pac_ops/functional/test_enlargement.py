@@ -415,20 +415,29 @@ def test_halvings_leave_interpolate_where_the_guide_is_flat(backend, dtype, coar
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("place", [{}, {"align_corners": True}, {"scale_factor": (6.3, 5)}], ids=str)
-@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64, torch.float32]))
-def test_rows_of_steps_are_those_of_the_whole(backend, dtype, place, residual, monkeypatch):
+@pytest.mark.parametrize(("backend", "dtype"), pairs([torch.float64, torch.float32, torch.bfloat16]))
+def test_what_is_not_recorded_and_rows_of_it_are_what_is_recorded(backend, dtype, place, residual, monkeypatch):
     v = make(2, 3, 9, 5, dtype=dtype)
-    size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (61, 33)
+    size = F.interpolate(v, mode="bilinear", **place).shape[2:] if "scale_factor" in place else (65, 33)
     f = make(2, 2, *size, dtype=dtype, seed=1)
     monkeypatch.setattr(steps, "ROWS_OF_A_BAND", 5)
-    for footprint, halvings in (((2, 2), 0), ([6, 4, 2], 0), ((8, 8, 8), 0), ((4, 2, 2), 1), ((6, 4, 2), 2)):
+    for footprint, halvings in ((2, 0), (8, 0), ((2, 2), 0), ([6, 4, 2], 0), ((4, 2, 2), 1), ((6, 4, 2), 2)):
         options = place | {"scale": 0.8, "footprint": footprint, "residual": residual, "bounded": residual}
         options["halvings"] = halvings
+        recorded = pacresize2d(v.double().requires_grad_(), f.double(), **options).detach()
         with pac_ops.use_backend(backend):
-            whole = pacresize2d(v, f, **options)
-            with monkeypatch.context() as patched:
-                patched.setattr(steps, "TAPS_OF_A_BAND", 1)
-                assert_close(pacresize2d(v, f, **options), whole.double(), dtype, f"{footprint}")
+            for taps in (steps.TAPS_OF_A_BAND, 1):
+                with monkeypatch.context() as patched:
+                    patched.setattr(steps, "TAPS_OF_A_BAND", taps)
+                    assert_close(pacresize2d(v, f, **options), recorded, dtype, f"{footprint} {taps}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_scores_of_another_dtype_than_the_guide(dtype):
+    v, f = make(1, 3, 9, 5, dtype=dtype), make(1, 3, 72, 40, dtype=torch.float32, seed=1)
+    options = {"footprint": (6, 4, 2), "residual": True}
+    expected = pacresize2d(v.double(), f.double(), **options)
+    assert_close(pacresize2d(v, f, **options), expected, torch.float32 if dtype == torch.float64 else dtype, "output")
 
 
 def test_what_is_remembered_of_sizes_serves_every_mode():

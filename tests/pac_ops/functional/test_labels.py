@@ -97,9 +97,9 @@ def test_an_impossible_class_is_never_chosen(footprint, channels, residual, monk
     scores[:, -1, 1:3, 2:] = -math.inf
     options = {"scale": 60.0, "footprint": footprint}
     assert pacresize2d(scores, image, **options).isnan().any()
-    lost = pacresize2d((scores == -math.inf).double(), image, **options) > 0
+    lost = pacresize2d((scores == -math.inf).float(), image, **options) > 0
     options |= {"residual": residual}
-    # The oracle: scores that are finite, and the weight of what is impossible, in doubles.
+    # The oracle: scores that are finite, in doubles, and whether what is impossible has a weight.
     possible = pacresize2d(scores.double().masked_fill(scores == -math.inf, 0), image, **options)
     expected = labelled(possible.masked_fill(lost, -math.inf))
     assert torch.equal(pacresize2d_labels(scores, image, **options), expected)

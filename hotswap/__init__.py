@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from hotswap.searching.preview import Preview, preview
     from hotswap.searching.result import SearchResult
     from hotswap.surgery.registry import register_concrete_args, register_leaf
+    from hotswap.targets.entries import Swap
     from hotswap.targets.guide_spaces import GuideSpace
-    from hotswap.targets.plan import Plan, Swap
+    from hotswap.targets.plan import Plan
     from hotswap.targets.window import register_padding
 else:
     # Where each name is, which is imported when it is first asked for: torch takes seconds, and help needs none.
@@ -45,7 +46,8 @@ else:
         "hotswap.searching.result": ("SearchResult",),
         "hotswap.surgery.registry": ("register_concrete_args", "register_leaf"),
         "hotswap.targets.guide_spaces": ("GuideSpace",),
-        "hotswap.targets.plan": ("Plan", "Swap"),
+        "hotswap.targets.entries": ("Swap",),
+        "hotswap.targets.plan": ("Plan",),
         "hotswap.targets.window": ("register_padding",),
     }
     _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

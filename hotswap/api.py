@@ -21,11 +21,12 @@ from hotswap.surgery.self_check import SelfCheck
 from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
+from hotswap.targets.entries import Resize, Swap
 from hotswap.targets.forms import GUIDES_AS, Form
 from hotswap.targets.guide_spaces import Space, scale_of
 from hotswap.targets.kernels import DEFAULT_KERNEL
 from hotswap.targets.lookup import Name, look_up
-from hotswap.targets.plan import Plan, Resize, Swap
+from hotswap.targets.plan import Plan
 
 PAPER_SCALE = 1e-4
 Scales = float | Mapping[Name, float] | Literal["auto"]
@@ -39,6 +40,7 @@ def plan(
     *,
     guide_scale: Scales | None = None,
     learn_scale: bool = False,
+    gate: bool | int = False,
     kernel: str = DEFAULT_KERNEL,
     conserve: str | None = None,
     method: str = "auto",
@@ -66,6 +68,10 @@ def plan(
         guide_scale: what the guide is multiplied by, >= 0, or a mapping from targets to that. The paper's 1e-4 was
             chosen for a VGG fed raw pixels and does next to nothing in most other networks: see `calibrate`.
         learn_scale: add one parameter a target, the logarithm of its scale, to be trained.
+        gate: have 1 + a (K - 1) take K's place in convolutions and pools, with a learned and 0 at first: the network
+            is then the plain one to the last bit, and a has a gradient from the first step, the larger the
+            further K is from 1: calibrate it. True, or 1, is one a for a target; n one for each of n groups of its
+            output channels, which takes a plain convolution more.
         kernel: the function K of the scaled squared distance, by its name in pac_ops: "gaussian", or
             "inv_{alpha}_{lambda}[_asym]_fixed", which is divided by its value at distance 0.
         conserve: "window" scales K at every pixel so that its sum over the window is the number of taps inside the
@@ -100,6 +106,7 @@ def plan(
     require_nothing_measured(guide_scale, conserve)
     swapping = {
         "learn_scale": learn_scale,
+        "gate": gate,
         "kernel": kernel,
         "conserve": conserve,
         "resize": resize,
@@ -144,6 +151,7 @@ def convert(
     *,
     guide_scale: Scales | None = None,
     learn_scale: bool = False,
+    gate: bool | int = False,
     kernel: str = DEFAULT_KERNEL,
     conserve: str | None = AUTO,
     calibrate_on: Batches | None = None,
@@ -162,7 +170,7 @@ def convert(
     """Make some convolutions of a network pixel-adaptive (Su et al., CVPR 2019), keeping their trained weights.
 
     The result is an instance of the same class with the same `state_dict` keys and shapes (only `learn_scale`
-    adds one key a target), and computes what it computed before but for what the guide changes.
+    and `gate` add one key a target each), and computes what it computed before but for what the guide changes.
 
     Args:
         model: see `plan`, as for all arguments that are not explained here.
@@ -171,6 +179,7 @@ def convert(
         guide_scale: a number, a mapping, or "auto": what makes the mean of 1 - K on `calibrate_on` equal `deviation`.
             By default "auto" where there is data, else as in `plan`.
         learn_scale: see `plan`.
+        gate: see `plan`.
         kernel: see `plan`.
         conserve: "mean" divides K at each tap by its mean there on `calibrate_on`; see `plan` for "window" and None.
             By default "mean" where there is data, else None.
@@ -205,6 +214,7 @@ def convert(
     check_values({"conserve": conserve})
     swapping = {
         "learn_scale": learn_scale,
+        "gate": gate,
         "kernel": kernel,
         "conserve": conserve if calibrate_on is None else None,  # calibrate sets it
         "resize": resize,
@@ -243,7 +253,7 @@ def check_swapped(model: nn.Module, example_inputs: Inputs | None = None) -> tup
 
 
 def revert(model: Model, *, inplace: bool = False) -> Model:
-    """The plain network again, with the weights as they are now; learned scales are dropped.
+    """The plain network again, with the weights as they are now; learned scales and gates are dropped.
 
     Raises:
         HotswapError: where nothing in the network is swapped.
@@ -311,18 +321,19 @@ def _planned(
         else:
             size, ins, outs = shape_of(model.get_submodule(each.target))
             shape = {"kernel_size": size, "in_channels": ins, "out_channels": outs}
-            swaps.append(Swap(**{**swapping, **common, **shape}))
+            swaps.append(Swap(**{**swapping, **common, **shape, "gate": (0.0,) * int(swapping["gate"])}))
     named = [each.name for each in chosen]
     if before.issuperset(named):
         raise HotswapError(
             f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
             "first"
         )
-    if (kernel := swapping["kernel"]) != DEFAULT_KERNEL and all(swap.target in before for swap in swaps):
-        raise HotswapError(
-            f"kernel must be {DEFAULT_KERNEL!r} where only enlargements are targets, which have no other, "
-            f"got {kernel!r}"
-        )
+    for option, usual in (("kernel", DEFAULT_KERNEL), ("gate", False)):
+        if swapping[option] != usual and all(swap.target in before for swap in swaps):
+            raise HotswapError(
+                f"{option} must be {usual!r} where only enlargements are targets, which have no other, "
+                f"got {swapping[option]!r}"
+            )
     if before:
         notes += (f"{len(before)} were swapped before, and stay as they are",)
     if compiled_in_place(model):

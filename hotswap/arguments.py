@@ -40,6 +40,9 @@ def check_values(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name == "kernel":
             parse(value)
+        elif name == "gate":
+            if not isinstance(value, int) or value < 0:
+                raise HotswapError(f"gate must be True, False or a number of groups of channels, got {value!r}")
         elif not any(isinstance(value, type(choice)) and value == choice for choice in _CHOICES[name]):
             choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
             or_none = " or None" if None in _CHOICES[name] else ""

@@ -47,6 +47,7 @@ class Swap(Part):
     guide: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "auto"
     guide_scale: NotNegative | dict[str, NotNegative] | None = None
     learn_scale: bool = False
+    gate: bool | Count = False
     kernel: str = "gaussian"
     conserve: Literal["window"] | None = None
     method: Literal["auto", "fx", "hooks"] = "auto"

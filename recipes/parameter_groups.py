@@ -9,10 +9,10 @@ from hotswap.measure.compare import plain_copy
 from hotswap.network.dry_run import Inputs, observe
 from hotswap.network.names import closest, is_pattern, match
 from hotswap.surgery import install
+from hotswap.targets.guided_layer import is_learned
 from hotswap.targets.plan import Plan
 
-SWAPPED, GUIDE, SCALES = "swapped", "guide", "scales"
-_SCALE = ".guide_log_scale"
+SWAPPED, GUIDE, SCALES, GATES = "swapped", "guide", "scales", "gates"
 
 
 def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
@@ -20,10 +20,9 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
 
     Args:
         model: the network.
-        part: "swapped", the convolutions that are; "scales", learned guide scales; "guide", all that is computed
-            before the last guide is; the path of a module or a parameter; or a pattern of them, see
-            `hotswap.network.names`.
-            A module stands for all inside it.
+        part: "swapped", the convolutions that are; "scales", learned guide scales; "gates", learned gates; "guide",
+            all that is computed before the last guide is; the path of a module or a parameter; or a pattern of
+            them, see `hotswap.network.names`. A module stands for all inside it.
         example: what the network takes, for "guide".
 
     Raises:
@@ -31,9 +30,10 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
     """
     names = [name for name, _ in model.named_parameters()]
     kinds: dict[str, Callable[[], Collection[str]]] = {
-        SWAPPED: lambda: _under(names, [s.target for s in _plan(model).swaps]) - _scales(names),
-        SCALES: lambda: _scales(names),
-        GUIDE: lambda: _under(names, _until_guide(model, example)) - _scales(names),
+        SWAPPED: lambda: {n for n in _under(names, [s.target for s in _plan(model).swaps]) if not is_learned(n)},
+        SCALES: lambda: [name for name in names if name.endswith(".guide_log_scale")],
+        GATES: lambda: [name for name in names if name.endswith(".guide_gate")],
+        GUIDE: lambda: {n for n in _under(names, _until_guide(model, example)) if not is_learned(n)},
     }
     if part in kinds:
         chosen = kinds[part]()  # may be empty: a plain control has the recipe of its swapped twin
@@ -44,7 +44,7 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
         if not chosen:
             raise HotswapError(
                 f"no parameter is in {part!r}{closest(part, [*kinds, *places])}; "
-                f"a part is a path, a pattern, {SWAPPED}, {GUIDE} or {SCALES}"
+                f"a part is a path, a pattern, {', '.join(kinds)}"
             )
     return [name for name in names if name in chosen]
 
@@ -63,10 +63,6 @@ def freeze(model: nn.Module, parts: Iterable[str], example: Inputs) -> None:
 
 def _plan(model: nn.Module) -> Plan:
     return install.current_plan(model) or Plan(())
-
-
-def _scales(names: Iterable[str]) -> set[str]:
-    return {name for name in names if name.endswith(_SCALE)}
 
 
 def _under(names: Iterable[str], places: Collection[str]) -> set[str]:

@@ -15,7 +15,7 @@ from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.choices import FOOTPRINTS, FX, HOOKS
-from hotswap.targets.plan import why_not_guided
+from hotswap.targets.entries import why_not_guided
 from hotswap.targets.sites import Site, Sites, find
 from hotswap.targets.verdicts import EVERY
 

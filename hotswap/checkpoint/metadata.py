@@ -1,5 +1,6 @@
 """The metadata of a checkpoint, written and read as JSON."""
 
+import base64
 import json
 import math
 from collections.abc import Mapping
@@ -13,14 +14,15 @@ from torch import Tensor
 import hotswap
 from hotswap.errors import HotswapError, first_line
 from hotswap.files.weight_names import clipped, listed
+from hotswap.targets.guided_layer import is_learned
 from hotswap.targets.plan import Plan
 from hotswap.zoo import image_stats, providers, transformers
 from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.names import parse
 
 # 1: guides were lone strings; 2: plans had no enlargements (Plan.from_dict still reads both); 3: there was no config;
-# 4: there were no images; 5: there was no protocol.
-FORMAT_VERSION = 6
+# 4: there were no images; 5: there was no protocol; 6: only scales were learned, which are single numbers.
+FORMAT_VERSION = 7
 # The keys of an entry: since which format, and of what type.
 _KEYS = {
     "hotswap": (1, str),
@@ -32,7 +34,6 @@ _KEYS = {
     "protocol": (6, str | None),
 }
 ENTRY = "hotswap"
-SCALE_SUFFIX = ".guide_log_scale"  # ends the names of learned scales
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -42,7 +43,8 @@ class Metadata:
 
     architecture: str | None = None  # a name for `providers.build`
     plan: Plan | None = None  # None where nothing is swapped
-    learned_scales: Mapping[str, Tensor] = field(default_factory=dict)  # by their names in the swapped state_dict
+    # What swaps learn beside the network's weights, by the names in the swapped state_dict.
+    learned_scales: Mapping[str, Tensor] = field(default_factory=dict)
     version: str = ""  # of the hotswap that wrote it
     config: Mapping[str, Any] | None = None  # of a network of transformers
     images: ImageStats = field(default_factory=ImageStats)  # statistics of the training images
@@ -56,7 +58,7 @@ def to_json(metadata: Metadata) -> str:
         "hotswap": hotswap.__version__,
         "architecture": None if metadata.architecture is None else providers.recordable(metadata.architecture),
         "plan": None if metadata.plan is None else metadata.plan.to_dict(),
-        "learned_scales": {name: [x.item(), _DTYPES[x.dtype]] for name, x in metadata.learned_scales.items()},
+        "learned_scales": {name: _written(x) for name, x in metadata.learned_scales.items()},
         "config": metadata.config,
         "images": images,
         "protocol": images.pop("protocol"),
@@ -100,12 +102,45 @@ def from_entry(entry: Any, file: Path) -> Metadata | None:
     return Metadata(architecture, plan, scales, content["hotswap"], config, images)
 
 
+def _written(x: Tensor) -> list[Any]:
+    """A tensor as JSON values: [number, dtype], or [bytes in base64, dtype, shape]."""
+    if x.dim() == 0:
+        return [x.item(), _DTYPES[x.dtype]]
+    raw = x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return [base64.b64encode(raw).decode(), _DTYPES[x.dtype], list(x.shape)]
+
+
 def _scale(name: str, data: Any, where: str) -> Tensor:
-    value, kind = data if isinstance(data, list) and len(data) == 2 else (None, None)
+    """What `_written` wrote.
+
+    Raises:
+        HotswapError: where it is anything else, or a number is not finite.
+    """
+    value, kind, *shape = data if isinstance(data, list) and len(data) in (2, 3) else (None, None)
     dtype = next((dtype for dtype, text in _DTYPES.items() if text == kind), None)
-    if not (name.endswith(SCALE_SUFFIX) and isinstance(value, float) and math.isfinite(value)) or dtype is None:
-        raise HotswapError(f"{where}: learned_scales must hold [number, dtype] by name, got {clipped(repr(data))}")
-    return torch.tensor(value, dtype=dtype)
+    if is_learned(name) and dtype is not None:
+        if isinstance(value, float) and not shape and math.isfinite(value):
+            return torch.tensor(value, dtype=dtype)
+        if isinstance(value, str) and shape and (read := _decoded(value, dtype, shape[0])) is not None:
+            return read
+    raise HotswapError(
+        f"{where}: learned_scales must hold [number, dtype] or [base64, dtype, shape] by name, "
+        f"got {clipped(repr(data))}"
+    )
+
+
+def _decoded(text: str, dtype: torch.dtype, shape: Any) -> Tensor | None:
+    """A tensor from its bytes in base64; None where they are not those of finite numbers of this shape."""
+    if not (isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) and shape):
+        return None
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    if len(raw) != math.prod(shape) * dtype.itemsize:
+        return None
+    read = torch.frombuffer(bytearray(raw), dtype=dtype).view(shape)
+    return read if bool(read.isfinite().all()) else None
 
 
 def _images(data: Mapping[str, Any], protocol: str | None, where: str) -> ImageStats:

@@ -2,8 +2,8 @@
 
 Written are `.safetensors`, with a JSON entry `hotswap` in the metadata (in parts, with an index, where that is asked
 for), and `.pt`/`.pth`, which hold `{"state_dict": tensors, "hotswap": the same JSON}`. The tensors are the plain
-network's, under its names: learned scales go into the JSON, so that a loader that knows nothing of hotswap reads the
-original network's weights.
+network's, under its names: what swaps learn goes into the JSON, so that a loader that knows nothing of hotswap reads
+the original network's weights.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hotswap.checkpoint.metadata import ENTRY, SCALE_SUFFIX, Metadata, to_json
+from hotswap.checkpoint.metadata import ENTRY, Metadata, to_json
 from hotswap.checkpoint.read import why_unusual
 from hotswap.errors import HotswapError, first_line
 from hotswap.files import shards
 from hotswap.files.atomic import PathLike, atomic_write
 from hotswap.files.destinations import SAFETENSORS, check_checkpoint, suffix
 from hotswap.surgery import install
+from hotswap.targets.guided_layer import is_learned
 from hotswap.zoo import image_stats, providers, transformers
 from hotswap.zoo.names import TRANSFORMERS
 
@@ -50,7 +51,7 @@ def save(
     install.require_own_input(model)
     plan = install.current_plan(model)
     state = model.state_dict()
-    scales = {} if plan is None else {name: x for name, x in state.items() if name.endswith(SCALE_SUFFIX)}
+    scales = {} if plan is None else {name: x for name, x in state.items() if is_learned(name)}
     architecture, config = _recorded(model, architecture)
     metadata = Metadata(architecture, plan, scales, config=config, images=image_stats.of(model))
     write({name: x for name, x in state.items() if name not in scales}, path, metadata, max_shard_size)

@@ -48,6 +48,13 @@ _CHOICES: tuple[Callable[[options.Command], options.Command], ...] = (
     ),
     options.conserve,
     click.option("--learn-scale", is_flag=True, default=None, help="Make each target's scale a trained parameter."),
+    click.option(
+        "--gate",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Learn how much of each convolution's K counts, from nothing on: one number a target, or N, for as many "
+        "groups of its channels.",
+    ),
     click.option("--resize", type=click.Choice(RESIZE_MODES), help="How the guide gets a target's size."),
     click.option(
         "--footprint",

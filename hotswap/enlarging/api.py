@@ -13,8 +13,8 @@ from hotswap.enlarging import guides, labels, maps
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO
 from hotswap.targets import footprints
+from hotswap.targets.entries import Footprint, check_footprint
 from hotswap.targets.guide_spaces import SCALES, GuideSpace
-from hotswap.targets.plan import Footprint, check_footprint
 from pac_ops import pacresize2d, pacresize2d_labels
 
 _SLACK = 1.03  # factors along the two axes may differ by so much, beside the rounding of a pixel in each

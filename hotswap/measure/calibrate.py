@@ -19,9 +19,9 @@ from hotswap.tables import render
 from hotswap.targets import kernels
 from hotswap.targets.convolution import SwappedLayer
 from hotswap.targets.enlargement import GuidedResize
+from hotswap.targets.entries import Swap
 from hotswap.targets.forms import AS_IT_IS, Form
 from hotswap.targets.guide_spaces import scale_of
-from hotswap.targets.plan import Swap
 
 # What "auto" is, by docs/evidence.md. Convolutions: more costs them at the swap, and buys nothing after it.
 CONVOLUTION_DEVIATION = 0.3

@@ -13,9 +13,10 @@ from hotswap.network.names import AUTO
 from hotswap.tables import render
 from hotswap.targets.choose import automatic, why_not
 from hotswap.targets.convolution import SwappedLayer, why_not_swappable
+from hotswap.targets.entries import Resize, Swap, named, why_not_guided
 from hotswap.targets.lookup import Names, look_up
 from hotswap.targets.own_convolution import own_weight
-from hotswap.targets.plan import Plan, Resize, Swap, named, why_not_guided
+from hotswap.targets.plan import Plan
 from hotswap.targets.sites import find
 from hotswap.targets.verdicts import factor, place, times, verdict
 from hotswap.targets.window import sliding_of

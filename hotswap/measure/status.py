@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from hotswap.surgery import install
+from hotswap.targets.entries import Swap
 from hotswap.targets.kernels import inert_warnings
 from hotswap.targets.plan import Plan
 
@@ -23,7 +24,9 @@ class Status:
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
         entries = () if self.plan is None else self.plan.entries
-        return inert_warnings({entry.name: entry.deviation for entry in entries if entry.deviation is not None})
+        closed = [entry.name for entry in entries if isinstance(entry, Swap) and entry.closed]
+        known = {entry.name: entry.deviation for entry in entries if entry.deviation is not None}
+        return inert_warnings(known, closed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.network.batches import Batches, Pick, as_batches
 from hotswap.tables import render
+from hotswap.targets.entries import Swap
+from hotswap.targets.guided_layer import is_learned
 from hotswap.targets.kernels import INERT_DEVIATION, inert_warnings
 
 
@@ -19,7 +21,8 @@ class TargetCheck:
     guide_scale: float
     deviation: float  # mean of 1 - K over off-centre taps inside the image
     max_deviation: float  # largest 1 - K there
-    inert: bool  # the deviation is below INERT_DEVIATION
+    inert: bool  # the deviation is below INERT_DEVIATION, or the gate is closed
+    gate: tuple[float, ...] = ()  # a of a convolution's 1 + a (K - 1); the deviations are K's
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,15 @@ class Verification:
 
     output_max_abs: float | None  # largest |swapped - plain| of any output value
     output_relative: float | None  # the drift: ||swapped - plain|| / ||plain|| over all outputs; None if not known
-    same_state: bool  # the state_dict keys and shapes are the plain network's, but for learned scales
+    same_state: bool  # the state_dict keys and shapes are the plain network's, but for what swaps learn
     targets: tuple[TargetCheck, ...]
     why_no_drift: str | None = None  # outputs that vary in size, as those of detectors, or hold none
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
-        return inert_warnings({check.path: check.deviation for check in self.targets})
+        closed = [check.path for check in self.targets if check.gate and not any(check.gate)]
+        return inert_warnings({check.path: check.deviation for check in self.targets}, closed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -95,12 +99,16 @@ class Comparison:
 
     def result(self) -> Verification:
         """The comparison over all batches so far."""
-        checks = tuple(
-            TargetCheck(path, self.layers[path].guide_scale, d.mean, d.largest, abs(d.mean) < INERT_DEVIATION)
-            for path, d in self._seen.items()
-        )
+        checks = []
+        for path, d in self._seen.items():
+            entry = self.layers[path].swap
+            gate, closed = (entry.gate, entry.closed) if isinstance(entry, Swap) else ((), False)
+            inert = closed or abs(d.mean) < INERT_DEVIATION
+            checks.append(TargetCheck(path, entry.guide_scale, d.mean, d.largest, inert, gate))
         gap = self._gap
-        return Verification(gap.largest, gap.relative, _same_state(self.plain, self.model), checks, gap.why_unknown)
+        return Verification(
+            gap.largest, gap.relative, _same_state(self.plain, self.model), tuple(checks), gap.why_unknown
+        )
 
 
 class _Deviation:
@@ -120,6 +128,4 @@ class _Deviation:
 
 def _same_state(plain: nn.Module, swapped: nn.Module) -> bool:
     shapes = {name: x.shape for name, x in plain.state_dict().items()}
-    return shapes == {
-        name: x.shape for name, x in swapped.state_dict().items() if not name.endswith(".guide_log_scale")
-    }
+    return shapes == {name: x.shape for name, x in swapped.state_dict().items() if not is_learned(name)}

@@ -13,7 +13,8 @@ from hotswap.reporting.figures import BARS, Histogram
 from hotswap.reporting.outputs import Compared, summary
 from hotswap.reporting.reproduce import Origin, Steps
 from hotswap.reporting.views import View
-from hotswap.targets.plan import Plan, Resize, Swap
+from hotswap.targets.entries import Resize, Swap
+from hotswap.targets.plan import Plan
 
 
 @dataclass(frozen=True)

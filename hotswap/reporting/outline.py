@@ -9,7 +9,8 @@ from torch import nn
 from hotswap.network.dry_run import Call, Observation
 from hotswap.network.names import INPUT
 from hotswap.reporting.samples import Sample
-from hotswap.targets.plan import Plan, Resize, Swap
+from hotswap.targets.entries import Resize, Swap
+from hotswap.targets.plan import Plan
 
 OUTPUT = "output"
 GROUP, FOLDED, GUIDE, TARGET, END = "group", "folded", "guide", "target", "end"

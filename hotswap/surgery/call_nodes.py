@@ -18,7 +18,7 @@ from hotswap.surgery.scope import all_paths
 from hotswap.surgery.tracing import Traced, UntraceableError
 from hotswap.targets.call_sites import chain_here, last_of
 from hotswap.targets.enlargement_checks import check_mode, located
-from hotswap.targets.plan import Resize
+from hotswap.targets.entries import Resize
 from hotswap.targets.sites import bound, find
 
 _CHAIN = "hotswap_chain"  # in the metadata of a node of F.interpolate: the chain of its call

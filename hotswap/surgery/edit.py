@@ -16,8 +16,9 @@ from hotswap.surgery.activations import after_activation
 from hotswap.surgery.path_tracer import OPENED, OpenedCall
 from hotswap.surgery.scope import all_paths
 from hotswap.targets import kernels
+from hotswap.targets.entries import Resize, Swap
 from hotswap.targets.forward_ops import guide_copy, image_size, require_input_only, shared_guides
-from hotswap.targets.plan import Plan, Resize, Swap
+from hotswap.targets.plan import Plan
 from hotswap.targets.window import sliding_of
 
 

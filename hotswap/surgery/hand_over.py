@@ -40,8 +40,8 @@ from hotswap.targets.call_sites import (
 )
 from hotswap.targets.enlargement import Options
 from hotswap.targets.enlargement_checks import check_mode
+from hotswap.targets.entries import Resize
 from hotswap.targets.origins import Origins
-from hotswap.targets.plan import Resize
 from hotswap.targets.sites import Sites
 
 

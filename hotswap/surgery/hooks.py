@@ -20,7 +20,8 @@ from hotswap.surgery.passes import Passes
 from hotswap.surgery.scope import called_root, check_fits, inside_paths
 from hotswap.surgery.slots import Slot, slots_of
 from hotswap.targets.enlargement_checks import located
-from hotswap.targets.plan import Plan, Swap
+from hotswap.targets.entries import Swap
+from hotswap.targets.plan import Plan
 from hotswap.targets.sites import find
 
 

@@ -11,7 +11,8 @@ from hotswap.surgery.containers import CODES
 from hotswap.targets.convolution import shape_of, why_not_swappable
 from hotswap.targets.enlargement import mode_of, why_not_enlarged
 from hotswap.targets.enlargement_checks import check_mode
-from hotswap.targets.plan import Plan, Resize, Swap
+from hotswap.targets.entries import Resize, Swap
+from hotswap.targets.plan import Plan
 
 
 def check_fits(modules: Mapping[str, nn.Module], plan: Plan) -> None:

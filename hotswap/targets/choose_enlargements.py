@@ -12,8 +12,8 @@ from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.considered import Considered
 from hotswap.targets.enlargement import mode_of
+from hotswap.targets.entries import Footprint, Resize, why_not_guided
 from hotswap.targets.lookup import Name, Names, shown
-from hotswap.targets.plan import Footprint, Resize, why_not_guided
 from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
 from hotswap.targets.verdicts import EVERY, factor, in_short, row, verdict
 

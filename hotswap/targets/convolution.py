@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.network.derived import derived
 from hotswap.targets import kernels
+from hotswap.targets.entries import Swap
 from hotswap.targets.forward_ops import Shared, image_size, window_distance
 from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swapped_type
 from hotswap.targets.own_convolution import own_weight
-from hotswap.targets.plan import Swap
 from hotswap.targets.window import Sliding, has_own_forward, sliding_of, steered_forward
 from pac_ops.adapting import KernelType, count
 from pac_ops.dtypes import accumulate_dtype
@@ -26,20 +27,31 @@ class SwappedLayer(GuidedLayer[Swap]):
 
     Each guide is [B, G, H, W], of any size. The adapting kernel is K = exp(-s^2/2 ||f_i - f_j||^2), or another
     function of s^2 ||f_i - f_j||^2, with this layer's scale s. So targets of different scale can share distances;
-    `guides` is a `Shared` then.
+    `guides` is a `Shared` then. With a gate a, 1 + a (K - 1) takes K's place.
     """
 
     sliding: Sliding
+    guide_gate: nn.Parameter | None  # a, one number or one for each group of outputs: K' = 1 + a (K - 1)
     tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
     _function: KernelType
+
+    @property
+    def swap(self) -> Swap:
+        """The entry of the plan, with scale and gate as they are now."""
+        gate = self.guide_gate
+        return super().swap if gate is None else replace(super().swap, gate=tuple(gate.tolist()))
 
     def reset(self, **changes: Any) -> None:
         """See the base class; the means to conserve change too."""
         super().reset(**changes)
+        if self.guide_gate is not None:
+            with torch.no_grad():
+                self.guide_gate.copy_(torch.tensor(self._swap.gate, dtype=self.guide_gate.dtype))
         self._set_tap_factors()
 
     def neutralise(self) -> None:
-        """See the base class; nothing is conserved, as K of 1 loses nothing."""
+        """See the base class; nothing is conserved, as K of 1 loses nothing, and there is no gate to be closed."""
+        self._parameters["guide_gate"], self._swap = None, replace(self._swap, gate=())
         super().neutralise()
         self.reset(conserve=None, tap_means=None)
 
@@ -93,6 +105,7 @@ class SwappedLayer(GuidedLayer[Swap]):
         """The layer's options in print(model)."""
         plain: str = super().extra_repr()
         shown = self.shown()
+        shown += [f"gate={self.swap.gate_text}"] if self.guide_gate is not None else []
         shown += [f"kernel={self._swap.kernel}"] if self._swap.kernel != kernels.DEFAULT_KERNEL else []
         shown += [f"conserve={self._swap.conserve}"] if self._swap.conserve is not None else []
         return ", ".join([plain, *shown])
@@ -119,10 +132,18 @@ class SwappedConv2d(SwappedLayer, nn.Conv2d):
         """Pixel-adaptive convolution of the input; see the class."""
         kernel = self.steering_kernel(input, guides)
         if isinstance(self, _OwnForward):  # super() at once: from Python 3.12 on, Dynamo follows none in a variable
-            return steered_forward(super().forward, self, input, kernel, self.sliding)
-        padded, window = self.sliding.padded(input), self.sliding.window()
+            return steered_forward(super().forward, self, input, kernel, self.sliding, self.guide_gate)
+        window = self.sliding.window()
         return pac_ops.pacconv2d(
-            padded, kernel, self.weight, self.bias, window.stride, window.padding, window.dilation, self.groups
+            self.sliding.padded(input),
+            kernel,
+            self.weight,
+            self.bias,
+            window.stride,
+            window.padding,
+            window.dilation,
+            self.groups,
+            gate=self.guide_gate,
         )
 
 
@@ -146,6 +167,7 @@ class SwappedConvTranspose2d(SwappedLayer, nn.ConvTranspose2d):
             extra,
             self.groups,
             window.dilation,
+            gate=self.guide_gate,
         )
 
 
@@ -154,19 +176,20 @@ class SwappedAvgPool2d(SwappedLayer, nn.AvgPool2d):
 
     def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
         """Pixel-adaptive average of the input; see the class."""
-        window = self.sliding.window()
+        window, kernel, gate = self.sliding.window(), self.steering_kernel(input, guides), self.guide_gate
         # What the plain pool makes of ones is the share of its divisor that lies inside the image.
         ones = torch.ones_like(as_plain(input)[:1, :1], dtype=accumulate_dtype(input.dtype))
         divided = super().forward(ones) / self.sliding.valid_taps(input).sum((0, 1))
-        return pac_ops.pacpool2d(
+        pooled = pac_ops.pacpool2d(
             input,
-            self.steering_kernel(input, guides) * divided,  # before the sums, which half precision may not hold
+            (kernel if gate is None else kernel - 1) * divided,  # before the sums, which half precision may not hold
             window.kernel_size,
             window.stride,
             window.padding,
             window.dilation,
             self.ceil_mode,
         )
+        return pooled if gate is None else super().forward(input) + gate.to(pooled.dtype) * pooled
 
 
 class SwappedFunction(SwappedLayer):
@@ -175,7 +198,7 @@ class SwappedFunction(SwappedLayer):
     def forward(self, input: Tensor, guides: Sequence[Any] | Shared | None = None) -> Tensor:
         """Pixel-adaptive forward of the module; see the class."""
         kernel = self.steering_kernel(input, guides)
-        return steered_forward(super().forward, self, input, kernel, self.sliding)
+        return steered_forward(super().forward, self, input, kernel, self.sliding, self.guide_gate)
 
 
 _SWAPPED: dict[Any, type[SwappedLayer]] = {
@@ -196,12 +219,15 @@ def _swapped_class(plain: Any) -> Any:  # from and to a type[nn.Module], which m
 
 
 def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
-    """Make a layer pixel-adaptive, in place; a learned scale goes to `device`. Undone by `swap_out`."""
+    """Make a layer pixel-adaptive, in place; what it learns goes to `device`. Undone by `swap_out`."""
     sliding = sliding_of(module)
     module.__class__ = swapped_type(module, _swapped_class)
     assert isinstance(module, SwappedLayer)  # noqa: S101 (for the type checker)
     module.sliding, module._function = sliding, kernels.parse(swap.kernel)
     set_entry(module, swap, device)
+    module.register_parameter(
+        "guide_gate", nn.Parameter(torch.tensor(swap.gate, device=device)) if swap.gate else None
+    )
     module._set_tap_factors()
 
 

@@ -12,8 +12,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotswap.network.nested import parts
+from hotswap.targets.entries import named
 from hotswap.targets.layout import COLUMNS, ROWS, Layout, counting, extents, is_map, kinds, of_map, size_of
-from hotswap.targets.plan import named
 from hotswap.targets.position_rules import Mixes, follow, is_constant, name_of, sums_products, tensors
 from pac_ops.geometry import Pair
 

@@ -12,10 +12,10 @@ import pac_ops
 from hotswap.errors import HotswapError
 from hotswap.network.derived import derived
 from hotswap.network.names import INPUT
+from hotswap.targets.entries import NEAREST, TRANSPOSED, Resize
 from hotswap.targets.forward_ops import describe, image_size
 from hotswap.targets.guide_spaces import GuideSpace
 from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swapped_type
-from hotswap.targets.plan import NEAREST, TRANSPOSED, Resize
 from pac_ops.area import area_average2d, fitted2d
 from pac_ops.dtypes import accumulate_dtype, autocast_dtype
 from pac_ops.enlargement import enlarged_size

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hotswap.errors import HotswapError
-from hotswap.targets.plan import Resize
+from hotswap.targets.entries import Resize
 from hotswap.targets.sites import Sites
 
 

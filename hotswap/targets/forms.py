@@ -11,8 +11,8 @@ from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO, INPUT
 from hotswap.targets import footprints, guide_spaces
 from hotswap.targets.dataflow import Kind
+from hotswap.targets.entries import NEAREST, Footprint, check_footprint
 from hotswap.targets.guide_spaces import GuideSpace, Space
-from hotswap.targets.plan import NEAREST, Footprint, check_footprint
 from hotswap.targets.sites import Site
 
 GUIDES_AS = "the image guides as"  # how notes on the space begin, and that on one that could not be chosen:

@@ -12,6 +12,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from hotswap.errors import HotswapError
 from hotswap.network.derived import over
 
+LEARNED = ("guide_log_scale", "guide_gate")  # the parameters that a swapped layer may have more than the plain one
+
 # The activation that a hook takes a guide at: its path, and its calls since the guide's to pass over.
 Tap = tuple[str, int]
 
@@ -77,6 +79,11 @@ class NamedGuide:
     def guide_name(self) -> str:
         """The guide in a few words: aliases where there are any, else paths."""
         return " + ".join(alias or path for path, alias in self.guide_names)
+
+
+def is_learned(name: str) -> bool:
+    """Whether a name in a state_dict is that of a parameter which a swap added."""
+    return name.rpartition(".")[2] in LEARNED
 
 
 def _plain(value: Any) -> Any:
@@ -145,11 +152,11 @@ class GuidedLayer(nn.Module, Generic[Entry]):
         return [f"guide={self._swap.guide_name}", f"guide_scale={self.guide_scale:.4g}{learned}"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        log_scale = self.guide_log_scale
+        learned = [p for name in LEARNED if (p := self._parameters.get(name)) is not None]
 
         def applied(x: Tensor) -> Any:
             moved = fn(x)
-            if log_scale is None or not (x is log_scale or x is log_scale.grad):
+            if not any(x is p or x is p.grad for p in learned):
                 return moved
             # Half precision would change a scale of 1e-4 by half a percent; it is used in float32 or wider anyway.
             return x.detach().to(moved.device) if moved.dtype.itemsize < x.dtype.itemsize else moved
@@ -173,7 +180,9 @@ def set_entry(layer: GuidedLayer[Entry], entry: Entry, device: torch.device) -> 
 
 def make_plain(layer: GuidedLayer[Any]) -> None:
     """Make a layer one of its plain class again, in place, with its current weights."""
-    del layer._parameters["guide_log_scale"], layer._swap
+    for name in LEARNED:
+        layer._parameters.pop(name, None)
+    del layer._swap
     layer.__class__ = plain_class(type(layer))
 
 

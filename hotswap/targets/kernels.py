@@ -1,6 +1,6 @@
 """The adapting kernel K of a swap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,16 +47,21 @@ def deviation(distance: Tensor, function: KernelType) -> Tensor:
     return 1 - adapting_kernel(distance, function) if function.inverse else -torch.expm1(-0.5 * distance)
 
 
-def inert_warnings(deviations: Mapping[str, float]) -> tuple[str, ...]:
-    """A line where some of the targets, of these deviations by path, are inert."""
+def inert_warnings(deviations: Mapping[str, float], closed: Sequence[str] = ()) -> tuple[str, ...]:
+    """A line where some of the targets, of these deviations by path, are inert, and one on those of closed gates."""
     inert = [path for path, value in deviations.items() if abs(value) < INERT_DEVIATION]
-    if not inert:
-        return ()
-    text = (
-        f"{len(inert)} of {len(deviations)} swaps are inert (deviation below {INERT_DEVIATION:g}): "
-        f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)"
-    )
-    return (text,)
+    texts = []
+    if inert:
+        texts.append(
+            f"{len(inert)} of {len(deviations)} swaps are inert (deviation below {INERT_DEVIATION:g}): "
+            f"{', '.join(inert)}; fine-tuning will not notice them. Calibrate the guide scale (hotswap.calibrate)"
+        )
+    if waiting := [path for path in closed if path not in inert]:
+        texts.append(
+            f"{len(waiting)} swaps are inert (a = 0): {', '.join(waiting)}; they are the plain layers to the last "
+            "bit, until fine-tuning opens their gates"
+        )
+    return tuple(texts)
 
 
 def _at_zero(function: KernelType) -> float:

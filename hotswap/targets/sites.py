@@ -20,8 +20,8 @@ from hotswap.network.dry_run import Inputs, hookable, mode, removed_afterwards, 
 from hotswap.targets.call_sites import begun, chain_here
 from hotswap.targets.dataflow import Flow, Place
 from hotswap.targets.enlargement import mode_of, why_not_enlarged
+from hotswap.targets.entries import Resize, named
 from hotswap.targets.origins import Origins
-from hotswap.targets.plan import Resize, named
 from pac_ops.geometry import Pair
 
 ALIAS = "resize"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hotswap.targets.considered import Considered
 from hotswap.targets.dataflow import Kind
-from hotswap.targets.plan import Footprint, why_not_guided
+from hotswap.targets.entries import Footprint, why_not_guided
 from hotswap.targets.sites import Site
 
 EVERY = "resize_*"  # as a target: every enlargement that can be guided

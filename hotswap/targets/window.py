@@ -206,9 +206,17 @@ class _Probe(_Watch):
 class _Steer(_Watch):
     """Makes the convolution pixel-adaptive."""
 
-    def __init__(self, module: nn.Module, input: Tensor, kernel: Tensor, sliding: Sliding, done: list[bool]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        input: Tensor,
+        kernel: Tensor,
+        sliding: Sliding,
+        gate: Tensor | None,
+        done: list[bool],
+    ) -> None:
         super().__init__(module, (input.shape[2], input.shape[3]))
-        self.kernel, self.sliding, self.done = kernel, sliding, done
+        self.kernel, self.sliding, self.gate, self.done = kernel, sliding, gate, done
 
     def convolve(self, call: _Conv2d) -> Tensor:
         self.done.append(True)
@@ -225,9 +233,8 @@ class _Steer(_Watch):
                 "a swapped convolution pads its input otherwise than it did when it was looked at; say how with "
                 "hotswap.register_padding"
             )
-        return pac_ops.pacconv2d(
-            input, self.kernel, call.weight, call.bias, window.stride, window.padding, window.dilation, call.groups
-        )
+        sliding = (window.stride, window.padding, window.dilation)
+        return pac_ops.pacconv2d(input, self.kernel, call.weight, call.bias, *sliding, call.groups, gate=self.gate)
 
 
 def _padded_as(sliding: Sliding, seen: _Seen) -> bool:
@@ -245,7 +252,12 @@ def _shown(window: Window) -> str:
 
 
 def steered_forward(
-    forward: Callable[[Tensor], Tensor], module: nn.Module, input: Tensor, kernel: Tensor, sliding: Sliding
+    forward: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    input: Tensor,
+    kernel: Tensor,
+    sliding: Sliding,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Run the forward of a module's plain class, with K in the convolution that has the module's own weight.
 
@@ -255,12 +267,13 @@ def steered_forward(
         input: what it takes.
         kernel: K.
         sliding: how the convolution slides.
+        gate: a of 1 + a (K - 1), which then takes K's place.
 
     Raises:
         HotswapError: where the convolution inside is not the one that was seen when it was converted.
     """
     done: list[bool] = []
-    with _Steer(module, input, kernel, sliding, done):
+    with _Steer(module, input, kernel, sliding, gate, done):
         output = forward(input)
     if len(done) != 1:
         raise HotswapError(

@@ -33,7 +33,7 @@ def test_rates_over_time(schedule, unit, rates):
 
 @pytest.fixture(scope="module")
 def swapped():
-    model = hotswap.convert(Small(), "second", "first", learn_scale=True, example_inputs=IMAGE)
+    model = hotswap.convert(Small(), "second", "first", learn_scale=True, gate=True, example_inputs=IMAGE)
     return hotswap.convert(model, "resize_*", "input", learn_scale=True, example_inputs=IMAGE)
 
 
@@ -43,6 +43,7 @@ def swapped():
         ("swapped", ["second.weight", "second.bias"]),
         ("guide", ["first.weight", "first.bias"]),
         ("scales", 2),
+        ("gates", ["second.guide_gate"]),
         ("head", ["head.weight", "head.bias"]),
         ("head.bias", ["head.bias"]),
         ("*.bias", ["first.bias", "second.bias", "head.bias"]),
@@ -60,7 +61,7 @@ def test_a_part_that_is_not_there_is_refused(swapped, part):
         parameters_of(swapped, part, IMAGE)
 
 
-@pytest.mark.parametrize("part", ["swapped", "guide", "scales"])
+@pytest.mark.parametrize("part", ["swapped", "guide", "scales", "gates"])
 def test_a_plain_network_has_no_parts_of_a_swap(part):
     assert parameters_of(Small(), part, IMAGE) == []
 
@@ -96,11 +97,11 @@ def test_each_optimiser_and_its_settings(settings, kind, defaults):
 
 def test_the_first_part_a_parameter_is_in_gives_its_factor(swapped):
     names = {id(p): name for name, p in swapped.named_parameters()}
-    factors = {"scales": 10.0, "second.bias": 3.0, "swapped": 2.0, "*": 0.5}
+    factors = {"scales": 10.0, "gates": 10.0, "second.bias": 3.0, "swapped": 2.0, "*": 0.5}
     groups = optimiser(swapped, Optimiser(lr=0.1, factors=factors), IMAGE).param_groups
     found = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert found.keys() == set(names.values())
     assert found["second.bias"] == pytest.approx(0.3)
     assert found["second.weight"] == pytest.approx(0.2)
     assert found["first.weight"] == pytest.approx(0.05)
-    assert sorted(found.values())[-2:] == [1.0, 1.0]  # both scales
+    assert sorted(found.values())[-3:] == [1.0, 1.0, 1.0]  # both scales, and the gate

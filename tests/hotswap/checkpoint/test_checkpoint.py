@@ -103,7 +103,7 @@ def test_what_is_written_beside_the_tensors(tmp_path):
     assert metadata["format"] == "pt"
     entry = json.loads(metadata["hotswap"])
     assert entry | {"plan": None} == {
-        "format_version": 6,
+        "format_version": 7,
         "hotswap": hotswap.__version__,
         "architecture": "mynets:make?width=8",
         "plan": None,

@@ -9,7 +9,6 @@ import torch
 from saving import IMAGES, SUFFIXES, entry, one_line, plain_state, swapped
 
 import hotswap
-from hotswap.checkpoint.metadata import SCALE_SUFFIX
 from hotswap.checkpoint.read import read, read_plan
 from hotswap.errors import HotswapError
 
@@ -31,7 +30,7 @@ PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
         ("[]", "is malformed"),
         ("7", "is malformed"),
         ("{}", "is malformed"),
-        (entry(format_version=7), "newer hotswap (format 7, and this one reads up to 6); pip install --upgrade"),
+        (entry(format_version=8), "newer hotswap (format 8, and this one reads up to 7); pip install --upgrade"),
         (entry(format_version=4), "is malformed"),
         (without("images"), "is malformed"),
         (without("config"), "is malformed"),
@@ -75,6 +74,11 @@ PLAN = hotswap.plan(networks.Plain(), "target", "guide").to_dict()
         (entry(learned_scales={"x.guide_log_scale": ["1", "float32"]}), "learned_scales must hold [number, dtype]"),
         (entry(learned_scales={"x.guide_log_scale": [1.0, "int8"]}), "learned_scales must hold [number, dtype]"),
         (entry(learned_scales={"x.guide_log_scale": [1.0, []]}), "learned_scales must hold [number, dtype]"),
+        (entry(learned_scales={"x.guide_gate": ["AAAA", "float32", [1]]}), "learned_scales must hold"),
+        (entry(learned_scales={"x.guide_gate": ["AACAfw==", "float32", [1]]}), "learned_scales must hold"),  # inf
+        (entry(learned_scales={"x.guide_gate": ["AAAAAA==", "float32", [True]]}), "learned_scales must hold"),
+        (entry(learned_scales={"x.guide_gate": ["AAAAAA==", "float32", []]}), "learned_scales must hold"),
+        (entry(learned_scales={"x.guide_gate": ["AAAAA", "float32", [1]]}), "learned_scales must hold"),
         (entry(learned_scales={"x.guide_log_scale": 1.0}), "learned_scales must hold [number, dtype]"),
         (entry(learned_scales={"x.guide_log_scale": [2.0, "float32"]}).replace("2.0", "Infinity"), "learned_scales"),
     ],
@@ -115,4 +119,4 @@ def test_read_plan(tmp_path):
 
 def test_the_names_of_learned_scales_are_the_librarys():
     names = swapped(learn_scale=True).state_dict().keys() - networks.Plain().state_dict().keys()
-    assert names == {f"target{SCALE_SUFFIX}"}
+    assert names == {"target.guide_log_scale"}

@@ -81,9 +81,9 @@ def test_half_precision_stays(here):
 
 def test_a_plan_can_be_replayed(here):
     run("plan", NET, *SWAP, "--guide-scale", "0.5", "--resize", "nearest", "--learn-scale")
-    printed = run("plan", NET, *SWAP, "--guide-scale", "0.5", "--resize", "nearest", "--json").stdout
+    printed = run("plan", NET, *SWAP, "--guide-scale", "0.5", "--resize", "nearest", "--gate", "2", "--json").stdout
     Path("plan.json").write_text(printed)
-    direct = ("--guide-scale", "0.5", "--resize", "nearest", *SWAP)
+    direct = ("--guide-scale", "0.5", "--resize", "nearest", "--gate", "2", *SWAP)
     run("convert", NET, "--weights", "w.pth", *direct, "-o", "a.pt")
     run("convert", NET, "--weights", "w.pth", "--plan", "plan.json", "-o", "b.pt")
     assert Path("a.pt").read_bytes() == Path("b.pt").read_bytes()

@@ -139,7 +139,10 @@ def random_network(seed):
         "method": choose.choice(["fx", "hooks"]),
     }
     targets = ["target"] if kind is Convolution else ["resize_*"]
+    options["gate"] = kind is Convolution and choose.random() < 0.7
     swapped = hotswap.convert(net, targets, guide, example_inputs=torch.rand(2, 3, *SIZE), **options)
+    if options["gate"]:
+        nn.init.constant_(swapped.target.guide_gate, 0.6)
     return swapped, f"seed {seed}: {net}, {targets}, {guide}, {options}"
 
 

@@ -1,10 +1,11 @@
-"""Build the sdist and the wheel, and check that people can use them: `make dist`.
+"""Build the sdist and the wheels, and check that people can use them: `make dist`.
 
     python -m tools.check_dist
 
-The wheel must hold every file of the three packages and nothing else, the sdist all that git has. The wheel is
-installed, with its dependencies, into an empty environment, where the commands run. A second wheel is built from the
-sdist on a machine without a C compiler: it must come out, and compute the same without the extension.
+On Linux the wheel is for every distribution that has the C library it was found to need (a manylinux tag, given by
+auditwheel), for every Python, and holds the kernels for every width of vectors. A second wheel, for everything else, is
+built from the sdist without a C compiler, and has no kernels. The wheels must hold every file of the three packages and
+nothing else, the sdist all that git has. Each wheel is installed into an empty environment, where the commands run.
 """
 
 import os
@@ -22,6 +23,13 @@ ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 PACKAGES = ("pac_ops", "hotswap", "recipes")
 EXTENSION = "pac_ops/_native"
+COMPILED = """
+import torch
+from pac_ops.backends import choose
+from pac_ops.backends.native.compiled import has
+assert choose.backend_for(torch.zeros(1)) == "native", choose.explain(torch.zeros(1))
+assert has("pac_convolution") and has("pac_convolution_avx512"), "a width of vectors is missing"
+"""  # what must hold where a wheel with kernels is installed
 LEFT_OUT = (".ci/", ".github/", ".gitignore")  # of the sdist: what only a clone has a use for
 
 
@@ -30,12 +38,23 @@ def main() -> None:
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "build", "--outdir", DIST, ROOT)
     (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
-    run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
+    if sys.platform == "linux":
+        wheel = for_every_linux(wheel)
     check_contents(wheel, sdist)
     with tempfile.TemporaryDirectory() as folder:
         install_and_run(wheel, Path(folder))
-        without_a_compiler(sdist, Path(folder))
-    print(f"good: {wheel.name}, {sdist.name}")
+        plain = without_a_compiler(sdist, Path(folder))
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, plain, sdist)
+    print(f"good: {wheel.name}, {plain.name}, {sdist.name}")
+
+
+def for_every_linux(wheel: Path) -> Path:
+    """The wheel with the oldest tag that its symbols allow, instead of one of this machine alone."""
+    run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", DIST, wheel)
+    wheel.unlink()
+    (repaired,) = DIST.glob("*.whl")
+    demand("-abi3-manylinux" in repaired.name, f"the wheel must be for every Python and Linux, got {repaired.name}")
+    return repaired
 
 
 def check_contents(wheel: Path, sdist: Path) -> None:
@@ -69,6 +88,7 @@ def install_and_run(wheel: Path, folder: Path) -> None:
     run(python, "-m", "pip", "check", "--disable-pip-version-check")
     for arguments in (["--help"], ["finetune", "--help"], ["doctor"]):
         run(hotswap, *arguments, cwd=folder)
+    run(python, "-c", COMPILED, cwd=folder)
     run(python, "-c", "import pac_ops, sys; assert not {'hotswap', 'recipes'} & sys.modules.keys()", cwd=folder)
     missing = subprocess.run(
         [hotswap, "finetune", "quickstart"], capture_output=True, text=True, check=False, cwd=folder
@@ -79,15 +99,19 @@ def install_and_run(wheel: Path, folder: Path) -> None:
     )
 
 
-def without_a_compiler(sdist: Path, folder: Path) -> None:
-    """Build a wheel where there is no C compiler, put it in the other's place, and run the self-test."""
+def without_a_compiler(sdist: Path, folder: Path) -> Path:
+    """The wheel that is built where there is no C compiler, for any machine; put in the other's place, and run."""
     out, python = folder / "plain", folder / "empty" / "bin" / "python"
     run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, sdist, env={"CC": "/bin/false"})
     (wheel,) = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         demand(not any(name.endswith(".so") for name in archive.namelist()), "there must be no extension")
+    tags = ("--python-tag", "py3", "--abi-tag", "none", "--platform-tag", "any")
+    run(sys.executable, "-m", "wheel", "tags", "--remove", *tags, wheel)
+    (wheel,) = out.glob("*.whl")
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     run(folder / "empty" / "bin" / "hotswap", "doctor", cwd=folder)
+    return Path(shutil.copy(wheel, DIST))
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

@@ -61,7 +61,7 @@ def check_contents(wheel: Path, sdist: Path) -> None:
     """Compare what is packed with what git has."""
     tracked = {name for name in lines("git", "ls-files") if (ROOT / name).exists()}
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name and not name.endswith("/")}
     compiled = {name for name in packed if name.startswith(EXTENSION) and name.endswith(".so")}
     demand(len(compiled) == 1, f"the wheel must hold one compiled extension, got {sorted(compiled)}")
     compare(packed - compiled, (name for name in tracked if name.startswith(tuple(f"{p}/" for p in PACKAGES))), wheel)

@@ -2,10 +2,10 @@
 
     python -m tools.check_dist
 
-On Linux the wheel is for every distribution that has the C library it was found to need (a manylinux tag, given by
-auditwheel), for every Python, and holds the kernels for every width of vectors. A second wheel, for everything else, is
-built from the sdist without a C compiler, and has no kernels. The wheels must hold every file of the three packages and
-nothing else, the sdist all that git has. Each wheel is installed into an empty environment, where the commands run.
+On Linux the wheel is for every distribution with the C library that it was found to need (a manylinux tag, given by
+auditwheel), for every Python, and holds the kernels for every width of vectors. A second wheel, for everything else,
+is built from the sdist without a C compiler, without kernels. The wheels must hold every file of the three packages
+and nothing else, the sdist all that git has. Each is installed into an empty environment, where the commands run.
 """
 
 import os

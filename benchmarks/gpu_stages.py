@@ -1,11 +1,14 @@
-"""Stages of `gpu_check` that are no suite of the benchmarks: each prints, or writes to the folder of results."""
+"""Stages of `gpu_check` that are no suite of the benchmarks: each prints, and writes to the folder of results."""
 
 # Triton is untyped.
 # mypy: disable-error-code="import-untyped,import-not-found"
 
-import csv
 import os
 import platform
+import shutil
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -16,149 +19,207 @@ import click
 import torch
 import triton
 
-from benchmarks import networks, sm90
-from benchmarks.harness import commit, results_file
+from benchmarks import crf, gpu, gpu_correct, gpu_tiles, launching, networks, operators, resizing
+from benchmarks.harness import Case, Workload, commit, results_file
 from pac_ops.backends import choose
-from pac_ops.backends.triton import cycles
-from pac_ops.backends.triton.launch import PLANS
 from pac_ops.geometry import Window
 
-SHAPES = ((1, 64, 256), (1, 256, 64), (8, 256, 64), (8, 256, 128))
-CHECKED = (2, 128, 40)  # batch, channels, size
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_BOUNDS = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-3}  # float32 in TF32
+PROFILE, COUNTERS = "profile.txt", "counters.csv"
+MISSING = 3  # the exit status where a tool is not there, or may not do its work
+PRECISIONS = ("bfloat16", "tf32")  # of what is measured at every shape
+FEW = ("float16", "float32")  # and at few
+LOOKED_AT = Workload(1, 256, 64, dtype=torch.bfloat16)
+CHECKED = Workload(2, 40, 19, dtype=torch.bfloat16)  # no multiple of a tile, so that masks are needed
 _WINDOW = Window((3, 3), padding=(1, 1))
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+_SMI = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu"
 
 
-def versions() -> None:
-    """What is measured, and on what."""
+def versions() -> bool:
+    """What is measured, and on what; whether it is the Triton backend that runs here."""
+    x = torch.zeros(1, device=gpu.DEVICE)
     for name, value in (
         ("python", platform.python_version()),
         ("torch", torch.__version__),
         ("triton", triton.__version__),
         ("commit", commit()),
-        ("device", torch.cuda.get_device_properties(0)),
+        ("device", torch.cuda.get_device_properties(gpu.DEVICE)),
         ("cuDNN", torch.backends.cudnn.version()),
+        ("processors", os.cpu_count()),
+        ("backends", choose.explain(x)),
     ):
         print(f"{name}: {value}")
+    if shutil.which("nvidia-smi") is not None:
+        subprocess.run(["nvidia-smi", f"--query-gpu={_SMI}", "--format=csv"], check=False)  # noqa: S603, S607
+    return choose.backend_for(x) == "triton"
 
 
-def compile_all() -> None:
-    """The kernels of the table, into Triton's cache, by as many processes as there are processors."""
-    count = sum(1 for _ in sm90.calls())
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for line in pool.map(_compile, range(count)):
-            print(line, flush=True)
+def to_compile() -> Iterator[tuple[str | None, Callable[[], None]]]:
+    """Everything of ours that later stages run, with its precision: what is measured first."""
+    for precision in (*PRECISIONS, *FEW):
+        dtype, _ = gpu.PRECISIONS[precision]
+        table = operators.QUICK if precision in FEW else operators.TABLE
+        of_dtype = [Workload(**{**vars(w), "dtype": dtype}) for w in table]
+        for case in operators.cases(of_dtype, gpu.DEVICE, peers=False):
+            yield precision, partial(_each, case)
+    for case in (
+        *networks.cases(gpu.DEVICE, torch.bfloat16),
+        *resizing.cases(gpu.DEVICE),
+        *crf.cases(gpu.DEVICE),
+        *launching.cases(gpu.DEVICE),
+    ):
+        yield None, partial(_each, case)
+    for precision, job in gpu_tiles.jobs():
+        yield precision, partial(_every_tile, job)
+    for precision, last in gpu_correct.KINDS:
+        for family in gpu_correct.families(gpu_correct.Drawn(gpu.PRECISIONS[precision][0], last)):
+            yield precision, partial(_family, family)
 
 
-def _compile(number: int) -> str:
-    call = list(sm90.calls())[number]
-    list(sm90.rows(call))
-    return f"{call.name}, {call.shape}"
-
-
-def tensors(batch: int, channels: int, size: int, dtype: torch.dtype, *, last: bool) -> Tensors:
-    """Input, K, weight and the output's gradient, at random."""
-    laid = torch.channels_last if last else torch.contiguous_format
-
-    def image(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=DEVICE).to(dtype, memory_format=laid)
-
-    x, grad = (image(batch, channels, size, size) for _ in range(2))
-    kernel = torch.rand(batch, 1, 3, 3, size, size, device=DEVICE)
-    return x, kernel, image(channels, channels, 3, 3), grad
-
-
-def correct() -> None:
-    """Convolution and its gradients in three dtypes and both layouts, against float64."""
-    backend, oracle = choose.load("triton"), choose.load("reference")
-    torch.manual_seed(0)
-    worst = 0.0
-    for dtype in _DTYPES:
-        for last in (False, True):
-            x, kernel, weight, grad = tensors(*CHECKED, dtype, last=last)
-            wide = [t.double() for t in (x, kernel, weight, grad)]
-            options = (_WINDOW, 1)
-            needs = (True, True, True)
-            actual = [
-                backend.pacconv2d(x, kernel, weight, None, *options),
-                *backend.pacconv2d_backward(grad, x, kernel, weight, *options, needs),
-            ]
-            exact = [
-                oracle.pacconv2d(*wide[:3], None, *options),
-                *oracle.pacconv2d_backward(wide[3], *wide[:3], *options, needs),
-            ]
-            for name, a, e in zip(("output", "input", "K", "weight"), actual, exact, strict=True):
-                error = ((a.double() - e).norm() / e.norm()).item()
-                print(f"{dtype}, {'channels-last' if last else 'contiguous'}, {name}: {error:.2e}", flush=True)
-                worst = max(worst, error / _BOUNDS[dtype])
-    if not worst <= 1:  # NaN is not
-        raise SystemExit("an error is beyond its bound")
-
-
-def each_tile() -> Iterator[tuple[str, str, str, float]]:
-    """Milliseconds of a convolution with every tile there is for it."""
-    backend, shipped = choose.load("triton"), dict(cycles.SUM)
-    for dtype in (torch.bfloat16, torch.float32):
-        how = "16 bits" if dtype == torch.bfloat16 else "tf32"
-        for shape in SHAPES:
-            x, kernel, weight, _ = tensors(*shape, dtype, last=True)
-            for tile, taken in shipped[how].items():
-                PLANS.clear()
-                cycles.SUM[how] = {tile: taken}
-                run = partial(backend.pacconv2d, x, kernel, weight, None, _WINDOW, 1)
-                workload = f"b{shape[0]}-c{shape[1]}-{shape[2]}x{shape[2]}-k3"
-                yield str(dtype), workload, str(tile), triton.testing.do_bench(run, 5, 20)
-            cycles.SUM[how] = shipped[how]
-
-
-def tiles() -> None:
-    """The sweep, a row each, as they are measured."""
-    with Path(results_file()).with_name("tiles.csv").open("a", newline="") as file:
-        writer = csv.writer(file)
-        for row in each_tile():
-            writer.writerow(row)
-            file.flush()
-
-
-def profile() -> None:
-    """FCN-8s, plain and swapped: which kernels take how long."""
-    for name, run in networks.fcn8s(torch.device(DEVICE), torch.bfloat16, training=False).items():
+def _each(case: Case) -> None:
+    for run in case.make().values():
         run()
-        with torch.profiler.profile() as profiled:
+
+
+def _every_tile(job: gpu_tiles.Job) -> None:
+    for _, run in job.runs():
+        run()
+
+
+def _family(family: gpu_correct.Family) -> None:
+    family.compute(False)
+
+
+def compile_all() -> bool:
+    """Call all once, so that Triton's cache has it, in as many processes as there are processors."""
+    count = os.cpu_count() or 1
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        failed = sum(pool.map(_compile, [count] * count, range(count)))
+    return failed == 0
+
+
+def _compile(processes: int, mine: int) -> int:
+    """One process's share: how many of its calls failed."""
+    failed = 0
+    for number, (precision, run) in enumerate(to_compile()):
+        if number % processes != mine:
+            continue
+        try:
+            with gpu.in_precision(precision or "tf32"):
+                run()
+                torch.cuda.synchronize()
+        except Exception:  # noqa: BLE001 (one that fails must not keep the others from the cache)
+            failed += 1
+            traceback.print_exc()
+    return failed
+
+
+def correct() -> bool:
+    """See `gpu_correct`."""
+    return gpu_correct.correct(_folder())
+
+
+def tiles() -> bool:
+    """See `gpu_tiles`."""
+    return gpu_tiles.sweep(_folder())
+
+
+def profile() -> bool:
+    """FCN-8s, plain and swapped, inference and training: which kernels take how long."""
+    with (_folder() / PROFILE).open("w") as file:
+        for training in (False, True):
+            for name, run in networks.fcn8s(gpu.DEVICE, torch.bfloat16, training=training).items():
+                run()
+                with torch.profiler.profile() as profiled:
+                    run()
+                    torch.cuda.synchronize()
+                table = profiled.key_averages().table(sort_by="self_cuda_time_total", row_limit=30)
+                print(name, "training step" if training else "inference", table, sep="\n", file=file, flush=True)
+    return True
+
+
+def counters() -> bool:
+    """The hardware counters of the calls of `four`, by `ncu`."""
+    path = _folder() / COUNTERS
+    command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--set", "detailed"]
+    ended = _by_tool([*command, "--page", "raw", "--csv", "--log-file", str(path)], "four")
+    if not (path.exists() and '"ID"' in path.read_text()):
+        print("missing: ncu read no counters here", path.read_text() if path.exists() else "", flush=True)
+        sys.exit(MISSING)
+    return ended == 0
+
+
+def memory_checked() -> bool:
+    """The calls of `two`, every access checked by `compute-sanitizer`."""
+    return _by_tool(["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"], "two") == 0
+
+
+def _by_tool(command: list[str], stage: str) -> int:
+    """The exit status of a stage that a tool runs, with each tensor an allocation of its own."""
+    if shutil.which(command[0]) is None:
+        print(f"missing: {command[0]} is not installed here", flush=True)
+        sys.exit(MISSING)
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [*command, sys.executable, "-m", "benchmarks.gpu_stages", stage]
+    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
+
+
+def four() -> bool:
+    """The four kernels that matter, for a tool to look at: their first calls compile, and are not looked at."""
+    calls = _calls(LOOKED_AT)
+    for watched in (False, True):
+        if watched:
+            torch.cuda.profiler.start()
+        for run in calls:
             run()
-        print(name, profiled.key_averages().table(sort_by="cuda_time_total", row_limit=25), sep="\n", flush=True)
+        torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
+    return True
 
 
-def once(*, backward: bool) -> None:
-    """A few kernels once each, for a tool to look at: two, or four."""
-    backend = choose.load("triton")
-    x, kernel, weight, grad = tensors(1, 256, 64, torch.bfloat16, last=True)
-    backend.pacconv2d(x, kernel, weight, None, _WINDOW, 1)
-    backend.gaussian_kernel2d(x, _WINDOW)
-    if backward:
-        backend.pacconv2d_backward(grad, x, kernel, weight, _WINDOW, 1, (True, True, True))
+def two() -> bool:
+    """The first two of these kernels, at a size that fills no tile."""
+    for run in _calls(CHECKED)[:2]:
+        run()
     torch.cuda.synchronize()
+    return True
 
 
-DEVICE = "cuda"
-STAGES: dict[str, Callable[[], None]] = {
+def _calls(w: Workload) -> list[Callable[[], object]]:
+    """The sum; that with K's gradient; the weight's gradient; K."""
+    backend = choose.load("triton")
+    x, kernel, weight, grad = gpu_tiles.tensors(w, last=True)
+    backward = partial(backend.pacconv2d_backward, grad, x, kernel, weight, _WINDOW, 1)
+    return [
+        partial(backend.pacconv2d, x, kernel, weight, None, _WINDOW, 1),
+        partial(backward, (True, True, False)),
+        partial(backward, (False, False, True)),
+        partial(backend.gaussian_kernel2d, x, _WINDOW),
+    ]
+
+
+def _folder() -> Path:
+    return results_file().parent
+
+
+STAGES: dict[str, Callable[[], bool]] = {
     "versions": versions,
     "compile": compile_all,
     "correct": correct,
     "tiles": tiles,
     "profile": profile,
-    "four": lambda: once(backward=True),
-    "two": lambda: once(backward=False),
+    "counters": counters,
+    "four": four,
+    "memory": memory_checked,
+    "two": two,
 }
 
 
 @click.command()
 @click.argument("stage", type=click.Choice(list(STAGES)))
 def main(stage: str) -> None:
-    """Run one."""
-    STAGES[stage]()
+    """Run one; exits with 1 where something failed."""
+    if not STAGES[stage]():
+        sys.exit(1)
 
 
 if __name__ == "__main__":

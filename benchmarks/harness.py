@@ -11,22 +11,30 @@ import gc
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks import gpu
+
 RESULTS = Path(__file__).parent / "results" / "benchmarks.csv"
 OUTPUT = "OUT"  # a variable that may name the folder for results
+COMMIT = "COMMIT"  # a variable that names the commit where files were copied without their repository
 FORWARD, BOTH = "forward", "forward+backward"
+GRAPHED = ", graphed"  # of a mode: what CUDA graphs of the calls take
 Candidate = Callable[[], object]
-_LEAST_ROUNDS = 3
+Clock = Callable[[], float]
+LEAST_ROUNDS = 3
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
@@ -72,6 +80,12 @@ class Case:
     calls: int = 1  # in a time that is taken: more where a call is hardly longer than the clock's own
     own_time: bool = False  # by the clock of this thread, which stands while others run or a GPU works
     around: Callable[[], AbstractContextManager[None]] = nullcontext  # the measurement
+    precision: str | None = None  # of `gpu.PRECISIONS`, on a GPU
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What its rows have in common: op, mode, workload and dtype."""
+        return self.op, self.mode, self.workload, self.precision or str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -105,88 +119,84 @@ class Machine:
     seconds: float  # for one case; slow candidates get fewer rounds, at least 3
     rounds: int
     facts: dict[str, object] = field(default_factory=dict)  # of every row
-    graphs: bool = False  # time what a CUDA graph of a call takes on the device, without the Python before it
+    graphs: bool = False  # time also what CUDA graphs of the calls take on the device, without the Python before
 
     @classmethod
     def at(cls, device: str, seconds: float, rounds: int, *, graphs: bool = False) -> "Machine":
         """This machine, with its versions."""
-        on = torch.device(device)
-        facts = {
-            "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "triton": _version("triton"),
-            "commit": commit(),
-            "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        }
-        return cls(on, seconds, rounds, facts, graphs)
+        on = gpu.device(device)
+        return cls(on, seconds, rounds, facts(on), graphs)
 
     def measure(self, case: Case) -> list[Row]:
-        """Rows of one case, a row a candidate."""
-        with case.around():
+        """Rows of one case, a row a candidate, and with `graphs` another."""
+        with ExitStack() as stack:
+            if case.precision is not None:
+                stack.enter_context(gpu.in_precision(case.precision))
+            stack.enter_context(case.around())
             candidates = case.make()
+            timed = {(name, case.mode): self._eager(run, case) for name, run in candidates.items()}
             if self.graphs:
-                graphs = {name: captured(run) for name, run in candidates.items()}
-                candidates = {name: graph for name, graph in graphs.items() if graph is not None}
-            times = self._times(candidates, case.calls, own=case.own_time)
+                timed |= self._graphed(candidates, case)
+            times = self._times(timed)
             peaks = {name: self._peak(run) for name, run in candidates.items()}
+        _, _, workload, dtype = case.key
         return [
             Row(
                 case.op,
                 name,
-                f"{case.mode}, graphed" if self.graphs else case.mode,
-                str(case.dtype).removeprefix("torch."),
-                case.workload,
-                round(statistics.median(values), 4),
-                round(_spread(values), 4),
+                mode,
+                dtype,
+                workload,
+                round(statistics.median(values), 5),
+                round(_spread(values), 5),
                 "ms",
                 peaks[name],
                 case.operations,
                 case.least_bytes,
                 **self.facts,  # type: ignore[arg-type]
             )
-            for name, values in times.items()
+            for (name, mode), values in times.items()
         ]
 
-    def _times(self, candidates: Mapping[str, Candidate], calls: int, *, own: bool) -> dict[str, list[float]]:
+    def _eager(self, run: Candidate, case: Case) -> Clock:
+        """What times a call, once it has compiled and warmed up."""
+        calls = case.calls
+        if gpu.is_gpu(self.device) and not case.own_time:
+            calls = max(calls, gpu.enough_calls(run))
+            return partial(gpu.milliseconds, run, calls)
+        return partial(_by_clock, run, calls, time.thread_time if case.own_time else time.perf_counter)
+
+    def _graphed(self, candidates: Mapping[str, Candidate], case: Case) -> dict[tuple[str, str], Clock]:
+        timed: dict[tuple[str, str], Clock] = {}
+        for name, run in candidates.items():
+            calls = gpu.enough_calls(run)
+            try:
+                replay = gpu.captured(run, calls)
+            except RuntimeError as error:
+                print(f"{name}, {case.op}, {case.workload}: no CUDA graph of it: {error}", flush=True)
+                continue
+            timed[name, f"{case.mode}{GRAPHED}"] = partial(_a_call, replay, calls)
+        return timed
+
+    def _times(self, timed: Mapping[tuple[str, str], Clock]) -> dict[tuple[str, str], list[float]]:
         """Milliseconds of a call of each candidate over interleaved rounds."""
-        times: dict[str, list[float]] = {name: [] for name in candidates}
-        for run in candidates.values():  # compiles, tunes and warms up
-            self._time(run, calls, own=own)
+        times: dict[tuple[str, str], list[float]] = {name: [] for name in timed}
+        for clock in timed.values():  # compiles, tunes and warms up
+            clock()
         order, started = random.Random(0), time.perf_counter()  # noqa: S311
         for done in range(self.rounds):
-            if done >= _LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
+            if done >= LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
                 break
             # In another order each round: whoever always followed the same peer would find its caches.
-            for name in order.sample(list(candidates), len(candidates)):
-                times[name].append(self._time(candidates[name], calls, own=own))
+            for name in order.sample(list(timed), len(timed)):
+                times[name].append(timed[name]())
         return times
-
-    def _time(self, run: Candidate, calls: int, *, own: bool) -> float:
-        if self.device.type == "cuda" and not own:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(calls):
-                run()
-            end.record()
-            end.synchronize()
-            return float(start.elapsed_time(end)) / calls
-        clock = time.thread_time if own else time.perf_counter
-        started = clock()
-        for _ in range(calls):
-            run()
-        return (clock() - started) * 1e3 / calls
 
     def _peak(self, run: Candidate) -> int:
         """Bytes allocated at most at one time beyond those before, scratch space of libraries included."""
+        if gpu.is_gpu(self.device):
+            return gpu.peak(run)
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            run()
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - before
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(
             _MMAP_THRESHOLD, 2**16
@@ -202,22 +212,15 @@ class Machine:
         return max(0, peak)
 
 
-def captured(run: Candidate) -> Candidate | None:
-    """The same work on the device, as the replay of a CUDA graph; None where it cannot be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError:
-        return None
-    replay: Candidate = graph.replay
-    return replay
+def _by_clock(run: Candidate, calls: int, clock: Clock) -> float:
+    started = clock()
+    for _ in range(calls):
+        run()
+    return (clock() - started) * 1e3 / calls
+
+
+def _a_call(replay: Candidate, calls: int) -> float:
+    return gpu.milliseconds(replay) / calls
 
 
 def _resident(name: str) -> int:
@@ -230,21 +233,41 @@ def _spread(values: Sequence[float]) -> float:
     return third - first
 
 
+def facts(device: torch.device) -> dict[str, object]:
+    """Of every row: the machine, versions, commit and date."""
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu.is_gpu(device) else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "commit": commit(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+    }
+
+
 def results_file() -> Path:
     """Where rows go: in the folder that the variable names, else beside this file."""
     folder = os.environ.get(OUTPUT)
     return Path(folder) / RESULTS.name if folder else RESULTS
 
 
-def save(results: Sequence[Row], path: Path) -> None:
-    """Append rows to a CSV file, which gets a header where it is new."""
+def save(results: Sequence[Any], path: Path) -> None:
+    """Append rows, of one dataclass, to a CSV file, which gets a header where it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
+        writer = csv.DictWriter(file, fieldnames=[column.name for column in fields(results[0])])
         if new:
             writer.writeheader()
         writer.writerows(asdict(row) for row in results)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -268,7 +291,11 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit at hand, "-dirty" where it is not quite that."""
+    """The commit at hand, "-dirty" where it is not quite that; where there is no repository, what `COMMIT` says."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)  # noqa: S603
-    return done.stdout.strip() or "unknown"
+    found = ""
+    if shutil.which(command[0]) is not None:
+        found = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ).stdout.strip()
+    return found or os.environ.get(COMMIT) or "unknown"

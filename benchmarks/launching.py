@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import pac_ops
+from benchmarks import gpu
 from benchmarks.harness import BOTH, FORWARD, Candidate, Case
 from benchmarks.stubbed import stubbed
 
@@ -62,7 +63,7 @@ def calls(device: torch.device, dtype: torch.dtype, *, last: bool) -> dict[tuple
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Every call, beside PyTorch's convolution of one pixel."""
-    stub = device.type == "cpu"
+    stub = not gpu.is_gpu(device)
     ours = f"{OURS}, launches stubbed out" if stub else OURS
 
     def make(name: str, mode: str, dtype: torch.dtype, last: bool) -> Mapping[str, Candidate]:

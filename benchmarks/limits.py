@@ -5,9 +5,11 @@ from functools import partial
 
 import torch
 
+from benchmarks import gpu
 from benchmarks.harness import FORWARD, Candidate, Case
 
 PRODUCT, COPY, TORCH = "matrix product", "copy", "torch"
+ON_CPU, ON_GPU = (2048, 2**28), (8192, 2**31)  # the side of the matrices, and bytes copied
 
 
 def product(device: torch.device, dtype: torch.dtype, side: int) -> Mapping[str, Candidate]:
@@ -25,7 +27,6 @@ def copy(device: torch.device, size: int) -> Mapping[str, Candidate]:
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Both, sized to take milliseconds."""
-    side = 8192 if device.type == "cuda" else 2048
-    size = 2**31 if device.type == "cuda" else 2**28
+    side, size = ON_GPU if gpu.is_gpu(device) else ON_CPU
     yield Case(PRODUCT, FORWARD, f"{side}x{side}", partial(product, device, dtype, side), 2.0 * side**3, dtype=dtype)
     yield Case(COPY, FORWARD, f"{size >> 20} MiB", partial(copy, device, size), least_bytes=2.0 * size)

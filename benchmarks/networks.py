@@ -1,5 +1,6 @@
 """A whole network, plain and swapped: FCN-8s with the paper's three layers."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -7,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 import hotswap
+from benchmarks import gpu
 from benchmarks.harness import Candidate, Case
 from recipes.networks.fcn8s import FCN8s
 
 TARGETS, GUIDE = ["conv3_3", "conv4_3", "conv5_3"], "conv2_2"
 PLAIN, SWAPPED = "plain", "swapped"
+LAST = ", channels-last"  # of either, where both layouts are measured
 SIZE = 512
 
 
@@ -23,7 +26,7 @@ def fcn8s(device: torch.device, dtype: torch.dtype, *, training: bool) -> Mappin
     image = torch.randn(1, 3, SIZE, SIZE, device=device)
     labels = torch.randint(21, (1, SIZE, SIZE), device=device)
 
-    def step(network: torch.nn.Module) -> None:
+    def step(network: torch.nn.Module, image: torch.Tensor) -> None:
         network.train(training)
         network.zero_grad()
         with (
@@ -34,7 +37,13 @@ def fcn8s(device: torch.device, dtype: torch.dtype, *, training: bool) -> Mappin
             if training:
                 F.cross_entropy(scores, labels).backward()
 
-    return {PLAIN: partial(step, plain), SWAPPED: partial(step, swapped)}
+    steps = {PLAIN: partial(step, plain, image), SWAPPED: partial(step, swapped, image)}
+    if gpu.is_gpu(device):  # the fast layout there
+        last = image.to(memory_format=torch.channels_last)
+        for name, network in ((PLAIN, plain), (SWAPPED, swapped)):
+            other = copy.deepcopy(network).to(memory_format=torch.channels_last)
+            steps[name + LAST] = partial(step, other, last)
+    return steps
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

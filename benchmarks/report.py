@@ -6,7 +6,6 @@ Of several measurements of one thing, the last counts. Tables replace what lies 
 
 import csv
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -14,51 +13,13 @@ import matplotlib as mpl
 
 from benchmarks import crf, exported, large, launching, limits, markdown, networks, operators, resizing, small
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
+from benchmarks.rows import PAGE, Results, Row, faster_conv, ms, peak, with_table
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 PLOTS = PAGE.parent / "performance"
-Row = dict[str, str]
-Key = tuple[str, str, str]  # op, mode, workload
-
-
-class Results:
-    """The last row of each measurement of one device and dtype."""
-
-    def __init__(self, rows: list[Row], device: str, dtype: str):
-        self.device = device
-        self._of: dict[Key, dict[str, Row]] = {}
-        for row in rows:
-            if row["device"] == device and (row["dtype"] == dtype or row["op"] == limits.COPY):
-                key = (row["op"], row["mode"], row["workload"])
-                backend = "pac_ops" if row["backend"].startswith("pac_ops ") else row["backend"]
-                self._of.setdefault(key, {})[backend] = row
-
-    def of(self, op: str, mode: str) -> Iterator[tuple[str, dict[str, Row]]]:
-        """Workload and rows by backend, in the order of measurement."""
-        for (found, found_mode, workload), rows in self._of.items():
-            if (found, found_mode) == (op, mode):
-                yield workload, rows
-
-    def rate(self, op: str, of: str) -> float:
-        """Operations or bytes a millisecond that the machine reached."""
-        rows = [row for _, by_backend in self.of(op, FORWARD) for row in by_backend.values()]
-        return max(float(row[of]) / float(row["median"]) for row in rows)
-
-
-def _ms(row: Row) -> float:
-    return float(row["median"])
-
-
-def _peak(row: Row) -> float:
-    return float(row["peak_bytes"])
-
-
-def _faster_conv(rows: dict[str, Row]) -> Row:
-    return min((rows[name] for name in operators.CONVS), key=_ms)
 
 
 def _in_table(results: Results, mode: str) -> list[tuple[str, dict[str, Row]]]:
@@ -69,9 +30,9 @@ def _in_table(results: Results, mode: str) -> list[tuple[str, dict[str, Row]]]:
 
 def _means(results: Results, mode: str) -> tuple[float, float]:
     """Our time, and our peak of memory, of the faster convolution's: geometric means over the table of shapes."""
-    pairs = [(rows["pac_ops"], _faster_conv(rows)) for _, rows in _in_table(results, mode)]
-    memory = geometric_mean([_peak(own) / _peak(conv) for own, conv in pairs])
-    return geometric_mean([_ms(own) / _ms(conv) for own, conv in pairs]), memory
+    pairs = [(rows["pac_ops"], faster_conv(rows)) for _, rows in _in_table(results, mode)]
+    memory = geometric_mean([peak(own) / peak(conv) for own, conv in pairs])
+    return geometric_mean([ms(own) / ms(conv) for own, conv in pairs]), memory
 
 
 def layers(results: Results, mode: str) -> str:
@@ -81,25 +42,25 @@ def layers(results: Results, mode: str) -> str:
     table: list[list[str]] = []
     ratios: dict[str, list[float]] = {operators.UNFOLD: [], operators.DEFORM: []}
     for workload, rows in _in_table(results, mode):
-        own, conv = rows["pac_ops"], _faster_conv(rows)
+        own, conv = rows["pac_ops"], faster_conv(rows)
         operations, moved_bytes = float(own["operations"]), float(own["least_bytes"])
         by_products, by_bytes = operations / products, moved_bytes / moved
         for name in ratios.keys() & rows.keys():
-            ratios[name].append(_ms(rows[name]) / _ms(own))
+            ratios[name].append(ms(rows[name]) / ms(own))
         table.append(
             [
                 workload,
-                f"{_ms(own):.1f}",
-                f"{_ms(own) / _ms(conv):.2f}",
+                f"{ms(own):.1f}",
+                f"{ms(own) / ms(conv):.2f}",
                 *(
-                    f"{_ms(rows[name]) / _ms(own):.1f}" if name in rows else ""
+                    f"{ms(rows[name]) / ms(own):.1f}" if name in rows else ""
                     for name in (operators.UNFOLD, operators.DEFORM)
                 ),
-                f"{_peak(own) / 2**20:.0f} ({_peak(own) / _peak(conv):.2f})",
+                f"{peak(own) / 2**20:.0f} ({peak(own) / peak(conv):.2f})",
                 f"{operations / 1e9:.1f}",
                 f"{moved_bytes / 2**20:.0f}",
                 f"{max(by_products, by_bytes):.1f} ({'products' if by_products > by_bytes else 'bytes'})",
-                f"{_ms(own) / max(by_products, by_bytes):.2f}",
+                f"{ms(own) / max(by_products, by_bytes):.2f}",
             ]
         )
     time, memory = _means(results, mode)
@@ -127,9 +88,9 @@ def machines(every: list[Results]) -> str:
     table = []
     for results in every:
         (forward, _), (both, memory) = _means(results, FORWARD), _means(results, BOTH)
-        kernels = [_ms(r["pac_ops"]) / _ms(r[operators.CONV]) for _, r in results.of("packernel2d", FORWARD)]
+        kernels = [ms(r["pac_ops"]) / ms(r[operators.CONV]) for _, r in results.of("packernel2d", FORWARD)]
         whole_networks = [
-            _ms(rows[networks.SWAPPED]) / _ms(rows[networks.PLAIN])
+            ms(rows[networks.SWAPPED]) / ms(rows[networks.PLAIN])
             for mode in ("inference", "training step")
             for _, rows in results.of("FCN-8s", mode)
         ]
@@ -160,7 +121,7 @@ def adapting_kernels(results: Results) -> str:
     """K from 128 channels: our time, unfolding's, and the share of a 256-channel convolution."""
     table = []
     for workload, rows in results.of("packernel2d", FORWARD):
-        own, unfold, conv = (_ms(rows[name]) for name in ("pac_ops", operators.UNFOLD, operators.CONV))
+        own, unfold, conv = (ms(rows[name]) for name in ("pac_ops", operators.UNFOLD, operators.CONV))
         size = workload.split("-")[2]
         table.append([size, f"{own:.2f}", f"{unfold / own:.1f}", f"{100 * own / conv:.1f} %"])
     return markdown.table(["size", "ms", "unfold, of ours", "of a 256-channel 3x3 convolution"], table)
@@ -171,7 +132,7 @@ def transposed(results: Results) -> str:
     table, ratios = [], []
     for mode in (FORWARD, BOTH):
         for workload, rows in results.of("pacconv_transpose2d", mode):
-            own, inserted, conv = (_ms(rows[name]) for name in ("pac_ops", operators.INSERTED, operators.CONV))
+            own, inserted, conv = (ms(rows[name]) for name in ("pac_ops", operators.INSERTED, operators.CONV))
             if mode == FORWARD:
                 ratios.append(inserted / own)
             table.append([workload, mode, f"{own:.1f}", f"{inserted / own:.2f}", f"{own / conv:.2f}"])
@@ -184,7 +145,7 @@ def enlargements(results: Results) -> str:
     table = []
     for mode in (FORWARD, BOTH):
         for workload, rows in results.of("pacresize2d", mode):
-            own, wide, plain = (_ms(rows[name]) for name in ("pac_ops", resizing.WIDE, resizing.BILINEAR))
+            own, wide, plain = (ms(rows[name]) for name in ("pac_ops", resizing.WIDE, resizing.BILINEAR))
             table.append([workload, mode, f"{own:.1f}", f"{wide:.1f}", f"{plain:.1f}"])
     return markdown.table(["map", "", "guided, ms", "4 x 4 footprint, ms", "bilinear, ms"], table)
 
@@ -203,14 +164,14 @@ def whole(results: Results) -> str:
     for mode in ("inference", "training step"):
         for workload, rows in results.of("FCN-8s", mode):
             plain, swapped = (rows[name] for name in (networks.PLAIN, networks.SWAPPED))
-            ratio = f"{_ms(swapped) / _ms(plain):.3f} (memory {_peak(swapped) / _peak(plain):.2f})"
-            table.append([f"FCN-8s, {workload}, {mode}", f"{_ms(swapped):.0f}", f"{_ms(plain):.0f} plain", ratio])
+            ratio = f"{ms(swapped) / ms(plain):.3f} (memory {peak(swapped) / peak(plain):.2f})"
+            table.append([f"FCN-8s, {workload}, {mode}", f"{ms(swapped):.0f}", f"{ms(plain):.0f} plain", ratio])
     for workload, rows in results.of("PacCRF", FORWARD):
         own = rows["pac_ops"]
         if crf.DENSE in rows:
             dense = rows[crf.DENSE]
-            ratio = f"{_ms(own) / _ms(dense):.2f}"
-            table.append([f"PacCRF, {workload}", f"{_ms(own):.0f}", f"{_ms(dense):.0f} {crf.DENSE}", ratio])
+            ratio = f"{ms(own) / ms(dense):.2f}"
+            table.append([f"PacCRF, {workload}", f"{ms(own):.0f}", f"{ms(dense):.0f} {crf.DENSE}", ratio])
     return markdown.table(["what", "ms", "against, ms", "ratio"], table)
 
 
@@ -218,7 +179,7 @@ def growth(results: Results, path: Path) -> None:
     """Time against one thing that grows, both logarithmic, with the line of proportion."""
     figure, axes = plt.subplots(1, len(operators.GROWTH), figsize=(10, 3.2), layout="constrained")
     for axis, (what, workloads) in zip(axes, operators.GROWTH.items(), strict=True):
-        times = {workload: _ms(rows["pac_ops"]) for workload, rows in results.of(f"growth with {what}", BOTH)}
+        times = {workload: ms(rows["pac_ops"]) for workload, rows in results.of(f"growth with {what}", BOTH)}
         sizes = {"pixels": "size", "input channels": "channels", "batch": "batch"}
         x = [getattr(w, sizes[what]) ** (2 if what == "pixels" else 1) for w in workloads]
         y = [times[w.id] for w in workloads]
@@ -239,7 +200,7 @@ def shapes(results: Results, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(10, 3.6), layout="constrained")
     for name in ("pac_ops", operators.UNFOLD, operators.DEFORM):
         ratios = [
-            _ms(by_backend[name]) / _ms(_faster_conv(by_backend)) if name in by_backend else math.nan
+            ms(by_backend[name]) / ms(faster_conv(by_backend)) if name in by_backend else math.nan
             for by_backend in rows.values()
         ]
         axis.semilogy(ratios, "o", label=name)
@@ -262,8 +223,8 @@ def in_onnxruntime(results: Results) -> str:
     """Networks exported to ONNX: the swapped one's time in onnxruntime over the plain one's, and PyTorch's."""
     table = []
     for workload, rows in results.of(exported.OP, FORWARD):
-        swapped, plain = (_ms(rows[name + exported.IN_ORT]) for name in (networks.SWAPPED, networks.PLAIN))
-        own = _ms(rows[networks.SWAPPED])
+        swapped, plain = (ms(rows[name + exported.IN_ORT]) for name in (networks.SWAPPED, networks.PLAIN))
+        own = ms(rows[networks.SWAPPED])
         table.append([workload, f"{swapped:.1f}", f"{plain:.1f}", f"{swapped / plain:.2f}", f"{own:.1f}"])
     return markdown.table(["network", "swapped, ms", "plain, ms", "ratio", "swapped in PyTorch, ms"], table)
 
@@ -277,7 +238,7 @@ def small_maps(rows: list[Row]) -> str:
             dtype = str(w.dtype).removeprefix("torch.")
             for mode in (FORWARD, BOTH):
                 ((_, by_backend),) = Results(rows, device, dtype).of(op, mode)
-                own, peer = _ms(by_backend["pac_ops"]), _ms(by_backend[operators.UNFOLD])
+                own, peer = ms(by_backend["pac_ops"]), ms(by_backend[operators.UNFOLD])
                 table.append([op.partition(", ")[2], dtype, mode, f"{own * 1e3:.0f}", f"{peer / own:.2f}"])
     return markdown.table(["what", "dtype", "", "us", "unfold + einsum, of ours"], table)
 
@@ -289,18 +250,10 @@ def launches(rows: list[Row]) -> str:
     for (op, mode, workload, backend), row in last.items():
         if not op.startswith(launching.OP) or not backend.startswith(launching.OURS):
             continue
-        own, stock = _ms(row), _ms(last[op, mode, workload, launching.STOCK])
+        own, stock = ms(row), ms(last[op, mode, workload, launching.STOCK])
         name = op.removeprefix(launching.OP)
         table.append([name, f"{row['dtype']}, {workload}", mode, f"{own * 1e3:.0f}", f"{own / stock:.1f}"])
     return markdown.table(["call", "of", "", "us", f"times {launching.STOCK}"], table)
-
-
-def _with_table(page: str, name: str, table: str) -> str:
-    before, start, rest = page.partition(f"<!-- table: {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not (start and end):
-        raise click.ClickException(f"{PAGE.name} has no place for the table {name!r}")
-    return before + start + table + "\n" + end + after
 
 
 @click.command()
@@ -329,7 +282,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
     }
     page = PAGE.read_text()
     for name, table in tables.items():
-        page = _with_table(page, name, table)
+        page = with_table(page, name, table)
     PAGE.write_text(page)
     growth(results, PLOTS / "growth.svg")
     shapes(results, PLOTS / "shapes.svg")

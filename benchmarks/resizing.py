@@ -1,6 +1,6 @@
 """Guided enlargement beside plain bilinear."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -34,13 +34,11 @@ def enlargement(device: torch.device, classes: int, mode: str) -> Mapping[str, C
     if mode == FORWARD:
         return candidates
     gradient = torch.randn(1, classes, FINE, FINE, device=device)
-    return {name: partial(_backward, run, gradient) for name, run in candidates.items()}
+    return {name: partial(_backward, run, scores, gradient) for name, run in candidates.items()}
 
 
-def _backward(run: Candidate, gradient: torch.Tensor) -> None:
-    out = run()
-    assert isinstance(out, torch.Tensor)
-    out.backward(gradient)
+def _backward(run: Callable[[], torch.Tensor], scores: torch.Tensor, gradient: torch.Tensor) -> None:
+    torch.autograd.grad(run(), scores, gradient)
 
 
 def cases(device: torch.device) -> Iterator[Case]:

@@ -39,9 +39,12 @@ class _Compiled:
 
 
 @contextmanager
-def stubbed() -> Iterator[None]:
-    """In this block calls on CPU tensors take the Triton backend, nothing is compiled, and nothing is computed."""
-    cpu, backend = torch.device("cpu"), choose.load("triton")
+def stubbed(backend: Any = None) -> Iterator[None]:
+    """In this block calls on CPU tensors take the Triton backend, nothing is compiled, and nothing is computed.
+
+    `backend`: instead of it, one that calls it.
+    """
+    cpu, backend = torch.device("cpu"), backend or choose.load("triton")
     chosen = {(cpu, dtype): backend for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     driver = triton.runtime.driver
     active = "_active" if hasattr(driver, "_active") else "active"

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pac_ops.backends.triton import tiles
+from pac_ops.backends.triton import tiles, winners
 from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
 from pac_ops.backends.triton.cycles import SUM, WITH_GRADIENT
 from pac_ops.backends.triton.filters import Filters, weight_strides
@@ -336,8 +336,8 @@ def gather(
     else:
         assert filters is not None  # noqa: S101 (for the type checker)
         arguments |= products(settings.precision, x, filters.weight)
-        cycles = SUM if factor is None else WITH_GRADIENT
-        metas = tiles.products(cycles, arguments, steps, settings.device, "BLOCK_I")
+        cycles, name = (SUM, winners.SUM) if factor is None else (WITH_GRADIENT, winners.WITH_GRADIENT)
+        metas = tiles.products(cycles, arguments, steps, settings.device, "BLOCK_I", name)
     parts = parts_of(metas[0])
     slabbed = factor is not None and settings.deterministic and not channel_wise
     of_kernel = None if factor is None else Layout.dense(kernel.shape, torch.float32)

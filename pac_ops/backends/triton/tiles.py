@@ -1,4 +1,4 @@
-"""Tile sizes of kernels: chosen by a model of the chip, or, where `PAC_OPS_TUNE=1` asks for it, timed."""
+"""Tile sizes of kernels: as measured, by a model of the chip, or, where `PAC_OPS_TUNE=1` asks for it, timed."""
 
 # Triton is untyped.
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator"
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pac_ops.backends.triton.launch import INTERPRETED, Launch, Run
+from pac_ops.backends.triton.winners import winner
 
 Meta = dict[str, int]
 Tiles = tuple[int, int, int, int, int]  # pixels, output and input channels of a tile; warps and stages
@@ -29,9 +30,16 @@ _SHARED = 99 * 2**10  # bytes a program may have on the smallest chip, where tor
 
 
 def products(
-    cycles: Cycles, arguments: dict[str, Any], steps: Callable[[Meta, int], float], device: torch.device, summed: str
+    cycles: Cycles,
+    arguments: dict[str, Any],
+    steps: Callable[[Meta, int], float],
+    device: torch.device,
+    summed: str,
+    kernel: str,
 ) -> list[Meta]:
-    """Tile sizes for a kernel of matrix products, the fastest by the model first, no more than a shortlist.
+    """Tile sizes for a kernel of matrix products, the fastest first, no more than a shortlist.
+
+    First comes what was measured (`winners`), where it was, then what is fastest by the model.
 
     Args:
         cycles: of each tile.
@@ -39,6 +47,7 @@ def products(
         steps: of one multiprocessor, from tile sizes and how many multiprocessors there are.
         device: to run on.
         summed: the side of a tile that a step sums over.
+        kernel: its name in `winners`.
     """
     if INTERPRETED:  # small, so that small tests have several tiles and partial ones
         return [{"BLOCK_P": 64, "BLOCK_O": 16, "BLOCK_I": 16}]
@@ -47,6 +56,7 @@ def products(
     chip = torch.cuda.get_device_properties(device)
     room = getattr(chip, "shared_memory_per_block_optin", _SHARED)
     most = {tile: max(16, triton.next_power_of_2(int(arguments[name]))) for tile, name in _CHANNELS.items()}
+    won = winner(kernel, how, arguments, chip)
     costs: dict[tuple[tuple[str, int], ...], float] = {}
     for tile, taken in cycles[how].items():
         meta = _meta(*tile)
@@ -58,6 +68,8 @@ def products(
         if not isinstance(count, (int, float)):  # sizes are symbols in a trace, which stay open: as of large ones
             count = 1 / math.prod(size for name, size in fitting.items() if name.startswith("BLOCK"))
         costs.setdefault(tuple(fitting.items()), count * taken * (0.5 + 0.5 * shrunk))
+        if tile == won:
+            costs[tuple(fitting.items())] = 0.0
     return [dict(meta) for meta in sorted(costs, key=costs.__getitem__)[:SHORTLIST]]
 
 

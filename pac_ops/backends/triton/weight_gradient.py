@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pac_ops.backends.triton import tiles
+from pac_ops.backends.triton import tiles, winners
 from pac_ops.backends.triton.arguments import cdiv, index_type, products, strides, walked
 from pac_ops.backends.triton.cycles import OF_WEIGHT
 from pac_ops.backends.triton.gather import is_product
@@ -204,7 +204,7 @@ def weight_gradient(
         metas = [tiles.elementwise(here.strides, channels)]
     else:
         arguments |= products(settings.precision, x, here)
-        metas = tiles.products(OF_WEIGHT, arguments, steps, settings.device, "BLOCK_P")
+        metas = tiles.products(OF_WEIGHT, arguments, steps, settings.device, "BLOCK_P", winners.OF_WEIGHT)
     slabs = slabs_of(metas[0])
     run = tiles.fastest(launch, metas, sums=[3])
     sums = Layout.dense((channels, inner, walk.rows.taps, walk.columns.taps), torch.float32, last=True)

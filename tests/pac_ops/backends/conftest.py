@@ -3,21 +3,14 @@
 import pytest
 import torch
 
+from benchmarks import poison
+
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned():
     """Memory that is allocated and not written holds NaN."""
-
-    def poison(allocate):
-        def poisoned(*args, **kwargs):
-            x = allocate(*args, **kwargs)
-            return x.fill_(float("nan")) if x.is_floating_point() else x  # not what Triton clears the cache with
-
-        return poisoned
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_strided", poison(torch.empty_strided))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    with poison.poisoned():
+        yield
 
 
 @pytest.fixture

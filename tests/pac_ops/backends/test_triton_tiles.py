@@ -8,7 +8,7 @@ import torch
 from interpreted import INTERPRETED, triton
 
 from benchmarks import sm90
-from pac_ops.backends.triton import convolution, cycles, gather, launch, layout, tiles
+from pac_ops.backends.triton import convolution, cycles, gather, launch, layout, tiles, winners
 from pac_ops.backends.triton.layout import Layout
 from pac_ops.geometry import Window
 
@@ -45,6 +45,21 @@ def test_small_maps_get_small_tiles():
     assert tile(1, 256, 32)[0] == [64, 64, 64]
     assert tile(8, 256, 64, torch.float32)[0] == [128, 128, 32]
     assert tile(1, 256, 64, torch.float32, "ieee")[0][2] <= 32
+
+
+def test_a_measured_tile_is_taken_by_calls_of_about_its_size(monkeypatch):
+    taken, other = (128, 64, 64, 4, 3), tile(8, 256, 128)[0]
+    key = winners.key(winners.SUM, tiles.NARROW, last=True, pixels=8 * 128**2, inner=256, outer=256)
+    monkeypatch.setitem(winners.MEASURED, key, taken)
+    assert tile(8, 256, 128)[0] == other  # of another chip
+    chip = pretended_gpu.PROPERTIES
+    monkeypatch.setattr(winners, "CHIP", (chip.major, chip.minor, chip.multi_processor_count))
+    for sizes in ((8, 256, 128), (8, 136, 100)):
+        assert tile(*sizes)[0] == list(taken[:3])
+    assert tile(8, 256, 64)[0] != list(taken[:3])
+    assert tile(8, 256, 128, torch.float32)[0] != list(taken[:3])
+    monkeypatch.setitem(winners.MEASURED, key, (1, 2, 3, 4, 5))  # which is no tile any more
+    assert tile(8, 256, 128)[0] == other
 
 
 def test_no_tile_needs_more_shared_memory_than_the_chip_has(monkeypatch):

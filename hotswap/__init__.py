@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hotswap.measure.inspect import Inspection, inspect
     from hotswap.measure.status import Status, status
     from hotswap.measure.verify import Verification, verify
+    from hotswap.rates import parameter_groups
     from hotswap.reporting.api import Report, report
     from hotswap.searching.api import search
     from hotswap.searching.preview import Preview, preview
@@ -40,6 +41,7 @@ else:
         "hotswap.measure.inspect": ("Inspection", "inspect"),
         "hotswap.measure.status": ("Status", "status"),
         "hotswap.measure.verify": ("Verification", "verify"),
+        "hotswap.rates": ("parameter_groups",),
         "hotswap.reporting.api": ("Report", "report"),
         "hotswap.searching.api": ("search",),
         "hotswap.searching.preview": ("Preview", "preview"),
@@ -85,6 +87,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "parameter_groups",
     "plan",
     "preview",
     "push_to_hub",

@@ -1,17 +1,18 @@
 """The verbs: plan, apply, convert, revert."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from hotswap.arguments import check_values, require_nothing_measured
+from hotswap.arguments import check_values, parse_projection, require_nothing_measured
 from hotswap.choices import FX, METHODS
 from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
-from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.measure.directions import principal_projections
+from hotswap.network.batches import Batches, KnownInputs, Pick, as_batches
 from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs, compiled_in_place
 from hotswap.network.names import AUTO
@@ -113,7 +114,7 @@ def plan(
         "after_activation": after_activation,
     }
     form = Form.checked(footprint, space, bounded)
-    known = _Inputs(example_inputs)
+    known = KnownInputs(example_inputs)
     return _planned(model, targets, guide, guide_scale, method, known, swapping, form, check).plan
 
 
@@ -152,6 +153,7 @@ def convert(
     guide_scale: Scales | None = None,
     learn_scale: bool = False,
     gate: bool | int = False,
+    projection: int | tuple[int, int] = 0,
     kernel: str = DEFAULT_KERNEL,
     conserve: str | None = AUTO,
     calibrate_on: Batches | None = None,
@@ -169,8 +171,9 @@ def convert(
 ) -> Model:
     """Make some convolutions of a network pixel-adaptive (Su et al., CVPR 2019), keeping their trained weights.
 
-    The result is an instance of the same class with the same `state_dict` keys and shapes (only `learn_scale`
-    and `gate` add one key a target each), and computes what it computed before but for what the guide changes.
+    The result is an instance of the same class with the same `state_dict` keys and shapes (only `learn_scale`,
+    `gate` and `projection` add one key a target each), and computes what it computed before but for what the guide
+    changes.
 
     Args:
         model: see `plan`, as for all arguments that are not explained here.
@@ -180,6 +183,8 @@ def convert(
             By default "auto" where there is data, else as in `plan`.
         learn_scale: see `plan`.
         gate: see `plan`.
+        projection: learn a projection of each convolution's guide to so many channels; (channels, window) has one
+            over a window of 3 pixels, not 1. It starts from the principal directions of the guide on `calibrate_on`.
         kernel: see `plan`.
         conserve: "mean" divides K at each tap by its mean there on `calibrate_on`; see `plan` for "window" and None.
             By default "mean" where there is data, else None.
@@ -206,7 +211,7 @@ def convert(
     if conserve == AUTO:
         conserve = None if calibrate_on is None else "mean"
     if calibrate_on is None:
-        require_nothing_measured(guide_scale, conserve)
+        require_nothing_measured(guide_scale, conserve, projection)
         if deviation != AUTO:
             raise HotswapError(
                 f"deviation is reached on data: give some as calibrate_on, or leave it out, got {deviation!r}"
@@ -226,8 +231,9 @@ def convert(
             "calibration to fail, its scales could not be put back; or hotswap.calibrate it afterwards"
         )
     form = Form.checked(footprint, space, bounded)
-    known = _Inputs(example_inputs, () if calibrate_on is None else as_batches(model, calibrate_on, inputs))
-    prepared = _planned(model, targets, guide, scale, method, known, swapping, form, check)
+    known = KnownInputs(example_inputs, () if calibrate_on is None else as_batches(model, calibrate_on, inputs))
+    to = parse_projection(projection)
+    prepared = _planned(model, targets, guide, scale, method, known, swapping, form, check, to)
     converted = carry_out(model, prepared, inplace)
     if known.batches:
         try:
@@ -271,10 +277,11 @@ def _planned(
     guide: Guides,
     guide_scale: Scales | None,
     method: str,
-    inputs: "_Inputs",
+    inputs: KnownInputs,
     swapping: Mapping[str, Any],
     form: Form,
     check: bool,
+    projection: tuple[int, int] = (0, 1),
 ) -> Prepared:
     check_values(swapping)
     if not isinstance(model, nn.Module):
@@ -328,11 +335,11 @@ def _planned(
             f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
             "first"
         )
-    for option, usual in (("kernel", DEFAULT_KERNEL), ("gate", False)):
-        if swapping[option] != usual and all(swap.target in before for swap in swaps):
+    options = (("kernel", DEFAULT_KERNEL, swapping["kernel"]), ("gate", False, swapping["gate"]))
+    for option, usual, given in (*options, ("projection", 0, projection[0])):
+        if given != usual and all(swap.target in before for swap in swaps):
             raise HotswapError(
-                f"{option} must be {usual!r} where only enlargements are targets, which have no other, "
-                f"got {swapping[option]!r}"
+                f"{option} must be {usual!r} where only enlargements are targets, which have no other, got {given!r}"
             )
     if before:
         notes += (f"{len(before)} were swapped before, and stay as they are",)
@@ -344,6 +351,18 @@ def _planned(
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
     prepared = Preparation(example_inputs, selfcheck, by_fx).prepare(names, resolved, method)
+    if projection[0]:
+        measured = carry_out(sharing_weights(names.model), prepared, inplace=True)
+        new = [swap.target for swap in swaps if swap.target not in before]
+        rows = principal_projections(measured, inputs.batches, new, *projection)
+        started = (
+            replace(swap, projection=rows[swap.target], projection_window=projection[1])
+            if swap.target in rows
+            else swap
+            for swap in swaps
+        )
+        resolved = replace(resolved, swaps=tuple(started))
+        prepared = Preparation(example_inputs, None, by_fx).prepare(names, resolved, method)
     return prepared.noted(*(graft.note for graft in prepared.grafts))
 
 
@@ -354,29 +373,3 @@ def _by_path(model: nn.Module, named: Any) -> Any:
     if isinstance(named, Mapping):
         return {_by_path(model, key): _by_path(model, value) for key, value in named.items()}
     return [_by_path(model, item) for item in named] if isinstance(named, list | tuple) else named
-
-
-class _Inputs:
-    """Inputs to run a network on: the given example, and real data, read when it is needed."""
-
-    def __init__(self, given: Inputs | None, data: Iterable[tuple[Any, ...]] = ()) -> None:
-        self.given, self._data = given, data
-
-    @cached_property
-    def batches(self) -> tuple[tuple[Any, ...], ...]:
-        """All batches of the data; an iterator gives them only once."""
-        return tuple(self._data)
-
-    def images(self) -> list[Any]:
-        """The first argument of each batch of the data."""
-        return [batch[0] for batch in self.batches if batch]
-
-    @property
-    def example(self) -> Inputs | None:
-        """Inputs for the dry run."""
-        return self.batches[0] if self.given is None and self.batches else self.given
-
-    @property
-    def numbers(self) -> Inputs | None:
-        """Inputs to compare outputs on: real data first."""
-        return self.batches[0] if self.batches else self.given

@@ -6,10 +6,11 @@ from typing import Any
 from hotswap.choices import CONSERVE_MODES, RESIZE_MODES
 from hotswap.errors import HotswapError
 from hotswap.network.names import AUTO
+from hotswap.targets.entries import PROJECTION_WINDOWS
 from hotswap.targets.kernels import parse
 
 
-def require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
+def require_nothing_measured(guide_scale: Any, conserve: str | None, projection: Any = 0) -> None:
     """Refuse what is measured on data where there is none.
 
     Raises:
@@ -21,6 +22,28 @@ def require_nothing_measured(guide_scale: Any, conserve: str | None) -> None:
                 f'{name}="{measured}" is measured on data: give convert some as calibrate_on, or convert without it '
                 "and hotswap.calibrate the result"
             )
+
+    if projection:
+        raise HotswapError(
+            "projection starts from what is measured on data: give convert some as calibrate_on, or leave it out"
+        )
+
+
+def parse_projection(given: Any) -> tuple[int, int]:
+    """Channels and window of a projection, from a number of channels or both; no channels for none.
+
+    Raises:
+        HotswapError: where it is neither.
+    """
+    channels: Any
+    channels, window = given if isinstance(given, (tuple, list)) and len(given) == 2 else (given, 1)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (channels, window))
+    if not whole or channels < 0 or window not in PROJECTION_WINDOWS:
+        raise HotswapError(
+            "projection must be a number of channels, or (channels, window) with a window of "
+            f"{' or '.join(map(str, PROJECTION_WINDOWS))}, got {given!r}"
+        )
+    return int(channels), int(window)
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {

@@ -14,13 +14,13 @@ from torch.utils.data import Dataset
 import hotswap
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
+from hotswap.rates import freeze
 from hotswap.targets.plan import Plan
 from hotswap.zoo import image_stats, names, providers
 from hotswap.zoo.image_stats import ImageStats
 from recipes import datasets, protocols
-from recipes.config import EARLIER, DataSet, Recipe, Swap
+from recipes.config import EARLIER, Calibration, DataSet, Recipe, Swap
 from recipes.datasets import Item
-from recipes.parameter_groups import freeze
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 _NORMALISATIONS: Mapping[str, Normalisation] = {
@@ -104,19 +104,26 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
     model, first = plain(recipe), example(data, recipe.seed)
     if recipe.model.checkpoint is not None:
         model = hotswap.load(_file(recipe.model.checkpoint, earlier), model=model)
+    settings = recipe.calibration
     for swap in recipe.swaps:
         options = {name: getattr(swap, name) for name in Swap.model_fields}
+        if swap.projection and settings is not None:
+            options["calibrate_on"] = _calibrating(recipe, settings, data, torch.device("cpu"))
         model = hotswap.convert(model, **options, example_inputs=first)
     model.to(device)
-    if recipe.calibration is not None and hotswap.status(model).plan is not None:
-        settings, size = recipe.calibration, recipe.batch_size
-        wanted = min(settings.batches * size, datasets.length(data))
-        with datasets.seeded(recipe.seed):
-            groups = datasets.chunks(range(wanted), size)
-            inputs = [datasets.moved(x, device) for x, _ in datasets.batches(data, groups)]
+    if settings is not None and hotswap.status(model).plan is not None:
+        inputs = _calibrating(recipe, settings, data, device)
         hotswap.calibrate(model, inputs, deviation=settings.deviation, conserve=settings.conserve)
     freeze(model, recipe.freeze, first)
     return _labelled(model, recipe)
+
+
+def _calibrating(recipe: Recipe, settings: Calibration, data: Dataset[Item], device: torch.device) -> list[Inputs]:
+    """The first batches of a data set."""
+    wanted = min(settings.batches * recipe.batch_size, datasets.length(data))
+    with datasets.seeded(recipe.seed):
+        groups = datasets.chunks(range(wanted), recipe.batch_size)
+        return [datasets.moved(x, device) for x, _ in datasets.batches(data, groups)]
 
 
 def network_again(recipe: Recipe, data: Dataset[Item], device: torch.device, plan: Plan | None) -> nn.Module:

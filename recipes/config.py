@@ -48,6 +48,7 @@ class Swap(Part):
     guide_scale: NotNegative | dict[str, NotNegative] | None = None
     learn_scale: bool = False
     gate: bool | Count = False
+    projection: Count | tuple[Count, Literal[1, 3]] | Literal[0] = 0  # needs a calibration, on whose data it starts
     kernel: str = "gaussian"
     conserve: Literal["window"] | None = None
     method: Literal["auto", "fx", "hooks"] = "auto"
@@ -189,6 +190,13 @@ class Recipe(Training):
     @classmethod
     def _as_written(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare no as false
+
+    @model_validator(mode="after")
+    def _projections_are_measured(self) -> Self:
+        measured = self.calibration is not None and self.calibration.deviation is not None
+        if any(swap.projection for swap in self.swaps) and not measured:
+            raise ValueError("projection starts from data: give the recipe a calibration, with a deviation")
+        return self
 
     @model_validator(mode="after")
     def _protocol_is_of_the_data(self) -> Self:

@@ -5,10 +5,9 @@ import math
 import torch
 from torch import nn
 
-from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
+from hotswap.rates import parameter_groups
 from recipes.config import Optimiser, Schedule
-from recipes.parameter_groups import parameters_of
 
 _KINDS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _WEIGHT_DECAY = {"adamw": 0.01, "adam": 0.0, "sgd": 0.0}
@@ -22,29 +21,17 @@ def optimiser(model: nn.Module, settings: Optimiser, example: Inputs) -> torch.o
     Args:
         model: the network.
         settings: the recipe's.
-        example: what the network takes, for `parameters_of`.
+        example: what the network takes, for `parameter_groups`.
 
     Raises:
         HotswapError: where a part is not there, or nothing is left to be trained.
     """
-    factor_of: dict[str, float] = {}
-    for part, factor in settings.factors.items():
-        for name in parameters_of(model, part, example):
-            factor_of.setdefault(name, factor)
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(factor_of.get(name, 1.0), []).append(parameter)
-    if not groups:
-        raise HotswapError(
-            "model must have a parameter that requires a gradient, got none; unfreeze what is to be tuned"
-        )
     options = (
         {} if settings.name != "sgd" else {"momentum": _MOMENTUM if settings.momentum is None else settings.momentum}
     )
     decay = settings.weight_decay
     built: torch.optim.Optimizer = _KINDS[settings.name](
-        [{"params": group, "lr": settings.lr * factor} for factor, group in groups.items()],
+        parameter_groups(model, settings.lr, settings.factors, example),
         weight_decay=_WEIGHT_DECAY[settings.name] if decay is None else decay,
         **options,
     )

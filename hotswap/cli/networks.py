@@ -152,6 +152,13 @@ def plan(
     shell_complete=completion.folders,
     help="Folder of images to calibrate on, as `hotswap calibrate` does.",
 )
+@click.option(
+    "--projection",
+    callback=options.projection,
+    metavar="N[,3]",
+    help="Learn a projection of each convolution's guide to N channels, of 1 x 1 or 3 x 3 pixels, from the guide's "
+    "principal directions on --calibrate-on.",
+)
 @options.deviation
 @options.image_options(options.limit())
 @options.no_check
@@ -163,6 +170,7 @@ def convert(
     weights: str | None,
     plan_file: str | None,
     calibrate_on: str | None,
+    projection: int | tuple[int, int] | None,
     deviation: float | None,
     prepared: options.ImageOptions,
     check: bool,
@@ -175,6 +183,8 @@ def convert(
     """Swap convolutions of a trained network, and write it with its weights and the plan."""
     if deviation is not None and calibrate_on is None:
         raise click.UsageError("--deviation needs images: give --calibrate-on as well.")
+    if projection is not None and calibrate_on is None:
+        raise click.UsageError("--projection needs images: give --calibrate-on as well.")
     if plan_file is not None and calibrate_on is not None:
         raise click.UsageError("--plan says how strong the swaps are: `hotswap calibrate` the result instead.")
     given = _given(chosen, plan_file, calibrated=calibrate_on is not None)
@@ -206,6 +216,7 @@ def convert(
         done, converted = _carry_out(network, plan_file, prepared.input_size, given, check)
     else:
         data = inputs.data(network, calibrate_on, prepared, "calibrating")
+        given |= {} if projection is None else {"projection": projection}
         given |= {"check": check} | ({} if deviation is None else {"deviation": deviation})
         with inputs.explained(network, prepared.input_size):
             example = inputs.example(network, prepared.input_size)

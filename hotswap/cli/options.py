@@ -71,6 +71,16 @@ def footprint(ctx: click.Context, param: click.Parameter, text: str | None) -> i
     return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
 
+def projection(ctx: click.Context, param: click.Parameter, text: str | None) -> int | tuple[int, int] | None:
+    """Parse a number of channels, or one and a window with a comma between them."""
+    if text is None:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,3}(,[13])?", text):
+        raise click.BadParameter(f"must be a number of channels, or one and a window of 1 or 3: 8,3, got {text!r}")
+    channels, _, window = text.partition(",")
+    return int(channels), int(window or 1)
+
+
 def kernel(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
     """Refuse what is no kernel's name, as far as this can be told without pac_ops."""
     if text is not None and text != "gaussian" and not text.startswith("inv_"):

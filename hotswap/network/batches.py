@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,3 +106,29 @@ def _described(batch: Any) -> str:
     if isinstance(batch, tuple | list):
         return f"a {type(batch).__name__} of {len(batch)}"
     return f"a {type(batch).__name__}"
+
+
+class KnownInputs:
+    """Inputs to run a network on: the given example, and real data, read when it is needed."""
+
+    def __init__(self, given: Inputs | None, data: Iterable[tuple[Any, ...]] = ()) -> None:
+        self.given, self._data = given, data
+
+    @cached_property
+    def batches(self) -> tuple[tuple[Any, ...], ...]:
+        """All batches of the data; an iterator gives them only once."""
+        return tuple(self._data)
+
+    def images(self) -> list[Any]:
+        """The first argument of each batch of the data."""
+        return [batch[0] for batch in self.batches if batch]
+
+    @property
+    def example(self) -> Inputs | None:
+        """Inputs for the dry run."""
+        return self.batches[0] if self.given is None and self.batches else self.given
+
+    @property
+    def numbers(self) -> Inputs | None:
+        """Inputs to compare outputs on: real data first."""
+        return self.batches[0] if self.batches else self.given

@@ -126,6 +126,8 @@ def _alike(guides: tuple[Node, ...], target: nn.Module, entry: Swap | Resize) ->
     """A key, equal for convolutions whose distances are equal where their inputs have one size."""
     if isinstance(entry, Resize):
         return (guides,)
+    if entry.projection:  # of its own
+        return guides, entry.target
     return guides, sliding_of(target), entry.resize, kernels.parse(entry.kernel).asymmetric
 
 

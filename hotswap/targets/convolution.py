@@ -13,7 +13,14 @@ from hotswap.errors import HotswapError
 from hotswap.network.derived import derived
 from hotswap.targets import kernels
 from hotswap.targets.entries import Swap
-from hotswap.targets.forward_ops import Shared, image_size, window_distance
+from hotswap.targets.forward_ops import (
+    Shared,
+    distance_of,
+    fitted_guides,
+    image_size,
+    projected,
+    window_distance,
+)
 from hotswap.targets.guided_layer import GuidedLayer, make_plain, set_entry, swapped_type
 from hotswap.targets.own_convolution import own_weight
 from hotswap.targets.window import Sliding, has_own_forward, sliding_of, steered_forward
@@ -32,14 +39,17 @@ class SwappedLayer(GuidedLayer[Swap]):
 
     sliding: Sliding
     guide_gate: nn.Parameter | None  # a, one number or one for each group of outputs: K' = 1 + a (K - 1)
+    guide_projection: nn.Parameter | None  # [P, G k k], to which all guides together are projected
     tap_factors: Tensor | None  # what K is multiplied by to conserve its mean at each tap, [kh, kw, 1, 1]
     _function: KernelType
 
     @property
     def swap(self) -> Swap:
-        """The entry of the plan, with scale and gate as they are now."""
-        gate = self.guide_gate
-        return super().swap if gate is None else replace(super().swap, gate=tuple(gate.tolist()))
+        """The entry of the plan, with what is learned as it is now."""
+        entry, gate, projection = super().swap, self.guide_gate, self.guide_projection
+        if gate is not None:
+            entry = replace(entry, gate=tuple(gate.tolist()))
+        return entry if projection is None else replace(entry, projection=tuple(map(tuple, projection.tolist())))
 
     def reset(self, **changes: Any) -> None:
         """See the base class; the means to conserve change too."""
@@ -67,10 +77,15 @@ class SwappedLayer(GuidedLayer[Swap]):
                 "other than the forward that hotswap rewrote called it; call the network itself, hotswap.revert it, "
                 'or convert it with method="hooks"'
             )
+        swap, projection, asymmetric = self._swap, self.guide_projection, self._function.asymmetric
         if isinstance(guides, Shared):
             return guides.distance
-        size, swap = image_size(self._swap.target, input), self._swap
-        return window_distance(swap.guide, tuple(guides), size, self.sliding, swap.resize, self._function.asymmetric)
+        size = image_size(swap.target, input)
+        if projection is None:
+            return window_distance(swap.guide, tuple(guides), size, self.sliding, swap.resize, asymmetric)
+        weight = projection.unflatten(1, (-1, swap.projection_window, swap.projection_window))
+        fitted = fitted_guides(swap.guide, tuple(guides), size, self.sliding, swap.resize)
+        return distance_of(projected(swap.target, fitted, weight), self.sliding, asymmetric)
 
     def measured(self, input: Tensor, guides: Sequence[Any] | Shared) -> tuple[Tensor, Tensor]:
         """Distances, [B, 1, kh, kw, Ho, Wo], and which taps are off-centre and inside the image, [kh, kw, Ho, Wo]."""
@@ -105,6 +120,7 @@ class SwappedLayer(GuidedLayer[Swap]):
         """The layer's options in print(model)."""
         plain: str = super().extra_repr()
         shown = self.shown()
+        shown += [f"projection={self.swap.projection_text}"] if self.guide_projection is not None else []
         shown += [f"gate={self.swap.gate_text}"] if self.guide_gate is not None else []
         shown += [f"kernel={self._swap.kernel}"] if self._swap.kernel != kernels.DEFAULT_KERNEL else []
         shown += [f"conserve={self._swap.conserve}"] if self._swap.conserve is not None else []
@@ -225,6 +241,8 @@ def swap_in(module: nn.Module, swap: Swap, device: torch.device) -> None:
     assert isinstance(module, SwappedLayer)  # noqa: S101 (for the type checker)
     module.sliding, module._function = sliding, kernels.parse(swap.kernel)
     set_entry(module, swap, device)
+    rows = nn.Parameter(torch.tensor(swap.projection, device=device)) if swap.projection else None
+    module.register_parameter("guide_projection", rows)
     module.register_parameter(
         "guide_gate", nn.Parameter(torch.tensor(swap.gate, device=device)) if swap.gate else None
     )

@@ -14,6 +14,7 @@ from hotswap.targets.guided_layer import NamedGuide, Tap
 TRANSPOSED = "transposed"  # a transposed convolution whose weights are a bilinear interpolation's
 NEAREST = ("nearest", "nearest-exact")
 Footprint = int | tuple[int, ...] | str  # of each step, or AUTO
+PROJECTION_WINDOWS = (1, 3)
 MODES = ("bilinear", *NEAREST, TRANSPOSED)
 
 
@@ -29,6 +30,10 @@ class Swap(NamedGuide):
     guide_scale: float = 1e-4
     learn_scale: bool = False
     gate: tuple[float, ...] = ()  # a, one or one for each group of outputs: 1 + a (K - 1) takes K's place; learned
+    # A learned projection of the guide: a row for each channel it is projected to, of the weights of all its channels
+    # at the pixels of a window of `projection_window` x `projection_window`.
+    projection: tuple[tuple[float, ...], ...] = ()
+    projection_window: int = 1
     kernel: str = kernels.DEFAULT_KERNEL
     conserve: str | None = None  # what scales K back up: "mean" of each tap, sum over each "window", or nothing
     tap_means: tuple[float, ...] | None = None  # for "mean": of K at each tap, row by row, as measured on data
@@ -54,10 +59,37 @@ class Swap(NamedGuide):
             taps = math.prod(self.kernel_size)
             if len(self.tap_means) != taps or not all(math.isfinite(m) and m > 0 for m in self.tap_means):
                 raise HotswapError(f"tap_means must be {taps} numbers > 0, one for each tap, got {self.tap_means!r}")
+        if reason := self._why_no_projection():
+            raise HotswapError(f"target {self.target!r} cannot have this projection: {reason}")
         if reason := self._why_no_gate():
             raise HotswapError(f"target {self.target!r} cannot have this gate: {reason}")
         if self.resize not in RESIZE_MODES:
             raise HotswapError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}")
+
+    def _why_no_projection(self) -> str | None:
+        if self.projection_window not in PROJECTION_WINDOWS:
+            return (
+                f"its window must be one of {', '.join(map(str, PROJECTION_WINDOWS))}, got {self.projection_window}"
+            )
+        lengths = {len(row) for row in self.projection}
+        if len(lengths) > 1 or any(n == 0 or n % self.projection_window**2 for n in lengths):
+            return f"its rows must hold one number for each channel and pixel, got rows of {sorted(lengths)}"
+        if not all(math.isfinite(x) for row in self.projection for x in row):
+            return "its numbers must be finite"
+        return None
+
+    @property
+    def projection_text(self) -> str | None:
+        """The projection in a few words; None without one."""
+        if not self.projection:
+            return None
+        k = self.projection_window
+        return f"{k}x{k}, {len(self.projection[0]) // k**2} -> {len(self.projection)}"
+
+    @property
+    def added(self) -> int:
+        """Parameters that it adds to the network."""
+        return super().added + len(self.gate) + sum(map(len, self.projection))
 
     def _why_no_gate(self) -> str | None:
         count, outputs = len(self.gate), self.out_channels

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.proxy import Proxy
 
@@ -116,9 +117,21 @@ def window_distance(
     Raises:
         HotswapError: where a guide is no image-like tensor, or of another batch size.
     """
+    total: Tensor | None = None
+    for guide in fitted_guides(names, guides, size, sliding, resize):
+        distance = distance_of(guide, sliding, asymmetric)
+        total = distance if total is None else total + distance
+    assert total is not None  # noqa: S101 (a plan names at least one)
+    return total
+
+
+def fitted_guides(
+    names: tuple[str, ...], guides: tuple[Any, ...], size: Size, sliding: Sliding, resize: str
+) -> list[Tensor]:
+    """Guides at the size that goes with a target's input; see `window_distance`, also for what it raises."""
     batch = size[0]
     height, width = sliding.guide_size(size[1], size[2])
-    total: Tensor | None = None
+    fitted = []
     for name, guide in zip(names, guides, strict=True):
         _check_guide(name, guide)
         if guide.shape[0] != batch:
@@ -126,14 +139,32 @@ def window_distance(
                 f"guide {name!r} must have the target's batch size {batch}, got {guide.shape[0]}; "
                 "take a guide from the same branch"
             )
-        padded = sliding.padded(resize_to(as_plain(guide), height, width, resize))
-        if asymmetric:
-            distance = centred_distance2d(padded, sliding.on_guide(), None, asymmetric=True)
-        else:
-            distance = pac_ops.squared_distance2d(padded, *sliding.on_guide())
-        total = distance if total is None else total + distance
-    assert total is not None  # noqa: S101 (a plan names at least one)
-    return total
+        fitted.append(resize_to(as_plain(guide), height, width, resize))
+    return fitted
+
+
+def distance_of(guide: Tensor, sliding: Sliding, asymmetric: bool) -> Tensor:
+    """||f_i - f_j||^2 over a target's window, of one guide that has its size."""
+    padded = sliding.padded(guide)
+    if asymmetric:
+        return centred_distance2d(padded, sliding.on_guide(), None, asymmetric=True)
+    return pac_ops.squared_distance2d(padded, *sliding.on_guide())
+
+
+def projected(target: str, fitted: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Guides of one size, together, projected by [P, G, k, k]: [B, P, H, W], in float32 or wider.
+
+    Raises:
+        HotswapError: where they have another number of channels.
+    """
+    together = fitted[0] if len(fitted) == 1 else torch.cat([x.to(accumulate_dtype(x.dtype)) for x in fitted], dim=1)
+    if together.shape[1] != weight.shape[1]:
+        raise HotswapError(
+            f"target {target!r} projects a guide of {weight.shape[1]} channels, got one of {together.shape[1]}"
+        )
+    wide = torch.promote_types(accumulate_dtype(together.dtype), weight.dtype)
+    with torch.autocast(together.device.type, enabled=False):
+        return F.conv2d(together.to(wide), weight.to(wide), padding=weight.shape[-1] // 2)
 
 
 class Shared(NamedTuple):

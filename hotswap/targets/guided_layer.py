@@ -12,7 +12,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from hotswap.errors import HotswapError
 from hotswap.network.derived import over
 
-LEARNED = ("guide_log_scale", "guide_gate")  # the parameters that a swapped layer may have more than the plain one
+LEARNED = (
+    "guide_log_scale",
+    "guide_gate",
+    "guide_projection",
+)  # the parameters that a swapped layer may have more than the plain one
 
 # The activation that a hook takes a guide at: its path, and its calls since the guide's to pass over.
 Tap = tuple[str, int]
@@ -38,6 +42,11 @@ class NamedGuide:
     def layer_path(self) -> str:
         """The path of the swapped layer in the converted network."""
         return self.target
+
+    @property
+    def added(self) -> int:
+        """Parameters that it adds to the network."""
+        return int(self.learn_scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -99,6 +99,7 @@ class Plan:
             "convolution",
             "guide",
             "scale",
+            "projection",
             "gate",
             "kernel",
             "conserve",
@@ -112,6 +113,7 @@ class Plan:
                 f"{swap.kernel_size[0]}x{swap.kernel_size[1]}, {swap.in_channels} -> {swap.out_channels}",
                 _guide_text(swap.guide_names),
                 _scale_text(swap),
+                swap.projection_text,
                 swap.gate_text if swap.gate else None,
                 None if swap.kernel == kernels.DEFAULT_KERNEL else swap.kernel,
                 swap.conserve,
@@ -125,8 +127,10 @@ class Plan:
             tables.append(filled(_RESIZE_COLUMNS, [_resize_row(resize) for resize in self.resizes]))
         if self.enlargements:
             tables.append(considered.table(self.enlargements))
+        count = sum(entry.added for entry in self.entries)
+        added = [f"learned beside the network's weights: {count:,} parameters"] if count else []
         drift = [] if self.drift is None else [f"drift (relative RMS change of the outputs): {self.drift:.3g}"]
-        return "\n".join([*tables, *drift, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*tables, *added, *drift, *(f"note: {note}" for note in self.notes)])
 
 
 _RESIZE_COLUMNS = ("alias", "enlargement", "mode", "footprint", "guide", "scale", "deviation", "space", "form")
@@ -167,6 +171,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "guide_scale": (int, float),
     "learn_scale": bool,
     "gate": list,
+    "projection": list,
+    "projection_window": int,
     "kernel": str,
     "conserve": (str, type(None)),
     "tap_means": (list, type(None)),
@@ -195,6 +201,8 @@ _ITEMS: dict[str, tuple[Any, str]] = {
 _LATER: dict[Any, dict[str, Any]] = {
     Swap: {
         "gate": [],
+        "projection": [],
+        "projection_window": 1,
         "kernel": kernels.DEFAULT_KERNEL,
         "conserve": None,
         "tap_means": None,
@@ -222,6 +230,10 @@ def _entry(kind: type[Entry], data: Any, index: int) -> Entry:
         if values.get(name) is not None:
             count = 2 if name == "kernel_size" else None
             values[name] = json_values.items(values[name], kinds, f"{where}: {name}", wanted, count)
+    if "projection" in values:
+        rows = (json_values.items([row], list, f"{where}: projection", "lists")[0] for row in values["projection"])
+        numbers = ((int, float), f"{where}: projection", "numbers")
+        values["projection"] = tuple(json_values.items(row, *numbers) for row in rows)
     values["taps"] = tuple(json_values.tap(tap, where) for tap in values["taps"])
     if isinstance(values.get("footprint"), list):
         values["footprint"] = tuple(values["footprint"])

@@ -6,9 +6,9 @@ from tiny_recipe import Small
 
 import hotswap
 from hotswap.errors import HotswapError
+from hotswap.rates import freeze, parameters_of
 from recipes.config import Optimiser, Schedule
 from recipes.optimisation import optimiser, rate
-from recipes.parameter_groups import freeze, parameters_of
 
 IMAGE = torch.rand(1, 3, 8, 8)
 

@@ -140,6 +140,8 @@ def random_network(seed):
     }
     targets = ["target"] if kind is Convolution else ["resize_*"]
     options["gate"] = kind is Convolution and choose.random() < 0.7
+    if options["gate"]:
+        options |= {"calibrate_on": [torch.rand(2, 3, *SIZE)], "projection": (2, 3)}
     swapped = hotswap.convert(net, targets, guide, example_inputs=torch.rand(2, 3, *SIZE), **options)
     if options["gate"]:
         nn.init.constant_(swapped.target.guide_gate, 0.6)

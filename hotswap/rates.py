@@ -1,6 +1,7 @@
-"""Groups of parameters by name, for learning rates and freezing."""
+"""Parts of a network by name, for learning rates and freezing."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -12,18 +13,52 @@ from hotswap.surgery import install
 from hotswap.targets.guided_layer import is_learned
 from hotswap.targets.plan import Plan
 
-SWAPPED, GUIDE, SCALES, GATES = "swapped", "guide", "scales", "gates"
+SWAPPED, GUIDE = "swapped", "guide"
+_LEARNED = {"scales": "guide_log_scale", "gates": "guide_gate", "projections": "guide_projection"}
 
 
-def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
+def parameter_groups(
+    model: nn.Module, lr: float, factors: Mapping[str, float], example_inputs: Inputs | None = None
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser of PyTorch's, of all parameters that require a gradient, with a rate for each part.
+
+    Args:
+        model: the network.
+        lr: the learning rate of what is in no part.
+        factors: what it is multiplied by in a part of the network, see `parameters_of`: {"gates": 10, "head.*": 2}.
+            Where a parameter is in several, the first counts.
+        example_inputs: what the network takes, for the part "guide"; by default an image of its usual size.
+
+    Returns:
+        `{"params": [...], "lr": ...}` for each rate.
+
+    Raises:
+        HotswapError: where a part is not there, or nothing is left to be trained.
+    """
+    factor_of: dict[str, float] = {}
+    for part, factor in factors.items():
+        for name in parameters_of(model, part, example_inputs):
+            factor_of.setdefault(name, factor)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factor_of.get(name, 1.0), []).append(parameter)
+    if not groups:
+        raise HotswapError(
+            "model must have a parameter that requires a gradient, got none; unfreeze what is to be tuned"
+        )
+    return [{"params": group, "lr": lr * factor} for factor, group in groups.items()]
+
+
+def parameters_of(model: nn.Module, part: str, example: Inputs | None) -> list[str]:
     """The names of the parameters in a part of a network.
 
     Args:
         model: the network.
-        part: "swapped", the convolutions that are; "scales", learned guide scales; "gates", learned gates; "guide",
+        part: "swapped", the convolutions that are; "scales", "gates" and "projections", which swaps learn; "guide",
             all that is computed before the last guide is; the path of a module or a parameter; or a pattern of
             them, see `hotswap.network.names`. A module stands for all inside it.
-        example: what the network takes, for "guide".
+        example: what the network takes, for "guide"; None for an image of its usual size.
 
     Raises:
         HotswapError: where a path or a pattern means nothing, with the closest names.
@@ -31,11 +66,11 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     kinds: dict[str, Callable[[], Collection[str]]] = {
         SWAPPED: lambda: {n for n in _under(names, [s.target for s in _plan(model).swaps]) if not is_learned(n)},
-        SCALES: lambda: [name for name in names if name.endswith(".guide_log_scale")],
-        GATES: lambda: [name for name in names if name.endswith(".guide_gate")],
         GUIDE: lambda: {n for n in _under(names, _until_guide(model, example)) if not is_learned(n)},
     }
-    if part in kinds:
+    if part in _LEARNED:
+        chosen: Collection[str] = [name for name in names if name.rpartition(".")[2] == _LEARNED[part]]
+    elif part in kinds:
         chosen = kinds[part]()  # may be empty: a plain control has the recipe of its swapped twin
     else:
         modules = [path for path, _ in model.named_modules() if path]
@@ -43,8 +78,8 @@ def parameters_of(model: nn.Module, part: str, example: Inputs) -> list[str]:
         chosen = _under(names, match(part, places, {}) if is_pattern(part) else [p for p in places if p == part])
         if not chosen:
             raise HotswapError(
-                f"no parameter is in {part!r}{closest(part, [*kinds, *places])}; "
-                f"a part is a path, a pattern, {', '.join(kinds)}"
+                f"no parameter is in {part!r}{closest(part, [*kinds, *_LEARNED, *places])}; "
+                f"a part is a path, a pattern, {', '.join([*kinds, *_LEARNED])}"
             )
     return [name for name in names if name in chosen]
 
@@ -70,7 +105,7 @@ def _under(names: Iterable[str], places: Collection[str]) -> set[str]:
     return {name for name in names if any(f"{name}.".startswith(f"{place}.") for place in places)}
 
 
-def _until_guide(model: nn.Module, example: Inputs) -> list[str]:
+def _until_guide(model: nn.Module, example: Inputs | None) -> list[str]:
     """Leaf modules that are called no later than the last guide."""
     plan = _plan(model)
     guides = {source for entry in plan.entries for source in entry.guide}

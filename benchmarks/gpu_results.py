@@ -24,7 +24,7 @@ TABLE = Path(measured.__file__)
 def written(chip: tuple[int, ...] | None, won: dict[winners.Key, Tiles]) -> str:
     """The module with the table of the fastest tiles of a chip."""
     docstring, _, _ = TABLE.read_text().partition("\n")
-    keys, tile = "tuple[str, str, bool, int, int, int]", "tuple[int, int, int, int, int]"
+    keys, tile = "tuple[str, str, bool, int, int, int]", "tuple[int, ...]"
     lines = [docstring, "", f"CHIP: tuple[int, int, int] | None = {chip}  # compute capability and multiprocessors"]
     opening = f"MEASURED: dict[{keys}, {tile}] = {{"
     if not won:

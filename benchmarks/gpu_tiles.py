@@ -164,7 +164,6 @@ def fastest(rows: list[dict[str, str]]) -> tuple[tuple[int, ...] | None, dict[wi
         last = row["last"] == "True"
         sizes = (int(row["pixels"]), int(row["inner"]), int(row["outer"]))
         key = winners.key(row["table"], row["how"], last=last, pixels=sizes[0], inner=sizes[1], outer=sizes[2])
-        pixels, outer, inner, warps, stages = map(int, row["tile"].split())
-        mine = (float(row["ms"]), (pixels, outer, inner, warps, stages))
+        mine = (float(row["ms"]), tuple(map(int, row["tile"].split())))
         best[key] = min(best.get(key, mine), mine)
     return tuple(map(int, chip.split())), {key: tile for key, (_, tile) in best.items()}

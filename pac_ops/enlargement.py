@@ -65,7 +65,8 @@ class Enlargement(NamedTuple):
         So every pixel of a map is one of the next map's too, and with K = 1 the steps are the enlargement at once.
         """
         between = [Enlargement(None, True, footprint) for footprint in footprints[:-1]]
-        return [*between, self._replace(footprint=footprints[-1], refined=len(between))]
+        last = Enlargement(self.scale_factor, self.align_corners, footprints[-1], len(between), self.band, self.held)
+        return [*between, last]
 
     @property
     def options(self) -> tuple[Sequence[float] | None, bool, int, int]:

@@ -240,25 +240,28 @@ def _check_conv(
         check_tensor("bias", bias)
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(f"groups must be a positive integer, got {groups!r}")
-    others = {"kernel": kernel, "weight": weight} | ({} if bias is None else {"bias": bias})
+    others = {"kernel": kernel, "weight": weight}
+    if bias is not None:
+        others["bias"] = bias
     check_devices(input.device, others)
     if weight.dim() != 4:
         raise ValueError(f"weight must be {weight_shape}, got {list(weight.shape)}")
-    c = input.shape[1]
+    c, filters = input.shape[1], weight.shape
     if shared_filters:
         if groups != 1:
             raise ValueError(f"groups must be 1 with shared_filters=True, got {groups}")
-        if list(weight.shape[:2]) != [1, 1]:
+        if list(filters[:2]) != [1, 1]:
             raise ValueError(f"weight must be [1, 1, kh, kw] with shared_filters=True, got {list(weight.shape)}")
         out_channels = c
     else:
-        out_channels = weight.shape[0] if out_groups is None else weight.shape[1] * out_groups
-    if bias is not None and list(bias.shape) != [out_channels]:
+        out_channels = filters[0] if out_groups is None else filters[1] * out_groups
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
         raise ValueError(f"bias must be [{out_channels}], got {list(bias.shape)}")
     if autocast_dtype(input.device.type) is None:
+        dtype = input.dtype
         for name, x in others.items():
-            if name != "kernel" and x.dtype != input.dtype:
-                raise TypeError(f"{name} must have the input's dtype {input.dtype}, got {x.dtype}")
+            if x.dtype != dtype and name != "kernel":
+                raise TypeError(f"{name} must have the input's dtype {dtype}, got {x.dtype}")
     return c, out_channels
 
 

@@ -74,10 +74,11 @@ def pacresize2d(
     where, planned = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
     coarse = (input.shape[2], input.shape[3])
     steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
-    recorded = not library.may_split(input, guide, coarse_guide, scale)
-    if recorded or steps.at_once(input):
-        whole = steps.whole(input, recorded=recorded)
+    if not library.may_split(input, guide, coarse_guide, scale):
+        whole = steps.whole(input, recorded=True)
         return formats.like(whole, input) if library.untraced(input) else whole
+    if steps.at_once(input):
+        return formats.like(steps.whole(input, recorded=False), input)
     out: Tensor | None = None
     size = (*input.shape[:2], *guide.shape[2:])
     for rows, band in steps.bands(input):

@@ -100,18 +100,50 @@ def packernel2d(
         K, [B, 1, kh, kw, Ho, Wo] ([B, G, kh, kw, Ho, Wo] if `channel_wise`), float32, or float64 for a float64 guide;
         and the output mask, [B, 1, Ho, Wo] in the mask's dtype, 0 where no tap counted (None without a mask).
     """
+    window = make_window(kernel_size, stride, check_no_word(padding) if transposed else padding, dilation)
+    return kernel_under(
+        window,
+        guide,
+        mask,
+        output_padding,
+        kernel_type,
+        smooth_kernel_type,
+        smooth_kernel,
+        inv_alpha,
+        inv_lambda,
+        channel_wise,
+        normalize_kernel,
+        transposed,
+        ceil_mode,
+    )
+
+
+def kernel_under(
+    window: Window,
+    guide: Tensor,
+    mask: Tensor | None,
+    output_padding: IntOrPair = 0,
+    kernel_type: str = "gaussian",
+    smooth_kernel_type: str = "none",
+    smooth_kernel: Tensor | None = None,
+    inv_alpha: Tensor | None = None,
+    inv_lambda: Tensor | None = None,
+    channel_wise: bool = False,
+    normalize_kernel: bool = False,
+    transposed: bool = False,
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`packernel2d` under a window."""
     check_image("guide", guide)
     function = adapting.kernel_type(kernel_type)
     smoothing = _smoothing(smooth_kernel_type, smooth_kernel, guide)
     for name, number in (("inv_alpha", inv_alpha), ("inv_lambda", inv_lambda)):
         if number is not None:
             _check_inverse(name, number, guide, function=function, channel_wise=channel_wise)
-    window, image, extra = _placed(
-        guide, kernel_size, stride, padding, output_padding, dilation, transposed=transposed, ceil_mode=ceil_mode
-    )
+    image, extra = _placed(guide, window, output_padding, transposed=transposed, ceil_mode=ceil_mode)
     if mask is not None:
         mask = check_mask(mask, _images(guide, mask), *image, guide.device)
-    adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=4)
+    adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=5)
 
     on_guide = window.on_output() if transposed else window
     padded = F.pad(guide, (0, extra[1], 0, extra[0])) if extra != (0, 0) else guide
@@ -189,25 +221,16 @@ def _images(x: Tensor, mask: Tensor) -> int:
 
 
 def _placed(
-    guide: Tensor,
-    kernel_size: IntOrPair,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    output_padding: IntOrPair,
-    dilation: IntOrPair,
-    *,
-    transposed: bool,
-    ceil_mode: bool,
-) -> tuple[Window, Pair, Pair]:
-    """The window, the input's height and width, and the rows and columns that `ceil_mode` adds."""
-    window = make_window(kernel_size, stride, check_no_word(padding) if transposed else padding, dilation)
+    guide: Tensor, window: Window, output_padding: IntOrPair, *, transposed: bool, ceil_mode: bool
+) -> tuple[Pair, Pair]:
+    """The input's height and width, and the rows and columns that `ceil_mode` adds."""
     _, _, height, width = guide.shape
     if not transposed:
         if pair("output_padding", output_padding, 0) != (0, 0):
             raise ValueError(f"output_padding must be 0 unless transposed=True, got {output_padding!r}")
         extra = window.ceil_padding(height, width) if ceil_mode else (0, 0)
         check_fits(window, height + extra[0], width + extra[1])
-        return window, (height, width), extra
+        return (height, width), extra
     if ceil_mode:
         raise ValueError("ceil_mode must be False with transposed=True, got True")
     ends = check_output_padding(output_padding, window)
@@ -219,7 +242,7 @@ def _placed(
                 f"guide must have the output's {name}, {s} * n + {out - spare} for an input of n + 1, got {out}"
             )
         image.append(spare // s + 1)
-    return window, (image[0], image[1]), (0, 0)
+    return (image[0], image[1]), (0, 0)
 
 
 def _counted(

@@ -87,7 +87,7 @@ class Steps(NamedTuple):
             out = (step.enlarged if recorded else step.rows)(out, self.scale, self.residual)
             if number < self.halvings:
                 out = with_detail(out, maps[number + 1], maps[number])
-        out = out.to(input.dtype)
+        out = out if out.dtype == input.dtype else out.to(input.dtype)
         return out if self.bounds is None else _within(out, input, self.bounds)
 
     def at_once(self, input: Tensor) -> bool:

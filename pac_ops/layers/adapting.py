@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pac_ops import adapting
 from pac_ops.arguments import check_devices, check_image, check_mask, or_one
-from pac_ops.functional.kernel import mask_kernel2d, packernel2d
+from pac_ops.functional.kernel import kernel_under, mask_kernel2d
 from pac_ops.geometry import Pair, Window
 
 Device = torch.device | str | None
@@ -50,15 +50,16 @@ class AdaptingLayer(nn.Module):
         self, guide: Tensor | None, kernel: Tensor | None, mask: Tensor | None, window: Window, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """K, from the guide or as given, masked where there is a mask; and the output mask."""
-        sliding: dict[str, Any] = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}
         if guide is None:
             assert kernel is not None  # noqa: S101 (for the type checker; see check_call)
             if mask is None:
                 return kernel, None
             given = {name: options[name] for name in ("transposed", "ceil_mode") if name in options}
-            return mask_kernel2d(kernel, mask, **sliding, **given, normalize_kernel=self.normalize_kernel)
-        options |= {name: getattr(self, name) for name in _OPTIONS}
-        return packernel2d(guide, mask, window.kernel_size, **sliding, **options)
+            _, stride, padding, dilation = window
+            return mask_kernel2d(kernel, mask, stride, padding, dilation, self.normalize_kernel, **given)
+        for name in _OPTIONS:
+            options[name] = getattr(self, name)
+        return kernel_under(window, guide, mask, **options)
 
     def compute_kernel(self, *_: object, **__: object) -> NoReturn:
         """Not here: see the error.

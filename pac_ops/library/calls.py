@@ -1,6 +1,6 @@
 """From a call to the kernel: through `torch.library` where something watches the call, else at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -16,10 +16,12 @@ from pac_ops.library.observers import below_autograd, transforms_active, unwatch
 from pac_ops.subclasses import as_plain
 
 Function = Callable[..., Any]
+# Of an operator's arguments and output, the tensors that its derivatives need, and its options.
+Kept = Callable[[tuple[Any, ...], Any], tuple[Sequence[Tensor], Sequence[Any]]]
 
 _library = torch.library.Library("pac_ops", "DEF")
 _kernels: dict[str, Function] = {}
-_recording: dict[str, type[torch.autograd.Function]] = {}
+_recording: dict[str, type[torch.autograd.Function]] = {}  # which take all options as one argument
 _transformable: dict[str, type[torch.autograd.Function]] = {}
 _narrowed: set[str] = set()  # by autocast
 
@@ -55,32 +57,56 @@ def _seen_through(
         return kernel(*arguments, **named)
 
 
-def define_gradient(
-    name: str, setup: Function, vjp: Function, jvp: Function, without_batch: tuple[int, ...] = ()
-) -> None:
+def define_gradient(name: str, kept: Kept, vjp: Function, jvp: Function, without_batch: tuple[int, ...] = ()) -> None:
     """Register an operator's gradient, its derivative in forward mode, and how `torch.vmap` maps over it.
 
     Args:
         name: of the operator.
-        setup: as `torch.autograd.Function.setup_context`.
+        kept: what is kept for them, on the context as `saved_tensors` and `options`.
         vjp: as `torch.autograd.Function.backward`.
         jvp: as `torch.autograd.Function.jvp`.
         without_batch: the positions of arguments without a batch: a weight, a bias.
     """
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors, ctx.options = kept(inputs, output)
+        ctx.save_for_backward(*tensors)
+
+    def setup_for_both(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup(ctx, inputs, output)
+        ctx.save_for_forward(*kept(inputs, output)[0])
+
     torch.library.register_autograd(f"pac_ops::{name}", vjp, setup_context=setup, lib=_library)
     call = call_of(name)
     vmap = batching.rule(call, without_batch)
     torch.library.register_vmap(f"pac_ops::{name}", vmap, lib=_library)
-    members = {"forward": call, "setup_context": setup, "backward": vjp, "jvp": jvp, "vmap": vmap}
+    members: dict[str, Function] = {
+        "forward": call,
+        "setup_context": setup_for_both,
+        "backward": vjp,
+        "jvp": jvp,
+        "vmap": vmap,
+    }
     _transformable[name] = _function(name, **members)
-    kernel = _kernels[name]
+    kernel, count = _kernels[name], _tensors_of(name)
 
-    def run(ctx: Any, *arguments: Any) -> Any:
+    def run(ctx: Any, *given: Any) -> Any:
+        arguments = given[:count] + given[count]
         output = kernel(*arguments)
         setup(ctx, arguments, output)
         return output
 
-    _recording[name] = _function(name, forward=run, backward=vjp)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        values: tuple[Any, ...] = vjp(ctx, *gradients)
+        return values[: count + 1]
+
+    _recording[name] = _function(name, forward=run, backward=backward)
+
+
+def _tensors_of(name: str) -> int:
+    """How many of an operator's arguments are tensors, or None: the first ones."""
+    schema = getattr(torch.ops.pac_ops, name).default._schema
+    return sum("Tensor" in str(each.type) for each in schema.arguments)
 
 
 def _function(name: str, **members: Function) -> type[torch.autograd.Function]:
@@ -117,16 +143,18 @@ def call_of(name: str) -> Function:
     """
     operator, narrowed = getattr(torch.ops.pac_ops, name).default, name in _narrowed
     kernel = _kernels[name]
+    count = _tensors_of(name)
 
     def call(*arguments: Any) -> Any:
         if is_compiling():
             return operator(*arguments)
-        recorded = is_grad_enabled() and torch._C._any_requires_grad(*arguments)
-        if unwatched(arguments) and not (narrowed and torch._C._is_any_autocast_enabled()):
+        tensors = arguments[:count]
+        recorded = is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+        if unwatched(tensors) and not (narrowed and torch._C._is_any_autocast_enabled()):
             if not recorded:
                 return kernel(*arguments)
             if not below_autograd():
-                return _recording[name].apply(*arguments)
+                return _recording[name].apply(*tensors, arguments[count:])
         if transforms_active():
             return _transformable[name].apply(*arguments)
         if recorded:

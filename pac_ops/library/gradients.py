@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.library.calls import call_of, define_gradient
+from pac_ops.library.calls import Kept, call_of, define_gradient
 from pac_ops.library.observers import unwatched
 from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator
 
@@ -22,15 +22,13 @@ def register() -> None:
     _register_gaussian()
 
 
-def _keeping(tensors: int, others: int = 0) -> Callable[..., None]:
-    """A `setup_context` that saves the first arguments, and notes those after some others, the options."""
+def _keeping(tensors: int, others: int = 0) -> Kept:
+    """Keep the first arguments, and, after some others, the options."""
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:tensors])
-        ctx.save_for_forward(*inputs[:tensors])
-        ctx.options = inputs[tensors + others :]
+    def kept(inputs: tuple[Any, ...], _: Any) -> tuple[Sequence[Tensor], Sequence[Any]]:
+        return inputs[:tensors], inputs[tensors + others :]
 
-    return setup
+    return kept
 
 
 def _refuse_forward_mode(*_: Any) -> Any:
@@ -110,10 +108,10 @@ def _register_linear(operator: Operator) -> None:
             of_tensors = vjp(ctx, grad)
             return *of_tensors[: operands + bias], None, *of_tensors[operands + bias :]
 
-        setup = _keeping(operands, others=bias + 1)
-        define_gradient(f"{operator.name}{OR_PLAIN}", setup, vjp_or_plain, jvp, (*shared, operands + bias))
-    setup = _keeping(operands + 1)
-    define_gradient(f"{operator.name}_backward", setup, backward_vjp, _refuse_forward_mode, shared_backward)
+        kept = _keeping(operands, others=bias + 1)
+        define_gradient(f"{operator.name}{OR_PLAIN}", kept, vjp_or_plain, jvp, (*shared, operands + bias))
+    kept = _keeping(operands + 1)
+    define_gradient(f"{operator.name}_backward", kept, backward_vjp, _refuse_forward_mode, shared_backward)
 
 
 # --- distances: quadratic in the guides ------------------------------------------------------------
@@ -161,10 +159,9 @@ def _register_gaussian() -> None:
     """K = exp(-Q / 2), whose derivatives are those of the distance Q, times -K / 2."""
     distance, distance_backward = call_of("squared_distance2d"), call_of("squared_distance2d_backward")
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        guide, *ctx.options = inputs
-        ctx.save_for_backward(guide, output)
-        ctx.save_for_forward(guide, output)
+    def kept(inputs: tuple[Any, ...], output: Tensor) -> tuple[Sequence[Tensor], Sequence[Any]]:
+        guide, *options = inputs
+        return (guide, output), options
 
     def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         guide, kernel = ctx.saved_tensors
@@ -175,4 +172,4 @@ def _register_gaussian() -> None:
         slope: Tensor = -0.5 * kernel * _slope(distance, (guide,), (tangent,), ctx.options)
         return slope
 
-    define_gradient("gaussian_kernel2d", setup, vjp, jvp)
+    define_gradient("gaussian_kernel2d", kept, vjp, jvp)

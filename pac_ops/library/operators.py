@@ -93,16 +93,17 @@ class Operator:
     ) -> Sequence[Tensor | None]:
         """Have a backend compute those that are needed, of an operator that is linear; None for the others."""
         backend = choose.implementation(operands[self.chosen_by])
-        run = getattr(backend, f"{self.name}_backward")
-        if self.bias:
-            *given, window, groups = self.for_backend(*operands, None, *options)
-            gradients = run(grad, *given[:-1], window, groups, tuple(needs))
-        else:
-            gradients = run(grad, *self.for_backend(*operands, *options), tuple(needs))
+        biases = (None,) * self.bias
+        given = self.for_backend(*operands, *biases, *options)[len(operands) + self.bias :]
+        gradients: Sequence[Tensor | None] = getattr(backend, f"{self.name}_backward")(
+            grad, *operands, *given, tuple(needs)
+        )
+        if hasattr(backend, FORMATTED):
+            return gradients
         result = list(gradients)
-        for k in () if hasattr(backend, FORMATTED) else self.followed:
-            if result[k] is not None:
-                result[k] = formats.like(result[k], operands[k])
+        for k in self.followed:
+            if (gradient := result[k]) is not None:
+                result[k] = formats.like(gradient, operands[k])
         return result
 
     def empty(self, *arguments: Any) -> Tensor:
@@ -152,8 +153,8 @@ def _for_distances(guide: Tensor, *window: Ints) -> tuple[Any, ...]:
 def _for_convolution(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
 ) -> tuple[Any, ...]:
-    *sliding, groups = options
-    return input, kernel, weight, bias, window_of(weight.shape[2:], *sliding), groups
+    stride, padding, dilation, groups = options
+    return input, kernel, weight, bias, window_of(weight.shape[2:], stride, padding, dilation), groups
 
 
 def _for_pooling(input: Tensor, kernel: Tensor, *sliding: Ints) -> tuple[Any, ...]:

@@ -58,7 +58,6 @@ class _Backward(NamedTuple):
     copied: tuple[bool, bool]  # the output's gradient and the input, channels-last
     gather: Gather | None
     of_weight: WeightGradient | None
-    memory_format: torch.memory_format  # of the weight's gradient
 
 
 def _forward(
@@ -113,9 +112,6 @@ def _backward(
     if plan.of_weight is not None:
         here, x = (input, grad) if transposed else (grad, input)
         to_weight = plan.of_weight.run(here, x, kernel)
-        if to_weight.dtype != weight.dtype:
-            to_weight = to_weight.to(weight.dtype)
-        to_weight = to_weight.contiguous(memory_format=plan.memory_format)
     return to_input, to_kernel, to_weight
 
 
@@ -124,7 +120,6 @@ def _backward_plan(
 ) -> _Backward:
     grad, input, kernel, weight = (Layout(*x) for x in layouts)
     chosen = Settings(*given)
-    memory_format = torch.channels_last if weight.last else torch.contiguous_format
     copied = (_lies_apart(grad, weight, groups), _lies_apart(input, weight, groups))
     at_hand = Layout.dense(input.shape, input.dtype, last=input.last)
     grad, input = (_as_last(x) if copy else x for x, copy in zip((grad, input), copied, strict=True))
@@ -134,10 +129,12 @@ def _backward_plan(
     of_weight = None
     if needs[2]:
         if transposed:
-            of_weight = weight_gradient(input, grad, kernel, back, groups, chosen, at_source=True, flipped=True)
+            of_weight = weight_gradient(
+                input, grad, kernel, weight, back, groups, chosen, at_source=True, flipped=True
+            )
         else:
-            of_weight = weight_gradient(grad, input, kernel, sliding(window), groups, chosen)
-    return _Backward(copied, of_both, of_weight, memory_format)
+            of_weight = weight_gradient(grad, input, kernel, weight, sliding(window), groups, chosen)
+    return _Backward(copied, of_both, of_weight)
 
 
 def _lies_apart(x: Layout, weight: Layout, groups: int) -> bool:

@@ -21,7 +21,7 @@ from pac_ops.backends.triton.indexing import (
     tile_of_pixels,
 )
 from pac_ops.backends.triton.launch import INTERPRETED, Launch, planned
-from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
+from pac_ops.backends.triton.layout import Key, Layout, layout
 from pac_ops.backends.triton.walk import sliding
 from pac_ops.geometry import Window
 
@@ -162,14 +162,14 @@ class _Plan(NamedTuple):
 
 
 def _distances(x: Tensor, window: Window, *, gaussian: bool) -> Tensor:
-    plan = planned(_plan, layout(x), window, gaussian, settings(x))
+    plan = planned(_plan, layout(x), window, gaussian, x.device)
     out = plan.out.empty(x.device)
     plan.launch(x, out)
     return out
 
 
-def _plan(of_x: Key, window: Window, gaussian: bool, given: Key) -> _Plan:
-    x, device = Layout(*of_x), Settings(*given).device
+def _plan(of_x: Key, window: Window, gaussian: bool, device: torch.device) -> _Plan:
+    x = Layout(*of_x)
     walk, (kh, kw) = sliding(window), window.kernel_size
     batch, channels, height, width = x.shape
     size = window.output_size(height, width)
@@ -197,14 +197,14 @@ def _plan(of_x: Key, window: Window, gaussian: bool, given: Key) -> _Plan:
 
 def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> Tensor:
     """See `reference.squared_distance2d_backward`."""
-    plan = planned(_backward_plan, layout(grad), layout(guide), window, settings(guide))
+    plan = planned(_backward_plan, layout(grad), layout(guide), window, guide.device)
     out = plan.out.empty(guide.device)
     plan.launch(guide, grad, out)
     return out
 
 
-def _backward_plan(of_grad: Key, of_guide: Key, window: Window, given: Key) -> _Plan:
-    grad, guide, device = Layout(*of_grad), Layout(*of_guide), Settings(*given).device
+def _backward_plan(of_grad: Key, of_guide: Key, window: Window, device: torch.device) -> _Plan:
+    grad, guide = Layout(*of_grad), Layout(*of_guide)
     back = sliding(window).back
     batch, channels, height, width = guide.shape
     out = Layout.dense(guide.shape, guide.dtype, last=guide.last)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pac_ops.backends.triton.arguments import strides
 from pac_ops.backends.triton.indexing import load_channels, store_channels
 from pac_ops.backends.triton.launch import planned_with_tensors
-from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
+from pac_ops.backends.triton.layout import Key, Layout, layout
 from pac_ops.backends.triton.neighbours import (
     Planned,
     launch_over,
@@ -176,21 +176,17 @@ def _from_coarse(coarse: Tensor, kernel: Tensor, where: Enlargement, fine: Tenso
     kernel = kernel.contiguous()
     of_fine = None if fine is None else layout(fine)
     plan = planned_with_tensors(
-        _from_coarse_plan,
-        layout(coarse),
-        layout(kernel),
-        of_fine,
-        where.hashable,
-        settings(coarse),
-        device=coarse.device,
+        _from_coarse_plan, coarse.device, layout(coarse), layout(kernel), of_fine, where.hashable
     )
     out = plan.out.empty(coarse.device)
     plan.launch(coarse, kernel, fine, out)
     return out
 
 
-def _from_coarse_plan(of_coarse: Key, of_kernel: Key, of_fine: Key | None, where: Enlargement, given: Key) -> Planned:
-    coarse, kernel, device = Layout(*of_coarse), Layout(*of_kernel), Settings(*given).device
+def _from_coarse_plan(
+    device: torch.device, of_coarse: Key, of_kernel: Key, of_fine: Key | None, where: Enlargement
+) -> Planned:
+    coarse, kernel = Layout(*of_coarse), Layout(*of_kernel)
     fine = None if of_fine is None else Layout(*of_fine)
     like, size = coarse if fine is None else fine, (kernel.shape[4], kernel.shape[5])
     out = Layout.dense((*coarse.shape[:2], *size), like.dtype, last=like.last)
@@ -204,21 +200,17 @@ def _from_coarse_plan(of_coarse: Key, of_kernel: Key, of_fine: Key | None, where
 def _over_channels(fine: Tensor, coarse: Tensor, where: Enlargement, *, distance: bool) -> Tensor:
     """The kernel of that name."""
     plan = planned_with_tensors(
-        _over_channels_plan,
-        layout(fine),
-        layout(coarse),
-        where.hashable,
-        distance,
-        settings(fine),
-        device=fine.device,
+        _over_channels_plan, fine.device, layout(fine), layout(coarse), where.hashable, distance
     )
     out = plan.out.empty(fine.device)
     plan.launch(coarse, fine, out)
     return out
 
 
-def _over_channels_plan(of_fine: Key, of_coarse: Key, where: Enlargement, distance: bool, given: Key) -> Planned:
-    coarse, fine, device, n = Layout(*of_coarse), Layout(*of_fine), Settings(*given).device, where.footprint
+def _over_channels_plan(
+    device: torch.device, of_fine: Key, of_coarse: Key, where: Enlargement, distance: bool
+) -> Planned:
+    coarse, fine, n = Layout(*of_coarse), Layout(*of_fine), where.footprint
     out = Layout.dense((fine.shape[0], 1, n, n, *size_of(fine)), torch.float32)
     arguments = {**strides("fine", fine), "DISTANCE": distance}
     arguments |= tables_of(where.neighbours(size_of(coarse), size_of(fine), device))
@@ -241,16 +233,16 @@ def _to_coarse(fine: Tensor, kernel: Tensor, where: Enlargement, coarse: Tensor,
     """The kernel of that name; `coarse` gives the shape, and with `pull` is pulled at."""
     kernel = kernel.contiguous()
     layouts = (layout(fine), layout(kernel), layout(coarse))
-    plan = planned_with_tensors(_to_coarse_plan, *layouts, where.hashable, pull, settings(fine), device=fine.device)
+    plan = planned_with_tensors(_to_coarse_plan, fine.device, *layouts, where.hashable, pull)
     out = plan.out.empty(coarse.device)
     plan.launch(fine, kernel, coarse, out)
     return out
 
 
 def _to_coarse_plan(
-    of_fine: Key, of_kernel: Key, of_coarse: Key, where: Enlargement, pull: bool, given: Key
+    device: torch.device, of_fine: Key, of_kernel: Key, of_coarse: Key, where: Enlargement, pull: bool
 ) -> Planned:
-    fine, kernel, coarse, device = Layout(*of_fine), Layout(*of_kernel), Layout(*of_coarse), Settings(*given).device
+    fine, kernel, coarse = Layout(*of_fine), Layout(*of_kernel), Layout(*of_coarse)
     out = Layout.dense(coarse.shape, coarse.dtype, last=coarse.last)
     neighbours = where.neighbours(size_of(coarse), size_of(fine), device)
     begins = [_begins(seen, pixels) for seen, pixels in zip(neighbours, size_of(coarse), strict=True)]

@@ -1,10 +1,13 @@
 """Weights as the kernels read them: filters whose input channels, or output channels, lie side by side."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pac_ops import formats
 from pac_ops.backends.triton.layout import Layout
+from pac_ops.backends.triton.tiles import Meta
 
+WARP, LINE = 32, 128  # threads that load together; bytes of a line of memory, of which one is looked up in a cycle
+OF_A_COPY = 5000  # cycles: 3 us
 _NAMES = tuple(f"weight_stride_{axis}" for axis in "gtoi")
 
 
@@ -15,15 +18,28 @@ class Filters(NamedTuple):
     swapped: bool = False  # [groups * inner, outer, kh, kw]
     flipped: bool = False  # taps in the opposite order
 
-    def lie_apart(self, *, product: bool) -> bool:
-        """Whether a kernel can only read a copy: taps need one step; for a product, channels must lie side by side.
+    @property
+    def scattered(self) -> bool:
+        """Whether a kernel can only read a copy: taps need one step."""
+        (_, _, rows, columns), (_, _, down, across) = self.weight.shape, self.weight.strides
+        return not (rows == 1 or columns == 1 or down == columns * across)
 
-        Channels-last weights do. No copy is kept for the next call: what is written through `weight.data`, as some
-        optimisers and pruners do, no count of changes shows.
+    @property
+    def apart(self) -> bool:
+        """Whether channels lie apart, as those of channels-last weights do not: they are loaded one by one."""
+        return self.weight.strides[1] != 1
+
+    def copied(self, steps: Any, meta: Meta) -> bool:
+        """Whether a product reads a channels-last copy, made at each call.
+
+        It pays where a multiprocessor takes many steps. It is not kept for the next call: what is written through
+        `weight.data`, as some optimisers and pruners do, and by a CUDA graph, no count of changes shows.
         """
-        (_, _, rows, columns), (_, beside, down, across) = self.weight.shape, self.weight.strides
-        one_step = rows == 1 or columns == 1 or down == columns * across
-        return not one_step or (product and beside != 1)
+        if self.scattered or not self.apart:
+            return self.scattered
+        lines = WARP * self.weight.dtype.itemsize * self.weight.shape[2] * self.weight.shape[3] / LINE
+        reads = meta["BLOCK_O"] * meta["BLOCK_I"] / WARP * max(1, lines)
+        return not isinstance(steps, int) or steps * reads > OF_A_COPY  # sizes may be symbols, in a trace
 
 
 def weight_strides(filters: Filters | None, groups: int, *, copied: bool) -> dict[str, int]:

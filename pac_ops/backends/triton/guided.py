@@ -4,6 +4,7 @@
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
 # ruff: noqa: N803
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from pac_ops.backends.triton.arguments import strides
 from pac_ops.backends.triton.indexing import load_channels, store_channels
 from pac_ops.backends.triton.launch import INTERPRETED, planned_with_tensors
-from pac_ops.backends.triton.layout import Key, Layout, Settings, layout, settings
+from pac_ops.backends.triton.layout import Key, Layout, layout
 from pac_ops.backends.triton.neighbours import (
     Planned,
     launch_over,
@@ -99,19 +100,18 @@ def guided_resize2d(
         residual: see `functional.weights`.
     """
     layouts = (layout(input), layout(guide), layout(coarse))
-    plan = planned_with_tensors(
-        _guided_plan, *layouts, where.hashable, residual, settings(input), device=input.device
-    )
-    out = plan.out.empty(input.device)
+    device = input.device
+    plan = planned_with_tensors(_guided_plan, device, *layouts, where.hashable, residual)
+    out = plan.out.empty(device)
     given, number = (scale, 0.0) if isinstance(scale, Tensor) else (None, float(scale))
     plan.launch(input, guide, coarse, given, out, numbers=(number,))
     return out
 
 
 def _guided_plan(
-    of_input: Key, of_fine: Key, of_coarse: Key, where: Enlargement, residual: bool, given: Key
+    device: torch.device, of_input: Key, of_fine: Key, of_coarse: Key, where: Enlargement, residual: bool
 ) -> Planned:
-    input, fine, coarse, device = Layout(*of_input), Layout(*of_fine), Layout(*of_coarse), Settings(*given).device
+    input, fine, coarse = Layout(*of_input), Layout(*of_fine), Layout(*of_coarse)
     sizes = (size_of(coarse), size_of(fine), device)
     out = Layout.dense((*input.shape[:2], *size_of(fine)), input.dtype, last=input.last)
     down, across = where.tables(*sizes, residual=residual)

@@ -28,6 +28,19 @@ def tile_of_pixels(
 
 
 @triton.jit
+def box_of_pixels(tile, height, width, BOX: tl.constexpr, BLOCK: tl.constexpr, INDEX):
+    """`tile_of_pixels` of a rectangle so wide, of one image, and the row and column it begins at."""
+    columns = tl.cdiv(width, BOX)
+    rows = tl.cdiv(height, BLOCK // BOX)
+    image = tile // (rows * columns)
+    top = tile // columns % rows * (BLOCK // BOX)
+    left = tile % columns * BOX
+    y = (top + tl.arange(0, BLOCK) // BOX).to(INDEX)
+    x = (left + tl.arange(0, BLOCK) % BOX).to(INDEX)
+    return image, y, x, (y < height) & (x < width), top, left
+
+
+@triton.jit
 def pixels_further(image, y, x, stride, height, width):
     """Where each pixel is so many pixels further on: without a division of each, which takes as long as a product."""
     x += stride % width

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from pac_ops import formats
 
+_SWITCH = getattr(torch.backends.cudnn, "conv", None)  # None before PyTorch 2.9
+
 
 class Layout(NamedTuple):
     """Size, strides and dtype of a tensor; sizes may be symbols in a trace."""
@@ -54,7 +56,6 @@ def settings(x: Tensor) -> Key:
 
 def precision() -> str:
     """How float32 factors are multiplied: as PyTorch's own convolutions may on a GPU, by default in TF32."""
-    switch = getattr(torch.backends.cudnn, "conv", None)
-    if switch is None:  # before PyTorch 2.9
+    if _SWITCH is None:
         return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
-    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+    return "tf32" if _SWITCH.fp32_precision == "tf32" else "ieee"

@@ -27,10 +27,11 @@ def _dot_kernel(
     here,  # [B, groups * outer, H, W]
     x,  # [B, groups * inner, XH, XW], read under the taps
     kernel,
-    out,  # [slabs, groups * outer, taps, inner], contiguous
+    out,  # [slabs, groups * outer, taps, inner] by its strides
     here_stride_b, here_stride_c, here_stride_y, here_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    out_stride_s, out_stride_o, out_stride_t, out_stride_i,
     batch, height, width, x_height, x_width, groups, outer, inner,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     AT_SOURCE: tl.constexpr,  # K is indexed by the pixel read
@@ -74,12 +75,12 @@ def _dot_kernel(
         image, y, x_ = pixels_further(image, y, x_, stride, height, width)
         exists = image < batch
     filter_tap = taps - 1 - tap if FLIPPED else tap
-    at = ((group * outer + o[:, None]) * taps + filter_tap) * inner + c[None, :]
+    at = (group * outer + o[:, None]) * out_stride_o + filter_tap * out_stride_t + c[None, :] * out_stride_i
     some = (o < outer)[:, None] & (c < inner)[None, :]
     if ADD:
         tl.atomic_add(out + at, total, mask=some, sem="relaxed")
     else:
-        tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * groups * outer * inner, total, mask=some)
+        tl.store(out + at + tl.program_id(1).to(tl.int64) * out_stride_s, total, mask=some)
 
 
 @triton.jit
@@ -88,6 +89,7 @@ def _direct_kernel(
     here_stride_b, here_stride_c, here_stride_y, here_stride_x,
     x_stride_b, x_stride_c, x_stride_y, x_stride_x,
     kernel_stride_b, kernel_stride_c, kernel_stride_i, kernel_stride_j, kernel_stride_y, kernel_stride_x,
+    out_stride_s, out_stride_o, out_stride_t, out_stride_i,
     batch, height, width, x_height, x_width, groups, outer, inner,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_SOURCE: tl.constexpr, FLIPPED: tl.constexpr, ADD: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
@@ -122,12 +124,12 @@ def _direct_kernel(
         image, y, x_ = pixels_further(image, y, x_, stride, height, width)
         exists = image < batch
     filter_tap = taps - 1 - tap if FLIPPED else tap
-    at = (o * taps + filter_tap) * inner + c
+    at = o * out_stride_o + filter_tap * out_stride_t + c * out_stride_i
     result = tl.sum(total, axis=1)
     if ADD:
         tl.atomic_add(out + at, result, mask=o < channels, sem="relaxed")
     else:
-        tl.store(out + at + tl.program_id(1).to(tl.int64) * taps * channels * inner, result, mask=o < channels)
+        tl.store(out + at + tl.program_id(1).to(tl.int64) * out_stride_s, result, mask=o < channels)
 
 
 class WeightGradient(NamedTuple):
@@ -135,19 +137,29 @@ class WeightGradient(NamedTuple):
 
     launch: Run
     device: torch.device
-    sums: Layout  # slabs of it, to be added, where it has five axes
+    sums: Layout  # what the kernel writes
+    added: bool  # to zeros, by several programs
+    slabbed: bool  # slabs of it, to be added, along a first axis
+    out: Layout
 
     def run(self, here: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-        """float32, channels-last."""
-        out = self.sums.empty(self.device).zero_()
-        self.launch(here, x, kernel, out)
-        return out if len(self.sums.shape) == 4 else out.sum(dim=0)
+        """The gradient."""
+        sums = self.sums.empty(self.device)
+        if self.added:
+            sums.zero_()
+        self.launch(here, x, kernel, sums)
+        if not self.added and not self.slabbed:
+            return sums
+        total = sums.sum(dim=0) if self.slabbed else sums
+        last = torch.channels_last if self.out.last else torch.contiguous_format
+        return total.to(self.out.dtype, memory_format=last)
 
 
 def weight_gradient(
     here: Layout,
     x: Layout,
     kernel: Layout,
+    weight: Layout,
     walk: Walk,
     groups: int,
     settings: Settings,
@@ -161,6 +173,7 @@ def weight_gradient(
         here: [B, groups * outer, H, W].
         x: what the taps read, [B, groups * inner, XH, XW].
         kernel: K, of size (H, W), or (XH, XW) with `at_source`.
+        weight: gives the result its dtype and format.
         walk: from here's pixels to x's; every tap reads, so that there is nothing to skip.
         groups: of channels.
         settings: the device, and switches.
@@ -180,7 +193,6 @@ def weight_gradient(
         "inner": inner,
         "AT_SOURCE": at_source,
         "FLIPPED": flipped,
-        "ADD": not settings.deterministic,
         "INDEX": index_type(here, x, kernel),
     }
     direct = not is_product(inner, outer)
@@ -205,9 +217,20 @@ def weight_gradient(
     else:
         arguments |= products(settings.precision, x, here)
         metas = tiles.products(OF_WEIGHT, arguments, steps, settings.device, "BLOCK_P", winners.OF_WEIGHT)
-    slabs = slabs_of(metas[0])
-    run = tiles.fastest(launch, metas, sums=[3])
-    sums = Layout.dense((channels, inner, walk.rows.taps, walk.columns.taps), torch.float32, last=True)
-    if settings.deterministic:
-        sums = Layout((slabs, *sums.shape), (channels * inner * taps, *sums.strides), torch.float32)
-    return WeightGradient(run, settings.device, sums)
+    out = Layout.dense(weight.shape, weight.dtype, last=weight.last)
+    split = any(slabs_of(meta) > 1 for meta in metas)
+    added, slabbed = split and not settings.deterministic, split and settings.deterministic
+    sums = Layout.dense(weight.shape, torch.float32, last=True) if split else out
+    if slabbed:
+        sums = Layout((slabs_of(metas[0]), *sums.shape), (channels * inner * taps, *sums.strides), torch.float32)
+    to_slab = sums.strides[0] if slabbed else 0
+    to_channel, beside, _, across = sums.strides[-4:]
+    arguments |= {
+        "ADD": added,
+        "out_stride_s": to_slab,
+        "out_stride_o": to_channel,
+        "out_stride_t": across,
+        "out_stride_i": beside,
+    }
+    run = tiles.fastest(launch, metas, sums=[3] if added else [])
+    return WeightGradient(run, settings.device, sums, added, slabbed, out)

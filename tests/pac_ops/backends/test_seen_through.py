@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import pac_ops
+from pac_ops.backends.triton import tiles
 from pac_ops.backends.triton.walk import Axis
 
 pytestmark = [
@@ -80,6 +81,15 @@ def test_an_operator_is_its_launches(op, dynamic):
     if dynamic:  # no height or width is fixed: what is, are channels, batches and windows
         fixed = [guard.expr for guard in sizes.guards if guard.expr.func.__name__ == "Equality"]
         assert all(value <= 4 for expression in fixed for value in expression.args if value.is_number)
+
+
+@pytest.mark.parametrize("tuned", ["0", "1"])
+def test_a_product_is_one_launch_also_where_tiles_are_to_be_timed(tuned, monkeypatch):
+    monkeypatch.setenv(tiles.TUNE, tuned)
+    window = ([1, 1], [1, 1], [1, 1], 1)
+    x, weight, kernel = torch.empty(2, 64, 16, 16), torch.empty(64, 64, 3, 3), torch.empty(2, 1, 3, 3, 16, 16)
+    graph, _, _ = traced(lambda *given: torch.ops.pac_ops.pacconv2d(*given, None, *window), [x, kernel, weight])
+    assert sum(node.target is LAUNCH for node in graph.graph.nodes) == 1
 
 
 @pytest.mark.parametrize("op", ["pacconv2d", "squared_distance2d"])

@@ -33,7 +33,7 @@ from triton_calls import (
 
 from pac_ops.backends import reference
 from pac_ops.backends import triton as backend
-from pac_ops.backends.triton import gather, launch, layout, tiles
+from pac_ops.backends.triton import filters, gather, launch, layout, tiles
 from pac_ops.geometry import Window
 
 pytestmark = [
@@ -89,6 +89,26 @@ def test_whole_table(operator, case, dtype):
 def test_any_memory_layout(operator, laid):
     case = small(channels=16, out_channels=17, height=3, width=4, kernel_size=(1, 3), padding=(0, 1))
     check(operator, case, torch.float32, layout=LAYOUTS[laid])
+
+
+@on_device
+@pytest.mark.parametrize("operator", ["pacconv2d", "pacconv_transpose2d"])
+@pytest.mark.parametrize("of_a_copy", [0, 10**9])
+def test_weights_whose_channels_lie_apart(operator, of_a_copy, monkeypatch):
+    """Copied, or read as they are, by what a copy is taken to cost; what is written to them is seen."""
+    monkeypatch.setattr(launch, "PLANS", {})
+    monkeypatch.setattr(filters, "OF_A_COPY", of_a_copy)
+    case = small(channels=16, out_channels=17, height=3, width=4, kernel_size=(1, 3), padding=(0, 1))
+    name, arguments = calls(operator, case, torch.float16)[0]
+    for n, x in enumerate(arguments):
+        if isinstance(x, torch.Tensor) and x.shape[-2:] == case.kernel_size:
+            weight = torch.nn.Parameter(x, requires_grad=False)
+            arguments = (*arguments[:n], weight, *arguments[n + 1 :])
+    check_call(name, arguments)
+    version = weight._version
+    weight.data.mul_(-0.5)
+    assert weight._version == version  # so that no cache could know
+    check_call(name, arguments)
 
 
 @on_device

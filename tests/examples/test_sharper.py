@@ -8,7 +8,7 @@ from examples import sharper
 
 
 def shown(tmp_path, capsys):
-    path = sharper.show_gain(tmp_path, Console(width=300))
+    *_, path = sharper.show_gain(tmp_path, Console(width=300))
     with Image.open(path) as image:
         assert image.width > 1200
         assert image.height > 1200

@@ -6,7 +6,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hotswap
-from examples import demo
+from examples import demo, tour
+from examples.checks import check, save_load_revert
 from examples.hed import load_segmenter
 from recipes.finetune import evaluate
 from recipes.landwater import LandWater
@@ -14,25 +15,25 @@ from recipes.pictures import pixels
 
 
 def test_help_names_the_options():
-    result = CliRunner().invoke(demo.main, ["--help"])
-    assert result.exit_code == 0
-    assert "--out" in result.output
-    assert "--steps" in result.output
+    for command, options in ((demo.main, ["--out"]), (tour.main, ["--out", "--steps"])):
+        result = CliRunner().invoke(command, ["--help"])
+        assert result.exit_code == 0
+        assert all(option in result.output for option in options)
 
 
 def test_a_failed_check_ends_the_demo_with_what_failed():
     with pytest.raises(SystemExit, match="check failed: water is wet"):
-        demo.check(False, "water is wet")
+        check(False, "water is wet")
 
 
 def test_a_passed_check_shows_its_mark(capsys):
-    demo.check(True, "water is wet")
+    check(True, "water is wet")
     assert "✓ water is wet" in capsys.readouterr().out
 
 
 def test_every_photograph_gets_two_pictures(hed, swapped_hed, face, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "PHOTOS", {"face": [(100, 40), (20, 20)]})
-    written = demo.draw_photos(tmp_path, {"face": face[..., :64]}, hed, swapped_hed, swapped_hed, swapped_hed)
+    monkeypatch.setattr(tour, "PHOTOS", {"face": [(100, 40), (20, 20)]})
+    written = tour.draw_photos(tmp_path, {"face": face[..., :64]}, hed, swapped_hed, swapped_hed, swapped_hed)
     assert [path.name for path in written] == ["face_edges.png", "face_kernels.png"]
     for path in written:
         with Image.open(path) as image:
@@ -41,7 +42,7 @@ def test_every_photograph_gets_two_pictures(hed, swapped_hed, face, tmp_path, mo
 
 def test_errors_are_painted_red():
     found, truth = torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 1, 0, 1]])
-    water, land, false_land, false_water = demo.paint(found, truth)[0].astype(int)
+    water, land, false_land, false_water = tour.paint(found, truth)[0].astype(int)
     assert land.sum() > water.sum() + 200
     for wrong in (false_land, false_water):
         assert wrong[0] > max(wrong[1], wrong[2]) + 100
@@ -53,7 +54,7 @@ def test_a_prediction_row_states_how_much_is_right():
             return torch.stack([torch.zeros_like(image[:, 0]), torch.ones_like(image[:, 0])], dim=1)
 
     image, labels = torch.rand(3, 4, 4), torch.tensor([[1, 1, 1, 0]] * 4)
-    row = demo.prediction_row(image, labels, {"plain": AllLand(), "swapped": AllLand()})
+    row = tour.prediction_row(image, labels, {"plain": AllLand(), "swapped": AllLand()})
     assert [caption for caption, _ in row[2:]] == [
         "plain: 75.0% right, errors red",
         "swapped: 75.0% right, errors red",
@@ -63,7 +64,7 @@ def test_a_prediction_row_states_how_much_is_right():
 
 def test_only_the_wanted_parameters_are_trained():
     model = load_segmenter()
-    demo.set_trainable(model, lambda name: name.startswith("score"))
+    tour.set_trainable(model, lambda name: name.startswith("score"))
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
         f"score{s}.{part}" for s in (3, 4, 5) for part in ("weight", "bias")
     }
@@ -79,12 +80,12 @@ def test_all_networks_are_tuned_and_only_one_has_swapped_convolutions(monkeypatc
             model.get_parameter("score3.bias")[1] += 0.5
         return [0.25] * 12
 
-    monkeypatch.setattr(demo, "finetune", record)
-    monkeypatch.setattr(demo, "LandWater", partial(LandWater, size=48))
+    monkeypatch.setattr(tour, "finetune", record)
+    monkeypatch.setattr(tour, "LandWater", partial(LandWater, size=48))
     monkeypatch.setattr(
-        demo, "evaluate", lambda model, dataset: evaluate(model, torch.utils.data.Subset(dataset, [0]))
+        tour, "evaluate", lambda model, dataset: evaluate(model, torch.utils.data.Subset(dataset, [0]))
     )
-    plain, swapped, picture = demo.tune_both(tmp_path, steps=12)
+    plain, swapped, picture = tour.tune_both(tmp_path, steps=12)
     assert hotswap.status(plain).plan is None
     assert [s.target for s in hotswap.status(swapped).plan.swaps] == ["conv4_3", "conv5_3"]
     assert picture.is_file()
@@ -110,16 +111,14 @@ def _swapped_segmenter(guide_scale):
     return plain, hotswap.convert(plain, ["conv5_3"], "conv2_2", guide_scale=guide_scale, example_inputs=image)
 
 
-def test_save_load_and_revert_pass_their_checks(tmp_path, monkeypatch, face):
-    monkeypatch.setattr(demo, "photograph", lambda name: face[..., :64, :64])
+def test_save_load_and_revert_pass_their_checks(tmp_path, face):
     plain, swapped = _swapped_segmenter(0.01)
-    path = demo.save_load_revert(tmp_path, plain, swapped)
+    path = save_load_revert(tmp_path, plain, swapped, load_segmenter(), face[..., :64, :64])
     assert path.stat().st_size > 4 * sum(p.numel() for p in plain.parameters())
 
 
 def test_a_file_that_loads_as_something_else_fails_its_check(tmp_path, monkeypatch, face):
-    monkeypatch.setattr(demo, "photograph", lambda name: face[..., :64, :64])
     plain, swapped = _swapped_segmenter(0.01)
-    monkeypatch.setattr(hotswap, "load", lambda path, model: plain)  # the swap got lost
+    monkeypatch.setattr(hotswap, "load", lambda path, model, example_inputs: plain)  # the swap got lost
     with pytest.raises(SystemExit, match=r"check failed: swapped\.safetensors loads, and gives the same output"):
-        demo.save_load_revert(tmp_path, plain, swapped)
+        save_load_revert(tmp_path, plain, swapped, load_segmenter(), face[..., :64, :64])

@@ -52,7 +52,7 @@ _TESTS = ("tests/pac_ops/backends", "tests/hotswap/test_on_cuda.py")
 STAGES = (
     Stage("versions", 15, (*_STEPS, "versions")),
     Stage("ceilings", 20, _rows("limits", "--dtype", "bfloat16", "--dtype", "tf32")),
-    Stage("compiling", 90, (*_STEPS, "compile")),
+    Stage("compiling", 85, (*_STEPS, "compile")),
     Stage("correctness", 40, (*_STEPS, "correct")),
     Stage("operators, bfloat16", 60, _rows("operators", "--dtype", "bfloat16", "--graphs")),
     Stage("operators, tf32", 50, _rows("operators", "--dtype", "tf32", "--graphs")),
@@ -65,9 +65,9 @@ STAGES = (
     ),
     Stage("profile", 15, (*_STEPS, "profile")),
     Stage("counters", 20, (*_STEPS, "counters")),
-    Stage("memory checked", 15, (*_STEPS, "memory")),
+    Stage("memory checked", 25, (*_STEPS, "memory")),
     Stage(
-        "tests", 30, ("-m", "pytest", "-v", "-n", "16", "-p", "no:cacheprovider", *_TESTS, "-m", "gpu and not slow")
+        "tests", 25, ("-m", "pytest", "-v", "-n", "16", "-p", "no:cacheprovider", *_TESTS, "-m", "gpu and not slow")
     ),
 )
 

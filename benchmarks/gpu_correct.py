@@ -2,7 +2,7 @@
 
 Inputs are drawn at random, rounded to the dtype, and widened for the reference: an error is the kernel's own. It is
 the norm of the difference over the norm of what is true. Sums are float32 in every kernel, so in 16 bits the bound is
-one unit in the last place of the result, in TF32 that of its factors.
+one unit in the last place of the result; in TF32 it is one of each factor, which chips may cut off and not round.
 """
 
 import copy
@@ -24,7 +24,7 @@ from pac_ops.enlargement import Enlargement
 from pac_ops.geometry import Window
 
 FILE = "correctness.csv"
-BOUNDS = {"float32": 1e-5, "tf32": 2**-10, "float16": 2**-10, "bfloat16": 2**-7}
+BOUNDS = {"float32": 1e-5, "tf32": 2**-9, "float16": 2**-10, "bfloat16": 2**-7}
 BATCH, SIZE = 2, (37, 42)  # no multiple of a tile
 # Precision, and whether images and weights are channels-last.
 KINDS = [(precision, last) for precision in gpu.PRECISIONS for last in (False, True)]

@@ -21,7 +21,8 @@ SIZE = 512
 def fcn8s(device: torch.device, dtype: torch.dtype, *, training: bool) -> Mapping[str, Candidate]:
     """Inference, or forward, loss and backward, of one image of 512 x 512."""
     torch.manual_seed(0)
-    plain = FCN8s().to(device)
+    with device:  # on a GPU drawing 134 million weights takes seconds less
+        plain = FCN8s()
     swapped = hotswap.convert(plain, targets=TARGETS, guide=GUIDE)
     image = torch.randn(1, 3, SIZE, SIZE, device=device)
     labels = torch.randint(21, (1, SIZE, SIZE), device=device)

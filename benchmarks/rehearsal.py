@@ -131,7 +131,7 @@ def _small() -> Iterator[Any]:
         },
         resizing: {"COARSE": 4, "FINE": 16, "CLASSES": (3,)},
         crf: {"SIZE": 20, "STEPS": 2, "DILATIONS": (1, 2)},
-        networks: {"SIZE": 32, "FCN8s": partial(FCN8s, hidden=8)},
+        networks: {"SIZE": 16, "FCN8s": partial(FCN8s, hidden=8)},
         fcn8s: {"STAGES": tuple((3 if first == 3 else 4, 4, count) for first, _, count in fcn8s.STAGES)},
         gpu_correct: {"SIZE": (5, 4), "KINDS": [("float32", False), ("bfloat16", True)]},
         gpu_tiles: {"SHAPES": [(1, 64, 5)]},

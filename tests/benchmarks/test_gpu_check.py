@@ -93,6 +93,7 @@ def ncu(command):
 def sanitizer(command):
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--tool", choices=["memcheck", "racecheck", "initcheck", "synccheck"])
+    parser.add_argument("--report-api-errors", choices=["all", "explicit", "no"])
     parser.add_argument("--error-exitcode", type=int)
     parser.add_argument("program", nargs=argparse.REMAINDER)
     return parser.parse_args(command).program

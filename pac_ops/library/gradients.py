@@ -70,7 +70,7 @@ def _register_linear(operator: Operator) -> None:
 
     def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         of_operands = gradients(grad, ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:operands])
-        of_bias = [grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[operands] else None] if bias else []
+        of_bias = [grad.sum((0, 2, 3)) if ctx.needs_input_grad[operands] else None] if bias else []
         return *of_operands, *of_bias, *_no_gradients(ctx.options)
 
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:

@@ -61,7 +61,7 @@ def unwatched(arguments: Sequence[Any]) -> bool:
 
 def below_autograd() -> bool:
     """Whether the call comes from an operator's kernel, whose gradient is that operator's affair."""
-    return _dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
+    return _dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
 
 
 def _keys(*names: str) -> int:
@@ -70,6 +70,7 @@ def _keys(*names: str) -> int:
     return reduce(or_, keys).raw_repr()
 
 
+_AUTOGRAD = torch._C.DispatchKey.AutogradOther
 # Outside `torch.inference_mode`, and inside.
 _OF_PLAIN_THREADS = {_keys("BackendSelect", "ADInplaceOrView"), _keys("BackendSelect")}
 _OF_PLAIN_TENSORS = {

@@ -52,9 +52,7 @@ class Gather(NamedTuple):
         if self.copied and weight is not None:
             weight = weight.contiguous(memory_format=torch.channels_last)
         bias = None if bias is None else bias.contiguous()
-        slabs = None
-        if self.slabs is not None:
-            slabs = torch.zeros(self.slabs.shape, dtype=torch.float32, device=self.device)
+        slabs = None if self.slabs is None else self.slabs.empty(self.device).zero_()
         self.launch(x, kernel, weight, bias, to, factor, slabs)
         if self.add is not None:
             self.add(to, out)

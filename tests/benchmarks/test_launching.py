@@ -13,11 +13,11 @@ from benchmarks.stubbed import stubbed
 
 # How many times the dispatch of `F.conv2d` of one pixel, 3 us where this was set, each call may take.
 BOUNDS = {
-    ("pacconv2d", FORWARD): 9,
-    ("PacConv2d", FORWARD): 19,
-    ("packernel2d", FORWARD): 6,
-    ("pacresize2d", FORWARD): 12,
-    ("pacconv2d", BOTH): 65,
+    ("pacconv2d", FORWARD): 8,
+    ("PacConv2d", FORWARD): 15,
+    ("packernel2d", FORWARD): 4,
+    ("pacresize2d", FORWARD): 10,
+    ("pacconv2d", BOTH): 48,
 }
 
 

@@ -79,15 +79,15 @@ def main(
             continue
         if not no_save:
             save(results[-1], output)
-    tables: dict[tuple[str, str], list[list[Row]]] = {}
+    tables: dict[str, list[list[Row]]] = {}
     for group in results:
         for row in group:
-            rows = tables.setdefault((row.op, row.mode), [])
-            if not (rows and rows[-1][0].workload == row.workload and rows[-1][0].dtype == row.dtype):
+            rows = tables.setdefault(f"{row.op}, {row.mode}, {row.dtype}", [])
+            if not (rows and rows[-1][0].workload == row.workload):
                 rows.append([])
             rows[-1].append(row)
-    for (op, mode), groups in tables.items():
-        _print(console, op, mode, groups)
+    for what, groups in tables.items():
+        _print(console, what, groups)
     if not no_save:
         console.print(f"rows appended to {output}")
     if failed:
@@ -121,13 +121,13 @@ def _cases(suite: str, device: torch.device, dtype: torch.dtype, quick: bool) ->
     return of[suite]()
 
 
-def _print(console: Console, op: str, mode: str, groups: list[list[Row]]) -> None:
+def _print(console: Console, what: str, groups: list[list[Row]]) -> None:
     """Times and peaks, with each candidate's ratio to the first, which is ours (or the plain network)."""
     names = [row.backend for row in groups[0]]
     own = names[0]
     if set(operators.CONVS) <= set(names):
         names.append(FASTER_CONV)
-    table = Table(title=f"{op}, {mode}: median ms, and how many times that of {own}; peak MiB")
+    table = Table(title=f"{what}: median ms, and how many times that of {own}; peak MiB")
     for name in ("workload", *names):
         table.add_column(name, justify="left" if name == "workload" else "right")
     ratios: dict[str, list[float]] = {name: [] for name in names}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hotswap.surgery.registry import register_concrete_args, register_leaf
     from hotswap.targets.entries import Swap
     from hotswap.targets.guide_spaces import GuideSpace
+    from hotswap.targets.output import Output
     from hotswap.targets.plan import Plan
     from hotswap.targets.window import register_padding
 else:
@@ -49,6 +50,7 @@ else:
         "hotswap.surgery.registry": ("register_concrete_args", "register_leaf"),
         "hotswap.targets.guide_spaces": ("GuideSpace",),
         "hotswap.targets.entries": ("Swap",),
+        "hotswap.targets.output": ("Output",),
         "hotswap.targets.plan": ("Plan",),
         "hotswap.targets.window": ("register_padding",),
     }
@@ -73,6 +75,7 @@ __all__ = [
     "GuideSpace",
     "HotswapError",
     "Inspection",
+    "Output",
     "Plan",
     "Preview",
     "Report",

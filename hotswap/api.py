@@ -12,10 +12,11 @@ from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
 from hotswap.measure.compare import plain_copy
 from hotswap.measure.directions import principal_projections
+from hotswap.measure.scores import found, without_output
 from hotswap.network.batches import Batches, KnownInputs, Pick, as_batches
 from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs, compiled_in_place
-from hotswap.network.names import AUTO
+from hotswap.network.names import AUTO, INPUT
 from hotswap.surgery import install
 from hotswap.surgery.prepare import IN_PLACE, Preparation, Prepared, carry_out, sharing_weights
 from hotswap.surgery.self_check import SelfCheck
@@ -27,6 +28,7 @@ from hotswap.targets.forms import GUIDES_AS, Form
 from hotswap.targets.guide_spaces import Space, scale_of
 from hotswap.targets.kernels import DEFAULT_KERNEL
 from hotswap.targets.lookup import Name, look_up
+from hotswap.targets.output import Output
 from hotswap.targets.plan import Plan
 
 PAPER_SCALE = 1e-4
@@ -36,7 +38,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def plan(
     model: nn.Module,
-    targets: Targets = AUTO,
+    targets: Targets | Output = AUTO,
     guide: Guides = AUTO,
     *,
     guide_scale: Scales | None = None,
@@ -61,7 +63,8 @@ def plan(
             or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
             guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
             modules, their paths, "resize": those that guiding helps, of scores at the end of the network (a note
-            names those it leaves); or "resize_*": every one. A list may mix them.
+            names those it leaves); or "resize_*": every one. "output", or "output_crf": the scores that the network
+            gives are refined along the image behind it (see `hotswap.Output`). A list may mix them.
         guide: what steers them: a module object, its path, or its alias, for its output; "input", the image
             (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
             count as one guide with all their channels; or a mapping from targets, named in any of these ways or by
@@ -147,7 +150,7 @@ def apply(
 
 def convert(
     model: Model,
-    targets: Targets = AUTO,
+    targets: Targets | Output = AUTO,
     guide: Guides = AUTO,
     *,
     guide_scale: Scales | None = None,
@@ -273,7 +276,7 @@ def revert(model: Model, *, inplace: bool = False) -> Model:
 
 def _planned(
     model: nn.Module,
-    targets: Targets,
+    targets: Targets | Output,
     guide: Guides,
     guide_scale: Scales | None,
     method: str,
@@ -290,22 +293,34 @@ def _planned(
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     example_inputs = inputs.example
     swapped = install.current_plan(model)
+    others, asked = without_output([targets] if isinstance(targets, Output) else listed(targets))
+    if asked is not None and not others and not (isinstance(guide, str) and guide in (AUTO, INPUT)):
+        raise HotswapError(
+            f'guide must be "{AUTO}" or "{INPUT}" where only the output is a target, which the image guides, '
+            f"got {guide!r}"
+        )
     if swapped is not None:
         install.require_own_input(model)
         # Names are looked up in a plain copy.
-        targets, guide, guide_scale = (_by_path(model, x) for x in (listed(targets), guide, guide_scale))
+        others, guide, guide_scale = (_by_path(model, x) for x in (others, guide, guide_scale))
     names = look_up(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
     swaps = [] if swapped is None else list(swapped.swaps)
     resizes = [] if swapped is None else list(swapped.resizes)
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
     scales = PAPER_SCALE if guide_scale is None else guide_scale
-    wanted = split(names, listed(targets), guide, scales, form.footprint, example_inputs, resizes)
+    output = None if swapped is None else swapped.output
+    if asked is not None and output is not None:
+        raise HotswapError("the output is refined already: hotswap.revert the network first")
+    wanted = split(names, others, guide, scales, form.footprint, example_inputs, resizes)
     chosen, notes = wanted.enlargements, wanted.notes
-    if wanted.others or not chosen:
+    if wanted.others or not (chosen or asked):
         convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
         chosen, notes = chosen + convolutions, notes + further
     spaces, further = form.spaces(model, {each.name: each.guide for each in wanted.enlargements}, inputs.images)
+    if asked is not None:
+        output, about = found(asked, names.model, inputs.numbers, form, inputs.images)
+        notes += about
     earlier = () if swapped is None else swapped.notes
     notes += (*(note for note in earlier if note.startswith(GUIDES_AS) and note not in further), *further)
     for each in chosen:
@@ -330,7 +345,7 @@ def _planned(
             shape = {"kernel_size": size, "in_channels": ins, "out_channels": outs}
             swaps.append(Swap(**{**swapping, **common, **shape, "gate": (0.0,) * int(swapping["gate"])}))
     named = [each.name for each in chosen]
-    if before.issuperset(named):
+    if named and before.issuperset(named):
         raise HotswapError(
             f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
             "first"
@@ -347,7 +362,7 @@ def _planned(
         notes += ("Module.compile was called on it, which copies do not keep: call it on the converted network",)
     if names.observation is None:
         notes += (f"not checked by a run: {names.why_unobserved}",)
-    resolved = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes), enlargements=wanted.considered)
+    resolved = Plan(tuple(swaps), notes=notes, resizes=tuple(resizes), output=output, enlargements=wanted.considered)
     by_fx = [swap.target for swap in swapped.swaps] if swapped is not None and swapped.method == FX else []
     selfcheck = SelfCheck(names.model, inputs.numbers) if check else None
     prepared = Preparation(example_inputs, selfcheck, by_fx).prepare(names, resolved, method)

@@ -10,11 +10,16 @@ from hotswap.measure.compare import plain_copy
 from hotswap.network.dry_run import Inputs, observe
 from hotswap.network.names import closest, is_pattern, match
 from hotswap.surgery import install
-from hotswap.targets.guided_layer import is_learned
+from hotswap.targets.guided_layer import OUTPUT_LAYER, is_learned
 from hotswap.targets.plan import Plan
 
 SWAPPED, GUIDE = "swapped", "guide"
 _LEARNED = {"scales": "guide_log_scale", "gates": "guide_gate", "projections": "guide_projection"}
+# Of the refinement of an output: all of it, and what makes its guide.
+_REFINEMENT = {
+    "refinement": [OUTPUT_LAYER],
+    "refinement_guide": [f"{OUTPUT_LAYER}.{name}" for name in ("first", "last", "scales")],
+}
 
 
 def parameter_groups(
@@ -55,9 +60,10 @@ def parameters_of(model: nn.Module, part: str, example: Inputs | None) -> list[s
 
     Args:
         model: the network.
-        part: "swapped", the convolutions that are; "scales", "gates" and "projections", which swaps learn; "guide",
-            all that is computed before the last guide is; the path of a module or a parameter; or a pattern of
-            them, see `hotswap.network.names`. A module stands for all inside it.
+        part: "swapped", the convolutions that are; "scales", "gates" and "projections", which swaps learn;
+            "refinement" of an output, and of that "refinement_guide", what makes its guide; "guide", all that is
+            computed before the last guide is; the path of a module or a parameter; or a pattern of them, see
+            `hotswap.network.names`. A module stands for all inside it.
         example: what the network takes, for "guide"; None for an image of its usual size.
 
     Raises:
@@ -68,8 +74,10 @@ def parameters_of(model: nn.Module, part: str, example: Inputs | None) -> list[s
         SWAPPED: lambda: {n for n in _under(names, [s.target for s in _plan(model).swaps]) if not is_learned(n)},
         GUIDE: lambda: {n for n in _under(names, _until_guide(model, example)) if not is_learned(n)},
     }
-    if part in _LEARNED:
-        chosen: Collection[str] = [name for name in names if name.rpartition(".")[2] == _LEARNED[part]]
+    if part in _REFINEMENT:
+        chosen: Collection[str] = _under(names, _REFINEMENT[part])
+    elif part in _LEARNED:
+        chosen = [name for name in names if name.rpartition(".")[2] == _LEARNED[part]]
     elif part in kinds:
         chosen = kinds[part]()  # may be empty: a plain control has the recipe of its swapped twin
     else:
@@ -78,8 +86,8 @@ def parameters_of(model: nn.Module, part: str, example: Inputs | None) -> list[s
         chosen = _under(names, match(part, places, {}) if is_pattern(part) else [p for p in places if p == part])
         if not chosen:
             raise HotswapError(
-                f"no parameter is in {part!r}{closest(part, [*kinds, *_LEARNED, *places])}; "
-                f"a part is a path, a pattern, {', '.join([*kinds, *_LEARNED])}"
+                f"no parameter is in {part!r}{closest(part, [*kinds, *_LEARNED, *_REFINEMENT, *places])}; "
+                f"a part is a path, a pattern, {', '.join([*kinds, *_LEARNED, *_REFINEMENT])}"
             )
     return [name for name in names if name in chosen]
 

@@ -15,6 +15,7 @@ import hotswap
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
 from hotswap.rates import freeze
+from hotswap.targets.output import TARGETS
 from hotswap.targets.plan import Plan
 from hotswap.zoo import image_stats, names, providers
 from hotswap.zoo.image_stats import ImageStats
@@ -107,7 +108,8 @@ def network(recipe: Recipe, data: Dataset[Item], device: torch.device, earlier: 
     settings = recipe.calibration
     for swap in recipe.swaps:
         options = {name: getattr(swap, name) for name in Swap.model_fields}
-        if swap.projection and settings is not None:
+        named = {swap.targets} if isinstance(swap.targets, str) else {*swap.targets}
+        if settings is not None and (swap.projection or named & {*TARGETS}):  # which data say more about
             options["calibrate_on"] = _calibrating(recipe, settings, data, torch.device("cpu"))
         model = hotswap.convert(model, **options, example_inputs=first)
     model.to(device)

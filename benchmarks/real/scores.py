@@ -15,7 +15,7 @@ from benchmarks.real import camvid
 from benchmarks.real.places import shared
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import atomic_write
-from hotswap.searching.predictions import Layout
+from hotswap.network.predictions import Layout
 from hotswap.searching.tasks import Classes, OneClass, Task
 
 DEEPLAB = "nets/deeplabv3_mobilenetv2_voc_257.onnx"

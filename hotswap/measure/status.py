@@ -25,6 +25,8 @@ class Status:
         """What a person should look at, a line each."""
         entries = () if self.plan is None else self.plan.entries
         closed = [entry.name for entry in entries if isinstance(entry, Swap) and entry.closed]
+        if self.plan is not None and self.plan.output is not None and self.plan.output.closed:
+            closed.append(self.plan.output.name)
         known = {entry.name: entry.deviation for entry in entries if entry.deviation is not None}
         return inert_warnings(known, closed)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.surgery import install
 from hotswap.tables import render
 from hotswap.targets.entries import Swap
 from hotswap.targets.guided_layer import is_learned
@@ -34,11 +35,13 @@ class Verification:
     same_state: bool  # the state_dict keys and shapes are the plain network's, but for what swaps learn
     targets: tuple[TargetCheck, ...]
     why_no_drift: str | None = None  # outputs that vary in size, as those of detectors, or hold none
+    closed_output: str | None = None  # a refinement of the output whose gates are all 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should look at, a line each."""
         closed = [check.path for check in self.targets if check.gate and not any(check.gate)]
+        closed += [] if self.closed_output is None else [self.closed_output]
         return inert_warnings({check.path: check.deviation for check in self.targets}, closed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,10 +108,11 @@ class Comparison:
             gate, closed = (entry.gate, entry.closed) if isinstance(entry, Swap) else ((), False)
             inert = closed or abs(d.mean) < INERT_DEVIATION
             checks.append(TargetCheck(path, entry.guide_scale, d.mean, d.largest, inert, gate))
-        gap = self._gap
-        return Verification(
-            gap.largest, gap.relative, _same_state(self.plain, self.model), tuple(checks), gap.why_unknown
-        )
+        gap, plan = self._gap, install.current_plan(self.model)
+        output = None if plan is None else plan.output
+        closed_output = output.name if output is not None and output.closed else None
+        same = _same_state(self.plain, self.model)
+        return Verification(gap.largest, gap.relative, same, tuple(checks), gap.why_unknown, closed_output)
 
 
 class _Deviation:

@@ -15,8 +15,8 @@ from hotswap.tables import render
 
 if TYPE_CHECKING:
     from hotswap.network.batches import Batches, Pick
+    from hotswap.network.predictions import Layout
     from hotswap.reporting.samples import Progress
-    from hotswap.searching.predictions import Layout
 
 DISTANCE = 3  # pixels from an edge of the image, within which a change counts as near it
 _STRONGEST = 0.1  # the share of pixels, those of the steepest change of colour, that are an image's edges

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hotswap.errors import HotswapError, one_line
 from hotswap.measure.compare import run
+from hotswap.network.predictions import Layout, layout_of
 from hotswap.searching.family import Candidate, Structure
-from hotswap.searching.predictions import Layout, layout_of
 from hotswap.searching.replay import Replay
 
 _SAME = 1e-4  # of the largest value: by how much a replayed output may differ from a whole run's

@@ -14,7 +14,7 @@ from hotswap.choices import EDGES, EPE, IOU, MIOU, RMSE
 from hotswap.errors import HotswapError
 from hotswap.measure.edges import near_edges
 from hotswap.network.names import AUTO
-from hotswap.searching.predictions import Layout
+from hotswap.network.predictions import Layout
 from hotswap.searching.statistics import Sums, Value
 
 EDGE_DISTANCE = 3  # pixels from the true contour, within which quality near edges is measured

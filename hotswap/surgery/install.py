@@ -15,6 +15,7 @@ from hotswap.network.names import INPUT, joined, relative
 from hotswap.surgery import regraphing
 from hotswap.targets import convolution
 from hotswap.targets import enlargement as enlarging
+from hotswap.targets import output as refined
 from hotswap.targets.plan import Plan
 
 # Plain attributes, which are not in a state_dict:
@@ -91,7 +92,13 @@ class Record:
             taps = tuple(tap and (moved(tap[0]), tap[1]) for tap in entry.taps)
             return replace(current, target=target, guide=guide, taps=taps)
 
-        return replace(self.plan, swaps=tuple(map(now, self.plan.swaps)), resizes=tuple(map(now, self.plan.resizes)))
+        output = self.plan.output
+        if output is not None and isinstance(
+            layer := model.get_submodule(path)._modules.get(refined.NAME), refined.Refined
+        ):
+            output = layer.entry
+        swaps, resizes = (tuple(map(now, entries)) for entries in (self.plan.swaps, self.plan.resizes))
+        return replace(self.plan, swaps=swaps, resizes=resizes, output=output)
 
 
 def records(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
@@ -115,6 +122,8 @@ def install(model: nn.Module, graft: Graft) -> None:
     for resize in graft.plan.resizes:
         if resize.layer_path not in guided:
             enlarging.swap_in(model, resize, device)
+    if graft.plan.output is not None and refined.NAME not in model._modules:
+        model.add_module(refined.NAME, refined.layer_of(graft.plan.output, device).train(model.training))
     root = model.get_submodule(graft.root_path)
     record = Record(graft.plan, graft.root_path, graft.attach(model, root))
     root.__dict__[RECORDS] = (*root.__dict__.get(RECORDS, ()), record)
@@ -128,6 +137,8 @@ def remove(model: nn.Module) -> None:
         if isinstance(module, convolution.SwappedLayer):
             convolution.swap_out(module)
     enlarging.swap_out(model)
+    for module in list(model.modules()):
+        module._modules.pop(refined.NAME, None)
 
 
 def detach(model: nn.Module) -> None:
@@ -166,7 +177,7 @@ def current_plan(model: nn.Module) -> Plan | None:
     if lost := [name for _, module, record in records(model) for name in record.lost(module)]:
         raise HotswapError(replaced(lost))
     plan = Plan.joined([record.planned_at(path, model) for path, _, record in records(model)])
-    if not plan.entries:
+    if not plan.entries and plan.output is None:
         return None
     measured = all(entry.deviation is not None for entry in plan.entries)  # nothing was set by hand since
     return plan if measured else replace(plan, drift=None)

@@ -11,7 +11,7 @@ from hotswap.errors import HotswapError
 from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs, Observation, observe
 from hotswap.network.names import AUTO
-from hotswap.surgery import graph, hooks, install
+from hotswap.surgery import graph, hooks, install, refinement
 from hotswap.surgery.install import Graft
 from hotswap.surgery.self_check import DiffersError, SelfCheck
 from hotswap.surgery.tracing import UntraceableError
@@ -64,15 +64,28 @@ class Preparation:
         """Prepare the enlargements of a plan by one method, then its convolutions by another."""
         grafts: list[Graft] = []
         if plan.resizes:
-            part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes)
+            part = replace(plan, swaps=(), method=FX, notes=() if plan.swaps else plan.notes, output=None)
             graft, names = self._by_method(names, part, plan, by)
             grafts.append(graft)
         if plan.swaps:  # on what the enlargements make of the network
-            part = replace(plan, resizes=())
-            grafts.append(self._by_method(names, part, part, method)[0])
+            part = replace(plan, resizes=(), output=None)
+            graft, names = self._by_method(names, part, part, method)
+            grafts.append(graft)
+        if plan.output is not None:
+            grafts.append(self._refined(names, plan))
         prepared = Prepared(tuple(grafts))
         notes = () if self.check is None else self.check.notes
         return prepared.noted(*(note for note in notes if note not in prepared.plan.notes))
+
+    def _refined(self, names: Names, plan: Plan) -> Graft:
+        """Prepare the refinement of the output, and try it on a copy."""
+        notes = () if plan.swaps or plan.resizes else plan.notes
+        graft = refinement.Graft(replace(plan, swaps=(), resizes=(), notes=notes, enlargements=()), "")
+        if self.check is not None:
+            twin = sharing_weights(names.model)
+            install.install(twin, graft)
+            self.check.compare(twin)
+        return graft
 
     def _by_method(self, names: Names, part: Plan, called: Plan, method: str) -> tuple[Graft, Names]:
         """Prepare a part of a plan, and try it on a copy, which must call all targets of the plan `called`."""

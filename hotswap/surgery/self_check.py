@@ -30,6 +30,7 @@ from hotswap.network.dry_run import (
     uninitialised,
 )
 from hotswap.targets.guided_layer import GuidedLayer
+from hotswap.targets.output import Refined
 
 # What rounding may do to outputs, in units of the last place of the largest: it is below a tenth of this in networks
 # of a hundred layers.
@@ -96,7 +97,7 @@ class SelfCheck:
             DiffersError: where it gives other numbers than rounding explains.
         """
         for module in list(swapped.modules()):
-            if isinstance(module, GuidedLayer):
+            if isinstance(module, GuidedLayer | Refined):
                 module.neutralise()
         if self._runs is None:
             self._runs, self._why_not = _runs(self.plain, self.inputs)

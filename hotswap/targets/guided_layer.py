@@ -17,6 +17,7 @@ LEARNED = (
     "guide_gate",
     "guide_projection",
 )  # the parameters that a swapped layer may have more than the plain one
+OUTPUT_LAYER = "_hotswap_output"  # the layer that refines an output, in the module whose output it is
 
 # The activation that a hook takes a guide at: its path, and its calls since the guide's to pass over.
 Tap = tuple[str, int]
@@ -92,7 +93,8 @@ class NamedGuide:
 
 def is_learned(name: str) -> bool:
     """Whether a name in a state_dict is that of a parameter which a swap added."""
-    return name.rpartition(".")[2] in LEARNED
+    *path, last = name.split(".")
+    return last in LEARNED or OUTPUT_LAYER in path
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from hotswap.tables import filled
 from hotswap.targets import considered, json_values, kernels
 from hotswap.targets.considered import Considered
 from hotswap.targets.entries import Resize, Swap
+from hotswap.targets.output import Output
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what a person should know: what a pattern left out, what will be rewritten
     method: str = FX  # how it is carried out
     resizes: tuple[Resize, ...] = ()  # enlargements that are guided, beside the convolutions
+    output: Output | None = None  # the refinement of the network's scores
     # All enlargements of the network, where some were asked for; in no file.
     enlargements: tuple[Considered, ...] = field(default=(), compare=False)
 
@@ -44,6 +46,7 @@ class Plan:
             tuple(note for plan in plans for note in plan.notes),
             HOOKS if any(plan.method == HOOKS for plan in plans) else FX,
             tuple(resize for plan in plans for resize in plan.resizes),
+            next((plan.output for plan in plans if plan.output is not None), None),
             tuple(dict.fromkeys(each for plan in plans for each in plan.enlargements)),
         )
 
@@ -56,6 +59,7 @@ class Plan:
         return {
             "swaps": [swap.to_dict() for swap in self.swaps],
             "resizes": [resize.to_dict() for resize in self.resizes],
+            "output": None if self.output is None else self.output.to_dict(),
             "drift": self.drift,
             "notes": list(self.notes),
             "method": self.method,
@@ -76,7 +80,8 @@ class Plan:
         resizes = json_values.member(
             {"resizes": []} | data, "resizes", list, "the plan"
         )  # there were none before format 3
-        if not swaps and not resizes:
+        output = json_values.member({"output": None} | data, "output", (dict, type(None)), "the plan")
+        if not swaps and not resizes and output is None:
             raise HotswapError("the plan must name at least one swap, got none")
         if not all(isinstance(note, str) for note in notes):
             raise HotswapError(f"the plan's notes must be strings, got {notes!r}")
@@ -89,6 +94,7 @@ class Plan:
             tuple(notes),
             method,
             tuple(_entry(Resize, item, index) for index, item in enumerate(resizes)),
+            None if output is None else Output.from_dict(output),
         )
 
     def __str__(self) -> str:
@@ -127,7 +133,9 @@ class Plan:
             tables.append(filled(_RESIZE_COLUMNS, [_resize_row(resize) for resize in self.resizes]))
         if self.enlargements:
             tables.append(considered.table(self.enlargements))
-        count = sum(entry.added for entry in self.entries)
+        if self.output is not None:
+            tables.append(str(self.output))
+        count = sum(entry.added for entry in self.entries) + (0 if self.output is None else self.output.added)
         added = [f"learned beside the network's weights: {count:,} parameters"] if count else []
         drift = [] if self.drift is None else [f"drift (relative RMS change of the outputs): {self.drift:.3g}"]
         return "\n".join([*tables, *added, *drift, *(f"note: {note}" for note in self.notes)])

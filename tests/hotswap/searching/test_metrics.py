@@ -6,7 +6,7 @@ import torch
 
 from hotswap.errors import HotswapError
 from hotswap.measure.edges import near_edges
-from hotswap.searching.predictions import layout_of
+from hotswap.network.predictions import layout_of
 from hotswap.searching.tasks import Classes, Numbers, OneClass, task_for
 
 SIZE = (6, 9)

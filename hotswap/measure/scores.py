@@ -1,0 +1,70 @@
+"""Where a network gives scores, so that they can be refined: found in one run."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from hotswap.errors import HotswapError
+from hotswap.measure.compare import run
+from hotswap.network.dry_run import Inputs, as_arguments, default_inputs
+from hotswap.network.names import INPUT
+from hotswap.network.predictions import layout_of
+from hotswap.targets.forms import Form
+from hotswap.targets.guide_spaces import GuideSpace, scale_of
+from hotswap.targets.output import TARGETS, Output
+
+
+def without_output(targets: Sequence[Any]) -> tuple[list[Any], Output | None]:
+    """Targets without the network's output, and the refinement that is asked for of that.
+
+    Raises:
+        HotswapError: where there are several.
+    """
+    asked = [x for x in targets if isinstance(x, Output) or (isinstance(x, str) and x in TARGETS)]
+    if len(asked) > 1:
+        raise HotswapError(f"targets must name one refinement of the output, got {len(asked)}")
+    others = [x for x in targets if not any(x is each for each in asked)]
+    if not asked:
+        return others, None
+    return others, asked[0] if isinstance(asked[0], Output) else Output(TARGETS[asked[0]])
+
+
+def found(
+    entry: Output, model: nn.Module, inputs: Inputs | None, form: Form, images: Callable[[], Iterable[Any]]
+) -> tuple[Output, tuple[str, ...]]:
+    """The refinement for the network at hand, whose gates are closed; also returns notes.
+
+    Args:
+        entry: what is asked for.
+        model: the plain network.
+        inputs: what it is run on; None for an image of its usual size.
+        form: in which space the image guides.
+        images: gives images as the network receives them.
+
+    Raises:
+        HotswapError: where the network gives no scores, or it is not known how images are normalised.
+    """
+    arguments = as_arguments(default_inputs(model) if inputs is None else inputs)
+    image = next((x for x in arguments if isinstance(x, Tensor) and x.dim() == 4), None)
+    if image is None or image is not arguments[0]:
+        raise HotswapError("the output is refined along the network's first argument, which must be an image")
+    layout = layout_of(run(model, arguments), (image.shape[2], image.shape[3]))
+    if layout.labels or layout.channels_last or len(layout.shape) != 4:
+        raise HotswapError(
+            f"the output can be refined where the network gives scores, [B, C, H, W], got {list(layout.shape)}"
+        )
+    space, notes = entry.space, tuple[str, ...]()
+    if space is None:
+        spaces, notes = form.spaces(model, {"output": (INPUT,)}, images)
+        chosen = spaces["output"]
+        if not isinstance(chosen, GuideSpace):
+            raise HotswapError(
+                "the output is refined along the image, of which nothing says how it is normalised: give "
+                "calibrate_on, or space=hotswap.GuideSpace('lab', mean, std)"
+            )
+        space = chosen
+    scale = entry.guide_scale or scale_of(space) or 1.0
+    resolved = replace(entry, where=layout.where, channels=layout.channels, space=space, guide_scale=scale)
+    return replace(resolved, gate=(0.0,) * layout.channels), notes

@@ -1,0 +1,236 @@
+"""Refinement of a network's scores along the image, behind the network: pixel-adaptive layers, or a PAC-CRF.
+
+With scores x, out = x + a (refined(x) - x), one a for each class. All a start at 0: the outputs are then those of the
+network, to the last bit where they are finite, and a has a gradient from the first step.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pac_ops
+from hotswap.errors import HotswapError
+from hotswap.targets import json_values
+from hotswap.targets.forward_ops import describe
+from hotswap.targets.guide_spaces import GuideSpace
+from hotswap.targets.guided_layer import OUTPUT_LAYER
+from pac_ops import PacCRF
+from pac_ops.area import fitted2d
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.subclasses import as_plain
+
+NAME = OUTPUT_LAYER
+PAC, CRF = "pac", "crf"
+TARGETS = {"output": PAC, "output_crf": CRF}  # what people write, and the kind that it is
+SCORES = "the scores"
+_LARGEST = 64  # of a window, and of the guide's channels
+
+
+@dataclass(frozen=True)
+class Output:
+    """The refinement of a network's scores.
+
+    "pac" is one normalised pixel-adaptive layer for each of `windows`: every class is averaged with a filter that all
+    classes share, times K. The guide is the image in `space`, times `guide_scale`, and what a branch of two 3x3
+    convolutions adds to it, which adds nothing at first. "crf" is `PacCRF`, with a kernel for each of `dilations`,
+    guided by the image in `space` over a learned scale each.
+    """
+
+    kind: str = PAC
+    where: str = ""  # of the scores in the output, as code has it: "", "['out']", ".logits"
+    channels: int = 0  # classes; 0 until the network at hand was looked at
+    space: GuideSpace | None = None
+    guide_scale: float = 0.0
+    windows: tuple[int, ...] = (5, 7)
+    guide_channels: int = 16
+    dilations: tuple[int, ...] = (16, 64)
+    steps: int = 5
+    gate: tuple[float, ...] = ()  # a, by class
+
+    def __post_init__(self) -> None:
+        """Check the values a user or a file can get wrong."""
+        if self.kind not in (PAC, CRF):
+            raise HotswapError(f"the kind of an output's refinement must be {PAC} or {CRF}, got {self.kind!r}")
+        if not self.windows or any(k not in range(3, _LARGEST, 2) for k in self.windows):
+            raise HotswapError(f"windows must be odd numbers from 3 on, got {self.windows!r}")
+        if not self.dilations or min(self.dilations) < 1 or self.steps < 1 or self.channels < 0:
+            raise HotswapError(f"dilations, steps and channels must be positive, got {self!r}")
+        if not 3 <= self.guide_channels <= _LARGEST:
+            raise HotswapError(f"guide_channels must be between 3 and {_LARGEST}, got {self.guide_channels!r}")
+        if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
+            raise HotswapError(f"guide_scale must be a number >= 0, got {self.guide_scale!r}")
+        if self.gate and (len(self.gate) != self.channels or not all(map(math.isfinite, self.gate))):
+            raise HotswapError(f"the gate must hold a finite number for each of {self.channels} classes")
+
+    @property
+    def name(self) -> str:
+        """The target in a few words."""
+        return f"output{self.where}"
+
+    @property
+    def closed(self) -> bool:
+        """Whether no refinement is let through."""
+        return not any(self.gate)
+
+    @property
+    def added(self) -> int:
+        """Parameters that it adds to the network."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in layer_of(self, torch.device("meta")).parameters())
+
+    def __str__(self) -> str:
+        """What it is, in a line."""
+        windows = ", ".join(f"{k}x{k}" for k in self.windows)
+        dilations = ", ".join(map(str, self.dilations))
+        kind = (
+            f"pixel-adaptive layers of {windows}"
+            if self.kind == PAC
+            else f"a PAC-CRF, 5x5 with dilations {dilations}"
+        )
+        a = sum(map(abs, self.gate)) / max(1, len(self.gate))
+        return f"{self.name}, {self.channels} classes: refined by {kind}, guided by {self.space}; mean |a| {a:.3g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return values | {"space": None if self.space is None else self.space.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Output":
+        """Read what `to_dict` writes.
+
+        Raises:
+            HotswapError: where it is anything else.
+        """
+        where = "the output of the plan"
+        values = {name: json_values.member(data, name, kind, where) for name, kind in _TYPES.items()}
+        if unknown := sorted(set(data) - set(values)):
+            raise HotswapError(
+                f"{where} must hold only {', '.join(values)}, got also {', '.join(map(repr, unknown))}"
+            )
+        for name, kinds in (("windows", int), ("dilations", int), ("gate", (int, float))):
+            values[name] = json_values.items(values[name], kinds, f"{where}: {name}", "numbers")
+        if values["space"] is not None:
+            values["space"] = json_values.space(values["space"], where)
+        return cls(**values)
+
+
+_TYPES: Mapping[str, Any] = {
+    "kind": str,
+    "where": str,
+    "channels": int,
+    "space": (dict, type(None)),
+    "guide_scale": (int, float),
+    "windows": list,
+    "guide_channels": int,
+    "dilations": list,
+    "steps": int,
+    "gate": list,
+}
+
+
+class Refined(nn.Module):
+    """The layer: called with scores [B, C, H, W] and the network's image [B, 3, h, w] -> [B, C, H, W]."""
+
+    def __init__(self, entry: Output) -> None:
+        super().__init__()
+        self._entry = entry
+        given = entry.gate or (0.0,) * entry.channels
+        self.gate = nn.Parameter(torch.tensor(given).view(-1, 1, 1))
+
+    @property
+    def entry_where(self) -> str:
+        """Where the scores are in the network's output."""
+        return self._entry.where
+
+    @property
+    def entry(self) -> Output:
+        """The entry of the plan, with the gate as it is now."""
+        return replace(self._entry, gate=tuple(self.gate.flatten().tolist()))
+
+    def neutralise(self) -> None:
+        """Close it, in a copy that shares parameters and is compared with the plain network."""
+        self.gate = nn.Parameter(torch.zeros_like(self.gate), requires_grad=False)
+
+    def forward(self, scores: Tensor, image: Any) -> Tensor:
+        """Refine the scores.
+
+        Raises:
+            HotswapError: where scores or image do not fit.
+        """
+        entry = self._entry
+        if scores.dim() != 4 or scores.shape[1] != entry.channels:
+            raise HotswapError(f"{SCORES} must be [B, {entry.channels}, H, W], got {describe(scores)}")
+        if not isinstance(image, Tensor) or image.dim() != 4 or image.shape[0] != scores.shape[0]:
+            raise HotswapError(
+                f"the image that guides {SCORES} must be [{scores.shape[0]}, 3, h, w], got {describe(image)}"
+            )
+        plain = as_plain(scores)
+        fitted = fitted2d(as_plain(image), (scores.shape[2], scores.shape[3]))
+        guide = fitted if entry.space is None else entry.space(fitted)
+        refined = self.refined(plain, guide.to(accumulate_dtype(plain.dtype)))
+        return scores + self.gate.to(scores.dtype) * (refined.to(plain.dtype) - plain)
+
+    def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
+        """The refined scores, before the gate."""
+        raise NotImplementedError
+
+
+class PacRefined(Refined):
+    """Normalised pixel-adaptive layers with a guide branch."""
+
+    def __init__(self, entry: Output) -> None:
+        super().__init__(entry)
+        n, inputs = entry.guide_channels, 3 if entry.space is None else len(entry.space.mean)
+        self.first, self.last = nn.Conv2d(inputs, n, 3, padding=1), nn.Conv2d(n, n, 3, padding=1)
+        generator = torch.Generator().manual_seed(0)  # every run starts alike
+        with torch.no_grad():
+            bound = 1 / math.sqrt(9 * inputs)
+            self.first.weight.uniform_(-bound, bound, generator=generator)
+            for x in (self.first.bias, self.last.weight, self.last.bias):
+                assert x is not None  # noqa: S101 (for the type checker)
+                x.zero_()
+        self.filters = nn.ParameterList(torch.ones(1, 1, k, k) for k in entry.windows)
+
+    def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
+        """See the base class."""
+        with torch.autocast(guide.device.type, enabled=False):
+            wide = guide.to(torch.promote_types(guide.dtype, self.first.weight.dtype))
+            image = F.pad(wide, (0, 0, 0, 0, 0, self.last.out_channels - wide.shape[1]))
+            features = self._entry.guide_scale * image + _convolved(self.last, _convolved(self.first, wide).relu())
+        for window, weight in zip(self._entry.windows, self.filters, strict=True):
+            kernel, _ = pac_ops.packernel2d(features, None, window, padding=window // 2, normalize_kernel=True)
+            scores = pac_ops.pacconv2d(
+                scores, kernel, weight.to(scores.dtype), padding=window // 2, shared_filters=True
+            )
+        return scores
+
+
+class CrfRefined(Refined):
+    """A PAC-CRF of full class-to-class weights."""
+
+    def __init__(self, entry: Output) -> None:
+        super().__init__(entry)
+        kernels = [{"kernel_size": 5, "dilation": dilation} for dilation in entry.dilations]
+        self.crf = PacCRF(entry.channels, entry.steps, perturbed_init=False, pairwise_kernels=kernels)
+        self.scales = nn.Parameter(torch.full((len(kernels),), entry.guide_scale))
+
+    def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
+        """See the base class."""
+        out: Tensor = self.crf(scores, [guide * scale for scale in self.scales.to(guide.dtype)])
+        return out
+
+
+def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.conv2d(x, layer.weight.to(x.dtype), bias, padding=layer.padding)
+
+
+def layer_of(entry: Output, device: torch.device) -> Refined:
+    """The layer of an entry."""
+    return (PacRefined if entry.kind == PAC else CrfRefined)(entry).to(device)

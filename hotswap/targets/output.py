@@ -107,7 +107,7 @@ class Output:
         Raises:
             HotswapError: where it is anything else.
         """
-        where = "the output of the plan"
+        where = "the refinement of the plan"
         values = {name: json_values.member(data, name, kind, where) for name, kind in _TYPES.items()}
         if unknown := sorted(set(data) - set(values)):
             raise HotswapError(

@@ -59,7 +59,9 @@ class Plan:
         return {
             "swaps": [swap.to_dict() for swap in self.swaps],
             "resizes": [resize.to_dict() for resize in self.resizes],
-            "output": None if self.output is None else self.output.to_dict(),
+            "refinement": None
+            if self.output is None
+            else self.output.to_dict(),  # "output" is a file on the command line
             "drift": self.drift,
             "notes": list(self.notes),
             "method": self.method,
@@ -80,7 +82,7 @@ class Plan:
         resizes = json_values.member(
             {"resizes": []} | data, "resizes", list, "the plan"
         )  # there were none before format 3
-        output = json_values.member({"output": None} | data, "output", (dict, type(None)), "the plan")
+        output = json_values.member({"refinement": None} | data, "refinement", (dict, type(None)), "the plan")
         if not swaps and not resizes and output is None:
             raise HotswapError("the plan must name at least one swap, got none")
         if not all(isinstance(note, str) for note in notes):

@@ -13,6 +13,7 @@ from hotswap.network.names import AUTO
 from hotswap.tables import render
 from hotswap.targets.choose import automatic, why_not
 from hotswap.targets.convolution import SwappedLayer, why_not_swappable
+from hotswap.targets.elsewhere import elsewhere
 from hotswap.targets.entries import Resize, Swap, named, why_not_guided
 from hotswap.targets.lookup import Names, look_up
 from hotswap.targets.own_convolution import own_weight
@@ -170,7 +171,8 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
         if state.plan.drift is not None:
             notes.append(f"drift when calibrated (relative RMS change of the outputs): {state.plan.drift:.3g}")
     notes += [f"warning: {text}" for text in state.warnings]
-    return Inspection(tuple(convolutions), _resizes(names, state.plan, example_inputs), tuple(notes))
+    resizes, others = _resizes(names, state.plan, example_inputs)
+    return Inspection(tuple(convolutions), resizes, (*notes, *others))
 
 
 class _Shape(NamedTuple):
@@ -207,14 +209,17 @@ def _multiply_adds(module: nn.Module, shape: _Shape, call: Call) -> int | None:
     return weights * seen[-2] * seen[-1]
 
 
-def _resizes(names: Names, plan: Plan | None, example_inputs: Inputs | None) -> tuple[ResizeInfo, ...]:
+def _resizes(
+    names: Names, plan: Plan | None, example_inputs: Inputs | None
+) -> tuple[tuple[ResizeInfo, ...], list[str]]:
+    """The enlargements, and what is said of those that cannot be targets."""
     if names.observation is None:
-        return ()
+        return (), []
     # Once a call of F.interpolate is swapped it is no such call any more, and those after it would count anew.
     swaps = () if plan is None else plan.resizes
     sites = find(plain_copy(names.model) if swaps else names.model, example_inputs, swaps)
     swap_of = {resize.name: resize for resize in swaps}
-    return tuple(
+    listed = tuple(
         ResizeInfo(
             alias=alias,
             path=site.path,
@@ -233,6 +238,7 @@ def _resizes(names: Names, plan: Plan | None, example_inputs: Inputs | None) -> 
         )
         for alias, site in sites.by_alias.items()
     )
+    return listed, elsewhere(sites)
 
 
 def _swapped_already(swap: Swap | Resize) -> str:

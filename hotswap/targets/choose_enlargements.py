@@ -11,6 +11,7 @@ from hotswap.network.dry_run import Inputs
 from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.considered import Considered
+from hotswap.targets.elsewhere import elsewhere
 from hotswap.targets.enlargement import mode_of
 from hotswap.targets.entries import Footprint, Resize, why_not_guided
 from hotswap.targets.lookup import Name, Names, shown
@@ -66,6 +67,7 @@ def split(
             taken |= dict.fromkeys(_named(names, sites, name, footprint, notes))
         else:
             convolutions.append(name)
+    notes += elsewhere(sites)
     if left := [site for site in taken if not verdict(site, footprint).taken]:
         notes.append(f'"{RESIZE}" would leave {_listed(sites, left, footprint)}')
     alone = not convolutions
@@ -135,11 +137,12 @@ def _helped(sites: Sites, footprint: Footprint, notes: list[str]) -> list[Site]:
     left = _listed(sites, [site for site in sites if site not in taken], footprint)
     every = f'"{EVERY}" takes all that can be guided'
     if not taken:
-        raise HotswapError(
-            f'target "{RESIZE}" takes no enlargement here, but {every}: {left}'
-            if left
-            else f'target "{RESIZE}" takes nothing, as the network enlarges no map (hotswap.inspect lists its layers)'
+        refused = (
+            f'"{RESIZE}" takes nothing, as the network enlarges no map by interpolation (hotswap.inspect says more)'
         )
+        if left:
+            refused = f'"{RESIZE}" takes no enlargement here, but {every}: {left}'
+        raise HotswapError("; ".join([f"target {refused}", *elsewhere(sites)]))
     for reason, alike in by_reason.items():
         notes.append(f'"{RESIZE}" takes {_listed(sites, alike, footprint)}: {reason}')
     if left:

@@ -100,7 +100,7 @@ class Flow(TorchDispatchMode):
         """Forget everything; the network begins with these inputs."""
         self._traces: dict[int, tuple[weakref.ref[Tensor], _Trace]] = {}
         self._calls: list[Key] = []
-        for x in _leaves(inputs):
+        for x in leaves(inputs):
             self._set(x, _IMAGE)
 
     @contextmanager
@@ -232,7 +232,7 @@ class Flow(TorchDispatchMode):
 
     def places(self, output: Any) -> dict[Key, Place]:
         """The place of each enlargement that the outputs of the network depend on."""
-        traces = (self._of(x) for x in _leaves(output))
+        traces = (self._of(x) for x in leaves(output))
         marks = _worst(trace.marks for trace in traces if trace is not None)
         result: dict[Key, Place] = {}
         for number, mark in marks.items():
@@ -278,10 +278,10 @@ def _size(x: Tensor) -> Pair:
     return int(x.shape[2]), int(x.shape[3])
 
 
-def _leaves(x: Any) -> Iterator[Tensor]:
+def leaves(x: Any) -> Iterator[Tensor]:
     """The tensors in a network's inputs or outputs."""
     if isinstance(x, Tensor):
         yield x
     else:
         for _, part in parts(x) or ():
-            yield from _leaves(part)
+            yield from leaves(part)

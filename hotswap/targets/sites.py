@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -18,13 +19,17 @@ from torch.utils import _pytree as pytree
 
 from hotswap.network.dry_run import Inputs, hookable, mode, removed_afterwards, run_once
 from hotswap.targets.call_sites import begun, chain_here
-from hotswap.targets.dataflow import Flow, Place
+from hotswap.targets.dataflow import Flow, Place, leaves
 from hotswap.targets.enlargement import mode_of, why_not_enlarged
 from hotswap.targets.entries import Resize, named
 from hotswap.targets.origins import Origins
 from pac_ops.geometry import Pair
 
 ALIAS = "resize"
+_LEARNED: dict[Any, str] = {  # torch.nn.functional's are these
+    torch.conv_transpose2d: "transposed convolution",
+    torch.pixel_shuffle: "pixel shuffle",
+}
 _SIGNATURE = inspect.signature(F.interpolate)
 
 
@@ -64,6 +69,8 @@ class Sites:
     by_call: dict[tuple[str, int | None], Site] = field(default_factory=dict)  # by path and number
     image_size: Pair | None = None  # of the network's first argument; None where it is no image
     sizes: dict[str, Pair] = field(default_factory=dict)  # by path, of modules that give a map
+    output_size: Pair | None = None  # of the finest map that the network gives
+    learned: dict[str, str] = field(default_factory=dict)  # by where, what enlarges there by weights of its own
     # By path: the calls of F.interpolate in that module's forward.
     calls: dict[str, dict[Identity, int]] = field(default_factory=dict)
     # By path and chain: the calls that had the chain, in order, in each forward of the module.
@@ -198,6 +205,8 @@ class _Watch(TorchFunctionMode):
             self.sites.sizes.setdefault(path, fine)
         if not self._running and path == "":
             places = self.flow.places(output)
+            sizes = [size for x in leaves(output) if (size := _size(x)) is not None]
+            self.sites.output_size = max(sizes, key=math.prod, default=None)
             self.sites.by_call |= {
                 key: replace(site, place=places.get(key)) for key, site in self.sites.by_call.items()
             }
@@ -223,6 +232,8 @@ class _Watch(TorchFunctionMode):
         if not self._running:
             return result
         forward = self._running[-1]
+        if func in _LEARNED and self._modes[forward.module] is None and _is_larger(result, args, kwargs):
+            self.sites.learned[self._paths[forward.module]] = _LEARNED[func]
         if self._enlarges(func):
             given = bound(args, kwargs)
             mode = given["mode"]
@@ -307,6 +318,12 @@ class _Constants:
             self._computed |= {id(x): x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
         elif _writes(func):
             self.forget()  # as it may write into any of these, through a view
+
+
+def _is_larger(result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a map is larger than what it was made from."""
+    fine, coarse = _size(result), _size(args[0] if args else kwargs.get("input"))
+    return fine is not None and coarse is not None and math.prod(fine) > math.prod(coarse)
 
 
 def _writes(func: Any) -> bool:

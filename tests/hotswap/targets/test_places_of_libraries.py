@@ -1,10 +1,12 @@
 """What follows the enlargements of other people's networks, each with the verdict that reading its code gives."""
 
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -118,8 +120,32 @@ def test_the_heads_of_others_enlarge_scores(name, factor):
 def test_linknet_enlarges_by_learned_convolutions_alone():
     model = smp("Linknet")
     assert places(model) == {}
-    with pytest.raises(hotswap.HotswapError, match="takes nothing, as the network enlarges no map"):
+    with pytest.raises(hotswap.HotswapError, match=r"enlarges no map by interpolation .* by transposed convolution"):
         hotswap.plan(model, "resize", "input")
+
+
+class Shuffled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+
+    def forward(self, image):
+        return F.pixel_shuffle(self.conv(image), 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 4, 2, 1)), r"transposed .* \(1\)"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.PixelShuffle(2)), r"pixel shuffle \(1\)"),
+        (Shuffled(), r"pixel shuffle \(its own forward\)"),
+    ],
+)
+def test_learned_enlargements_are_named(model, said):
+    images = torch.rand(1, 3, 32, 48)
+    with pytest.raises(hotswap.HotswapError, match=f"{said}: that is learned"):
+        hotswap.plan(model, "resize", "input", example_inputs=images)
+    assert "that is learned" in str(hotswap.inspect(model, example_inputs=images))
 
 
 def test_segformer_mixes_its_levels_and_enlarges_their_scores():
@@ -139,10 +165,23 @@ def transformers():
     return pytest.importorskip("transformers", reason="pip install hotswap[transformers]")
 
 
-def test_the_segformer_of_transformers_leaves_its_scores_small(transformers):
+def segformer(transformers):
     options = {"depths": [1] * 4, "hidden_sizes": [8, 16, 24, 32], "decoder_hidden_size": 16}
-    model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**options))
-    assert places(model) == {2: (2, MIXED, False), 3: (4, MIXED, False), 4: (8, MIXED, False)}
+    return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**options))
+
+
+def test_a_network_whose_output_is_enlarged_afterwards_says_what_guides_that(transformers):
+    model = segformer(transformers)
+    images = torch.rand(1, 3, 64, 96)
+    said = "output is 16 x 24, of an image of 64 x 96: what enlarges it runs after the network, and hotswap.enlarge"
+    with pytest.raises(hotswap.HotswapError, match=re.escape(said)):
+        hotswap.plan(model, "resize", "input", example_inputs=images)
+    assert any(said in note for note in hotswap.plan(model, "resize_*", "input", example_inputs=images).notes)
+    assert said in str(hotswap.inspect(model, example_inputs=images))
+
+
+def test_the_segformer_of_transformers_leaves_its_scores_small(transformers):
+    assert places(segformer(transformers)) == {2: (2, MIXED, False), 3: (4, MIXED, False), 4: (8, MIXED, False)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,32 @@
+"""Enlargements that cannot be targets: learned ones, and those that run after the network."""
+
+from hotswap.targets.sites import Sites
+
+_FEW = 3  # that are listed by name
+
+
+def elsewhere(sites: Sites) -> list[str]:
+    """What is said of them: nothing, where there are none."""
+    return [*_learned(sites), *_afterwards(sites)]
+
+
+def _learned(sites: Sites) -> list[str]:
+    if not sites.learned:
+        return []
+    by_kind: dict[str, list[str]] = {}
+    for path, kind in sites.learned.items():
+        by_kind.setdefault(kind, []).append(path or "its own forward")
+    kinds = (f"{kind} ({', '.join(names[:_FEW])}{', ...' * (len(names) > _FEW)})" for kind, names in by_kind.items())
+    return [f"the network enlarges by {' and by '.join(kinds)}: that is learned, and not guided"]
+
+
+def _afterwards(sites: Sites) -> list[str]:
+    """Where the network's own output is coarser than the image."""
+    fine, coarse = sites.image_size, sites.output_size
+    if fine is None or coarse is None or max(coarse) == 1:
+        return []
+    if any(2 * n > m for n, m in zip(coarse, fine, strict=True)):
+        return []
+    sizes = f"{coarse[0]} x {coarse[1]}, of an image of {fine[0]} x {fine[1]}"
+    advice = "what enlarges it runs after the network, and hotswap.enlarge(output, image) is what guides that"
+    return [f"the network's output is {sizes}: {advice}"]

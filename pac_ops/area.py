@@ -24,7 +24,15 @@ def area_average2d(image: Tensor, size: Pair) -> Tensor:
     Returns:
         [B, C, h, w], float32 (float64 for a float64 image): a mean of half-precision values is not rounded to one.
     """
-    return by_matrices(image, size) if torch.compiler.is_exporting() else _averaged(image, size)
+    return _exported(image, size) if torch.compiler.is_exporting() else _averaged(image, size)
+
+
+def _exported(image: Tensor, size: Pair) -> Tensor:
+    """By a pool where its windows are known to fill the image, else by matrices."""
+    sides = tuple(zip(image.shape[2:], size, strict=True))
+    if any(isinstance(x, torch.SymInt) for side in sides for x in side) or any(n % wanted for n, wanted in sides):
+        return by_matrices(image, size)
+    return F.avg_pool2d(image.to(accumulate_dtype(image.dtype)), tuple(n // wanted for n, wanted in sides))
 
 
 def fitted2d(image: Tensor, size: Pair) -> Tensor:
@@ -68,9 +76,11 @@ def by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Ten
     sides = tuple(zip((height, width), size, strict=True))
     weights = [_averages(n, wanted, wide) for n, wanted in sides]
     if fit:
-        larger = torch.logical_or(_number(height, wide) < size[0], _number(width, wide) < size[1])
+        # 1 where the image is smaller along an axis, else 0; without a comparison, which some runtimes do not have.
+        larger, other = ((_number(wanted, wide) - _number(n, wide)).clamp(0, 1).to(wide.dtype) for n, wanted in sides)
+        larger = torch.maximum(larger, other)
         tents = [_tents(n, wanted, wide) for n, wanted in sides]
-        weights = [torch.where(larger, tent, mean) for tent, mean in zip(tents, weights, strict=True)]
+        weights = [tent * larger + mean * (1 - larger) for tent, mean in zip(tents, weights, strict=True)]
     down, across = weights
     return down @ (wide @ across.transpose(0, 1))
 
@@ -79,7 +89,8 @@ def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
     """Row i is 1 over the length of bin i, from floor(i n / wanted) to ceil((i + 1) n / wanted), inside it."""
     starts = torch.arange(wanted, device=like.device).unsqueeze(1) * n  # in parts of a pixel, `wanted` to one
     ahead = starts - torch.arange(n, device=like.device) * wanted  # how far pixel p starts before bin i
-    inside = torch.logical_and(ahead < wanted, ahead > -n).to(like.dtype)
+    # Whole numbers, so without a comparison: each side of the bin, 1 inside of it.
+    inside = ((wanted - ahead).clamp(0, 1) * (n + ahead).clamp(0, 1)).to(like.dtype)
     return inside / inside.sum(dim=1, keepdim=True)
 
 

@@ -87,12 +87,13 @@ class Enlargement(NamedTuple):
         (place, near, last), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
         return [(place[first:after], near[first:after], last), across]
 
-    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    def place(self, axis: int, coarse: Pair, fine: Pair, device: torch.device, pixels: int) -> tuple[Tensor, int]:
+        """Where so many fine pixels lie among coarse ones, [pixels, 1], also before the first; the last one."""
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         finer = 2**self.refined
-        unrefined = ((coarse[0] - 1) // finer + 1, (coarse[1] - 1) // finer + 1) if self.refined else coarse
-        last, reach = unrefined[axis] - 1, self.footprint // 2
-        pixel = torch.arange(fine[axis], dtype=exact, device=device).unsqueeze(1)
+        unrefined = self._unrefined(coarse)
+        last = unrefined[axis] - 1
+        pixel = torch.arange(pixels, dtype=exact, device=device).unsqueeze(1)
         if self.align_corners:
             place = pixel * last / max(fine[axis] - 1, 1)
         elif self.scale_factor is None:
@@ -104,15 +105,31 @@ class Enlargement(NamedTuple):
             if self.scale_factor[axis] < 2:
                 copied = _stays(axis, unrefined, fine, device)
                 place = place * (1 - copied) + pixel * copied
-        place = place.clamp(max=last) * finer
+        return place.clamp(max=last) * finer, last * finer
+
+    def _unrefined(self, coarse: Pair) -> Pair:
+        finer = 2**self.refined
+        return ((coarse[0] - 1) // finer + 1, (coarse[1] - 1) // finer + 1) if self.refined else coarse
+
+    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor, int]:
+        place, last = self.place(axis, coarse, fine, device, fine[axis])
         # Before the first coarse pixel as between it and one outside, which weighs 0: neighbours step regularly.
         first = place.clamp(min=-0.5).floor()
-        near = first + torch.arange(1 - reach, 1 + reach, dtype=exact, device=device)
-        return place.clamp(min=0), near, last * finer
+        reach = self.footprint // 2
+        near = first + torch.arange(1 - reach, 1 + reach, dtype=place.dtype, device=device)
+        return place.clamp(min=0), near, last
+
+
+def finite_log(weight: Tensor) -> Tensor:
+    """The logarithm of weights in float64; of 0 so little that nothing is left of it."""
+    least, never = 1e-18, 1e30  # less than any weight but 0
+    return weight.clamp_min(least).log() + ((weight * (1 / least)).clamp_max(1) - 1) * never
 
 
 def _tent(place: Tensor, near: Tensor, last: int, footprint: int) -> Tensor:
     weight = ((place - near).abs() * (-2 / footprint) + 1).clamp_min(0)
+    if torch.compiler.is_exporting():  # without a comparison, which some runtimes do not have; near is whole
+        return weight * ((near + 1).clamp(0, 1) * ((near - last) * -1 + 1).clamp(0, 1))
     return weight * torch.logical_and(near >= 0, near <= last)
 
 

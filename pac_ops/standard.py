@@ -1,11 +1,12 @@
 """The forward of every operator in plain PyTorch operations, for exporters: their files run without pac_ops.
 
-Any size may be unknown when they are traced. They are the oracle's, but for the convolutions: taps are gathered in
-one tensor and multiplied by the weight as a 1 x 1 convolution, a product that every runtime does well.
+Any size may be unknown when they are traced. Taps of windows are slices with constant bounds, side by side as
+channels. Distances are sums over these, and a convolution is a product with 1 x 1 filters, which every runtime does
+well. K is [B, C, kh, kw, H, W] only as a view. The rest is the oracle's.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from pac_ops import area
 from pac_ops.backends import reference
-from pac_ops.geometry import Window, all_taps, spread
+from pac_ops.dtypes import accumulate_dtype
+from pac_ops.enlargement import Enlargement
+from pac_ops.geometry import Window, pad, spread
 from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator, window_of
 
 Ints = Sequence[int]
@@ -28,9 +31,10 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     table: dict[Any, Callable[..., Tensor]] = {}
     for operator in OPERATORS:
         table[getattr(torch.ops.pac_ops, operator.name).default] = partial(_computed, operator)
-    for name, written in (("pacconv2d", _pacconv2d), ("pacconv_transpose2d", _pacconv_transpose2d)):
+    for name, written in _WRITTEN.items():
         table[getattr(torch.ops.pac_ops, name).default] = written
-        table[getattr(torch.ops.pac_ops, f"{name}{OR_PLAIN}").default] = partial(_whether_open_or_not, written)
+        if name.startswith("pacconv"):
+            table[getattr(torch.ops.pac_ops, f"{name}{OR_PLAIN}").default] = partial(_whether_open_or_not, written)
     aten = torch.ops.aten  # operators that networks call: exporters take the example's sizes for granted in these
     table |= dict.fromkeys(
         (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default), _adaptive_avg_pool2d
@@ -45,6 +49,20 @@ def _computed(operator: Operator, *arguments: Any) -> Tensor:
     """The result of an operator, by the oracle."""
     result: Tensor = getattr(reference, operator.name)(*operator.for_backend(*arguments))
     return result
+
+
+def _squared_distance2d(guide: Tensor, *window: Ints) -> Tensor:
+    sliding = window_of(*window)
+    kh, kw = sliding.kernel_size
+    taps = _taps(guide.to(accumulate_dtype(guide.dtype)), sliding)  # [B, taps, G, Ho, Wo]
+    apart = taps - taps.narrow(1, kh * kw // 2, 1)
+    lengths = (apart * apart).sum(dim=2)
+    distances: Tensor = lengths.unflatten(1, (1, kh, kw))
+    return distances
+
+
+def _gaussian_kernel2d(guide: Tensor, *window: Ints) -> Tensor:
+    return torch.exp(-0.5 * _squared_distance2d(guide, *window))
 
 
 def _whether_open_or_not(written: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -69,9 +87,66 @@ def _pacconv_transpose2d(input: Tensor, kernel: Tensor, weight: Tensor, bias: Te
 def _convolved(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:
-    adapted = all_taps(input, window).flatten(2, 3) * kernel.flatten(2, 3)  # [B, C, taps, Ho, Wo]
-    filters = weight.flatten(1)[:, :, None, None]  # [O, C/groups * taps, 1, 1]
-    return F.conv2d(adapted.flatten(1, 2).to(weight.dtype), filters, bias, groups=groups).to(input.dtype)
+    per_tap = kernel.flatten(1, 3).unsqueeze(2)  # [B, taps, 1, Ho, Wo]
+    adapted = (_taps(input, window) * per_tap).to(weight.dtype)  # [B, taps, C, Ho, Wo]
+    if groups > 1:
+        adapted = adapted.transpose(1, 2)
+        filters = weight.flatten(1)[:, :, None, None]  # [O, C/groups taps, 1, 1]
+    else:
+        filters = weight.flatten(2).transpose(1, 2).flatten(1)[:, :, None, None]  # [O, taps C, 1, 1]
+    return F.conv2d(adapted.flatten(1, 2), filters, bias, groups=groups).to(input.dtype)
+
+
+def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
+    enlargement, wide = Enlargement(*where), accumulate_dtype(guide.dtype)
+    held = _neighbours(coarse.to(wide), enlargement, guide.shape[2], guide.shape[3])
+    apart = [guide.to(wide) - g_j for g_j in held]
+    lengths = torch.cat([(x * x).sum(dim=1, keepdim=True) for x in apart], dim=1)
+    distances: Tensor = lengths.unflatten(1, (1, enlargement.footprint, enlargement.footprint))
+    return distances
+
+
+def _pacresize2d(input: Tensor, kernel: Tensor, *where: Any) -> Tensor:
+    wide = accumulate_dtype(input.dtype)
+    held = _neighbours(input.to(wide), Enlargement(*where), kernel.shape[4], kernel.shape[5])
+    weights = kernel.to(wide).flatten(1, 3).split(1, dim=1)
+    out: Tensor = reduce(torch.add, [v_j * k for v_j, k in zip(held, weights, strict=True)])
+    return out.to(input.dtype)
+
+
+def _neighbours(x: Tensor, where: Enlargement, height: int, width: int) -> list[Tensor]:
+    """The oracle's, but columns first: runtimes are slow at gathering along the last axis, and then it is short."""
+    rows, columns = where.neighbours((x.shape[2], x.shape[3]), (height, width), x.device)
+    across = [x.index_select(3, near) for near in columns.unbind(dim=1)]
+    return [y.index_select(2, near) for near in rows.unbind(dim=1) for y in across]
+
+
+def _taps(x: Tensor, window: Window) -> Tensor:
+    """The pixels that all taps read, zero outside the image: [B, C, H, W] -> [B, kh kw, C, Ho, Wo].
+
+    Slices end a constant number of pixels before the end, so that no size is computed: what the last window leaves is
+    less than a step.
+    """
+    padded, (kh, kw), (sy, sx), (dy, dx) = pad(x, window), window.kernel_size, window.stride, window.dilation
+    part = torch.ops.aten.slice.Tensor  # indexing slices all axes, and exporters keep that
+    rows = [part(padded, 2, i * dy, _before_end((kh - 1 - i) * dy), sy) for i in range(kh)]
+    views = [part(row, 3, j * dx, _before_end((kw - 1 - j) * dx), sx) for row in rows for j in range(kw)]
+    together: Tensor = torch.cat(views, dim=1).unflatten(1, (kh * kw, x.shape[1]))
+    return together
+
+
+def _before_end(pixels: int) -> int | None:
+    return -pixels if pixels else None
+
+
+_WRITTEN: dict[str, Callable[..., Tensor]] = {
+    "squared_distance2d": _squared_distance2d,
+    "gaussian_kernel2d": _gaussian_kernel2d,
+    "resize_distance2d": _resize_distance2d,
+    "pacresize2d": _pacresize2d,
+    "pacconv2d": _pacconv2d,
+    "pacconv_transpose2d": _pacconv_transpose2d,
+}
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:

@@ -21,7 +21,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_kn
 from hotswap.choices import ONNX
 from hotswap.errors import HotswapError, one_line
 from hotswap.exporting import guards, onnx_program
-from hotswap.exporting.program import exported_program, inputs, value
+from hotswap.exporting.few_axes import value
+from hotswap.exporting.program import exported_program, inputs
 from hotswap.exporting.sizes import (
     BATCH,
     HEIGHT,

@@ -8,7 +8,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from hotswap.exporting.program import value
+from hotswap.exporting.few_axes import value
+from hotswap.exporting.onnx_lean import simplify
 
 
 def model(program: ExportedProgram, arguments: tuple[Any, ...]) -> Any:
@@ -22,6 +23,7 @@ def model(program: ExportedProgram, arguments: tuple[Any, ...]) -> Any:
     program.graph_module.recompile()
     exported = torch.onnx.export(program, arguments, dynamo=True, dynamic_shapes=None, verbose=False, optimize=True)
     assert exported is not None  # noqa: S101 (as dynamo=True)
+    simplify(exported.model)
     return exported.model_proto
 
 

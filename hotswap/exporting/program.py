@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from hotswap.exporting.few_axes import with_few_axes
 from hotswap.exporting.open_sizes import OpenSizes
 from pac_ops import standard
 
@@ -31,6 +32,7 @@ def exported_program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shape
         exported = _exported(model, arguments, dynamic_shapes)
         if any(node.target in table and not _by_factor(node) for node in nodes(exported)):  # where no mode saw it
             exported = exported.run_decompositions(table)
+        with_few_axes(exported.graph_module)
         return exported
 
 
@@ -45,11 +47,6 @@ def inputs(program: ExportedProgram) -> list[Node]:
     """The placeholders of the network's own arguments."""
     names = set(program.graph_signature.user_inputs)
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-
-
-def value(x: Any) -> Any:
-    """The value of a node, in fake tensors and symbolic sizes; other arguments are returned as they are."""
-    return x.meta["val"] if isinstance(x, Node) else x
 
 
 def _by_factor(node: Node) -> bool:

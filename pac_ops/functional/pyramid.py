@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops import library
@@ -73,12 +74,14 @@ def of_size(x: Tensor, like: Tensor) -> Tensor:
 def halved(x: Tensor) -> Tensor:
     """Every second pixel, weighed 1 2 1 with those beside it, at the edge with itself: n // 2 + 1 of n."""
     if torch.compiler.is_exporting():
-        return _by_matrices(x, _halving)
+        return _by_matrices(x, _halving) if _is_open(x) else _every_second(odd(x))
     return compiled.halved(x) if (compiled := _compiled(x)) else _every_second(odd(x))
 
 
 def _every_second(x: Tensor) -> Tensor:
     """`halved` of an odd height and width."""
+    if torch.compiler.is_exporting():  # fewer operations: a mean of two, and again
+        return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, 1), 2)
     for axis in (2, 3):
         before = (slice(None),) * axis
         near, between = x[(*before, slice(None, None, 2))], x[(*before, slice(1, None, 2))]
@@ -89,8 +92,12 @@ def _every_second(x: Tensor) -> Tensor:
 
 def _doubled(x: Tensor) -> Tensor:
     """A pixel between each two, their mean: from n to 2n - 1."""
-    if torch.compiler.is_exporting():
+    if _is_open(x):
         return _by_matrices(x, _doubling)
+    if torch.compiler.is_exporting():  # what F.interpolate calls: its own calls may be looked for
+        size = [2 * n - 1 for n in x.shape[2:]]
+        enlarged: Tensor = torch.ops.aten.upsample_bilinear2d.vec(x, size, True, None)
+        return enlarged
     for axis in (2, 3):
         length = x.shape[axis]
         first, second = x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1)
@@ -109,7 +116,11 @@ def _lasting(x: Tensor, axis: int, length: Any) -> Tensor:
     return torch.cat([x, x.narrow(axis, given - 1, 1)], axis)
 
 
-# Under `torch.export` they are products with matrices, as in `area`: slices guard on odd and even sizes.
+# Of open sizes under `torch.export` they are products with matrices, as in `area`: slices guard on odd sizes.
+
+
+def _is_open(x: Tensor) -> bool:
+    return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in x.shape[2:])
 
 
 def _by_matrices(x: Tensor, weights: Callable[[Any, Tensor], Tensor]) -> Tensor:
@@ -120,7 +131,9 @@ def _by_matrices(x: Tensor, weights: Callable[[Any, Tensor], Tensor]) -> Tensor:
 def _halving(length: Any, like: Tensor) -> Tensor:
     """[n // 2 + 1, n]: 1 2 1 around every second pixel."""
     pixels, centres = _places(length, like), 2 * _places(length // 2 + 1, like).unsqueeze(1)
-    near = [(pixels == (centres + offset).clamp(0, length - 1)).to(like.dtype) for offset in (-1, 0, 1)]
+    last: Any = length - 1
+    gaps = [(pixels - (centres + offset).clamp(0, last)).abs() for offset in (-1, 0, 1)]  # whole numbers
+    near = [(1 - gap).clamp_min(0) for gap in gaps]
     return 0.25 * near[0] + 0.5 * near[1] + 0.25 * near[2]
 
 

@@ -11,8 +11,9 @@ from pac_ops import library
 from pac_ops.area import area_average2d, has_size
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
+from pac_ops.functional import blocks
 from pac_ops.functional.pyramid import halved, levels, odd, with_detail
-from pac_ops.functional.weights import enlarged_rows, guided_weights, plain_weights
+from pac_ops.functional.weights import enlarged_rows, guided_weights, plain_weights, scale_for
 from pac_ops.geometry import Pair
 
 # Weights of neighbours that are held at a time, where nothing is recorded: on a CPU 2 MiB, which stay near.
@@ -82,9 +83,12 @@ class Steps(NamedTuple):
     def whole(self, input: Tensor, *, recorded: bool = True) -> Tensor:
         """The map, enlarged; only where `recorded` through the dispatcher."""
         maps = levels(input, self.halvings)
-        out = maps[0]
+        out, written = maps[0], in_blocks(_size(input), _size(self.steps[-1].guide))
         for number, step in enumerate(self.steps):
-            out = (step.enlarged if recorded else step.rows)(out, self.scale, self.residual)
+            if written:
+                out = blocks.enlarged(out, step.guide, step.coarse_guide, step.where, self.residual)
+            else:
+                out = (step.enlarged if recorded else step.rows)(out, self.scale, self.residual)
             if number < self.halvings:
                 out = with_detail(out, maps[number + 1], maps[number])
         out = out if out.dtype == input.dtype else out.to(input.dtype)
@@ -147,6 +151,8 @@ def guided_steps(
         halvings: see `pacresize2d`.
         bounded: see `pacresize2d`.
     """
+    if in_blocks(coarse, _size(guide)):
+        guide, coarse_guide = _scaled(guide, coarse_guide, scale)
     back, footprints = footprints[:halvings], footprints[halvings:]
     between = guides_between(guide, coarse, len(footprints) - 1, where.align_corners) if len(footprints) > 1 else []
     if coarse_guide is None:
@@ -158,6 +164,19 @@ def guided_steps(
         fine = steps[0].coarse_guide.to(accumulate_dtype(guide.dtype))
         steps.insert(0, Step(Enlargement(None, True, footprint), odd(fine), halved(fine)))
     return Steps(tuple(steps), scale, residual, halvings, where if bounded else None)
+
+
+def in_blocks(coarse: Pair, fine: Pair) -> bool:
+    """Whether steps are written in `blocks`, with guides that are scaled: under `torch.export`, of fixed sizes."""
+    return torch.compiler.is_exporting() and not any(isinstance(n, torch.SymInt) for n in (*coarse, *fine))
+
+
+def _scaled(guide: Tensor, coarse_guide: Tensor | None, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    """The guides times their scale, around 0: distances are the same, and rounded less where they are products."""
+    wide = guide.to(accumulate_dtype(guide.dtype))
+    factor = scale_for(scale, wide)
+    mean = wide.mean(dim=(2, 3), keepdim=True)
+    return (wide - mean) * factor, None if coarse_guide is None else (coarse_guide.to(wide.dtype) - mean) * factor
 
 
 def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool) -> list[Tensor]:
@@ -175,8 +194,11 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
         cells = guide.to(accumulate_dtype(guide.dtype)) if has_size(guide, size) else area_average2d(guide, size)
         edge = 2**count - 1  # cells before the first place, and after the last
         cells = cells[:, :, edge : edge + 2 * rows, edge : edge + 2 * columns]
-        cells = cells[:, :, ::2] + cells[:, :, 1::2]
-        finest = (cells[..., ::2] + cells[..., 1::2]) * 0.25
+        if torch.compiler.is_exporting():
+            finest = torch.nn.functional.avg_pool2d(cells, 2)
+        else:
+            cells = cells[:, :, ::2] + cells[:, :, 1::2]
+            finest = (cells[..., ::2] + cells[..., 1::2]) * 0.25
     guides = [finest]
     for _ in sizes[:-1]:
         guides.insert(0, halved(guides[0]))

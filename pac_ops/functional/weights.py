@@ -1,11 +1,12 @@
 """The weights of coarse neighbours in an enlargement, guided and plain."""
 
+import torch
 from torch import Tensor
 
 from pac_ops.arguments import check_devices, check_tensor
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.enlargement import Enlargement
+from pac_ops.enlargement import Enlargement, finite_log
 from pac_ops.geometry import Pair
 
 
@@ -14,16 +15,32 @@ def guided_weights(
 ) -> Tensor:
     """See `resize_kernel2d`."""
     distance = distance.to(accumulate_dtype(distance.dtype))
+    if torch.compiler.is_exporting():
+        return _exported(distance, coarse, where, scale, residual)
     fine = (distance.shape[4], distance.shape[5])
     tents = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
     down, across = (w.log().to(distance.dtype) for w in tents)
-    half = -0.5 * _scale(scale, distance) ** 2
+    half = -0.5 * scale_for(scale, distance) ** 2
     logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
     kernel = logits.flatten(2, 3).softmax(dim=2).view(distance.shape)
     if not residual or where.footprint == 2:
         return kernel
     smooth = _separable(*((w / w.sum(dim=0)).to(kernel.dtype) for w in tents))
     return kernel + (plain_weights(coarse, fine, where, kernel) - smooth)
+
+
+def _exported(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool) -> Tensor:
+    """`guided_weights` with all neighbours along one axis, and no infinite logarithms."""
+    fine = (distance.shape[4], distance.shape[5])
+    tents = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
+    down, across = (finite_log(w).to(distance.dtype) for w in tents)
+    logs = (down[:, None, :, None] + across[None, :, None, :]).flatten(0, 1)  # [n n, H, W]
+    kernel = (distance.flatten(1, 3) * (-0.5 * scale_for(scale, distance) ** 2) + logs).softmax(dim=1)
+    if residual and where.footprint > 2:
+        smooth = _separable(*((w / w.sum(dim=0)).to(kernel.dtype) for w in tents))
+        kernel = kernel + (plain_weights(coarse, fine, where, kernel) - smooth).flatten(0, 1)
+    apart: Tensor = kernel.unflatten(1, (1, where.footprint, where.footprint))
+    return apart
 
 
 def enlarged_rows(
@@ -36,7 +53,7 @@ def enlarged_rows(
     residual: bool,
 ) -> Tensor:
     """Some fine rows, or all, by the backend itself: nothing is recorded. `coarse` is the whole map's size."""
-    backend, scale = choose.implementation(input), _scale(scale, guide)
+    backend, scale = choose.implementation(input), scale_for(scale, guide)
     of_guide = choose.implementation(guide)
     if hasattr(of_guide, "guided_resize2d") and accumulate_dtype(input.dtype) == accumulate_dtype(guide.dtype):
         smooth = residual and where.footprint > 2
@@ -57,7 +74,12 @@ def _separable(down: Tensor, across: Tensor) -> Tensor:
     return down[:, None, :, None] * across[None, :, None, :]
 
 
-def _scale(scale: float | Tensor, distance: Tensor) -> float | Tensor:
+def scale_for(scale: float | Tensor, distance: Tensor) -> float | Tensor:
+    """The scale of a guide as distances are multiplied by it.
+
+    Raises:
+        ValueError: where it is a tensor of several elements.
+    """
     if not isinstance(scale, Tensor):
         return scale
     check_tensor("scale", scale)

@@ -1,0 +1,104 @@
+"""What exported files are made of: few operations, of kinds that every runtime has."""
+
+from collections import Counter
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import nn
+
+import hotswap
+from hotswap.exporting.program import exported_program
+
+COMPARISONS = {"And", "Or", "Xor", "Not", "Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+MOST_AXES = 5
+
+
+class Enlarging(nn.Module):
+    """A map enlarged 8 times."""
+
+    def __init__(self):
+        super().__init__()
+        self.coarse = nn.Conv2d(3, 5, 8, 8)
+        self.target = nn.Conv2d(5, 5, 3, padding=1)
+
+    def forward(self, x):
+        return F.interpolate(self.target(self.coarse(x)), scale_factor=8, mode="bilinear")
+
+
+def exported(tmp_path, net, image, **options):
+    """The ONNX model of a network with the shapes of all its tensors."""
+    made = hotswap.export(net, tmp_path / "net.onnx", example_inputs=image, **options)
+    assert not made.fixed
+    return onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "net.onnx"))
+
+
+def added(swapped, plain):
+    """How many operations a swap adds."""
+    kinds = [Counter(node.op_type for node in model.graph.node) for model in (swapped, plain)]
+    return sum(kinds[0].values()) - sum(kinds[1].values())
+
+
+def check_operations(model):
+    """No comparisons, no infinite constants, no tensors of many axes, no casts to what a tensor is already."""
+    graph = model.graph
+    known = {x.name: x.type.tensor_type for x in (*graph.input, *graph.value_info, *graph.output)}
+    assert not {node.op_type for node in graph.node} & COMPARISONS
+    assert all(len(shape.shape.dim) <= MOST_AXES for shape in known.values())
+    assert not [node for node in graph.node if node.op_type == "Cast" and _idle(node, known)]
+    for constant in graph.initializer:
+        assert torch.from_numpy(numpy_helper.to_array(constant).copy()).isfinite().all(), constant.name
+
+
+def _idle(node, known):
+    (wanted,) = (attribute.i for attribute in node.attribute if attribute.name == "to")
+    return node.input[0] in known and known[node.input[0]].elem_type == wanted
+
+
+@pytest.mark.parametrize(("dynamic", "footprint", "most"), [(False, 2, 28), (False, (6, 4, 2), 94), (True, 2, 257)])
+@torch.no_grad()
+def test_an_enlargement(tmp_path, dynamic, footprint, most):
+    net, image = Enlarging().eval(), torch.rand(1, 3, 64, 96)
+    swapped = hotswap.convert(
+        net, "resize", "input", guide_scale=3.0, example_inputs=image, footprint=footprint, space=None
+    )
+    model = exported(tmp_path, swapped, image, dynamic=dynamic)
+    check_operations(model)
+    assert added(model, exported(tmp_path, net, image, dynamic=dynamic)) <= most
+
+
+class Convolving(nn.Module):
+    """A convolution behind the guide's."""
+
+    def __init__(self):
+        super().__init__()
+        self.guide, self.target = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.target(self.guide(x))
+
+
+@pytest.mark.parametrize(("dynamic", "most"), [(False, 35), (True, 45)])
+@torch.no_grad()
+def test_a_convolution(tmp_path, dynamic, most):
+    net, image = Convolving().eval(), torch.rand(1, 3, 16, 24)
+    swapped = hotswap.convert(net, "target", "guide", guide_scale=2.0, example_inputs=image)
+    model = exported(tmp_path, swapped, image, dynamic=dynamic)
+    check_operations(model)
+    assert added(model, exported(tmp_path, net, image, dynamic=dynamic)) <= most
+
+
+@pytest.mark.parametrize("targets", ["target", "resize"])
+@torch.no_grad()
+def test_exported_programs_of_fixed_sizes(targets):
+    net, image = (Convolving() if targets == "target" else Enlarging()).eval(), torch.rand(1, 3, 32, 48)
+    guide = "guide" if targets == "target" else "input"
+    swapped = hotswap.convert(net, targets, guide, guide_scale=2.0, example_inputs=image)
+    program = exported_program(swapped, (image,), None)
+    for node in program.graph.nodes:
+        found = node.meta.get("val")
+        if isinstance(found, torch.Tensor):
+            assert found.dim() <= MOST_AXES, node
+            assert found.dtype != torch.bool, node

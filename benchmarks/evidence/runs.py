@@ -66,12 +66,19 @@ def digest(experiment: Experiment, arm: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+# Keys that rows are older than, with what they stood for.
+_NEWER: dict[str, Any] = {"protocol": None}
+_NEWER_OF_SWAPS: dict[str, Any] = {"gate": False, "projection": 0}
+
+
 def _said(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's values; a protocol only where it names one, as many rows are older than that key."""
-    values = recipe.model_dump(mode="json")
-    if values["protocol"] is None:
-        del values["protocol"]
-    return values
+    """A recipe's values; newer keys only where they say something, so that older rows hold."""
+    values = _without(recipe.model_dump(mode="json"), _NEWER)
+    return values | {"swaps": [_without(swap, _NEWER_OF_SWAPS) for swap in values["swaps"]]}
+
+
+def _without(values: dict[str, Any], silent: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in silent or value != silent[key]}
 
 
 def known(experiment: Experiment, rows: Iterable[Row]) -> Known:

@@ -15,7 +15,7 @@ import fuzz
 import hostile
 import torch
 import traps
-from hostile.samples import CHECKPOINT, IMAGE, NEWER_KEYS, PLAN, RECIPE, Calls, Sample, entry, state, torch_bytes
+from hostile.samples import CHECKPOINT, IMAGE, LEARNS_TENSORS, PLAN, RECIPE, Calls, Sample, entry, state, torch_bytes
 
 from hotswap.checkpoint.metadata import FORMAT_VERSION
 from hotswap.errors import HotswapError
@@ -65,7 +65,7 @@ def test_hostile_files(bench):
 
 
 def test_hostile_metadata_is_of_the_format_that_is_written():
-    assert json.loads(entry())["format_version"] == FORMAT_VERSION == max(NEWER_KEYS)
+    assert json.loads(entry())["format_version"] == FORMAT_VERSION == LEARNS_TENSORS
 
 
 @pytest.mark.parametrize("version", [None, *range(1, FORMAT_VERSION + 1)])

@@ -157,5 +157,15 @@ def _damaged(version):
     }
     return changed | {
         "a scale that is none": entry(version, learned_scales={"target.guide_log_scale": ["1", "float32"]}),
+        **{
+            f"a tensor that is {what}": entry(version, learned_scales={"target.guide_projection": value})
+            for what, value in {
+                "too short": ["AAAA", "float32", [8, 4, 1, 1]],
+                "no base64": ["\u2603" * 8, "float32", [1]],
+                "not finite": ["AADAfw==", "float32", [1]],
+                "of a huge shape": ["AAAAAA==", "float32", [2**62, 2**62]],
+                "of no shape": ["AAAAAA==", "float32", []],
+            }.items()
+        },
         "a plan of nonsense": entry(version, plan=plan() | {"swaps": [{"target": 1}]}),
     }

@@ -63,6 +63,7 @@ def _written():
 
 
 NEWER_KEYS = {4: "config", 5: "images", 6: "protocol"}  # the first format that has the key
+LEARNS_TENSORS = 7  # the first format in which more than numbers is learned; it has no key of its own
 
 
 def entry(version=None, **changes):

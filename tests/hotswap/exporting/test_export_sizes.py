@@ -117,7 +117,7 @@ class Convolution(Network):
 
 
 ENLARGING = [ToTheImage, ByAFactor, UNet, Transposed, ToOneSize, Pyramid]
-QUICK, ALL = 8, 30  # the first 8 have every kind of network, all ways down and all guides
+QUICK, ALL = 4, 30  # the first 8 have every kind of network, all ways down and all guides; each takes long to export
 # ONNX files of these may be open to no other size: the network branches on its input's. What is no larger than it is to become,
 # because another image came, is not enlarged by the guide.
 BRANCHING = (Pyramid, ToOneSize)

@@ -75,8 +75,9 @@ def _load() -> ctypes.CDLL | str:
     files = [file for suffix in EXTENSION_SUFFIXES if (file := folder / f"_native{suffix}").exists()]
     if not files:
         return "it was not compiled when pac_ops was installed, which takes GCC 12 or newer"
+    newest = max(files, key=lambda file: file.stat().st_mtime)  # an older one of another name may be there
     try:
-        return ctypes.CDLL(str(files[0]))
+        return ctypes.CDLL(str(newest))
     except OSError as error:  # an OpenMP runtime without GNU's entry points, another libc
         return f"the compiled kernels did not load: {str(error).splitlines()[0]}"
 

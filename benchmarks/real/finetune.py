@@ -3,22 +3,23 @@
 import copy
 import datetime as dt
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import hotswap
 from benchmarks.harness import commit, processor
-from benchmarks.real.camvid import VOID, Frame, crops, frames, normalised
+from benchmarks.real.camvid import Frame, frames, normalised
+from benchmarks.real.front import Front
 from benchmarks.real.networks import NETWORKS
 from benchmarks.real.rows import read, write
 from benchmarks.real.scores import PAIRS
-from benchmarks.real.train import BATCH, DECAY, trained
+from benchmarks.real.train import DECAY, batches, step_on, trained
 from hotswap.errors import HotswapError
 from hotswap.versions import installed
 
@@ -62,24 +63,24 @@ class Tuned:
 def main(name: str, nets: Path, seeds: int, steps: int, output: Path) -> None:
     """Tune the decoder of a trained network, with and without a guided enlargement, on the same crops."""
     try:
-        base = trained(name, 1, nets)
+        base, front = trained(name, 1, nets), Front() if name == "fcn8s" else None
         for seed in range(1, seeds + 1):
             rows = read(Tuned, output)
             if any((row.network, row.seed) == (name, seed) for row in rows):
                 continue
-            write([*rows, *_run(name, base, seed, steps)], output)
+            write([*rows, *_run(name, base, seed, steps, front)], output)
     except HotswapError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _run(name: str, base: nn.Module, seed: int, steps: int) -> Iterator[Tuned]:
+def _run(name: str, base: nn.Module, seed: int, steps: int, front: Front | None) -> Iterator[Tuned]:
     reporting = frames("val")[PAIRS[f"camvid_{name}"].choosing :]
     networks = {BEFORE: base, SWAPPED: _swapped(base)}
-    networks[TUNED] = tuned(base, seed, steps)
+    networks[TUNED] = tuned(base, seed, steps, front)
     networks[TUNED_THEN_SWAPPED] = _swapped(networks[TUNED])
-    networks[SWAPPED_THEN_TUNED] = tuned(networks[SWAPPED], seed, steps)
+    networks[SWAPPED_THEN_TUNED] = tuned(networks[SWAPPED], seed, steps, front)
     for arm, network in networks.items():
-        quality, near = _measured(name, network, reporting)
+        quality, near = _measured(name, network, reporting, front)
         click.echo(f"{name} {seed} {arm}: {quality:.2f}, near edges {near:.2f}")
         yield Tuned(
             network=name,
@@ -103,7 +104,7 @@ def _swapped(network: nn.Module) -> nn.Module:
     return hotswap.convert(copy.deepcopy(network), "resize", "input", calibrate_on=[image], example_inputs=image)
 
 
-def tuned(network: nn.Module, seed: int, steps: int) -> nn.Module:
+def tuned(network: nn.Module, seed: int, steps: int, front: Front | None) -> nn.Module:
     """A copy after so many steps; the encoder and the statistics of batch normalisation stay as they are."""
     torch.manual_seed(seed)
     model = copy.deepcopy(network).eval()
@@ -112,23 +113,25 @@ def tuned(network: nn.Module, seed: int, steps: int) -> nn.Module:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    for images, labels in crops(frames("train"), steps, BATCH, seed):
-        loss = F.cross_entropy(model(images), labels, ignore_index=VOID)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    with nullcontext() if front is None else front.attached(model):
+        for batch in batches(front, steps, seed):
+            step_on(model, batch)
+            optimiser.step()
+            optimiser.zero_grad()
+            schedule.step()
     return model
 
 
 @torch.no_grad()
-def _measured(name: str, network: nn.Module, samples: list[Frame]) -> tuple[float, float]:
+def _measured(name: str, network: nn.Module, samples: list[Frame], front: Front | None) -> tuple[float, float]:
     task = PAIRS[f"camvid_{name}"].task()
     rows = []
-    for frame in samples:
-        predicted = network(normalised(frame.image)[None]).argmax(1)
-        height, width = frame.labels.shape
-        rows.append(task.measure(predicted, task.prepare(frame.labels.long(), (height, width))))
+    with nullcontext() if front is None else front.attached(network):
+        for frame in samples:
+            image = normalised(frame.image)[None] if front is None else front.show(frame)[0]
+            predicted = network(image).max(1).indices
+            height, width = frame.labels.shape
+            rows.append(task.measure(predicted, task.prepare(frame.labels.long(), (height, width))))
     quality, near = (
         100 * float(metric.value(np.stack([row[metric.name] for row in rows]).sum(0))) for metric in task.metrics
     )

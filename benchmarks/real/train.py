@@ -1,15 +1,18 @@
 """Trains a network on CamVid: `python -m benchmarks.real.train NAME --seed 1 --out FOLDER`."""
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.real.camvid import CLASSES, VOID, Frame, crops, frames, normalised
+from benchmarks.real.front import Front
 from benchmarks.real.networks import NETWORKS
 
 BATCH, RATE, DECAY = 6, 2e-3, 1e-2
@@ -20,9 +23,10 @@ RATES = {"encoder": 4e-4, "conv5_1": 1e-4, "conv5_2": 1e-4, "conv5_3": 1e-4, "fc
 @click.argument("name", type=click.Choice(sorted(NETWORKS)))
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--steps", type=int, default=1500, show_default=True)
+@click.option("--check-every", type=int, default=250, show_default=True, help="Steps; the network is then saved.")
 @click.option("--start", type=click.Path(exists=True, path_type=Path), help="Of an earlier run.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for NAME_SEED.safetensors.")
-def main(name: str, seed: int, steps: int, start: Path | None, out: Path) -> None:
+def main(name: str, seed: int, steps: int, check_every: int, start: Path | None, out: Path) -> None:
     """Train a network from its ImageNet weights, or go on from an earlier run, and save it."""
     torch.manual_seed(seed)
     model = NETWORKS[name]().to(memory_format=torch.channels_last)
@@ -31,25 +35,45 @@ def main(name: str, seed: int, steps: int, start: Path | None, out: Path) -> Non
     parts = {key: [x for x in part.parameters() if x.requires_grad] for key, part in model.named_children()}
     groups = [{"params": part, "lr": RATES.get(key, RATE)} for key, part in parts.items() if part]
     optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
-    most = [RATES.get(key, RATE) for key, part in parts.items() if part]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in groups], total_steps=steps)
+    front = Front() if name == "fcn8s" else None
     check = frames("val")[:50:5]
     began = time.time()
+    out.mkdir(parents=True, exist_ok=True)
     model.train()
-    for step, (images, labels) in enumerate(crops(frames("train"), steps, BATCH, seed)):
+    for step, batch in enumerate(batches(front, steps, seed), 1):
+        with nullcontext() if front is None else front.attached(model):
+            loss = step_on(model, batch)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        if step % check_every == 0 or step == steps:
+            print(f"{name} {seed}: step {step}, loss {loss:.3f}, mIoU {miou(model, check):.4f}, "
+                  f"{time.time() - began:.0f} s", flush=True)  # fmt: skip
+            state = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(state, out / f"{name}_{seed}.safetensors")
+
+
+def batches(front: Front | None, steps: int, seed: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """What each step sees: six crops at once, or whole frames one by one, of networks whose front is kept."""
+    train = frames("train")
+    if front is not None:
+        return front.frames(train, steps, seed)
+    return (iter([pair]) for pair in crops(train, steps, BATCH, seed))
+
+
+def step_on(model: nn.Module, batch: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """Add the gradients of a batch, whose parts count alike; the mean loss."""
+    losses = []
+    for images, labels in batch:
         scores = model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(scores, labels, ignore_index=VOID)
-        optimiser.zero_grad()
         loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 250 == 249:
-            print(f"{name} {seed}: step {step + 1}, loss {loss:.3f}, mIoU {miou(model, check):.4f}, "
-                  f"{time.time() - began:.0f} s", flush=True)  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.contiguous() for key, value in model.state_dict().items()}, out / f"{name}_{seed}.safetensors"
-    )
+        losses.append(loss.item())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= len(losses)
+    return sum(losses) / len(losses)
 
 
 def trained(name: str, seed: int, folder: Path) -> nn.Module:

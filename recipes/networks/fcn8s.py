@@ -54,9 +54,12 @@ class FCN8s(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the pixels of x; see the class."""
+        return self.scores(*self.skips(x), x.shape[2], x.shape[3])
+
+    def skips(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the third and the fourth stage end with."""
         pool3 = self._staged(x, 1, 3)
-        pool4 = self._staged(pool3, 4, 4)
-        return self.scores(pool3, pool4, x.shape[2], x.shape[3])
+        return pool3, self._staged(pool3, 4, 4)
 
     def scores(self, pool3: Tensor, pool4: Tensor, height: int, width: int) -> Tensor:
         """Scores of an image's pixels, of what its third and its fourth stage end with."""

@@ -21,26 +21,33 @@ BOUNDS = {
 }
 
 
-def least(calls, rounds=40, repeats=20):
-    """Seconds of a call of each, by the clock of this thread: the least over interleaved rounds."""
-    times = dict.fromkeys(calls, float("inf"))
-    for call in calls.values():
-        call()
+ROUNDS, MOST_ROUNDS = 40, 600
+
+
+def least(calls, times, rounds=ROUNDS, repeats=20):
+    """Seconds of a call of each, by the clock of this thread: the least over interleaved rounds, and of those before.
+
+    What runs beside it empties the processor's caches, and so adds to it.
+    """
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.thread_time()
             for _ in range(repeats):
                 call()
             times[name] = min(times[name], (time.thread_time() - start) / repeats)
-    return times
 
 
 def test_little_is_done_before_a_launch():
     with stubbed():
         calls = launching.calls(torch.device("cpu"), torch.bfloat16, last=True)
-        times = least(calls)
-    ratios = {(name, mode): times[name, mode] / times[launching.STOCK, mode] for name, mode in BOUNDS}
-    assert {call: ratio for call, ratio in ratios.items() if ratio > BOUNDS[call]} == {}
+        times = dict.fromkeys(calls, float("inf"))
+        for _ in range(0, MOST_ROUNDS, ROUNDS):
+            least(calls, times)
+            ratios = {(name, mode): times[name, mode] / times[launching.STOCK, mode] for name, mode in BOUNDS}
+            above = {call: ratio for call, ratio in ratios.items() if ratio > BOUNDS[call]}
+            if not above:
+                break
+    assert above == {}
 
 
 def test_the_benchmark():

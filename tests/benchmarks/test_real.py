@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
+import hotswap
 from benchmarks.evidence import page
-from benchmarks.real import compare, cost, finetune, propagation, scores, solvers
+from benchmarks.real import compare, cost, finetune, propagation, scores, solvers, train
 from benchmarks.real import page as real_page
 from benchmarks.real.camvid import Frame
+from benchmarks.real.front import Front
+from benchmarks.real.networks import fcn8s
 from benchmarks.real.rivals import OURS, RIVALS, Coarse
 from benchmarks.real.rows import read
 from benchmarks.real.scores import PAIRS, Pair, Sample
@@ -252,7 +255,8 @@ def test_fine_tuning_keeps_five_arms_a_seed_and_moves_the_decoder_alone(tmp_path
     torch.manual_seed(0)
     network = Coarsest().eval()
     drawn = [Frame(s.name, s.image, s.labels.to(torch.uint8)) for s in samples(52)]
-    monkeypatch.setattr(finetune, "frames", lambda part: drawn)
+    for module in (finetune, train):
+        monkeypatch.setattr(module, "frames", lambda part: drawn)
     monkeypatch.setattr(finetune, "trained", lambda name, seed, folder: network)
     arguments = ["at_once", "--nets", str(tmp_path), "--steps", "2", "--output", str(tmp_path / "tuned.csv")]
     for seeds in ("1", "2"):  # the second run adds a seed
@@ -263,9 +267,30 @@ def test_fine_tuning_keeps_five_arms_a_seed_and_moves_the_decoder_alone(tmp_path
     assert all(row.images == 2 for row in rows)
     rivals = read(compare.Row, compare.RESULTS)
     assert "2 steps of the same crops for both, 2 seeds" in real_page.block(rivals, rows)
-    tuned = finetune.tuned(network, 1, 2)
+    tuned = finetune.tuned(network, 1, 2, None)
     assert torch.equal(tuned.encoder.weight, network.encoder.weight)
     assert not torch.equal(tuned.head.weight, network.head.weight)
+
+
+@torch.no_grad()
+def test_behind_the_kept_stages_a_network_is_the_same(tmp_path):
+    """What is trained there is the whole network's, swapped or not; kept maps are in 16 bits."""
+    front = Front()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    drawn = [Frame(str(n), image, image[0] % 12) for n, image in enumerate(images)]
+    network = fcn8s().eval()
+    for head in (network.score_fr, network.score_pool4, network.score_pool3):
+        torch.nn.init.normal_(head.weight, std=0.1)
+    swapped = hotswap.convert(network, "resize", "input", guide_scale=4.0, example_inputs=images[:1] / 255)
+    for model in (network, swapped):
+        shown = [front.show(drawn[0]), front.show(drawn[1], mirrored=True)]
+        expected = [model(image) for image, _ in shown]
+        with front.attached(model):
+            found = [model(front.show(frame, mirrored=frame is drawn[1])[0]) for frame in drawn]
+        for some, other in zip(found, expected, strict=True):
+            assert float((some - other).abs().max()) < 1e-2 * float(other.abs().max())
+        assert torch.equal(model(shown[0][0]), expected[0])
+    assert torch.equal(shown[1][1], drawn[1].labels.flip(-1)[None].long())
 
 
 def test_the_page_says_what_guiding_costs():

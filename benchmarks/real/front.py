@@ -1,0 +1,66 @@
+"""FCN-8s behind its first four stages, which are frozen: what they make of a frame is computed once, and kept."""
+
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.real.camvid import Frame, normalised
+from benchmarks.real.networks import fcn8s
+
+BATCH = 4  # frames
+_STAGE = re.compile(r"(conv|relu|pool)[1-4](_\d)?")  # the names of what is frozen
+
+
+class _Given(nn.Module):
+    """In place of the first convolution of some stages: what they end with."""
+
+    def __init__(self, front: "Front", index: int) -> None:
+        super().__init__()
+        self._front, self._index = [front], index  # in a list, as a network that holds it is copied
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self._front[0].shown[self._index].float()
+
+
+class Front:
+    """The frozen stages, and what they made of the frames that were shown, in 16 bits: 4 MB a frame."""
+
+    def __init__(self) -> None:
+        self._network = fcn8s().eval()
+        self._kept: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
+        self.shown: tuple[Tensor, Tensor]
+
+    @torch.no_grad()
+    def show(self, frame: Frame, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+        """A frame as the networks are fed, [1, 3, H, W], and its labels; what attached networks see from now on."""
+        image, labels = (x.flip(-1) if mirrored else x for x in (frame.image, frame.labels))
+        fed, key = normalised(image)[None], (frame.name, mirrored)
+        if key not in self._kept:
+            pool3, pool4 = self._network.skips(fed)
+            self._kept[key] = pool3.half(), pool4.half()
+        self.shown = self._kept[key]
+        return fed, labels[None].long()
+
+    @contextmanager
+    def attached(self, network: nn.Module) -> Iterator[None]:
+        """In this block a network, swapped or not, begins behind the frozen stages, with the frame that is shown."""
+        names = [name for name, _ in network.named_children() if _STAGE.fullmatch(name)]
+        before = {name: network.get_submodule(name) for name in names}
+        given = {"conv1_1": _Given(self, 0), "conv4_1": _Given(self, 1)}
+        try:
+            for name in names:
+                setattr(network, name, given.get(name, nn.Identity()))
+            yield
+        finally:
+            for name, module in before.items():
+                setattr(network, name, module)
+
+    def frames(self, train: list[Frame], steps: int, seed: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        """Batches of frames, each mirrored or not, shown one after the other as they are read."""
+        draw = random.Random(seed)  # noqa: S311 (no secret)
+        for _ in range(steps):
+            yield (self.show(draw.choice(train), mirrored=draw.random() < 0.5) for _ in range(BATCH))

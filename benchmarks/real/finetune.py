@@ -10,16 +10,17 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hotswap
 from benchmarks.harness import commit, processor
-from benchmarks.real.camvid import Frame, frames, normalised
+from benchmarks.real.camvid import VOID, Frame, frames, normalised
 from benchmarks.real.front import Front
 from benchmarks.real.networks import NETWORKS
 from benchmarks.real.rows import read, write
 from benchmarks.real.scores import PAIRS
-from benchmarks.real.train import DECAY, batches, step_on, trained
+from benchmarks.real.train import DECAY, batches, trained
 from hotswap.errors import HotswapError
 from hotswap.versions import installed
 
@@ -114,10 +115,11 @@ def tuned(network: nn.Module, seed: int, steps: int, front: Front | None) -> nn.
     optimiser = torch.optim.AdamW(parameters, RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     with nullcontext() if front is None else front.attached(model):
-        for batch in batches(front, steps, seed):
-            step_on(model, batch)
-            optimiser.step()
+        for images, labels in batches(front, steps, seed):
+            loss = F.cross_entropy(model(images), labels, ignore_index=VOID)
             optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
             schedule.step()
     return model
 
@@ -128,7 +130,7 @@ def _measured(name: str, network: nn.Module, samples: list[Frame], front: Front 
     rows = []
     with nullcontext() if front is None else front.attached(network):
         for frame in samples:
-            image = normalised(frame.image)[None] if front is None else front.show(frame)[0]
+            image = normalised(frame.image)[None] if front is None else front.show((frame, False))[0]
             predicted = network(image).max(1).indices
             height, width = frame.labels.shape
             rows.append(task.measure(predicted, task.prepare(frame.labels.long(), (height, width))))

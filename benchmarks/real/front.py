@@ -23,7 +23,7 @@ class _Given(nn.Module):
         self._front, self._index = [front], index  # in a list, as a network that holds it is copied
 
     def forward(self, _: Tensor) -> Tensor:
-        return self._front[0].shown[self._index].float()
+        return self._front[0].shown[self._index]
 
 
 class Front:
@@ -35,15 +35,23 @@ class Front:
         self.shown: tuple[Tensor, Tensor]
 
     @torch.no_grad()
-    def show(self, frame: Frame, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-        """A frame as the networks are fed, [1, 3, H, W], and its labels; what attached networks see from now on."""
-        image, labels = (x.flip(-1) if mirrored else x for x in (frame.image, frame.labels))
-        fed, key = normalised(image)[None], (frame.name, mirrored)
-        if key not in self._kept:
-            pool3, pool4 = self._network.skips(fed)
-            self._kept[key] = pool3.half(), pool4.half()
-        self.shown = self._kept[key]
-        return fed, labels[None].long()
+    def show(self, *views: tuple[Frame, bool]) -> tuple[Tensor, Tensor]:
+        """Frames, each mirrored or not, as the networks are fed, [B, 3, H, W], and their labels, [B, H, W].
+
+        It is what attached networks see from now on.
+        """
+        images, labels = [], []
+        for frame, mirrored in views:
+            image, drawn = (x.flip(-1) if mirrored else x for x in (frame.image, frame.labels))
+            images.append(normalised(image))
+            labels.append(drawn.long())
+            if (frame.name, mirrored) not in self._kept:
+                pool3, pool4 = self._network.skips(images[-1][None])
+                self._kept[frame.name, mirrored] = pool3.half(), pool4.half()
+        maps = zip(*(self._kept[frame.name, mirrored] for frame, mirrored in views), strict=True)
+        pool3, pool4 = (torch.cat(kept).float() for kept in maps)
+        self.shown = pool3, pool4
+        return torch.stack(images), torch.stack(labels)
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[None]:
@@ -59,8 +67,8 @@ class Front:
             for name, module in before.items():
                 setattr(network, name, module)
 
-    def frames(self, train: list[Frame], steps: int, seed: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-        """Batches of frames, each mirrored or not, shown one after the other as they are read."""
+    def frames(self, train: list[Frame], steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of frames, each mirrored or not."""
         draw = random.Random(seed)  # noqa: S311 (no secret)
         for _ in range(steps):
-            yield (self.show(draw.choice(train), mirrored=draw.random() < 0.5) for _ in range(BATCH))
+            yield self.show(*((draw.choice(train), draw.random() < 0.5) for _ in range(BATCH)))

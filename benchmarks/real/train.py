@@ -35,17 +35,20 @@ def main(name: str, seed: int, steps: int, check_every: int, start: Path | None,
     parts = {key: [x for x in part.parameters() if x.requires_grad] for key, part in model.named_children()}
     groups = [{"params": part, "lr": RATES.get(key, RATE)} for key, part in parts.items() if part]
     optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in groups], total_steps=steps)
+    most = [RATES.get(key, RATE) for key, part in parts.items() if part]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=steps)
     front = Front() if name == "fcn8s" else None
     check = frames("val")[:50:5]
     began = time.time()
     out.mkdir(parents=True, exist_ok=True)
     model.train()
-    for step, batch in enumerate(batches(front, steps, seed), 1):
+    for step, (images, labels) in enumerate(batches(front, steps, seed), 1):
         with nullcontext() if front is None else front.attached(model):
-            loss = step_on(model, batch)
-        optimiser.step()
+            scores = model(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(scores, labels, ignore_index=VOID)
         optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
         schedule.step()
         if step % check_every == 0 or step == steps:
             print(f"{name} {seed}: step {step}, loss {loss:.3f}, mIoU {miou(model, check):.4f}, "
@@ -54,26 +57,10 @@ def main(name: str, seed: int, steps: int, check_every: int, start: Path | None,
             save_file(state, out / f"{name}_{seed}.safetensors")
 
 
-def batches(front: Front | None, steps: int, seed: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """What each step sees: six crops at once, or whole frames one by one, of networks whose front is kept."""
+def batches(front: Front | None, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each step sees: crops, or whole frames of networks whose front is kept."""
     train = frames("train")
-    if front is not None:
-        return front.frames(train, steps, seed)
-    return (iter([pair]) for pair in crops(train, steps, BATCH, seed))
-
-
-def step_on(model: nn.Module, batch: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """Add the gradients of a batch, whose parts count alike; the mean loss."""
-    losses = []
-    for images, labels in batch:
-        scores = model(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(scores, labels, ignore_index=VOID)
-        loss.backward()
-        losses.append(loss.item())
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad /= len(losses)
-    return sum(losses) / len(losses)
+    return crops(train, steps, BATCH, seed) if front is None else front.frames(train, steps, seed)
 
 
 def trained(name: str, seed: int, folder: Path) -> nn.Module:

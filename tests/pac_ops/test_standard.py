@@ -46,7 +46,7 @@ def test_a_pool_in_ceil_mode_at_sizes_of_one_kind():  # where the last window en
     check(case.layer(), case.arguments(), case.arguments(batch=3, height=13, width=12))
 
 
-@pytest.mark.parametrize("footprint", [2, 4, 6, (4, 2)])
+@pytest.mark.parametrize("footprint", [2, 6, (4, 2)])
 def test_enlargement_at_any_size(footprint):
     first, other = ((torch.rand(b, 3, h, w), torch.rand(b, 2, 4 * h, 3 * w)) for b, h, w in ((2, 5, 4), (3, 7, 6)))
     check(Enlarge(footprint), first, other)

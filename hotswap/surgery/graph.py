@@ -23,6 +23,7 @@ from hotswap.surgery.rewriting import MethodCode
 from hotswap.surgery.scope import all_paths, called_root, check_fits, inside_paths, parents
 from hotswap.surgery.tracing import Traced
 from hotswap.surgery.whole import Parts, lists_in
+from hotswap.targets.forward_ops import require_given
 from hotswap.targets.plan import Plan
 
 
@@ -42,6 +43,16 @@ class Graft(install.Graft):
         where = f" of {self.root_path!r}" if self.root_path else ""
         what = "" if self.plan.swaps else " for the enlargements"
         return f"rewrites {type(self.traced.root).__name__}.{self.traced.method}{where}{what}"
+
+    @property
+    def required(self) -> list[str]:
+        """Arguments that every call of the rewritten method needs, and that are None by default; not the first."""
+        found: dict[str, None] = {}
+        for graph in self.traced.graphs:
+            first = next((node for node in graph.nodes if node.op == "placeholder"), None)
+            given = [node.args[2] for node in graph.nodes if node.target is require_given]
+            found |= {x.target: None for x in given if x is not first and x.args == (None,)}
+        return list(found)
 
     def attach(self, model: nn.Module, root: nn.Module) -> "Rewritten":
         """Have `root`, and the modules inside that lead to a guide or a target, run the rewritten code."""

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
 from hotswap.errors import HotswapError
+from hotswap.network.dry_run import Like
 from hotswap.network.graph_modules import called, graph_of, placeholders, stepped
 from hotswap.surgery.handed import HANDED, Handed, hand
 from hotswap.surgery.proxies import Standing, TypedTracer
@@ -163,7 +164,7 @@ class PathTracer(TypedTracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make the graph's inputs: one for each parameter; those with a default are fixed, but for the given ones.
+        """Make the graph's inputs: one for each parameter; those with a default are fixed, but for given tensors.
 
         They are fixed at the value registered as concrete, or else that of the observed call, or else the default.
         The inputs of a GraphModule are those of its graph.
@@ -172,7 +173,8 @@ class PathTracer(TypedTracer):
             return stepped(self.root, self), placeholders(self.root, self)
         registered = fixed_arguments(self.root) if self.traced_func_name == "forward" else {}
         # No numbers: those may follow from sizes, and be others at the next.
-        observed = {k: x for k, x in (self.standing.arguments or {}).items() if isinstance(x, bool | str | None)}
+        arguments = self.standing.arguments or {}
+        observed = {k: x for k, x in arguments.items() if isinstance(x, bool | str | None)}
         fixed = observed | registered
         positional: list[Any] = [self.root]
         keywords: dict[str, Any] = {}
@@ -184,7 +186,8 @@ class PathTracer(TypedTracer):
             has_default = parameter.default is not parameter.empty
             default = (parameter.default,) if has_default else ()
             value = self.create_proxy("placeholder", parameter.name, default, {})
-            if parameter.name in registered or (has_default and position >= self.given):
+            given = position < self.given or isinstance(arguments.get(parameter.name), Like)
+            if parameter.name in registered or (has_default and not given):
                 only = fixed.get(parameter.name, parameter.default)
                 checked = (self.traced_func_name, parameter.name, value, only)
                 self.create_proxy("call_function", require_value, checked, {})

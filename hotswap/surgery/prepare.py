@@ -92,7 +92,12 @@ class Preparation:
         what, refused = ("", HotswapError) if part.swaps else ("enlargements ", (UntraceableError, DiffersError))
         if method != HOOKS:
             try:
-                graft: Graft = graph.prepare(names.model, part, names.observation, self.example_inputs)
+                graft = graph.prepare(names.model, part, names.observation, self.example_inputs)
+                if method == AUTO and graft.required:  # labels, say, which come in training alone
+                    needed = " and ".join(graft.required)
+                    raise UntraceableError(
+                        f"every call would then need {needed}, which the example has and which is None by default"
+                    )
                 return self._tried(names, graft, called)
             except refused as error:
                 if method == FX and isinstance(error, DiffersError):
@@ -102,8 +107,8 @@ class Preparation:
                     raise
                 part = part.noted(f"{what}not by fx: {error}")
         part = replace(part, method=HOOKS) if part.swaps else part
-        graft = hooks.prepare(names.model, part, names.observation, self.example_inputs, self.by_fx)
-        return self._tried(names, graft, called)
+        caught = hooks.prepare(names.model, part, names.observation, self.example_inputs, self.by_fx)
+        return self._tried(names, caught, called)
 
     def _tried(self, names: Names, graft: Graft, called: Plan) -> tuple[Graft, Names]:
         """Carry out a plan on a copy that shares all weights, and run it; returns that copy too."""

@@ -231,8 +231,12 @@ class Flow(TorchDispatchMode):
         self._traces[id(x)] = (weakref.ref(x), trace)
 
     def places(self, output: Any) -> dict[Key, Place]:
-        """The place of each enlargement that the outputs of the network depend on."""
-        traces = (self._of(x) for x in leaves(output))
+        """The place of each enlargement that the outputs of the network depend on.
+
+        A single number for all images is a loss, and counts only where there is nothing else.
+        """
+        outputs = list(leaves(output))
+        traces = (self._of(x) for x in [x for x in outputs if x.dim() > 0] or outputs)
         marks = _worst(trace.marks for trace in traces if trace is not None)
         result: dict[Key, Place] = {}
         for number, mark in marks.items():

@@ -25,11 +25,15 @@ def require_value(method: str, name: str, value: Any, traced: Any) -> None:
     Raises:
         HotswapError: where it differs.
     """
-    if not same(value, traced):
-        raise HotswapError(
-            f"{method} was rewritten for {name}={traced!r} alone, got {value!r}; call it with that, or revert the "
-            'network and convert it with hotswap.register_concrete_args for another value, or with method="hooks"'
-        )
+    if same(value, traced):
+        return
+    got, advice = repr(value), 'hotswap.register_concrete_args for another value, or with method="hooks"'
+    if isinstance(value, Tensor):
+        got, advice = "a tensor", f"example_inputs, or batches as calibrate_on, that have a tensor for {name}"
+    raise HotswapError(
+        f"{method} was rewritten for {name}={traced!r} alone, got {got}; call it with that, or revert the network "
+        f"and convert it with {advice}"
+    )
 
 
 def require_given(method: str, name: str, value: Any) -> None:

@@ -128,6 +128,43 @@ def test_an_input_with_a_default_can_guide_and_goes_by_its_name(method, image):
     close(by_hooks(mask=mask, pixels=image), by_hooks(image) * mask)
 
 
+class Losing(Base):
+    """Labels come in training alone, behind flags that nobody gives."""
+
+    def forward(self, pixels, flag=None, labels=None):
+        y = self.target(self.features(pixels))
+        y = F.interpolate(F.avg_pool2d(y, 2), scale_factor=2.0, mode="bilinear")
+        return y if labels is None else (F.cross_entropy(y, labels), y)
+
+
+@pytest.mark.parametrize("targets", [["target"], ["resize"], ["target", "resize"]])
+@pytest.mark.parametrize("batch", ["tuple", "mapping"])
+def test_converted_with_labels_it_runs_with_and_without_them(targets, batch, image):
+    net, labels = Losing().eval(), torch.randint(8, (2, 12, 10))
+    given = (image, None, labels) if batch == "tuple" else {"pixels": image, "labels": labels}
+    swapped = hotswap.convert(net, targets, "input", calibrate_on=[given], space="rgb")
+    assert any("every call would then need labels" in note for note in hotswap.status(swapped).plan.notes)
+    loss, scores = swapped(image, labels=labels)
+    assert not torch.allclose(scores, net(image))
+    close(loss, F.cross_entropy(scores, labels))
+    assert torch.equal(swapped(image), scores)
+
+
+@pytest.mark.parametrize("targets", ["target", "resize"])
+def test_converted_without_labels_it_says_how_to_call_it_with_them(targets, image):
+    net, labels = Losing().eval(), torch.randint(8, (2, 12, 10))
+    swapped = hotswap.convert(net, targets, "input", guide_scale=1.0, example_inputs=image)
+    said = (
+        r"for labels=None alone, got a tensor; .* example_inputs, or .* calibrate_on, that have a tensor for labels$"
+    )
+    with pytest.raises(hotswap.HotswapError, match=said):
+        swapped(image, labels=labels)
+    by_fx = hotswap.convert(net, "target", "stem", method="fx", example_inputs=(image, None, labels), guide_scale=1.0)
+    assert by_fx(image, labels=labels)[1].shape == (2, 8, 12, 10)
+    with pytest.raises(hotswap.HotswapError, match="rewritten for a tensor as labels, got None"):
+        by_fx(image)
+
+
 class Switched(Base):
     """Its forward is called with another value than its argument's default."""
 

@@ -96,6 +96,7 @@ POINTWISE = {
     "gated by itself": lambda net, y: y * net.pointwise(y).sigmoid(),
     "written into a canvas": lambda net, y: written(y, 64),
     "a dataclass": lambda net, y: Output(y[0], [{"mask": y > 0}]),
+    "a loss beside them": lambda net, y: (F.cross_entropy(y, y.argmax(1)), y),
     "a pixel shuffle": lambda net, y: F.pixel_shuffle(torch.cat([y, y[:, :2]], 1), 2),
 }
 MIXING = {
@@ -105,6 +106,7 @@ MIXING = {
     "pooling": (lambda net, y: F.max_pool2d(y, 2), "max_pool2d in the network"),
     "a smaller size": (lambda net, y: F.interpolate(y, size=32), "F.interpolate 1 in the network"),
     "a gate of all positions": (lambda net, y: y * y.mean((2, 3), keepdim=True).sigmoid(), "mean in the network"),
+    "nothing but a loss": (lambda net, y: F.cross_entropy(y, y.argmax(1)), "cross_entropy in the network"),
     "attention": (lambda net, y: net.attention(*[tokens(y)] * 3)[0], "multi_head_attention_forward in attention"),
     "attention in windows": (
         lambda net, y: (windows(y) @ windows(y).transpose(1, 2)).softmax(-1) @ windows(y),

@@ -16,6 +16,7 @@ from hotswap.files.atomic import PathLike
 from hotswap.files.weight_names import listed, matched
 from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs
+from hotswap.targets.guided_layer import is_learned
 from hotswap.zoo import image_stats, providers, transformers
 from hotswap.zoo.image_stats import ImageStats
 from hotswap.zoo.trust import SizeLimit
@@ -118,6 +119,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, mapped: bool = Fal
         weights, versions, notes = matched(checkpoint.state_dict, checkpoint.versions, plain)
     except HotswapError as error:
         raise HotswapError(f"cannot take the weights of {str(checkpoint.path)!r}: {error}") from error
+    if learned := [name for name in weights if is_learned(name) and name not in current]:
+        raise HotswapError(
+            f"{str(checkpoint.path)!r} has {len(learned)} parameters that a swap added ({listed(learned)}) and does "
+            "not say which swap; hotswap.apply its plan to the network (hotswap.status(swapped).plan) and pass that"
+        )
     if (
         weights.keys() | scales.keys() != current.keys()
         and (renamed := transformers.renamed(model, weights)) is not None

@@ -42,6 +42,11 @@ def derived(name: str, bases: tuple[Any, ...], made_by: tuple[Any, ...], **names
     return metaclass(name, bases, namespace | {_MADE_BY: made_by})
 
 
+def is_derived(kind: type) -> bool:
+    """Whether a class was made here, and has the name and module of another."""
+    return _MADE_BY in vars(kind)
+
+
 def restore(module: nn.Module, maker: Callable[..., Any]) -> bool:
     """Give a module, in place, the plain class of its subclass by `maker`; returns whether it was of such a one."""
     generated = next((kind for kind in type(module).__mro__ if vars(kind).get(_MADE_BY, (None,))[0] is maker), None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hotswap.errors import HotswapError, one_line
 from hotswap.files.atomic import PathLike, check_readable
+from hotswap.network.derived import is_derived
 from hotswap.network.names import closest
 from hotswap.zoo import image_stats
 
@@ -291,7 +292,7 @@ def _without(value: Any, more: tuple[str, ...]) -> Any:
 def _class_of(model: nn.Module) -> type[Any] | None:
     """The class in transformers of a network, swapped or plain."""
     for base in type(model).__mro__:
-        if base.__module__.startswith("transformers.models."):
+        if base.__module__.startswith("transformers.models.") and not is_derived(base):
             return base if getattr(_transformers(), base.__name__, None) == base else None
     return None
 

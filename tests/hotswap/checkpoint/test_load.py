@@ -52,6 +52,11 @@ def test_weights_that_do_not_fit_change_nothing(change, reason, learn_scale):
         (lambda p: hotswap.save(swapped(), p), networks.Plain(c_out=4), "made for another network"),
         (lambda p: hotswap.save(swapped(), p), swapped(), "converted already"),
         (lambda p: torch.save(plain_state(), p), networks.Containers(), "is this the right architecture?"),
+        (
+            lambda p: torch.save({"net": swapped(learn_scale=True).state_dict()}, p),  # of people's own training code
+            networks.Plain(),
+            "has 1 parameters that a swap added (target.guide_log_scale) and does not say which swap; hotswap.apply",
+        ),
     ],
 )
 def test_load_refuses(tmp_path, save, model, reason):

@@ -106,6 +106,17 @@ def test_transformers_reads_our_file(saved, tmp_path):
     plain.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"), strict=True)
 
 
+def test_a_network_whose_own_forward_is_swapped_is_recorded():
+    stages = [f"stage{stage}" for stage in range(1, 5)]
+    backbone = transformers.ConvNextConfig(depths=[1] * 4, hidden_sizes=[8] * 4, out_features=stages)
+    config = transformers.UperNetConfig(backbone_config=backbone, hidden_size=8, use_auxiliary_head=False)
+    model = transformers.UperNetForSemanticSegmentation(config)
+    images = torch.empty(1, 3, 64, 64, device="meta")
+    swapped = hotswap.convert(model, "resize", "input", example_inputs=images, check=False)
+    assert type(swapped) is not type(model)
+    assert recorded(swapped) == recorded(model)
+
+
 def test_a_network_of_the_users_own_class_is_not_recorded(saved, tmp_path):
     class Own(transformers.SegformerForSemanticSegmentation):
         pass

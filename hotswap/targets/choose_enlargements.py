@@ -108,7 +108,10 @@ def _named(names: Names, sites: Sites, name: Name, footprint: Footprint, notes: 
         return _helped(sites, footprint, notes)
     if isinstance(name, str) and is_pattern(name):
         matched = [site for site in sites if _matches(sites, site, name, footprint)]
-        return usable(name, matched, why_not, lambda site: site.name, "no convolution or enlargement", notes)
+        try:
+            return usable(name, matched, why_not, lambda site: site.name, "no convolution or enlargement", notes)
+        except HotswapError as error:
+            raise HotswapError("; ".join([str(error), *elsewhere(sites)])) from None
     site = sites.by_alias.get(name) if isinstance(name, str) else None
     if site is None:
         if isinstance(name, str) and name not in modules:
@@ -141,7 +144,8 @@ def _helped(sites: Sites, footprint: Footprint, notes: list[str]) -> list[Site]:
             f'"{RESIZE}" takes nothing, as the network enlarges no map by interpolation (hotswap.inspect says more)'
         )
         if left:
-            refused = f'"{RESIZE}" takes no enlargement here, but {every}: {left}'
+            advice = f", but {every}" if any(site.why_not is None for site in sites) else ""
+            refused = f'"{RESIZE}" takes no enlargement here{advice}: {left}'
         raise HotswapError("; ".join([f"target {refused}", *elsewhere(sites)]))
     for reason, alike in by_reason.items():
         notes.append(f'"{RESIZE}" takes {_listed(sites, alike, footprint)}: {reason}')

@@ -26,10 +26,12 @@ from hotswap.targets.origins import Origins
 from pac_ops.geometry import Pair
 
 ALIAS = "resize"
+_SHUFFLE = "pixel shuffle"
 _LEARNED: dict[Any, str] = {  # torch.nn.functional's are these
     torch.conv_transpose2d: "transposed convolution",
-    torch.pixel_shuffle: "pixel shuffle",
+    torch.pixel_shuffle: _SHUFFLE,
 }
+_RESHAPING = frozenset({torch.reshape, Tensor.reshape, Tensor.view})  # which a pixel shuffle by hand ends with
 _SIGNATURE = inspect.signature(F.interpolate)
 
 
@@ -205,8 +207,8 @@ class _Watch(TorchFunctionMode):
             self.sites.sizes.setdefault(path, fine)
         if not self._running and path == "":
             places = self.flow.places(output)
-            sizes = [size for x in leaves(output) if (size := _size(x)) is not None]
-            self.sites.output_size = max(sizes, key=math.prod, default=None)
+            sizes = [_map_size(x, self.sites.image_size) for x in leaves(output)]
+            self.sites.output_size = max(filter(None, sizes), key=math.prod, default=None)
             self.sites.by_call |= {
                 key: replace(site, place=places.get(key)) for key, site in self.sites.by_call.items()
             }
@@ -232,8 +234,8 @@ class _Watch(TorchFunctionMode):
         if not self._running:
             return result
         forward = self._running[-1]
-        if func in _LEARNED and self._modes[forward.module] is None and _is_larger(result, args, kwargs):
-            self.sites.learned[self._paths[forward.module]] = _LEARNED[func]
+        if self._modes[forward.module] is None and (kind := _learned(func, result, args, kwargs)) is not None:
+            self.sites.learned[self._paths[forward.module]] = kind
         if self._enlarges(func):
             given = bound(args, kwargs)
             mode = given["mode"]
@@ -320,10 +322,23 @@ class _Constants:
             self.forget()  # as it may write into any of these, through a view
 
 
-def _is_larger(result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a map is larger than what it was made from."""
-    fine, coarse = _size(result), _size(args[0] if args else kwargs.get("input"))
-    return fine is not None and coarse is not None and math.prod(fine) > math.prod(coarse)
+def _learned(func: Any, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """What a function is that enlarges a map by weights that the network learned; None for others."""
+    given, fine = args[0] if args else kwargs.get("input"), _size(result)
+    if fine is None:
+        return None
+    if func in _RESHAPING:
+        return _SHUFFLE if isinstance(given, Tensor) and _shuffles(given, fine) else None
+    coarse = _size(given)
+    return _LEARNED.get(func) if coarse is not None and math.prod(fine) > math.prod(coarse) else None
+
+
+def _shuffles(x: Tensor, size: Pair) -> bool:
+    """Whether a map of that size is made of [B, C, h, n, w, n] whose n were channels: their steps are the larger."""
+    if x.dim() != 6 or not x.shape[3] == x.shape[5] > 1:
+        return False
+    merged = (x.shape[2] * x.shape[3], x.shape[4] * x.shape[5])
+    return merged == size and x.stride(3) > x.stride(2) and x.stride(5) > x.stride(4)
 
 
 def _writes(func: Any) -> bool:
@@ -341,6 +356,14 @@ def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     given = _SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     return given.arguments
+
+
+def _map_size(x: Tensor, image: Pair | None) -> Pair | None:
+    """The size of a map in an output; what is no [B, C, h, w] counts as a map if it has the image's proportions."""
+    if x.dim() < 3 or x.dim() == 4 or image is None:
+        return _size(x)
+    height, width = int(x.shape[-2]), int(x.shape[-1])
+    return (height, width) if height * image[1] == width * image[0] else None
 
 
 def _size(x: Any) -> Pair | None:

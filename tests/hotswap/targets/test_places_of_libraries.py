@@ -124,13 +124,27 @@ def test_linknet_enlarges_by_learned_convolutions_alone():
         hotswap.plan(model, "resize", "input")
 
 
+def by_hand(x, n=2):
+    batch, channels, height, width = x.shape
+    x = x.view(batch, channels // n**2, n, n, height, width).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, channels // n**2, n * height, n * width)
+
+
+def windows(x, n=4):
+    """Into windows and back: no enlargement."""
+    batch, channels, height, width = x.shape
+    parts = x.view(batch, channels, height // n, n, width // n, n).permute(0, 2, 4, 3, 5, 1)
+    back = parts.reshape(-1, n * n, channels).view(batch, height // n, width // n, n, n, channels)
+    return back.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+
+
 class Shuffled(nn.Module):
-    def __init__(self):
+    def __init__(self, shuffle):
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.conv, self.shuffle = nn.Conv2d(3, 16, 3, stride=2, padding=1), shuffle
 
     def forward(self, image):
-        return F.pixel_shuffle(self.conv(image), 2)
+        return self.shuffle(self.conv(image), 2)
 
 
 @pytest.mark.parametrize(
@@ -138,14 +152,22 @@ class Shuffled(nn.Module):
     [
         (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 4, 2, 1)), r"transposed .* \(1\)"),
         (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.PixelShuffle(2)), r"pixel shuffle \(1\)"),
-        (Shuffled(), r"pixel shuffle \(its own forward\)"),
+        (Shuffled(F.pixel_shuffle), r"pixel shuffle \(its own forward\)"),
+        (Shuffled(by_hand), r"pixel shuffle \(its own forward\)"),
     ],
 )
 def test_learned_enlargements_are_named(model, said):
     images = torch.rand(1, 3, 32, 48)
-    with pytest.raises(hotswap.HotswapError, match=f"{said}: that is learned"):
-        hotswap.plan(model, "resize", "input", example_inputs=images)
+    for targets in ("resize", "resize_*"):
+        with pytest.raises(hotswap.HotswapError, match=f"{said}: that is learned"):
+            hotswap.plan(model, targets, "input", example_inputs=images)
     assert "that is learned" in str(hotswap.inspect(model, example_inputs=images))
+
+
+@pytest.mark.parametrize("rearrange", [windows, lambda x, n: x.reshape(*x.shape[:2], 4, 4, 6, 4).reshape(x.shape)])
+def test_what_only_goes_into_windows_and_back_enlarges_nothing(rearrange):
+    info = hotswap.inspect(Shuffled(lambda x, n: rearrange(x, 4)), example_inputs=torch.rand(1, 3, 32, 48))
+    assert "pixel shuffle" not in str(info)
 
 
 def test_segformer_mixes_its_levels_and_enlarges_their_scores():
@@ -178,6 +200,85 @@ def test_a_network_whose_output_is_enlarged_afterwards_says_what_guides_that(tra
         hotswap.plan(model, "resize", "input", example_inputs=images)
     assert any(said in note for note in hotswap.plan(model, "resize_*", "input", example_inputs=images).notes)
     assert said in str(hotswap.inspect(model, example_inputs=images))
+
+
+SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 2}
+STAGES = [f"stage{stage}" for stage in range(1, 5)]
+BEHIND = "output is 16 x 16, of an image of 64 x 64: what enlarges it runs after the network, and hotswap.enlarge"
+
+
+def mask2former(transformers):
+    config = transformers.Mask2FormerConfig(
+        backbone_config=transformers.SwinConfig(**SWIN, out_features=STAGES), feature_size=32, mask_feature_size=32,
+        hidden_dim=32, encoder_feedforward_dim=8, dim_feedforward=8, encoder_layers=1, decoder_layers=1,
+        num_attention_heads=2, num_queries=4,
+    )  # fmt: skip
+    return transformers.Mask2FormerForUniversalSegmentation(config), ()
+
+
+POINT = torch.tensor([[[[20.0, 30.0]]]])
+
+
+def sam(transformers):
+    small = {"hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 16}
+    vision = {"image_size": 64, "num_hidden_layers": 1, "output_channels": 16, "num_pos_feats": 8, "window_size": 2}
+    config = transformers.SamConfig(
+        vision_config={**small, **vision, "global_attn_indexes": [0]},
+        prompt_encoder_config={"hidden_size": 16, "image_size": 64},
+        mask_decoder_config={**small, "iou_head_hidden_dim": 16},
+    )
+    return transformers.SamModel(config), (POINT,)
+
+
+def yolo(transformers):
+    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="pip install --no-deps ultralytics, beside an OpenCV")
+    return tasks.SegmentationModel("yolov8n-seg.yaml", verbose=False), ()
+
+
+@pytest.mark.parametrize("make", [mask2former, sam, yolo])
+def test_masks_that_are_enlarged_after_the_network(make, transformers):
+    model, others = make(transformers)
+    given = (torch.rand(1, 3, 64, 64), *others)
+    with pytest.raises(hotswap.HotswapError, match=rf'"resize" takes n.*{BEHIND}'):
+        hotswap.plan(model, "resize", "input", example_inputs=given)
+    if make is sam:
+        assert BEHIND in str(hotswap.inspect(model.eval(), given))
+        with pytest.raises(hotswap.HotswapError, match=rf"'resize_\*' matched .*{BEHIND}"):
+            hotswap.plan(model, "resize_*", "input", example_inputs=given)
+
+
+class Returns(nn.Module):
+    """Scores at a quarter in a form of its own."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, 6, 4, 4), form
+
+    def forward(self, image):
+        return self.form(self.conv(image))
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (lambda y: y.unflatten(1, (2, 3)), True),  # prompts and masks
+        (lambda y: y[:, 0], True),  # depth
+        (lambda y: {"scores": y.mean((2, 3)), "masks": y[:, None, None]}, True),
+        (lambda y: y.flatten(2).transpose(1, 2), False),  # tokens
+        (lambda y: y.mean((2, 3)), False),
+    ],
+)
+def test_maps_in_outputs_of_other_forms(form, told):
+    said = "output is 8 x 12, of an image of 32 x 48"
+    assert (said in str(hotswap.inspect(Returns(form), torch.rand(1, 3, 32, 48)))) == told
+
+
+def test_what_nothing_can_guide_is_not_said_to_be_taken_by_another_target():
+    model = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Upsample(scale_factor=4, mode="bicubic"))
+    with pytest.raises(
+        hotswap.HotswapError, match=r"takes no enlargement here: resize_1 \(x4, cannot be guided: its mode"
+    ):
+        hotswap.plan(model, "resize", "input", example_inputs=torch.rand(1, 3, 32, 48))
 
 
 def test_the_segformer_of_transformers_leaves_its_scores_small(transformers):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pac_ops import whole
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Pair
 
@@ -24,23 +25,30 @@ def area_average2d(image: Tensor, size: Pair) -> Tensor:
     Returns:
         [B, C, h, w], float32 (float64 for a float64 image): a mean of half-precision values is not rounded to one.
     """
-    return _exported(image, size) if torch.compiler.is_exporting() else _averaged(image, size)
+    return exported_average2d(image, size) if torch.compiler.is_exporting() else _averaged(image, size)
 
 
-def _exported(image: Tensor, size: Pair) -> Tensor:
-    """By a pool where its windows are known to fill the image, else by matrices."""
-    sides = tuple(zip(image.shape[2:], size, strict=True))
+def exported_average2d(image: Tensor, size: Sequence[int]) -> Tensor:
+    """`area_average2d` as exporters get it, also of [C, H, W]; all sizes may be symbolic.
+
+    By a pool where its windows are known to fill the image, else by matrices.
+    """
+    (height, width) = size
+    sides = tuple(zip(image.shape[-2:], size, strict=True))
+    if whole.is_kept(*image.shape[-2:], *size):
+        return whole.averaged(image, (height, width))
     if any(isinstance(x, torch.SymInt) for side in sides for x in side) or any(n % wanted for n, wanted in sides):
-        return by_matrices(image, size)
+        return _by_matrices(image, size)
     return F.avg_pool2d(image.to(accumulate_dtype(image.dtype)), tuple(n // wanted for n, wanted in sides))
 
 
-def fitted2d(image: Tensor, size: Pair) -> Tensor:
+def fitted2d(image: Tensor, size: Pair, like: Tensor | None = None) -> Tensor:
     """`area_average2d`, or where the image is smaller along an axis, by some pixels, bilinear interpolation.
 
     Args:
         image: [B, C, H, W], any floating dtype.
         size: (h, w).
+        like: an image whose size this may be a multiple of, by which exporters write it.
 
     Returns:
         [B, C, h, w], as `area_average2d`; the image itself where it has that size.
@@ -48,7 +56,9 @@ def fitted2d(image: Tensor, size: Pair) -> Tensor:
     if has_size(image, size):
         return image
     if torch.compiler.is_exporting():
-        return by_matrices(image, size, fit=True)
+        if whole.is_kept(*image.shape[2:], *size):
+            return whole.averaged(image, size, fit=True, like=like)
+        return _by_matrices(image, size, fit=True)
     if image.shape[2] < size[0] or image.shape[3] < size[1]:
         wide = image.to(accumulate_dtype(image.dtype))
         # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
@@ -66,7 +76,7 @@ def has_size(image: Tensor, size: Pair) -> bool:
     return bool(image.shape[2:] == size)
 
 
-def by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Tensor:
+def _by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Tensor:
     """`area_average2d`, or where `fit` `fitted2d`, as products with weights of rows, [h, H], and of columns, [w, W].
 
     All four sizes may be symbolic.

@@ -101,7 +101,7 @@ class Enlargement(NamedTuple):
             # would take it in float32.
             place = (pixel + 0.5) * unrefined[axis] / fine[axis] - 0.5
         else:
-            place = (pixel + 0.5) * (1 / self.scale_factor[axis]) - 0.5
+            place = (pixel + 0.5) / self.scale_factor[axis] - 0.5
             if self.scale_factor[axis] < 2:
                 copied = _stays(axis, unrefined, fine, device)
                 place = place * (1 - copied) + pixel * copied
@@ -165,13 +165,13 @@ def _enlarged(n: Any, factor: float) -> int:
     Of a floor it would guard that something remains, and ONNX would round the product to float32.
     """
     left_open = isinstance(n, torch.SymInt) and not torch.compiler.is_dynamo_compiling()
-    ratio = _ratio(factor) if left_open and isinstance(factor, float) else None
+    ratio = ratio_of(factor) if left_open and isinstance(factor, float) else None
     enlarged: int = math.floor(n * factor) if ratio is None else n * ratio.numerator // ratio.denominator
     return enlarged
 
 
 @functools.cache
-def _ratio(factor: float) -> Fraction | None:
+def ratio_of(factor: float) -> Fraction | None:
     """The simplest ratio that enlarges sizes up to `_LARGEST` as the factor itself does."""
     for most in (2**10, 2**20, 2**30):
         a, b = Fraction(factor).limit_denominator(most).as_integer_ratio()

@@ -152,7 +152,7 @@ _WRITTEN: dict[str, Callable[..., Tensor]] = {
 def _adaptive_avg_pool2d(input: Tensor, output_size: Ints) -> Tensor:
     if all(isinstance(n, int) and n == 1 for n in output_size):
         return input.mean(dim=(-2, -1), keepdim=True)
-    return area.by_matrices(input, output_size).to(input.dtype)
+    return area.exported_average2d(input, output_size).to(input.dtype)
 
 
 def _adaptive_avg_pool1d(input: Tensor, output_size: Ints) -> Tensor:

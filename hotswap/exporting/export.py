@@ -137,7 +137,7 @@ class _TooOpenError(Exception):
 
 def _exported(model: nn.Module, path: PathLike, kind: str, trials: list[Trial], axes: tuple[int, ...]) -> Exported:
     arguments = trials[0].arguments
-    program = _program(model, arguments, axes)
+    program = _program(model, arguments, axes, keep=kind == ONNX)
     sizes = tuple(_sizes(node.meta["val"]) for node in inputs(program))
     opened = [axis for axis in axes if any(axis < len(size) and isinstance(size[axis], str) for size in sizes)]
     if len(opened) < len(axes):  # the network's code fixes the others
@@ -180,12 +180,12 @@ def _refuse(seen: str, error: Exception | None, opened: Sequence[int]) -> NoRetu
 # --- the graph ----------------------------------------------------------------------------------------------
 
 
-def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int]) -> ExportedProgram:
+def _program(model: nn.Module, arguments: tuple[Any, ...], axes: Sequence[int], *, keep: bool) -> ExportedProgram:
     open_sizes = dict.fromkeys(axes, Dim.AUTO)
     shapes = tuple(open_sizes if axes and is_image(x) else None for x in arguments)
     try:
         with _silence():
-            return exported_program(model, arguments, shapes)
+            return exported_program(model, arguments, shapes, keep=keep)
     except Exception as error:  # whatever a user's forward raises when it is traced
         if axes and isinstance(error, NotImplementedError):  # a condition on sizes that it cannot solve
             raise _TooOpenError(f"torch.export fails: {_plain(error)}") from error

@@ -13,12 +13,14 @@ def simplify(model: Any) -> None:
     Args:
         model: an `onnx_ir.Model`.
     """
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
     from onnxscript import optimizer, rewriter
     from onnxscript.rewriter.rules import common
 
     optimizer.fold_constants(model, input_size_limit=_MOST, output_size_limit=_MOST)
     rewriter.rewrite(model, [common.fuse_batchnorm_into_conv_rule])
     _fuse_slices(model.graph)
+    CommonSubexpressionEliminationPass()(model)
     optimizer.remove_unused_nodes(model)
 
 

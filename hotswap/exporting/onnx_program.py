@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from hotswap.exporting.few_axes import value
 from hotswap.exporting.onnx_lean import simplify
@@ -18,10 +19,21 @@ def model(program: ExportedProgram, arguments: tuple[Any, ...]) -> Any:
     Raises:
         Exception: what the exporter raises.
     """
+    from hotswap.exporting.onnx_operators import translations  # needs onnxscript
+
     for node in program.graph.find_nodes(op="call_function", target=operator.floordiv):
-        _round_down(node)
+        if not statically_known_true(value(node.args[0]) >= 0):
+            _round_down(node)
     program.graph_module.recompile()
-    exported = torch.onnx.export(program, arguments, dynamo=True, dynamic_shapes=None, verbose=False, optimize=True)
+    exported = torch.onnx.export(
+        program,
+        arguments,
+        dynamo=True,
+        dynamic_shapes=None,
+        verbose=False,
+        optimize=True,
+        custom_translation_table=translations(),
+    )
     assert exported is not None  # noqa: S101 (as dynamo=True)
     simplify(exported.model)
     return exported.model_proto

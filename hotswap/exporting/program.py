@@ -6,7 +6,7 @@ GraphModule's graph is gone through without its hooks being called.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,19 +16,27 @@ from torch.fx import GraphModule, Node
 
 from hotswap.exporting.few_axes import with_few_axes
 from hotswap.exporting.open_sizes import OpenSizes
-from pac_ops import standard
+from pac_ops import standard, whole
 
 _MOST = 64  # numbers in one buffer: sizes, not tables
 
 
-def exported_program(model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+def exported_program(
+    model: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any, *, keep: bool = False
+) -> ExportedProgram:
     """The network as an exported program, without pac_ops. Numbers that it reads from its buffers are constants.
+
+    Args:
+        model: the network.
+        arguments: of its example.
+        dynamic_shapes: as `torch.export.export` takes them.
+        keep: whether what is computed of open sizes stays an operator of `pac_ops.whole`, for `onnx_program`.
 
     Raises:
         Exception: what the exporter raises.
     """
     table = standard.decompositions()
-    with _called(model), OpenSizes():
+    with _called(model), OpenSizes(), whole.kept() if keep else nullcontext():
         exported = _exported(model, arguments, dynamic_shapes)
         if any(node.target in table and not _by_factor(node) for node in nodes(exported)):  # where no mode saw it
             exported = exported.run_decompositions(table)

@@ -132,7 +132,7 @@ class GuidedResize(GuidedLayer[Resize]):
                     f"guide {source!r} must have the batch size {input.shape[0]} of target {name!r}, got "
                     f"{guide.shape[0]}; take a guide from the same branch"
                 )
-            fitted.append(self._in_space(source, fitted2d(as_plain(guide), fine)))
+            fitted.append(self._in_space(source, fitted2d(as_plain(guide), fine, like=input)))
         return fitted[0] if len(fitted) == 1 else torch.cat(fitted, dim=1)
 
     def _in_space(self, source: str, guide: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pac_ops import formats, library
+from pac_ops import formats, library, whole
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of, footprints
@@ -73,20 +73,22 @@ def pacresize2d(
     factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
     where, planned = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
     coarse = (input.shape[2], input.shape[3])
+    if whole.is_kept(*coarse, *guide.shape[2:]):
+        return whole.enlarged(input, guide, coarse_guide, where, planned, scale, residual, halvings, bounded)
     steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
     if not library.may_split(input, guide, coarse_guide, scale):
-        whole = steps.whole(input, recorded=True)
-        return formats.like(whole, input) if library.untraced(input) else whole
+        out = steps.whole(input, recorded=True)
+        return formats.like(out, input) if library.untraced(input) else out
     if steps.at_once(input):
         return formats.like(steps.whole(input, recorded=False), input)
-    out: Tensor | None = None
+    made: Tensor | None = None
     size = (*input.shape[:2], *guide.shape[2:])
     for rows, band in steps.bands(input):
         if rows == slice(0, guide.shape[2]):
             return formats.like(band, input)
-        out = formats.empty(size, input, input) if out is None else out
-        out[:, :, rows] = band
-    return formats.empty(size, input, input) if out is None else out
+        made = formats.empty(size, input, input) if made is None else made
+        made[:, :, rows] = band
+    return formats.empty(size, input, input) if made is None else made
 
 
 def resize_distance2d(

@@ -17,7 +17,7 @@ MOST_AXES = 5
 
 
 class Enlarging(nn.Module):
-    """A map enlarged 8 times."""
+    """A map enlarged 8 times: of open sizes, the image is then made to fit."""
 
     def __init__(self):
         super().__init__()
@@ -26,6 +26,24 @@ class Enlarging(nn.Module):
 
     def forward(self, x):
         return F.interpolate(self.target(self.coarse(x)), scale_factor=8, mode="bilinear")
+
+
+class ToTheImage(Enlarging):
+    """A map enlarged to the image's size, which is no multiple of its own."""
+
+    def forward(self, x):
+        return F.interpolate(self.target(self.coarse(x)), size=x.shape[2:], mode="bilinear")
+
+
+class ToAGuide(Enlarging):
+    """A map enlarged 8 times, to what is known to be the size of its guide."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.fine = nn.Conv2d(3, 64, 8, 8), nn.PixelShuffle(8)
+
+    def forward(self, x):
+        return self.fine(self.wide(x)) * F.interpolate(self.target(self.coarse(x)), scale_factor=8, mode="bilinear")
 
 
 def exported(tmp_path, net, image, **options):
@@ -57,12 +75,23 @@ def _idle(node, known):
     return node.input[0] in known and known[node.input[0]].elem_type == wanted
 
 
-@pytest.mark.parametrize(("dynamic", "footprint", "most"), [(False, 2, 28), (False, (6, 4, 2), 94), (True, 2, 257)])
+@pytest.mark.parametrize(
+    ("kind", "dynamic", "footprint", "most"),
+    [
+        (Enlarging, False, 2, 28),
+        (Enlarging, False, (6, 4, 2), 94),
+        (ToAGuide, True, 2, 54),
+        (ToTheImage, True, 2, 66),
+        (Enlarging, True, 2, 92),
+        (ToTheImage, True, (6, 4, 2), 231),
+    ],
+)
 @torch.no_grad()
-def test_an_enlargement(tmp_path, dynamic, footprint, most):
-    net, image = Enlarging().eval(), torch.rand(1, 3, 64, 96)
+def test_an_enlargement(tmp_path, kind, dynamic, footprint, most):
+    net, image = kind().eval(), torch.rand(1, 3, 64, 96)
+    guide = "fine" if kind is ToAGuide else "input"
     swapped = hotswap.convert(
-        net, "resize", "input", guide_scale=3.0, example_inputs=image, footprint=footprint, space=None
+        net, "resize_*", guide, guide_scale=3.0, example_inputs=image, footprint=footprint, space=None
     )
     model = exported(tmp_path, swapped, image, dynamic=dynamic)
     check_operations(model)

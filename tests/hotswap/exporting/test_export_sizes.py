@@ -117,6 +117,7 @@ class Convolution(Network):
 
 ENLARGING = [ToTheImage, ByAFactor, UNet, Transposed, ToOneSize, Pyramid]
 SEEDS = range(30)  # the first 8 have every kind of network, all ways down and all guides
+TRACED = (0, 2)  # an enlargement and a convolution
 # ONNX files of these may be open to no other size: the network branches on its input's. What is no larger than it is to become,
 # because another image came, is not enlarged by the guide.
 BRANCHING = (Pyramid, ToOneSize)
@@ -157,14 +158,22 @@ def load(path):
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})]
 
 
-def quick(suffix, first):
-    """The first seeds, and the others with `-m slow`."""
-    return [(suffix, seed) if seed < first else pytest.param(suffix, seed, marks=pytest.mark.slow) for seed in SEEDS]
+def decompose(*_, **__):
+    """Takes twice as long as tracing; what is traced needs none, and torch.onnx decomposes for its own table."""
+    raise AssertionError("decomposed")
 
 
-@pytest.mark.parametrize(("suffix", "seed"), [*quick(".onnx", 8), *quick(".pt2", 2)])
-def test_random_networks_are_right_at_every_size(tmp_path, suffix, seed):
+def seeds(suffix, quick):
+    """Some, and the others with `-m slow`."""
+    slow = pytest.mark.slow
+    return [(suffix, seed) if seed in quick else pytest.param(suffix, seed, marks=slow) for seed in SEEDS]
+
+
+@pytest.mark.parametrize(("suffix", "seed"), [*seeds(".onnx", range(8)), *seeds(".pt2", TRACED)])
+def test_random_networks_are_right_at_every_size(tmp_path, monkeypatch, suffix, seed):
     net, said = random_network(seed)
+    if suffix == ".pt2" and seed in TRACED:
+        monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
     path = tmp_path / f"net{suffix}"
     example = torch.rand(1, 3, *EXAMPLES[seed % len(EXAMPLES)])
     made = hotswap.export(net, path, example_inputs=example)
@@ -181,18 +190,6 @@ def test_random_networks_are_right_at_every_size(tmp_path, suffix, seed):
         with torch.no_grad():
             gap = difference(run(image), tensors(net(image)))
         assert gap < 1e-4, f"{said}: off by {gap:.1e} at {size}"
-
-
-def test_what_is_traced_is_not_decomposed(tmp_path, monkeypatch):
-    """Decomposing a network takes twice as long as tracing it; torch.onnx does it for its own table."""
-
-    def decompose(*_, **__):
-        raise AssertionError("decomposed")
-
-    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
-    for seed in (0, 8):  # an enlargement, a convolution
-        net, _ = random_network(seed)
-        hotswap.export(net, tmp_path / "net.pt2", example_inputs=torch.rand(1, 3, *SIZE))
 
 
 class Writing(nn.Module):

@@ -17,7 +17,7 @@ CALLS = [
     (Enlargement((1.7, 1.7), False, 2), (4, 6), (6, 10), 1, 3, 1),
     (Enlargement(None, True, 4), (4, 6), (6, 11), 1, 1, 2),
     (Enlargement(None, False, 2), (4, 4), (4, 4), 1, 2, 2),
-    (Enlargement(None, False, 6), (5, 4), (9, 8), 1, 2, 3),
+    (Enlargement(None, False, 6), (4, 3), (7, 5), 1, 2, 3),
     (Enlargement(None, False, 2, 1), (5, 3), (7, 6), 1, 2, 3),
     (Enlargement(None, False, 2), (1, 1), (3, 2), 1, 0, 2),
     (Enlargement(None, False, 2), (2, 1), (3, 2), 0, 1, 2),

@@ -147,8 +147,7 @@ def _step(input: Any, guide: Any, coarse_guide: Any, where: Where, kind: ir.Data
     apart = op.Sub(op.Unsqueeze(guide, constant([2])), gathered(coarse_guide, near))
     distances = op.ReduceSumSquare(apart, constant([1]))  # [B, 1, n n, H, W]
     kernel = op.Exp(op.Sub(op.ReduceMin(distances, constant([2])), distances))
-    weights = op.Mul(kernel, near.weights)
-    weights = op.Div(weights, op.ReduceSum(weights, constant([2])))  # some runtimes have no LpNormalization
+    weights = op.LpNormalization(op.Mul(kernel, near.weights), axis=2, p=1)
     if near.residual is not None:
         weights = op.Add(weights, near.residual)
     return op.ReduceSum(op.Mul(gathered(input, near), weights), constant([2]), keepdims=0)

@@ -81,9 +81,9 @@ def _idle(node, known):
         (Enlarging, False, 2, 28),
         (Enlarging, False, (6, 4, 2), 94),
         (ToAGuide, True, 2, 54),
-        (ToTheImage, True, 2, 67),
-        (Enlarging, True, 2, 93),
-        (ToTheImage, True, (6, 4, 2), 234),
+        (ToTheImage, True, 2, 66),
+        (Enlarging, True, 2, 92),
+        (ToTheImage, True, (6, 4, 2), 231),
     ],
 )
 @torch.no_grad()

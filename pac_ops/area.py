@@ -33,10 +33,9 @@ def exported_average2d(image: Tensor, size: Sequence[int]) -> Tensor:
 
     By a pool where its windows are known to fill the image, else by matrices.
     """
-    (height, width) = size
-    sides = tuple(zip(image.shape[-2:], size, strict=True))
     if whole.is_kept(*image.shape[-2:], *size):
-        return whole.averaged(image, (height, width))
+        return whole.averaged(image, (size[0], size[1]))
+    sides = tuple(zip(image.shape[-2:], size, strict=True))
     if any(isinstance(x, torch.SymInt) for side in sides for x in side) or any(n % wanted for n, wanted in sides):
         return _by_matrices(image, size)
     return F.avg_pool2d(image.to(accumulate_dtype(image.dtype)), tuple(n // wanted for n, wanted in sides))

@@ -3,7 +3,6 @@
 import copy
 import datetime as dt
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import nn
 import hotswap
 from benchmarks.harness import commit, processor
 from benchmarks.real.camvid import VOID, Frame, frames, normalised
-from benchmarks.real.front import Front
+from benchmarks.real.front import Front, behind, front_of
 from benchmarks.real.networks import NETWORKS
 from benchmarks.real.rows import read, write
 from benchmarks.real.scores import PAIRS
@@ -64,7 +63,7 @@ class Tuned:
 def main(name: str, nets: Path, seeds: int, steps: int, output: Path) -> None:
     """Tune the decoder of a trained network, with and without a guided enlargement, on the same crops."""
     try:
-        base, front = trained(name, 1, nets), Front() if name == "fcn8s" else None
+        base, front = trained(name, 1, nets), front_of(name)
         for seed in range(1, seeds + 1):
             rows = read(Tuned, output)
             if any((row.network, row.seed) == (name, seed) for row in rows):
@@ -114,7 +113,7 @@ def tuned(network: nn.Module, seed: int, steps: int, front: Front | None) -> nn.
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    with nullcontext() if front is None else front.attached(model):
+    with behind(front, model):
         for images, labels in batches(front, steps, seed):
             loss = F.cross_entropy(model(images), labels, ignore_index=VOID)
             optimiser.zero_grad()
@@ -128,7 +127,7 @@ def tuned(network: nn.Module, seed: int, steps: int, front: Front | None) -> nn.
 def _measured(name: str, network: nn.Module, samples: list[Frame], front: Front | None) -> tuple[float, float]:
     task = PAIRS[f"camvid_{name}"].task()
     rows = []
-    with nullcontext() if front is None else front.attached(network):
+    with behind(front, network):
         for frame in samples:
             image = normalised(frame.image)[None] if front is None else front.show((frame, False))[0]
             predicted = network(image).max(1).indices

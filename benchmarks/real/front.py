@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,16 @@ from benchmarks.real.networks import fcn8s
 
 BATCH = 4  # frames
 _STAGE = re.compile(r"(conv|relu|pool)[1-4](_\d)?")  # the names of what is frozen
+
+
+def front_of(name: str) -> "Front | None":
+    """What is kept of the network of this name; None where nothing is."""
+    return Front() if name == "fcn8s" else None
+
+
+def behind(front: "Front | None", network: nn.Module) -> AbstractContextManager[None]:
+    """In this block a network, swapped or not, begins behind its front, if it has one."""
+    return nullcontext() if front is None else front.attached(network)
 
 
 class _Given(nn.Module):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.real.camvid import CLASSES, VOID, Frame, crops, frames, normalised
-from benchmarks.real.front import Front
+from benchmarks.real.front import Front, behind, front_of
 from benchmarks.real.networks import NETWORKS
 
 BATCH, RATE, DECAY = 6, 2e-3, 1e-2
@@ -37,13 +36,13 @@ def main(name: str, seed: int, steps: int, check_every: int, start: Path | None,
     optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
     most = [RATES.get(key, RATE) for key, part in parts.items() if part]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=steps)
-    front = Front() if name == "fcn8s" else None
+    front = front_of(name)
     check = frames("val")[:50:5]
     began = time.time()
     out.mkdir(parents=True, exist_ok=True)
     model.train()
     for step, (images, labels) in enumerate(batches(front, steps, seed), 1):
-        with nullcontext() if front is None else front.attached(model):
+        with behind(front, model):
             scores = model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(scores, labels, ignore_index=VOID)
         optimiser.zero_grad()

@@ -115,7 +115,7 @@ def average_weights(image: Any, size: Any, kind: ir.DataType, *, exact: bool = T
     """
     given, wanted = _both(size_of(image)), _both(size)
     pixels, bins = (_odd_numbers(op.Add(x, x)) for x in (given, wanted))
-    apart = op.Abs(op.Sub(op.Mul(pixels, wanted), op.Mul(op.Unsqueeze(bins, constant([1])), given)))
+    apart = _apart(pixels, wanted, bins, given)
     inside = op.Clip(op.Sub(op.Add(given, wanted), apart), constant(0), constant(1))
     return _matrices(inside, image, size if exact else None, kind)
 
@@ -127,10 +127,8 @@ def aligned_weights(image: Any, size: Any, kind: ir.DataType) -> tuple[Any, Any]
     """
     given, wanted = (op.Sub(_both(x), constant(1)) for x in (size_of(image), size))
     wanted = op.Max(wanted, constant(1))
-    pixels, bins = (
-        op.Range(constant(0), op.Add(op.ReduceMax(x, keepdims=0), constant(1)), constant(1)) for x in (given, wanted)
-    )
-    apart = op.Abs(op.Sub(op.Mul(pixels, wanted), op.Mul(op.Unsqueeze(bins, constant([1])), given)))
+    pixels, bins = (_whole_numbers(op.Add(x, constant(1))) for x in (given, wanted))
+    apart = _apart(pixels, wanted, bins, given)
     return _matrices(op.Max(op.Sub(wanted, apart), constant(0)), image, size, kind)
 
 
@@ -183,6 +181,16 @@ def _both(size: Any) -> Any:
     return op.Unsqueeze(size, constant([1, 2, 3]))
 
 
+def _apart(pixels: Any, wanted: Any, bins: Any, given: Any) -> Any:
+    """How far pixels are from bins, in parts of both: [2, 1, bins, pixels]."""
+    return op.Abs(op.Sub(op.Mul(pixels, wanted), op.Mul(op.Unsqueeze(bins, constant([1])), given)))
+
+
+def _whole_numbers(below: Any) -> Any:
+    """0, 1, 2, ... below the largest of some numbers."""
+    return op.Range(constant(0), op.ReduceMax(below, keepdims=0), constant(1))
+
+
 def _odd_numbers(below: Any) -> Any:
     """1, 3, 5, ... below the largest of some numbers."""
     return op.Range(constant(1), op.ReduceMax(below, keepdims=0), constant(2))
@@ -203,12 +211,13 @@ def _places(fine: Any, length: Any, last: Any, where: Where) -> tuple[Any, Any, 
     """
     if where.doubling or where.align_corners:
         parts = constant(2) if where.doubling else op.Max(op.Sub(fine, constant(1)), constant(1))
-        pixel = op.Range(constant(0), op.ReduceMax(fine, keepdims=0), constant(1))
+        pixel = _whole_numbers(fine)
         return op.Add(pixel if where.doubling else op.Mul(pixel, last), parts), parts, 1
     finer = 2**where.refined
-    twice, pixel = op.Add(fine, fine), _odd_numbers(op.Add(fine, fine))
+    twice = op.Add(fine, fine)
+    pixel = _odd_numbers(twice)
+    unrefined = op.Add(op.Div(last, constant(finer)), constant(1)) if where.refined else length
     if where.scale_factor is None:
-        unrefined = op.Add(op.Div(last, constant(finer)), constant(1)) if where.refined else length
         place = op.Add(op.Mul(pixel, unrefined), fine)
         return op.Mul(place, constant(finer)) if where.refined else place, twice, finer
     ratios = [ratio_of(x) or Fraction(x).limit_denominator(2**20) for x in where.scale_factor]
@@ -216,14 +225,13 @@ def _places(fine: Any, length: Any, last: Any, where: Where) -> tuple[Any, Any, 
     place = pixel if (under == 1).all() else op.Mul(pixel, constant(under))
     place = op.Add(place, constant(over))
     if any(1 < x < 2 for x in where.scale_factor):
-        unrefined = op.Add(op.Div(last, constant(finer)), constant(1))
         place = _copied(place, fine, unrefined, over)
     return op.Mul(place, constant(finer)) if where.refined else place, constant(2 * over), finer
 
 
 def _copied(place: Any, fine: Any, length: Any, over: Any) -> Any:
     """The places where an axis is as long as it was: the pixels themselves, which PyTorch copies."""
-    pixel = op.Range(constant(0), op.ReduceMax(fine, keepdims=0), constant(1))
+    pixel = _whole_numbers(fine)
     same = op.Add(op.Mul(pixel, constant(2 * over)), constant(2 * over))
     enlarged = op.Min(op.Sub(fine, length), constant(1))
     return op.Add(same, op.Mul(op.Sub(place, same), enlarged))

@@ -273,7 +273,7 @@ def test_fine_tuning_keeps_five_arms_a_seed_and_moves_the_decoder_alone(tmp_path
 
 
 @torch.no_grad()
-def test_behind_the_kept_stages_a_network_is_the_same(tmp_path):
+def test_behind_the_kept_stages_a_network_is_the_same():
     """What is trained there is the whole network's, swapped or not; kept maps are in 16 bits."""
     front = Front()
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)

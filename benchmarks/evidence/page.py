@@ -10,12 +10,14 @@ from benchmarks.evidence.comparing import Compared, compared, signed
 from benchmarks.evidence.config import Experiment
 from benchmarks.evidence.runs import Row, known
 from benchmarks.real import page as real_page
+from benchmarks.real import trial_page
 from hotswap.files.atomic import atomic_write
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOTS = PAGE.parent / "evidence"
 SUMMARY = "summary"  # the name of its marks, which are as an experiment's
 REAL = "real"  # likewise, of real networks and labels
+TRIAL = "trial"  # likewise, of the trial of swapped convolutions on them
 
 
 def table(experiment: Experiment, arms: Sequence[Compared]) -> str:
@@ -73,6 +75,7 @@ def write() -> list[Path]:
             written.append(plots.differences(experiment, arms, PLOTS / f"{name}.svg"))
     text = filled(text, SUMMARY, summary.table())
     text = filled(text, REAL, real_page.committed())
+    text = filled(text, TRIAL, trial_page.committed())
     with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return written

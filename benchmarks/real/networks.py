@@ -46,21 +46,30 @@ def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear")
 
 
-class AtOnce(nn.Module):
+class AtOnceDecoder(nn.Module):
     """Scores at 1/8, of three stages, enlarged by 8 at once."""
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
-        self.encoder = Encoder()
         self.sides = nn.ModuleList(_conv(n, width, 1) for n in _CHANNELS[2:])
         self.head = nn.Sequential(_conv(3 * width, width), nn.Dropout2d(0.1), nn.Conv2d(width, len(CLASSES), 1))
 
+    def decoded(self, stages: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Scores of the classes, [B, 11, *size], of the maps at 1/8, 1/16 and 1/32."""
+        maps = [_enlarged(side(x), stages[0].shape[2:]) for side, x in zip(self.sides, stages, strict=True)]
+        return _enlarged(self.head(torch.cat(maps, dim=1)), size)
+
+
+class AtOnce(AtOnceDecoder):
+    """The encoder with that decoder."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__(width)
+        self.encoder = Encoder()
+
     def forward(self, image: Tensor) -> Tensor:
         """Scores of the classes, [B, 11, H, W]."""
-        stages = self.encoder(image)[2:]
-        size = stages[0].shape[2:]
-        maps = [_enlarged(side(x), size) for side, x in zip(self.sides, stages, strict=True)]
-        return _enlarged(self.head(torch.cat(maps, dim=1)), image.shape[2:])
+        return self.decoded(self.encoder(image)[2:], image.shape[2:])
 
 
 class Pyramid(nn.Module):

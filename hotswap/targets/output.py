@@ -1,11 +1,12 @@
 """Refinement of a network's scores along the image, behind the network: pixel-adaptive layers, or a PAC-CRF.
 
 With scores x, out = x + a (refined(x) - x), one a for each class. All a start at 0: the outputs are then those of the
-network, to the last bit where they are finite, and a has a gradient from the first step.
+network, to the last bit, and a has a gradient from the first step. Scores that are not finite stay as they are; to
+their neighbours they count as the least finite score of their image, as a network writes -inf for what cannot be.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 import pac_ops
 from hotswap.errors import HotswapError
-from hotswap.targets import json_values
-from hotswap.targets.forward_ops import describe
+from hotswap.targets import json_values, kernels
+from hotswap.targets.forward_ops import describe, distance_of
 from hotswap.targets.guide_spaces import GuideSpace
 from hotswap.targets.guided_layer import OUTPUT_LAYER
+from hotswap.targets.window import Sliding
 from pac_ops import PacCRF
 from pac_ops.area import fitted2d
 from pac_ops.dtypes import accumulate_dtype
@@ -171,14 +173,53 @@ class Refined(nn.Module):
                 f"the image that guides {SCORES} must be [{scores.shape[0]}, 3, h, w], got {describe(image)}"
             )
         plain = as_plain(scores)
+        guide = self._guide(plain, image)
+        finite = plain.isfinite()
+        least = plain.masked_fill(~finite, 0).amin((1, 2, 3), keepdim=True)
+        known = torch.where(finite, plain, least)
+        refined = self.refined(known, guide.to(accumulate_dtype(plain.dtype)))
+        changed = self.gate.to(scores.dtype) * (refined.to(plain.dtype) - known)
+        return scores + torch.where(finite, changed, 0)
+
+    def _guide(self, scores: Tensor, image: Tensor) -> Tensor:
+        """The image in its space at the size of the scores, before it is scaled."""
         fitted = fitted2d(as_plain(image), (scores.shape[2], scores.shape[3]))
-        guide = fitted if entry.space is None else entry.space(fitted)
-        refined = self.refined(plain, guide.to(accumulate_dtype(plain.dtype)))
-        return scores + self.gate.to(scores.dtype) * (refined.to(plain.dtype) - plain)
+        return fitted if self._entry.space is None else self._entry.space(fitted)
 
     def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
         """The refined scores, before the gate."""
         raise NotImplementedError
+
+    # --- its scale, to be calibrated ---
+
+    @property
+    def guide_scale(self) -> float:
+        """What the image is multiplied by; a CRF learns one for each of its kernels from there."""
+        return self._entry.guide_scale
+
+    def rescale(self, scale: float) -> None:
+        """Have the image multiplied by another number."""
+        self._entry = replace(self._entry, guide_scale=scale)
+
+    def windows(self) -> Sequence[Sliding]:
+        """The window of each of its kernels."""
+        return [Sliding((k, k), padding=(k // 2, k // 2)) for k in self._entry.windows]
+
+    def measured(self, scores: Tensor, image: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each window: ||f_i - f_j||^2 of the unscaled image, [B, 1, 1, 1, taps, pixels], and which of them count.
+
+        They are those off-centre and inside the image. What a branch adds to the guide is left out.
+        """
+        guide = self._guide(as_plain(scores), image)
+        for window in self.windows():
+            counts = window.valid_taps(guide)
+            counts[window.kernel_size[0] // 2, window.kernel_size[1] // 2] = False
+            distance = distance_of(guide, window, asymmetric=False).detach()
+            yield distance.flatten(4).flatten(2, 3)[:, :, None, None], counts.flatten(2).flatten(0, 1)[None, None]
+
+    def deviation(self, distance: Tensor) -> Tensor:
+        """1 - K for such distances, in float64."""
+        return kernels.deviation(distance.double() * self.guide_scale**2, kernels.parse(kernels.DEFAULT_KERNEL))
 
 
 class PacRefined(Refined):
@@ -219,6 +260,15 @@ class CrfRefined(Refined):
         kernels = [{"kernel_size": 5, "dilation": dilation} for dilation in entry.dilations]
         self.crf = PacCRF(entry.channels, entry.steps, perturbed_init=False, pairwise_kernels=kernels)
         self.scales = nn.Parameter(torch.full((len(kernels),), entry.guide_scale))
+
+    def rescale(self, scale: float) -> None:
+        """See the base class."""
+        super().rescale(scale)
+        nn.init.constant_(self.scales, scale)
+
+    def windows(self) -> Sequence[Sliding]:
+        """See the base class."""
+        return [Sliding((5, 5), padding=(2 * d, 2 * d), dilation=(d, d)) for d in self._entry.dilations]
 
     def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
         """See the base class."""

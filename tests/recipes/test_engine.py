@@ -43,6 +43,11 @@ EVERYTHING = {
         "std": [0.2, 0.2, 0.3],
     },
 }
+REFINED = {
+    "swaps": [{"targets": "output"}],
+    "calibration": {"deviation": 0.4, "batches": 1},
+    "optimiser": {"lr": 0.01, "factors": {"refinement_guide": 10, "refinement": 3}},
+}
 
 
 # Two threads that share out networks this small mostly wait for each other.
@@ -140,6 +145,14 @@ def test_an_arm_can_start_where_another_ended(tmp_path):
     assert "where arm 'start' ended, which has not been run here; pass --checkpoint" in done.stderr
 
 
+def test_a_recipe_puts_a_crf_behind_its_network(tmp_path):
+    path, out = written(tmp_path, **REFINED, steps=2), tmp_path / "out"
+    finetune(path, out, "swaps=[{targets: output_crf}]", "calibration.deviation=auto")
+    refinement = hotswap.status(hotswap.load(out / "last.safetensors", model=tiny_recipe.Small())).plan.output
+    assert (refinement.kind, refinement.guide_scale) == ("crf", 12)  # the units of Lab are known
+    assert all(refinement.gate)
+
+
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(tmp_path):
     path = written(tmp_path)
     for name, more in (("a", []), ("b", []), ("c", ["seed=1"])):
@@ -150,7 +163,9 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("stop", "changes"), [(1, {}), (4, {}), (3, EVERYTHING)], ids=["early", "late", "everything"]
+    ("stop", "changes"),
+    [(1, {}), (4, {}), (3, EVERYTHING), (3, REFINED)],
+    ids=["early", "late", "everything", "refined"],
 )
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(stop, changes, tmp_path):
     path = written(tmp_path, **changes)
@@ -163,6 +178,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(stop, changes, tmp_p
     whole, stopped = (json.loads((tmp_path / x / "result.json").read_text()) for x in ("whole", "stopped"))
     assert stopped["metrics"] == whole["metrics"]
     assert stopped["swaps"] == whole["swaps"]
+    loaded = hotswap.load(tmp_path / "whole" / "last.safetensors", model=tiny_recipe.Small(norm="model" in changes))
+    plan = hotswap.status(loaded).plan
+    assert (plan is not None and plan.output is not None and all(plan.output.gate)) == (changes is REFINED)
 
 
 TWICE = {"evaluation": {"every": 2}, "steps": 4}

@@ -135,6 +135,24 @@ def test_a_crf_is_pac_ops_crf():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_scores_that_are_not_finite_stay_and_the_others_stay_finite(kind):
+    swapped = refined(segmenter(), KINDS[kind])
+    layer, scores = swapped._hotswap_output, torch.randn(2, 4, 12, 10)
+    scores[:, 1], scores[0, 2, 5:] = -torch.inf, -torch.inf  # a class that cannot be, and one that cannot be there
+    scores[1, 0, 0, 0] = torch.nan
+    low = torch.where(scores.isfinite(), scores, scores.masked_fill(~scores.isfinite(), 0).amin((1, 2, 3), True))
+    assert torch.equal(layer(scores, IMAGE).nan_to_num(), scores.nan_to_num())
+    out = opened(swapped)._hotswap_output(scores.requires_grad_(), IMAGE)
+    kept = ~scores.isfinite()
+    assert torch.equal(out[kept].nan_to_num(), scores[kept].nan_to_num())
+    assert bool(out[~kept].isfinite().all())
+    assert not torch.equal(out[~kept], scores[~kept])
+    out[~kept].sum().backward()
+    assert bool(scores.grad.isfinite().all())
+    torch.testing.assert_close(out[~kept], layer(low, IMAGE)[~kept])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_rates_of_parts_and_what_learns_when(kind):
     swapped = refined(segmenter(), KINDS[kind])
     groups = hotswap.parameter_groups(swapped, 0.01, {"refinement_guide": 10, "refinement": 2}, IMAGE)
@@ -247,3 +265,32 @@ def test_refusals():
         swapped(IMAGE)
     with pytest.raises(KeyError):
         replaced({"a": 1}, "['b']", 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deviation_by_number_sets_its_scale(kind, tmp_path):
+    swapped = refined(segmenter(), KINDS[kind], guide_scale=None)
+    layer = swapped._hotswap_output
+    assert not hotswap.calibrate(swapped, [IMAGE]).targets  # the units of Lab are known
+    assert layer.guide_scale == 12
+    (found,) = hotswap.calibrate(swapped, [IMAGE], deviation=0.4).targets
+    assert (found.path, found.scale_before, found.scale) == ("output", 12, layer.guide_scale)
+    lab, deviations, counts = srgb_to_lab(IMAGE) * layer.guide_scale, 0.0, 0
+    for window in layer.windows():  # by hand
+        (k, _), (d, _) = window.kernel_size, window.dilation
+        for y, x in [(y, x) for y in range(-(k // 2), k // 2 + 1) for x in range(-(k // 2), k // 2 + 1) if y or x]:
+            rows, columns = max(0, 12 - abs(y * d)), max(0, 10 - abs(x * d))
+            a = lab[:, :, max(0, y * d) :, max(0, x * d) :][:, :, :rows, :columns]
+            b = lab[:, :, max(0, -y * d) :, max(0, -x * d) :][:, :, :rows, :columns]
+            deviations += float((1 - (-0.5 * (a - b).square().sum(1)).exp()).sum())
+            counts += 2 * rows * columns
+    assert deviations / counts == pytest.approx(0.4, abs=1e-3)
+    assert hotswap.status(swapped).plan.output.guide_scale == layer.guide_scale
+    if kind == "crf":
+        assert layer.scales.tolist() == pytest.approx([layer.guide_scale])
+    hotswap.save(opened(swapped), tmp_path / "m.safetensors")
+    assert torch.equal(hotswap.load(tmp_path / "m.safetensors", segmenter())(IMAGE), swapped(IMAGE))
+    before = swapped(IMAGE)
+    with pytest.raises(HotswapError, match="is one value all over these batches"):
+        hotswap.calibrate(swapped, [torch.full((1, 3, 12, 10), 0.5)], deviation=0.2)
+    assert torch.equal(swapped(IMAGE), before)

@@ -25,7 +25,7 @@ from benchmarks.real.kept import Kept, Sample
 from benchmarks.real.rows import read, write
 from benchmarks.real.scores import PAIRS
 from benchmarks.real.train import trained
-from benchmarks.real.trial_arms import Arm, added, arms, optimiser
+from benchmarks.real.trial_arms import Arm, added, arms, opened, optimiser
 from hotswap.errors import HotswapError
 from hotswap.versions import installed
 
@@ -47,6 +47,7 @@ class Trial:
     near: float
     images: int
     added: int  # trained parameters more than the plain decoder's
+    opened: float  # the mean |a| of its gates in the end
     seconds: float
     date: str
     commit: str
@@ -156,6 +157,7 @@ class Bench:
             near=round(near, 3),
             images=len(samples),
             added=added(network, self.decoder),
+            opened=round(opened(network), 4),
             seconds=round(time.perf_counter() - began, 1),
             date=dt.datetime.now(dt.UTC).date().isoformat(),
             commit=commit(),

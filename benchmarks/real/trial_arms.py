@@ -19,7 +19,9 @@ from hotswap.targets.convolution import SwappedLayer
 Inputs = tuple[Tensor, ...]  # the image, the guide, then the maps that a decoder begins with
 See = Callable[[Inputs, Inputs], Inputs]  # what an arm sees of its own inputs and of another image's
 START, PLAIN, UNGUIDED, FLAT = "start", "plain", "unguided", "output, flat guide"
-FASTER = 10  # times the rate, for all that an arm adds, as for the guide branch of probabilistic PAC
+# Times the rate, for what an arm adds: as for the guide branch of probabilistic PAC, and so that a gate, which a
+# step of Adam moves by no more than its rate, can open within a trial.
+FASTER, GATES = 10, 100
 LEARNED_GUIDE = 8  # channels
 CRF = hotswap.Output("crf", dilations=(4, 16), steps=2)
 _LAB = hotswap.GuideSpace("lab", MEAN, STD)
@@ -92,14 +94,14 @@ def _constant(network: nn.Module, place: Place, data: Sequence[Inputs], learned:
 
 
 def optimiser(network: nn.Module, decoder: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW at a rate, and `FASTER` times it for what the plain decoder does not have."""
+    """AdamW at a rate, at `GATES` times it for gates, and at `FASTER` times it for what else the decoder has not."""
     plain = {name for name, _ in decoder.named_parameters()}
-    groups: dict[float, list[nn.Parameter]] = {rate: [], FASTER * rate: []}
+    groups: dict[int, list[nn.Parameter]] = {1: [], FASTER: [], GATES: []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             is_plain = name.replace("parametrizations.weight.original", "weight") in plain
-            groups[rate if is_plain else FASTER * rate].append(parameter)
-    filled = [{"params": group, "lr": lr} for lr, group in groups.items() if group]
+            groups[1 if is_plain else GATES if name.endswith("gate") else FASTER].append(parameter)
+    filled = [{"params": group, "lr": factor * rate} for factor, group in groups.items() if group]
     return torch.optim.AdamW(filled, weight_decay=DECAY)
 
 
@@ -108,6 +110,12 @@ def added(network: nn.Module, decoder: nn.Module) -> int:
     trained = (sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (network, decoder))
     ours, plain = trained
     return ours - plain
+
+
+def opened(network: nn.Module) -> float:
+    """The mean |a| of all gates; 0 where there are none."""
+    gates = [parameter.detach().flatten() for name, parameter in network.named_parameters() if name.endswith("gate")]
+    return float(torch.cat(gates).abs().mean()) if gates else 0.0
 
 
 def arms(place: Place, chosen: Sequence[str] = ()) -> dict[str, Arm]:

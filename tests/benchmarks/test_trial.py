@@ -109,8 +109,8 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
         gates = {name for name in before if name.endswith("gate")}
         assert gates <= moved
         assert bool(gates) == (key != "calibrated")
-        assert (trial_arms.added(network, bench.decoder) > 0) == bool(gates)
-        faster = [group["params"] for group in learning.param_groups if group["lr"] == 1e-2]
+        assert (trial_arms.added(network, bench.decoder) > 0) == (trial_arms.opened(network) > 0) == bool(gates)
+        faster = [group["params"] for group in learning.param_groups if group["lr"] > 1e-3]
         assert sum(p.numel() for group in faster for p in group) == trial_arms.added(network, bench.decoder)
 
 
@@ -157,7 +157,7 @@ def test_packed_files_keep_to_their_limit(file, tmp_path):
 
 def made(gains):
     """Rows of three seeds, of arms by their gain over plain at each."""
-    row = trial.Trial("at_once", "", 1, 60, 1e-3, 60.0, 40.0, 51, 0, 1.0, "", "", "", "", "")
+    row = trial.Trial("at_once", "", 1, 60, 1e-3, 60.0, 40.0, 51, 0, 0.0, 1.0, "", "", "", "", "")
     rows = [dataclasses.replace(row, arm=START, steps=0, rate=0.0)]
     for arm, values in {PLAIN: (0.0, 0.0, 0.0), **gains}.items():
         for seed, value in enumerate(values, start=1):

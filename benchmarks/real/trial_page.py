@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks import markdown
 from benchmarks.evidence.statistics import Difference, difference
+from benchmarks.real.behind import PLACES
 from benchmarks.real.page import signed
 from benchmarks.real.rows import read
 from benchmarks.real.scores import PAIRS
 from benchmarks.real.trial import BATCH, RATES, RESULTS, SEARCH, Trial
-from benchmarks.real.trial_arms import ARMS, PLAIN, START
+from benchmarks.real.trial_arms import ARMS, PLAIN, START, arms
 
 Runs = Mapping[str, Mapping[int, Trial]]  # by arm and seed
 
@@ -28,6 +29,8 @@ def block(rows: Sequence[Trial]) -> str:
         if PLAIN in runs:
             title = PAIRS[f"camvid_{network}"].title.rpartition(",")[0]
             parts += [f"**{title}**; {_budget(runs)}", _verdict(runs), _table(runs)]
+            if missing := [f"`{arm}`" for arm in arms(PLACES[network]) if arm not in runs]:
+                parts.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
@@ -89,8 +92,10 @@ def _table(runs: Runs) -> str:
         line = [f"`{arm}`", ARMS[arm].about]
         for over in (PLAIN, control):
             line += [_signed(gain(runs, arm, over, column)) for column in ("quality", "near")]
-        lines.append([*line, f"{row.added:,}", f"{row.rate:g}"])
-    head = ["arm", "what", "mIoU over plain", "near edges", "over its control", "near edges", "parameters", "rate"]
+        opened = sum(each.opened for each in own.values()) / len(own)
+        lines.append([*line, f"{row.added:,}", f"{opened:.2f}" if opened else "", f"{row.rate:g}"])
+    head = ["arm", "what", "mIoU over plain", "near edges", "over its control", "near edges"]
+    head += ["parameters", "mean of abs(a)", "rate"]
     return markdown.table(head, lines)
 
 

@@ -21,6 +21,10 @@ Target = TypeVar("Target", bound=Hashable)
 Value = TypeVar("Value")
 _AUTO_GUIDE_STAGE = 2  # the paper's guide is the last convolution of the second stage
 _AUTO_TARGET_STAGES = 3  # its targets are the last convolutions of the last three stages
+_AUTO_NOTE = (
+    '"auto" swaps convolutions, as the paper does; on real labels that gained nothing over plain fine-tuning '
+    '(docs/evidence.md), and targets="resize" did'
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
     for name in wanted:
         if name == AUTO:
             named: Sequence[str] = automatic(names)[0]
+            notes.append(_AUTO_NOTE)
         elif isinstance(name, str) and is_pattern(name):
             named = _matching(names, name, notes)
         else:

@@ -18,7 +18,7 @@ from hotswap.targets.convolution import SwappedLayer
 
 Inputs = tuple[Tensor, ...]  # the image, the guide, then the maps that a decoder begins with
 See = Callable[[Inputs, Inputs], Inputs]  # what an arm sees of its own inputs and of another image's
-START, PLAIN, UNGUIDED, FLAT = "start", "plain", "unguided", "output, flat guide"
+START, PLAIN, UNGUIDED, FLAT, ENLARGED = "start", "plain", "unguided", "output, flat guide", "enlargement"
 # Times the rate, for what an arm adds: as for the guide branch of probabilistic PAC, and so that a gate, which a
 # step of Adam moves by no more than its rate, can open within a trial.
 FASTER, GATES = 10, 100
@@ -153,5 +153,6 @@ ARMS = {
         "control: gates on all 3x3, guided by another image", "all", gates=True, see=_others_guides
     ),
     FLAT: Arm("control: `output`, of an image of one colour", "output", see=_flat_image),
-    "enlargement": Arm("for comparison: the enlargement guided by the image, nothing added", "resize"),
+    ENLARGED: Arm("for comparison: the enlargement guided by the image, nothing added", "resize"),
+    "enlargement, output": Arm("`output` behind that, which is its control", ("resize", "output"), control=ENLARGED),
 }

@@ -18,7 +18,8 @@ from hotswap.targets.convolution import SwappedLayer
 
 Inputs = tuple[Tensor, ...]  # the image, the guide, then the maps that a decoder begins with
 See = Callable[[Inputs, Inputs], Inputs]  # what an arm sees of its own inputs and of another image's
-START, PLAIN, UNGUIDED, FLAT, ENLARGED = "start", "plain", "unguided", "output, flat guide", "enlargement"
+START, PLAIN, UNGUIDED, ENLARGED = "start", "plain", "unguided", "enlargement"
+FLAT, FLAT_CRF = "output, flat guide", "output_crf, flat guide"
 # Times the rate, for what an arm adds: as for the guide branch of probabilistic PAC, and so that a gate, which a
 # step of Adam moves by no more than its rate, can open within a trial.
 FASTER, GATES = 10, 100
@@ -146,13 +147,14 @@ ARMS = {
     ),
     "all": Arm("gates on all 3x3", "all", gates=True, control=UNGUIDED),
     "output": Arm("two PAC layers on the scores, after the enlargement", "output", control=FLAT),
-    "output_crf": Arm("a PAC-CRF there", CRF, control=FLAT),
+    "output_crf": Arm("a PAC-CRF there", CRF, control=FLAT_CRF),
     UNGUIDED: Arm("control: gates on all 3x3, K a learned constant in each tap", constant=True),
     "frozen": Arm("control: the same, its constants not learned", constant=False),
     "another's guide": Arm(
         "control: gates on all 3x3, guided by another image", "all", gates=True, see=_others_guides
     ),
     FLAT: Arm("control: `output`, of an image of one colour", "output", see=_flat_image),
+    FLAT_CRF: Arm("control: `output_crf`, of the same", CRF, see=_flat_image),
     ENLARGED: Arm("for comparison: the enlargement guided by the image, nothing added", "resize"),
     "enlargement, output": Arm("`output` behind that, which is its control", ("resize", "output"), control=ENLARGED),
 }

@@ -23,7 +23,7 @@ _AUTO_GUIDE_STAGE = 2  # the paper's guide is the last convolution of the second
 _AUTO_TARGET_STAGES = 3  # its targets are the last convolutions of the last three stages
 _AUTO_NOTE = (
     '"auto" swaps convolutions, as the paper does; on real labels that gained nothing over plain fine-tuning '
-    '(docs/evidence.md), and targets="resize" did'
+    '(docs/evidence.md), and the targets "resize" and "output" did'
 )
 
 

@@ -185,3 +185,12 @@ def test_an_arm_wins_over_the_plain_network_and_its_control(gains, expected):
 def test_the_page_says_what_the_trials_rows_say():
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.filled(text, page.TRIAL, trial_page.committed()) == text
+
+
+def test_readme_says_what_the_trials_rows_say():
+    runs = trial_page.longest(read(trial.Trial, trial.RESULTS), "at_once")
+    gains = [trial_page.gain(runs, arm, PLAIN, "quality").mean for arm in ("output", "output_crf")]
+    text = " ".join((page.PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f'`"output_crf"`, gained {gains[0]:.1f} and {gains[1]:.1f} points' in text
+    convolutions = {arm for arm in runs if ARMS[arm].control == UNGUIDED}
+    assert not convolutions & {*trial_page.winners(runs)}  # "they gained nothing"

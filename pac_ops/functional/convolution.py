@@ -15,10 +15,14 @@ from pac_ops.arguments import (
     check_tensor,
     make_window,
     or_one,
+    pair,
 )
 from pac_ops.dtypes import autocast_dtype
 from pac_ops.geometry import Pair, Window
 from pac_ops.published import NATIVE_IMPL, answers
+from pac_ops.settled import settled
+
+Sliding = tuple[Pair, Pair, Pair]
 
 
 @answers(native_impl=NATIVE_IMPL)
@@ -56,17 +60,10 @@ def pacconv2d(
     Returns:
         [B, O, Ho, Wo] in the input's dtype, channels-last where input or weight is; summed in float32 or wider.
     """
-    c, out_channels = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[O, C/groups, kh, kw]")
-    if not shared_filters and (c != weight.shape[1] * groups or out_channels % groups):
-        raise ValueError(
-            f"weight must be [O, C/groups, kh, kw] with C = {c} and O divisible by groups = {groups}, "
-            f"got {list(weight.shape)}"
-        )
-    window = make_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    kernel = _fitting(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
-    if gate is not None:
-        _check_gate(gate, input, out_channels, shared_filters)
-    sliding = (window.stride, window.padding, window.dilation)
+    tensors = (input, kernel, weight, bias, gate)
+    sliding, for_all = settled(_checked, tensors, stride, padding, dilation, groups, shared_filters)
+    if for_all:
+        kernel = kernel.expand(input.shape[0], -1, -1, -1, -1, -1)
     if shared_filters:
         return _plus(_pooled(input, kernel, weight, sliding), bias)
     if gate is None:
@@ -116,25 +113,13 @@ def pacconv_transpose2d(
     Returns:
         [B, O, Ho, Wo] in the input's dtype, channels-last where input or weight is; summed in float32 or wider.
     """
-    c, out_channels = _check_conv(
-        input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups
-    )
-    if not shared_filters and (c != weight.shape[0] or c % groups):
-        raise ValueError(
-            f"weight must be [C, O/groups, kh, kw] with C = {c}, divisible by groups = {groups}, "
-            f"got {list(weight.shape)}"
-        )
-    window = make_window((weight.shape[2], weight.shape[3]), stride, check_no_word(padding), dilation)
-    extra = check_output_padding(output_padding, window)
-    size = window.transposed_size(input.shape[2], input.shape[3], extra)
-    if min(size) < 1:
-        raise ValueError(f"the padding {window.padding} must leave an output, got one of {size[0]} x {size[1]}")
-    kernel = _fitting(kernel, input, window, size)
-    if gate is not None:
-        _check_gate(gate, input, out_channels, shared_filters)
+    options = (stride, padding, output_padding, dilation, groups, shared_filters)
+    sliding, for_all = settled(_checked_transposed, (input, kernel, weight, bias, gate), *options)
+    if for_all:
+        kernel = kernel.expand(input.shape[0], -1, -1, -1, -1, -1)
     if shared_filters:
-        weight, groups = weight.expand(c, -1, -1, -1), c
-    sliding = (window.stride, window.padding, window.dilation)
+        groups = input.shape[1]
+        weight = weight.expand(groups, -1, -1, -1)
     if gate is None:
         result: Tensor = library.pacconv_transpose2d(input, kernel, weight, bias, *sliding, groups)
         return result
@@ -144,6 +129,7 @@ def pacconv_transpose2d(
         return out
     change: Tensor = library.pacconv_transpose2d(input, kernel - 1, weight, None, *sliding, groups)
     stride, padding, dilation = sliding
+    extra = pair("output_padding", output_padding, 0)
     plain = F.conv_transpose2d(input, weight, bias, stride, padding, extra, groups, dilation)
     return plain + _by_channel(gate, change) * change
 
@@ -183,9 +169,69 @@ def pacpool2d(
         extra = window.ceil_padding(input.shape[2], input.shape[3])
         input = F.pad(input, (0, extra[1], 0, extra[0])) if extra != (0, 0) else input
     _, _, height, width = input.shape
-    kernel = _fitting(kernel, input, window, check_fits(window, height, width), channels=True)
+    if _is_for_all(kernel, input, window, check_fits(window, height, width), channels=True):
+        kernel = kernel.expand(input.shape[0], -1, -1, -1, -1, -1)
     result: Tensor = library.pacpool2d(input, kernel, window.stride, window.padding, window.dilation)
     return result
+
+
+def _checked(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+    shared_filters: bool,
+) -> tuple[Sliding, bool]:
+    """Stride, padding and dilation of `pacconv2d`, and whether K is one for all images."""
+    c, out_channels = _check_conv(input, kernel, weight, bias, groups, shared_filters, "[O, C/groups, kh, kw]")
+    if not shared_filters and (c != weight.shape[1] * groups or out_channels % groups):
+        raise ValueError(
+            f"weight must be [O, C/groups, kh, kw] with C = {c} and O divisible by groups = {groups}, "
+            f"got {list(weight.shape)}"
+        )
+    window = make_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
+    for_all = _is_for_all(kernel, input, window, check_fits(window, input.shape[2], input.shape[3]))
+    if gate is not None:
+        _check_gate(gate, input, out_channels, shared_filters)
+    return (window.stride, window.padding, window.dilation), for_all
+
+
+def _checked_transposed(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    output_padding: IntOrPair,
+    dilation: IntOrPair,
+    groups: int,
+    shared_filters: bool,
+) -> tuple[Sliding, bool]:
+    """Stride, padding and dilation of `pacconv_transpose2d`, and whether K is one for all images."""
+    c, out_channels = _check_conv(
+        input, kernel, weight, bias, groups, shared_filters, "[C, O/groups, kh, kw]", groups
+    )
+    if not shared_filters and (c != weight.shape[0] or c % groups):
+        raise ValueError(
+            f"weight must be [C, O/groups, kh, kw] with C = {c}, divisible by groups = {groups}, "
+            f"got {list(weight.shape)}"
+        )
+    window = make_window((weight.shape[2], weight.shape[3]), stride, check_no_word(padding), dilation)
+    extra = check_output_padding(output_padding, window)
+    size = window.transposed_size(input.shape[2], input.shape[3], extra)
+    if min(size) < 1:
+        raise ValueError(f"the padding {window.padding} must leave an output, got one of {size[0]} x {size[1]}")
+    for_all = _is_for_all(kernel, input, window, size)
+    if gate is not None:
+        _check_gate(gate, input, out_channels, shared_filters)
+    return (window.stride, window.padding, window.dilation), for_all
 
 
 def _check_gate(gate: Tensor, input: Tensor, out_channels: int, shared_filters: bool) -> None:
@@ -208,7 +254,7 @@ def _by_channel(gate: Tensor, out: Tensor) -> Tensor:
     return gate.to(out.dtype).repeat_interleave(out.shape[1] // gate.numel())[:, None, None]
 
 
-def _pooled(input: Tensor, kernel: Tensor, weight: Tensor, sliding: tuple[Pair, Pair, Pair]) -> Tensor:
+def _pooled(input: Tensor, kernel: Tensor, weight: Tensor, sliding: Sliding) -> Tensor:
     """A filter shared by all channels is part of K."""
     narrow = autocast_dtype(input.device.type)
     if narrow is not None and input.dtype != torch.float64:
@@ -265,15 +311,15 @@ def _check_conv(
     return c, out_channels
 
 
-def _fitting(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> Tensor:
-    """K, if it is the window's; one for all images is expanded."""
+def _is_for_all(kernel: Tensor, input: Tensor, window: Window, size: Pair, *, channels: bool = False) -> bool:
+    """Whether K, if it is the window's, is one for all images of several."""
     b, c, _, _ = input.shape
     rest = [*window.kernel_size, *size]
     shape = list(kernel.shape)
     if shape == [b, 1, *rest] or (channels and shape == [b, c, *rest]):
-        return kernel
+        return False
     if shape == [1, 1, *rest] or (channels and shape == [1, c, *rest]):
-        return kernel.expand(b, -1, -1, -1, -1, -1)
+        return True
     width = f"1 or {c}" if channels else "1"
     raise ValueError(
         f"kernel must be [B or 1, {'1 or C' if channels else '1'}, kh, kw, Ho, Wo] = "

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pac_ops import formats, library, whole
+from pac_ops.area import area_average2d
 from pac_ops.arguments import IntOrPair, check_devices, check_image, check_tensor, pair
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import FOOTPRINTS, Enlargement, Factor, enlarged_size, factors_of, footprints
-from pac_ops.functional.steps import guided_steps
-from pac_ops.functional.weights import guided_weights
+from pac_ops.functional.steps import band_height, guided_steps
+from pac_ops.functional.weights import enlarged_rows, guided_weights
 from pac_ops.geometry import Pair
+from pac_ops.settled import settled
 
 
 def pacresize2d(
@@ -70,9 +72,14 @@ def pacresize2d(
     Returns:
         [B, C, H, W] in the input's dtype, channels-last where it is; K, weights and sums are float32 or wider.
     """
-    factors = checked(input, guide, size, scale_factor, recompute_scale_factor, coarse_guide)
-    where, planned = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
+    options = (size, scale_factor, recompute_scale_factor, align_corners, footprint, halvings)
+    where, planned, step = settled(_planned, (input, guide, coarse_guide), *options)
     coarse = (input.shape[2], input.shape[3])
+    if step is not None and not bounded and library.may_split(input, guide, coarse_guide, scale):
+        if coarse_guide is None:
+            coarse_guide = area_average2d(guide, coarse)
+        if band_height(input, guide, planned) >= guide.shape[2]:  # at once, as small maps are
+            return formats.like(enlarged_rows(input, guide, coarse_guide, coarse, step, scale, residual), input)
     if whole.is_kept(*coarse, *guide.shape[2:]):
         return whole.enlarged(input, guide, coarse_guide, where, planned, scale, residual, halvings, bounded)
     steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
@@ -89,6 +96,24 @@ def pacresize2d(
         made = formats.empty(size, input, input) if made is None else made
         made[:, :, rows] = band
     return formats.empty(size, input, input) if made is None else made
+
+
+def _planned(
+    input: Tensor,
+    guide: Tensor,
+    coarse_guide: Tensor | None,
+    size: IntOrPair | None,
+    scale_factor: Factor | None,
+    recompute: bool,
+    align_corners: bool,
+    footprint: int | Sequence[int],
+    halvings: int,
+) -> tuple[Enlargement, tuple[int, ...], Enlargement | None]:
+    """The enlargement by mode="bilinear", a footprint for each step, and the step, if it is one."""
+    factors = checked(input, guide, size, scale_factor, recompute, coarse_guide)
+    where, each = Enlargement(factors, align_corners, 2), footprints(footprint, halvings)
+    first, *others = where.steps(each)
+    return where, each, None if others else first
 
 
 def resize_distance2d(

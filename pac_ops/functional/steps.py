@@ -99,10 +99,7 @@ class Steps(NamedTuple):
         return self._high(input) >= self.steps[-1].guide.shape[2] > 0
 
     def _high(self, input: Tensor) -> int:
-        """Rows of a band."""
-        least = 1 if len(self.steps) == 1 else ROWS_OF_A_BAND
-        taps = input.shape[0] * self.steps[-1].guide.shape[3] * self.steps[-1].where.footprint ** 2  # of a row
-        return max(least, (TAPS_ON_A_GPU if input.is_cuda else TAPS_OF_A_BAND) // max(taps, 1))
+        return band_height(input, self.steps[-1].guide, [step.where.footprint for step in self.steps])
 
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
@@ -164,6 +161,13 @@ def guided_steps(
         fine = steps[0].coarse_guide.to(accumulate_dtype(guide.dtype))
         steps.insert(0, Step(Enlargement(None, True, footprint), odd(fine), halved(fine)))
     return Steps(tuple(steps), scale, residual, halvings, where if bounded else None)
+
+
+def band_height(input: Tensor, guide: Tensor, footprints: Sequence[int]) -> int:
+    """Rows of a band, of steps with these footprints to the size of a guide."""
+    least = 1 if len(footprints) == 1 else ROWS_OF_A_BAND
+    taps = input.shape[0] * guide.shape[3] * footprints[-1] ** 2  # of a row
+    return max(least, (TAPS_ON_A_GPU if input.is_cuda else TAPS_OF_A_BAND) // max(taps, 1))
 
 
 def in_blocks(coarse: Pair, fine: Pair) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, is_grad_enabled
 
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.library.calls import Kept, call_of, define_gradient
-from pac_ops.library.observers import unwatched
+from pac_ops.library.observers import are_plain, unwatched
 from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator
 
 
@@ -63,14 +63,15 @@ def _register_linear(operator: Operator) -> None:
     ) -> tuple[Tensor | None, ...]:
         if not any(needs):
             return (None,) * operands
-        if not is_grad_enabled() and unwatched((grad, *xs)):  # at once, as most backward passes are
+        if not is_grad_enabled() and unwatched((grad,)) and are_plain(xs):  # at once, as most backward passes are
             return tuple(operator.gradients(grad, xs, options, needs))
         values = run_backward(grad, *xs, *options, list(needs))
         return tuple(value if need else None for value, need in zip(values, needs, strict=True))
 
     def vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        of_operands = gradients(grad, ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:operands])
-        of_bias = [grad.sum((0, 2, 3)) if ctx.needs_input_grad[operands] else None] if bias else []
+        needs = ctx.needs_input_grad
+        of_operands = gradients(grad, ctx.saved_tensors, ctx.options, needs[:operands])
+        of_bias = [grad.sum((0, 2, 3)) if needs[operands] else None] if bias else []
         return *of_operands, *of_bias, *_no_gradients(ctx.options)
 
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:

@@ -20,7 +20,6 @@ from pac_ops.arguments import (
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.geometry import Pair, Window
 from pac_ops.published import NATIVE_IMPL, answers
-from pac_ops.settled import settled
 
 
 def squared_distance2d(
@@ -135,25 +134,28 @@ def kernel_under(
     ceil_mode: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """`packernel2d` under a window."""
-    options = (window, output_padding, kernel_type, smooth_kernel_type, channel_wise, transposed, ceil_mode)
-    tensors = (guide, smooth_kernel, inv_alpha, inv_lambda)
-    function, smooth, image, extra, on_guide = settled(_checked, tensors, *options)
-    if smooth_kernel is None and smooth.size:
-        smooth_kernel = adapting.smoothing_filter(smooth, guide.device, accumulate_dtype(guide.dtype))
+    check_image("guide", guide)
+    function = adapting.kernel_type(kernel_type)
+    smoothing = _smoothing(smooth_kernel_type, smooth_kernel, guide)
+    for name, number in (("inv_alpha", inv_alpha), ("inv_lambda", inv_lambda)):
+        if number is not None:
+            _check_inverse(name, number, guide, function=function, channel_wise=channel_wise)
+    image, extra = _placed(guide, window, output_padding, transposed=transposed, ceil_mode=ceil_mode)
     if mask is not None:
         mask = check_mask(mask, _images(guide, mask), *image, guide.device)
     adapting.warn_if_constant(window, smooth_kernel_type, stacklevel=5)
 
+    on_guide = window.on_output() if transposed else window
     padded = F.pad(guide, (0, extra[1], 0, extra[0])) if extra != (0, 0) else guide
     if channel_wise:
         padded = padded.flatten(0, 1)[:, None]  # every channel an image of its own
-    in_one_pass = smooth_kernel is None and not function.inverse
+    in_one_pass = smoothing is None and not function.inverse
     if in_one_pass:
         per_tap = library.gaussian_kernel2d(padded, *on_guide)
-    elif smooth_kernel is None and not function.asymmetric:
+    elif smoothing is None and not function.asymmetric:
         per_tap = library.squared_distance2d(padded, *on_guide)
     else:
-        per_tap = adapting.centred_distance2d(padded, on_guide, smooth_kernel, asymmetric=function.asymmetric)
+        per_tap = adapting.centred_distance2d(padded, on_guide, smoothing, asymmetric=function.asymmetric)
     if channel_wise:
         per_tap = per_tap[:, 0].unflatten(0, guide.shape[:2])
     kernel = per_tap if in_one_pass else adapting.kernel_of(per_tap, function, inv_alpha, inv_lambda)
@@ -265,35 +267,13 @@ def _counted(
     return adapting.count(kernel, counts, possible, normalize=normalize_kernel), output_mask
 
 
-def _checked(
-    guide: Tensor,
-    smooth_kernel: Tensor | None,
-    inv_alpha: Tensor | None,
-    inv_lambda: Tensor | None,
-    window: Window,
-    output_padding: IntOrPair,
-    kernel_type: str,
-    smooth_kernel_type: str,
-    channel_wise: bool,
-    transposed: bool,
-    ceil_mode: bool,
-) -> tuple[adapting.KernelType, adapting.SmoothType, Pair, Pair, Window]:
-    """The types, the input's height and width, what `ceil_mode` adds to it, and the window on the guide."""
-    check_image("guide", guide)
-    function, smooth = adapting.kernel_type(kernel_type), adapting.smooth_type(smooth_kernel_type)
-    _check_smoothing(smooth_kernel_type, smooth, smooth_kernel, guide)
-    for name, number in (("inv_alpha", inv_alpha), ("inv_lambda", inv_lambda)):
-        if number is not None:
-            _check_inverse(name, number, guide, function=function, channel_wise=channel_wise)
-    image, extra = _placed(guide, window, output_padding, transposed=transposed, ceil_mode=ceil_mode)
-    return function, smooth, image, extra, window.on_output() if transposed else window
-
-
-def _check_smoothing(name: str, smooth: adapting.SmoothType, given: Tensor | None, guide: Tensor) -> None:
+def _smoothing(name: str, given: Tensor | None, guide: Tensor) -> Tensor | None:
+    """The smoothing filter that a type stands for, or the one given in its place."""
+    smooth = adapting.smooth_type(name)
     if given is None:
         if smooth.learnable:
             raise ValueError(f"smooth_kernel must be given for smooth_kernel_type {name!r}, got None")
-        return
+        return adapting.smoothing_filter(smooth, guide.device, accumulate_dtype(guide.dtype)) if smooth.size else None
     check_tensor("smooth_kernel", given)
     check_devices(guide.device, {"smooth_kernel": given}, "guide")
     expected = [1, 1, smooth.size, smooth.size]
@@ -301,6 +281,7 @@ def _check_smoothing(name: str, smooth: adapting.SmoothType, given: Tensor | Non
         raise ValueError('smooth_kernel must be None for smooth_kernel_type "none", got a tensor')
     if list(given.shape) != expected:
         raise ValueError(f"smooth_kernel must be {expected} for smooth_kernel_type {name!r}, got {list(given.shape)}")
+    return given
 
 
 def _check_inverse(

@@ -1,6 +1,6 @@
 """The options of the adapting kernel, which all layers have."""
 
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ from pac_ops import adapting
 from pac_ops.arguments import check_devices, check_image, check_mask, or_one
 from pac_ops.functional.kernel import kernel_under, mask_kernel2d
 from pac_ops.geometry import Pair, Window
-from pac_ops.settled import settled
 
 Device = torch.device | str | None
 Result = Tensor | tuple[Tensor, Tensor]
-_NUMBERS = ("smooth_kernel", "inv_alpha", "inv_lambda")
+_OPTIONS = ("kernel_type", "smooth_kernel_type", "normalize_kernel")
+_NUMBERS = ("smooth_kernel", "inv_alpha", "inv_lambda")  # which a module is long in finding, and most have none of
 
 
 class AdaptingLayer(nn.Module):
@@ -58,20 +58,12 @@ class AdaptingLayer(nn.Module):
             given = {name: options[name] for name in ("transposed", "ceil_mode") if name in options}
             _, stride, padding, dilation = window
             return mask_kernel2d(kernel, mask, stride, padding, dilation, self.normalize_kernel, **given)
-        for name in () if self._has_no_numbers() else _NUMBERS:
+        if self.kernel_type != "gaussian" or self.smooth_kernel_type != "none":
+            for name in _NUMBERS:
+                options[name] = getattr(self, name)
+        for name in _OPTIONS:
             options[name] = getattr(self, name)
-        return kernel_under(
-            window,
-            guide,
-            mask,
-            kernel_type=self.kernel_type,
-            smooth_kernel_type=self.smooth_kernel_type,
-            normalize_kernel=self.normalize_kernel,
-            **options,
-        )
-
-    def _has_no_numbers(self) -> bool:
-        return self.kernel_type == "gaussian" and self.smooth_kernel_type == "none"
+        return kernel_under(window, guide, mask, **options)
 
     def compute_kernel(self, *_: object, **__: object) -> NoReturn:
         """Not here: see the error.
@@ -109,14 +101,6 @@ def check_call(
     A NaN of the input that is masked has no effect. A guide and a mask of a single image serve the whole batch; the
     mask is expanded. `size` is the height and width the guide must have, where not the input's.
     """
-    settled(_check_shapes, (input, guide, kernel), size)
-    if mask is None:
-        return input, None
-    mask = check_mask(mask, input.shape[0], input.shape[2], input.shape[3], input.device, "input")
-    return torch.where(mask == 0, 0, input), mask  # `masked_fill` returns no channels-last image
-
-
-def _check_shapes(input: Tensor, guide: Tensor | None, kernel: Tensor | None, size: Pair | None) -> Literal[True]:
     if (guide is None) == (kernel is None):
         raise TypeError("give either a guide or a kernel: layer(input, guide) or layer(input, None, kernel)")
     check_image("input", input)
@@ -132,4 +116,7 @@ def _check_shapes(input: Tensor, guide: Tensor | None, kernel: Tensor | None, si
                 f"guide must be [B or 1, G, H, W] with the {whose}, [{batch}, G, {height}, {width}], "
                 f"got {list(guide.shape)}"
             )
-    return True
+    if mask is None:
+        return input, None
+    mask = check_mask(mask, input.shape[0], input.shape[2], input.shape[3], input.device, "input")
+    return torch.where(mask == 0, 0, input), mask  # `masked_fill` returns no channels-last image

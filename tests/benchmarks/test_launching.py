@@ -13,11 +13,11 @@ from benchmarks.stubbed import stubbed
 
 # How many times as long as `F.conv2d` of one pixel, which does the same passes, each call may take.
 BOUNDS = {
-    ("pacconv2d", FORWARD): 8,
+    ("pacconv2d", FORWARD): 7,
     ("PacConv2d", FORWARD): 15,
     ("packernel2d", FORWARD): 4,
-    ("pacresize2d", FORWARD): 10,
-    ("pacconv2d", BOTH): 3.8,
+    ("pacresize2d", FORWARD): 9.5,
+    ("pacconv2d", BOTH): 3.4,
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, is_grad_enabled
 
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.library.calls import Kept, call_of, define_gradient
-from pac_ops.library.observers import are_plain, unwatched
+from pac_ops.library.observers import unwatched
 from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator
 
 
@@ -63,7 +63,7 @@ def _register_linear(operator: Operator) -> None:
     ) -> tuple[Tensor | None, ...]:
         if not any(needs):
             return (None,) * operands
-        if not is_grad_enabled() and unwatched((grad,)) and are_plain(xs):  # at once, as most backward passes are
+        if not is_grad_enabled() and unwatched((grad, *xs)):  # at once, as most backward passes are
             return tuple(operator.gradients(grad, xs, options, needs))
         values = run_backward(grad, *xs, *options, list(needs))
         return tuple(value if need else None for value, need in zip(values, needs, strict=True))

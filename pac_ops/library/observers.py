@@ -59,11 +59,6 @@ def unwatched(arguments: Sequence[Any]) -> bool:
     return True
 
 
-def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors are of no subclass: enough of those that `unwatched` let pass before."""
-    return not set(map(type, tensors)).difference(_PLAIN_TYPES)
-
-
 def below_autograd() -> bool:
     """Whether the call comes from an operator's kernel, whose gradient is that operator's affair."""
     return _dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)

@@ -1,6 +1,5 @@
 """The tables and plots of docs/evidence.md, between marks in it; the text around them is written by people."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hotswap.files.atomic import atomic_write
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOTS = PAGE.parent / "evidence"
+BY = "benchmarks.evidence"  # what the marks say
 SUMMARY = "summary"  # the name of its marks, which are as an experiment's
 REAL = "real"  # likewise, of real networks and labels
 TRIAL = "trial"  # likewise, of the trial of swapped convolutions on them
@@ -70,26 +70,12 @@ def write() -> list[Path]:
     text, written = PAGE.read_text(encoding="utf-8"), [PAGE]
     for name in config.names():
         experiment, rows = config.read(name), results.read(name)
-        text = filled(text, name, block(name, experiment, rows))
+        text = markdown.filled(text, name, block(name, experiment, rows), BY)
         if arms := compared(experiment, rows):
             written.append(plots.differences(experiment, arms, PLOTS / f"{name}.svg"))
-    text = filled(text, SUMMARY, summary.table())
-    text = filled(text, REAL, real_page.committed())
-    text = filled(text, TRIAL, trial_page.committed())
+    text = markdown.filled(text, SUMMARY, summary.table(), BY)
+    text = markdown.filled(text, REAL, real_page.committed(), BY)
+    text = markdown.filled(text, TRIAL, trial_page.committed(), BY)
     with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return written
-
-
-def filled(text: str, name: str, content: str) -> str:
-    """A page with something else between the marks of an experiment, or of the summary.
-
-    Raises:
-        ValueError: where the page does not have them once.
-    """
-    begin, end = f"<!-- begin {name}: written by benchmarks.evidence -->", f"<!-- end {name} -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"docs/evidence.md must have the marks {begin!r} and {end!r}, once each")
-    return re.sub(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL
-    )

@@ -101,8 +101,9 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _budget(rows: Sequence[Tuned]) -> str:
     seeds = len({row.seed for row in rows})
+    steps = " or ".join(f"{n}" for n in sorted({row.steps for row in rows}, reverse=True))
     return (
-        f"{rows[0].steps} steps of the same crops for both, {seeds} seeds, gains over the plain network in the same "
+        f"{steps} steps of the same images for both, {seeds} seeds, gains over the plain network in the same "
         f"state, on {rows[0].images} images, intervals over seeds:"
     )
 

@@ -266,7 +266,7 @@ def test_fine_tuning_keeps_five_arms_a_seed_and_moves_the_decoder_alone(tmp_path
     assert [(row.seed, row.arm) for row in rows] == [(seed, arm) for seed in (1, 2) for arm in finetune.ARMS]
     assert all(row.images == 2 for row in rows)
     rivals = read(compare.Row, compare.RESULTS)
-    assert "2 steps of the same crops for both, 2 seeds" in real_page.block(rivals, rows)
+    assert "2 steps of the same images for both, 2 seeds" in real_page.block(rivals, rows)
     tuned = finetune.tuned(network, 1, 2, None)
     assert torch.equal(tuned.encoder.weight, network.encoder.weight)
     assert not torch.equal(tuned.head.weight, network.head.weight)

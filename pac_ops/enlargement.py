@@ -35,28 +35,32 @@ class Enlargement(NamedTuple):
     band: Sequence[int] | None = None  # the fine rows at hand: the first, the one after the last, of how many
     held: Sequence[int] | None = None  # the coarse rows at hand, likewise; where `band` is not None
 
+    def located(self, coarse: Pair, fine: Pair, device: torch.device) -> "Located":
+        """Where fine pixels lie among coarse ones."""
+        if self.band is None:
+            rows, columns = (self._axis(axis, coarse, fine, device) for axis in (0, 1))
+            return Located(rows, columns, self.footprint)
+        first, after, height = self.band
+        coarse = coarse if self.held is None else (self.held[2], coarse[1])
+        rows, columns = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
+        rows = rows._replace(place=rows.place[first:after], near=rows.near[first:after])
+        return Located(rows, columns, self.footprint, 0 if self.held is None else self.held[0])
+
     def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours; at the border one is repeated."""
-        (_, rows, last), (_, columns, end) = self._places(coarse, fine, device)
-        above = 0 if self.held is None else self.held[0]
-        return rows.clamp(0, last).long() - above, columns.clamp(0, end).long()
+        """See `Located.neighbours`."""
+        return self.located(coarse, fine, device).neighbours()
 
     def weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Weights of these rows, [Ho, n], and columns, [Wo, n], not normalised; 0 outside the map."""
-        down, across = (_tent(*axis, self.footprint) for axis in self._places(coarse, fine, device))
-        return down, across
-
-    def plain_weights(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Weights of these rows and columns in mode="bilinear": 0 for all but the 2 in the middle."""
-        down, across = (_tent(*axis, 2) for axis in self._places(coarse, fine, device))
-        return down, across
+        """See `Located.weights`."""
+        return self.located(coarse, fine, device).weights()
 
     def tables(self, coarse: Pair, fine: Pair, device: torch.device, *, residual: bool) -> list[Tensor]:
         """Weights of rows, [k, Ho, n], and columns, [k, Wo, n], in float32, as compiled kernels take them.
 
         The tents and, of a residual, the plain weights and the tents over their sum, which are smooth.
         """
-        both = zip(self.weights(coarse, fine, device), self.plain_weights(coarse, fine, device), strict=True)
+        located = self.located(coarse, fine, device)
+        both = zip(located.weights(), located.plain_weights(), strict=True)
         return [torch.stack([t, p, t / t.sum(dim=1, keepdim=True)] if residual else [t]).float() for t, p in both]
 
     def steps(self, footprints: Sequence[int]) -> list["Enlargement"]:
@@ -77,15 +81,6 @@ class Enlargement(NamedTuple):
     def hashable(self) -> "Enlargement":
         """The same without a list, as an operator's argument is one."""
         return self if self.scale_factor is None else self._replace(scale_factor=tuple(self.scale_factor))
-
-    def _places(self, coarse: Pair, fine: Pair, device: torch.device) -> list[tuple[Tensor, Tensor, int]]:
-        """Down and across: where fine pixels lie among coarse ones, [Ho or Wo, 1], the n next to them, the last."""
-        if self.band is None:
-            return [self._axis(axis, coarse, fine, device) for axis in (0, 1)]
-        first, after, height = self.band
-        coarse = coarse if self.held is None else (self.held[2], coarse[1])
-        (place, near, last), across = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
-        return [(place[first:after], near[first:after], last), across]
 
     def place(self, axis: int, coarse: Pair, fine: Pair, device: torch.device, pixels: int) -> tuple[Tensor, int]:
         """Where so many fine pixels lie among coarse ones, [pixels, 1], also before the first; the last one."""
@@ -111,26 +106,74 @@ class Enlargement(NamedTuple):
         finer = 2**self.refined
         return ((coarse[0] - 1) // finer + 1, (coarse[1] - 1) // finer + 1) if self.refined else coarse
 
-    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    def _axis(self, axis: int, coarse: Pair, fine: Pair, device: torch.device) -> "Axis":
         place, last = self.place(axis, coarse, fine, device, fine[axis])
         # Before the first coarse pixel as between it and one outside, which weighs 0: neighbours step regularly.
         first = place.clamp(min=-0.5).floor()
         reach = self.footprint // 2
         near = first + torch.arange(1 - reach, 1 + reach, dtype=place.dtype, device=device)
-        return place.clamp(min=0), near, last
+        return Axis(place.clamp(min=0), near, last)
+
+
+class Axis(NamedTuple):
+    """Where the fine pixels of an axis lie among its coarse ones."""
+
+    place: Tensor  # [n, 1]
+    near: Tensor  # the coarse pixels next to them, [n, footprint], also before the first and after the last
+    last: int  # of the coarse ones
+
+    def weights(self, footprint: int) -> Tensor:
+        """Those of a tent so wide, [n, footprint]."""
+        weight = ((self.place - self.near).abs() * (-2 / footprint) + 1).clamp_min(0)
+        if torch.compiler.is_exporting():  # without a comparison, which some runtimes do not have; near is whole
+            return weight * (1 - (self.near - self.near.clamp(0, self.last)).abs()).clamp_min(0)
+        return weight * torch.logical_and(self.near >= 0, self.near <= self.last)
+
+
+class Located(NamedTuple):
+    """Where fine pixels lie among coarse ones, down and across."""
+
+    rows: Axis
+    columns: Axis
+    footprint: int
+    above: int = 0  # the first coarse row at hand
+
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """Rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours; at the border one is repeated."""
+        rows, columns = (axis.near.clamp(0, axis.last).long() for axis in (self.rows, self.columns))
+        return rows - self.above if self.above else rows, columns
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Weights of these rows, [Ho, n], and columns, [Wo, n], not normalised; 0 outside the map."""
+        return self.rows.weights(self.footprint), self.columns.weights(self.footprint)
+
+    def plain_weights(self) -> tuple[Tensor, Tensor]:
+        """Weights of these rows and columns in mode="bilinear": 0 for all but the 2 in the middle."""
+        return self.rows.weights(2), self.columns.weights(2)
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """What `gathered` takes: columns, [n, W], and rows of a map with the n columns below each other, [n n, H]."""
+        n, (rows, columns) = self.footprint, self.neighbours()
+        below = (rows.t() * n).unsqueeze(1) + torch.arange(n, device=rows.device).unsqueeze(1)
+        return columns.t(), below.flatten(0, 1)
+
+
+def gathered(x: Tensor, indices: tuple[Tensor, Tensor]) -> Tensor:
+    """A coarse map's pixels near each fine one: [B, C, h, w] -> [B, C, n n, H, W].
+
+    All columns at once, and then all rows: exporters take as long for an operation on one as on all. Columns first:
+    runtimes are slow at gathering along the last axis, and then it is short.
+    """
+    columns, rows = indices
+    across = x.index_select(3, columns.reshape(-1)).unflatten(3, (columns.shape[0], columns.shape[1])).flatten(2, 3)
+    near: Tensor = across.index_select(2, rows.reshape(-1)).unflatten(2, (rows.shape[0], rows.shape[1]))
+    return near
 
 
 def finite_log(weight: Tensor) -> Tensor:
     """The logarithm of weights in float64; of 0 so little that nothing is left of it."""
     least, never = 1e-18, 1e30  # less than any weight but 0
     return weight.clamp_min(least).log() + ((weight * (1 / least)).clamp_max(1) - 1) * never
-
-
-def _tent(place: Tensor, near: Tensor, last: int, footprint: int) -> Tensor:
-    weight = ((place - near).abs() * (-2 / footprint) + 1).clamp_min(0)
-    if torch.compiler.is_exporting():  # without a comparison, which some runtimes do not have; near is whole
-        return weight * ((near + 1).clamp(0, 1) * ((near - last) * -1 + 1).clamp(0, 1))
-    return weight * torch.logical_and(near >= 0, near <= last)
 
 
 def refined_size(coarse: Pair, times: int) -> Pair:

@@ -6,7 +6,7 @@ well. K is [B, C, kh, kw, H, W] only as a view. The rest is the oracle's.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from pac_ops import area
 from pac_ops.backends import reference
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.enlargement import Enlargement
-from pac_ops.geometry import Window, pad, spread
+from pac_ops.enlargement import Enlargement, gathered
+from pac_ops.geometry import Pair, Window, pad, spread
 from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator, window_of
 
 Ints = Sequence[int]
@@ -99,26 +99,24 @@ def _convolved(
 
 def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
     enlargement, wide = Enlargement(*where), accumulate_dtype(guide.dtype)
-    held = _neighbours(coarse.to(wide), enlargement, guide.shape[2], guide.shape[3])
-    apart = [guide.to(wide) - g_j for g_j in held]
-    lengths = torch.cat([(x * x).sum(dim=1, keepdim=True) for x in apart], dim=1)
+    located = enlargement.located(_size(coarse), _size(guide), guide.device)
+    lengths = (guide.to(wide).unsqueeze(2) - gathered(coarse.to(wide), located.indices())).square().sum(dim=1)
     distances: Tensor = lengths.unflatten(1, (1, enlargement.footprint, enlargement.footprint))
     return distances
 
 
 def _pacresize2d(input: Tensor, kernel: Tensor, *where: Any) -> Tensor:
     wide = accumulate_dtype(input.dtype)
-    held = _neighbours(input.to(wide), Enlargement(*where), kernel.shape[4], kernel.shape[5])
-    weights = kernel.to(wide).flatten(1, 3).split(1, dim=1)
-    out: Tensor = reduce(torch.add, [v_j * k for v_j, k in zip(held, weights, strict=True)])
-    return out.to(input.dtype)
+    located = Enlargement(*where).located(_size(input), (kernel.shape[4], kernel.shape[5]), input.device)
+    return (
+        (gathered(input.to(wide), located.indices()) * kernel.to(wide).flatten(1, 3).unsqueeze(1))
+        .sum(dim=2)
+        .to(input.dtype)
+    )
 
 
-def _neighbours(x: Tensor, where: Enlargement, height: int, width: int) -> list[Tensor]:
-    """The oracle's, but columns first: runtimes are slow at gathering along the last axis, and then it is short."""
-    rows, columns = where.neighbours((x.shape[2], x.shape[3]), (height, width), x.device)
-    across = [x.index_select(3, near) for near in columns.unbind(dim=1)]
-    return [y.index_select(2, near) for near in rows.unbind(dim=1) for y in across]
+def _size(x: Tensor) -> Pair:
+    return x.shape[2], x.shape[3]
 
 
 def _taps(x: Tensor, window: Window) -> Tensor:

@@ -73,15 +73,13 @@ def of_size(x: Tensor, like: Tensor) -> Tensor:
 
 def halved(x: Tensor) -> Tensor:
     """Every second pixel, weighed 1 2 1 with those beside it, at the edge with itself: n // 2 + 1 of n."""
-    if torch.compiler.is_exporting():
-        return _by_matrices(x, _halving) if _is_open(x) else _every_second(odd(x))
+    if torch.compiler.is_exporting():  # a mean of two, and again; of odd lengths one is left
+        return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 2, 1, 2), mode="replicate"), 2, 1), 2)
     return compiled.halved(x) if (compiled := _compiled(x)) else _every_second(odd(x))
 
 
 def _every_second(x: Tensor) -> Tensor:
     """`halved` of an odd height and width."""
-    if torch.compiler.is_exporting():  # fewer operations: a mean of two, and again
-        return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, 1), 2)
     for axis in (2, 3):
         before = (slice(None),) * axis
         near, between = x[(*before, slice(None, None, 2))], x[(*before, slice(1, None, 2))]
@@ -126,15 +124,6 @@ def _is_open(x: Tensor) -> bool:
 def _by_matrices(x: Tensor, weights: Callable[[Any, Tensor], Tensor]) -> Tensor:
     down, across = (weights(n, x) for n in x.shape[2:])
     return down @ (x @ across.transpose(0, 1))
-
-
-def _halving(length: Any, like: Tensor) -> Tensor:
-    """[n // 2 + 1, n]: 1 2 1 around every second pixel."""
-    pixels, centres = _places(length, like), 2 * _places(length // 2 + 1, like).unsqueeze(1)
-    last: Any = length - 1
-    gaps = [(pixels - (centres + offset).clamp(0, last)).abs() for offset in (-1, 0, 1)]  # whole numbers
-    near = [(1 - gap).clamp_min(0) for gap in gaps]
-    return 0.25 * near[0] + 0.5 * near[1] + 0.25 * near[2]
 
 
 def _doubling(length: Any, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
 from pac_ops.functional import blocks
 from pac_ops.functional.pyramid import halved, levels, odd, with_detail
-from pac_ops.functional.weights import enlarged_rows, guided_weights, plain_weights, scale_for
+from pac_ops.functional.weights import enlarged_rows, exported_step, guided_weights, plain_weights, scale_for
 from pac_ops.geometry import Pair
 
 # Weights of neighbours that are held at a time, where nothing is recorded: on a CPU 2 MiB, which stay near.
@@ -30,6 +30,8 @@ class Step(NamedTuple):
 
     def enlarged(self, input: Tensor, scale: float | Tensor, residual: bool) -> Tensor:
         """The whole map, through the dispatcher, so that gradients are recorded."""
+        if torch.compiler.is_exporting():
+            return exported_step(input, self.guide, self.coarse_guide, self.where, scale, residual)
         distance = library.resize_distance2d(self.guide, self.coarse_guide, *self.where.options)
         kernel = guided_weights(distance, _size(self.coarse_guide), self.where, scale, residual)
         result: Tensor = library.pacresize2d(input, kernel, *self.where.options)

@@ -6,7 +6,7 @@ from torch import Tensor
 from pac_ops.arguments import check_devices, check_tensor
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.enlargement import Enlargement, finite_log
+from pac_ops.enlargement import Enlargement, Located, finite_log, gathered
 from pac_ops.geometry import Pair
 
 
@@ -15,10 +15,12 @@ def guided_weights(
 ) -> Tensor:
     """See `resize_kernel2d`."""
     distance = distance.to(accumulate_dtype(distance.dtype))
+    located = where.located(coarse, (distance.shape[4], distance.shape[5]), distance.device)
     if torch.compiler.is_exporting():
-        return _exported(distance, coarse, where, scale, residual)
-    fine = (distance.shape[4], distance.shape[5])
-    tents = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
+        kernel = _exported(distance.flatten(1, 3), located, scale, residual)
+        apart: Tensor = kernel.unflatten(1, (1, where.footprint, where.footprint))
+        return apart
+    tents = [w.transpose(0, 1) for w in located.weights()]  # [n, H or W]
     down, across = (w.log().to(distance.dtype) for w in tents)
     half = -0.5 * scale_for(scale, distance) ** 2
     logits = distance * half + down.unsqueeze(1).unsqueeze(3) + across.unsqueeze(1)
@@ -26,21 +28,36 @@ def guided_weights(
     if not residual or where.footprint == 2:
         return kernel
     smooth = _separable(*((w / w.sum(dim=0)).to(kernel.dtype) for w in tents))
-    return kernel + (plain_weights(coarse, fine, where, kernel) - smooth)
+    return kernel + (_plain(located, kernel) - smooth)
 
 
-def _exported(distance: Tensor, coarse: Pair, where: Enlargement, scale: float | Tensor, residual: bool) -> Tensor:
-    """`guided_weights` with all neighbours along one axis, and no infinite logarithms."""
-    fine = (distance.shape[4], distance.shape[5])
-    tents = [w.transpose(0, 1) for w in where.weights(coarse, fine, distance.device)]  # [n, H or W]
+def _exported(distance: Tensor, located: Located, scale: float | Tensor, residual: bool) -> Tensor:
+    """`guided_weights` with all neighbours along one axis, [B, n n, H, W], and no infinite logarithms."""
+    tents = [w.transpose(0, 1) for w in located.weights()]  # [n, H or W]
     down, across = (finite_log(w).to(distance.dtype) for w in tents)
     logs = (down[:, None, :, None] + across[None, :, None, :]).flatten(0, 1)  # [n n, H, W]
-    kernel = (distance.flatten(1, 3) * (-0.5 * scale_for(scale, distance) ** 2) + logs).softmax(dim=1)
-    if residual and where.footprint > 2:
+    kernel = (distance * (-0.5 * scale_for(scale, distance) ** 2) + logs).softmax(dim=1)
+    if residual and located.footprint > 2:
         smooth = _separable(*((w / w.sum(dim=0)).to(kernel.dtype) for w in tents))
-        kernel = kernel + (plain_weights(coarse, fine, where, kernel) - smooth).flatten(0, 1)
-    apart: Tensor = kernel.unflatten(1, (1, where.footprint, where.footprint))
-    return apart
+        kernel = kernel + (_plain(located, kernel) - smooth).flatten(0, 1)
+    return kernel
+
+
+def exported_step(
+    input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor, residual: bool
+) -> Tensor:
+    """An enlargement in standard operations, which works out where pixels lie once."""
+    located = where.located(_size(coarse_guide), _size(guide), guide.device)
+    wide = accumulate_dtype(guide.dtype)
+    near = located.indices()
+    apart = guide.to(wide).unsqueeze(2) - gathered(coarse_guide.to(wide), near)
+    weights = _exported(apart.square().sum(dim=1), located, scale, residual)
+    wide = accumulate_dtype(input.dtype)
+    return (gathered(input.to(wide), near) * weights.to(wide).unsqueeze(1)).sum(dim=2).to(input.dtype)
+
+
+def _size(x: Tensor) -> Pair:
+    return x.shape[2], x.shape[3]
 
 
 def enlarged_rows(
@@ -66,7 +83,11 @@ def enlarged_rows(
 
 def plain_weights(coarse: Pair, fine: Pair, where: Enlargement, like: Tensor) -> Tensor:
     """Those of mode="bilinear", [n, n, H, W], of a tensor's device and dtype."""
-    return _separable(*(w.transpose(0, 1).to(like.dtype) for w in where.plain_weights(coarse, fine, like.device)))
+    return _plain(where.located(coarse, fine, like.device), like)
+
+
+def _plain(located: Located, like: Tensor) -> Tensor:
+    return _separable(*(w.transpose(0, 1).to(like.dtype) for w in located.plain_weights()))
 
 
 def _separable(down: Tensor, across: Tensor) -> Tensor:

@@ -23,12 +23,18 @@ class Enlarge(torch.nn.Module):
         return pac_ops.pacresize2d(x, guide, footprint=self.footprint, residual=residual, bounded=residual)
 
 
-def check(layer, arguments, others):
-    """No operator of ours is left, and results are the same, at other sizes too."""
+class Weights(torch.nn.Module):
+    def forward(self, guide, coarse):
+        distance = pac_ops.resize_distance2d(guide, coarse, footprint=4)
+        return pac_ops.resize_kernel2d(distance, coarse.shape[2:], residual=True)
+
+
+def check(layer, arguments, others, *, at_once=False):
+    """No operator of ours is left, `at_once` or once decomposed; results are the same, at other sizes too."""
     shapes = tuple(None if x is None else OPEN for x in arguments)
     with torch.no_grad():
         program = torch.export.export(layer, arguments, dynamic_shapes=shapes)
-        assert any("pac_ops" in str(node.target) for node in program.graph.nodes)
+        assert at_once != any("pac_ops" in str(node.target) for node in program.graph.nodes)
         program = program.run_decompositions(standard.decompositions())
         assert not [node for node in program.graph.nodes if "pac_ops" in str(node.target)]
         for given in (arguments, others):
@@ -49,7 +55,12 @@ def test_a_pool_in_ceil_mode_at_sizes_of_one_kind():  # where the last window en
 @pytest.mark.parametrize("footprint", [2, 6, (4, 2)])
 def test_enlargement_at_any_size(footprint):
     first, other = ((torch.rand(b, 3, h, w), torch.rand(b, 2, 4 * h, 3 * w)) for b, h, w in ((2, 5, 4), (3, 7, 6)))
-    check(Enlarge(footprint), first, other)
+    check(Enlarge(footprint), first, other, at_once=True)
+
+
+def test_weights_of_an_enlargement_at_any_size():
+    first, other = ((torch.rand(b, 2, 4 * h, 3 * w), torch.rand(b, 2, h, w)) for b, h, w in ((2, 5, 4), (3, 7, 6)))
+    check(Weights(), first, other)
 
 
 def test_half_precision():

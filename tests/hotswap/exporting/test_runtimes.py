@@ -1,43 +1,53 @@
-"""Exported files in runtimes other than onnxruntime, each where it is installed."""
+"""Swapped networks in the runtimes of benchmarks/runtimes, each where it is installed; the page is what the rows say."""
 
 import pytest
 import torch
 from test_lean import Convolving, Enlarging
 
 import hotswap
+from benchmarks.real.rows import read
+from benchmarks.runtimes import page
+from benchmarks.runtimes.measure import gap
+from benchmarks.runtimes.routes import ROUTES
+from benchmarks.runtimes.rows import ALLOWED, MORE, RESULTS, Row
 
 NETWORKS = {"enlargement": (Enlarging, "resize", "input"), "convolution": (Convolving, "target", "guide")}
+SLOW = {  # compiled by a C++ compiler in minutes, or what test_export.py holds too
+    "AOTInductor",
+    "`torch.compile`",
+    "onnxruntime",
+    "onnxruntime, open sizes",
+}
 
 
-@pytest.fixture(params=NETWORKS)
-def swapped(request):
-    """A swapped network, an image, and what it makes of that."""
-    kind, targets, guide = NETWORKS[request.param]
+def routes():
+    for name, route in ROUTES.items():
+        yield pytest.param(route, id=name.replace("`", ""), marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("route", [*routes()])
+@pytest.mark.timeout(600)
+def test_it_computes_there_what_pytorch_does(tmp_path, route, network):
+    if route.version() is None:
+        pytest.skip("it is not installed")
+    kind, targets, guide = NETWORKS[network]
     torch.manual_seed(0)
-    image = torch.rand(1, 3, 32, 48)
-    net = hotswap.convert(kind().eval(), targets, guide, guide_scale=2.0, example_inputs=image)
+    plain, image = kind().eval(), torch.rand(1, 3, 32, 48)
+    swapped = hotswap.convert(plain, targets, guide, guide_scale=2.0, example_inputs=image)
+    found = error(route, swapped, image, tmp_path / "swapped")
+    if found is None:  # it converts, and runs elsewhere
+        return
+    assert found <= (ALLOWED if route.exact else MORE * error(route, plain, image, tmp_path / "plain"))
+
+
+def error(route, network, image, folder):
+    folder.mkdir()
+    if (run := route.load(network, image, folder)) is None:
+        return None
     with torch.no_grad():
-        return net, image, net(image)
+        return gap(run(), network(image), exact=route.exact)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_openvino(tmp_path, swapped, suffix):
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    net, image, expected = swapped
-    file = tmp_path / f"net{suffix}"
-    hotswap.export(net, file, example_inputs=image, dynamic=False)
-    model = openvino.convert_model(file if suffix == ".onnx" else torch.export.load(file))
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = torch.from_numpy(compiled(image.numpy())[0])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_coreml_converts(tmp_path, swapped):
-    """Predictions need a Mac."""
-    coreml = pytest.importorskip("coremltools", reason="coremltools is not installed")
-    net, image, _ = swapped
-    file = tmp_path / "net.pt2"
-    hotswap.export(net, file, example_inputs=image, dynamic=False)
-    program = torch.export.load(file).run_decompositions({})
-    model = coreml.convert(program, minimum_deployment_target=coreml.target.iOS17)
-    assert model.get_spec().WhichOneof("Type") == "mlProgram"
+def test_the_table_is_what_the_rows_say():
+    assert page.content(read(Row, RESULTS)) in page.PAGE.read_text()

@@ -45,7 +45,19 @@ def networks():
     return {network.id: network for network in all_networks()}
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+OTHERS_ARE_LIKE = {  # these, which are run with `-m slow`
+    "timm:resnetv2_18",
+    "timm:hardcorenas_a",
+    "timm:test_resnet",
+    "torchvision:lraspp_mobilenet_v3_large",
+    "smp:unet/resnet18",
+    "transformers:ResNetModel",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OTHERS_ARE_LIKE)) for name in SAMPLE]
+)
 def test_every_promise_holds_for(name, networks):
     report = convolutions.Report()
     convolutions.check(networks[name], report)

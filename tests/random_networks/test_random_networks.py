@@ -11,7 +11,7 @@ from .refusals import reason
 from .run import Found, run
 from .shrink import as_test, shrink
 
-QUICK, ALL = 60, 300
+QUICK, ALL = 36, 300
 PARTS = 3  # prime to `run.EXPORTED`, so that the networks that are exported are in different parts
 
 

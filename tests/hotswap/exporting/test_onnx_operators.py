@@ -3,6 +3,7 @@
 import onnxruntime
 import pytest
 import torch
+from sampled import sampled
 from torch import nn
 
 import pac_ops
@@ -36,7 +37,7 @@ class Enlarged(nn.Module):
         return pac_ops.pacresize2d(map, guide, coarse_guide=coarse, **self.options)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sampled(CASES))
 @torch.no_grad()
 def test_an_enlargement_is_right_at_every_size(case):
     """With guides of noise and a large scale, so that a place off by a rounding is seen."""

@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from sampled import sampled
 from torch import nn
 
 import hotswap
@@ -118,7 +119,8 @@ def of_another_dtype(net, image):
 
 
 @pytest.mark.parametrize(
-    "function", [of_a_view, through_a_view, of_what_dropout_gives, of_an_argument, of_both, of_another_dtype]
+    "function",
+    sampled([of_a_view, through_a_view, of_what_dropout_gives, of_an_argument, of_both, of_another_dtype]),
 )
 def test_where_memory_is_shared_what_is_written_in_place_is_seen(tmp_path, function):
     run(function, tmp_path / "net.onnx")

@@ -226,7 +226,7 @@ class Sized(nn.Module):
         return F.interpolate(x, scale_factor=self.factor, mode="bilinear")
 
 
-@pytest.mark.parametrize("factor", [None, (2, 2.5)])
+@pytest.mark.parametrize("factor", [None, pytest.param((2, 2.5), marks=pytest.mark.slow)])
 def test_export_with_dynamic_height_and_width(factor):
     image, auto = torch.rand(2, 3, 28, 31), torch.export.Dim.AUTO
     converted = convert(Sized(factor).eval(), "resize_*", example_inputs=image)

@@ -5,10 +5,12 @@ granted in `torch.nn.functional.adaptive_avg_pool2d`.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pac_ops import whole
 from pac_ops.dtypes import accumulate_dtype
@@ -36,7 +38,7 @@ def exported_average2d(image: Tensor, size: Sequence[int]) -> Tensor:
     if whole.is_kept(*image.shape[-2:], *size):
         return whole.averaged(image, (size[0], size[1]))
     sides = tuple(zip(image.shape[-2:], size, strict=True))
-    if any(isinstance(x, torch.SymInt) for side in sides for x in side) or any(n % wanted for n, wanted in sides):
+    if _is_open(image, size) or any(n % wanted for n, wanted in sides):
         return _by_matrices(image, size)
     return F.avg_pool2d(image.to(accumulate_dtype(image.dtype)), tuple(n // wanted for n, wanted in sides))
 
@@ -54,7 +56,7 @@ def fitted2d(image: Tensor, size: Pair, like: Tensor | None = None) -> Tensor:
     """
     if has_size(image, size):
         return image
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() and _is_open(image, size):
         if whole.is_kept(*image.shape[2:], *size):
             return whole.averaged(image, size, fit=True, like=like)
         return _by_matrices(image, size, fit=True)
@@ -63,7 +65,11 @@ def fitted2d(image: Tensor, size: Pair, like: Tensor | None = None) -> Tensor:
         # What F.interpolate calls: calls of itself are counted where enlargements are guided by hooks.
         resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(wide, tuple(size), False, None)
         return resized
-    return _averaged(image, size)
+    return area_average2d(image, size)
+
+
+def _is_open(image: Tensor, size: Sequence[int]) -> bool:
+    return any(isinstance(n, torch.SymInt) for n in (*image.shape[-2:], *size))
 
 
 def has_size(image: Tensor, size: Pair) -> bool:
@@ -83,7 +89,8 @@ def _by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Te
     wide = image.to(accumulate_dtype(image.dtype))
     (height, width) = image.shape[-2:]
     sides = tuple(zip((height, width), size, strict=True))
-    weights = [_averages(n, wanted, wide) for n, wanted in sides]
+    with nullcontext() if _is_open(image, size) else _disable_current_modes():  # exporters make constants of these
+        weights = [_averages(n, wanted, wide) for n, wanted in sides]
     if fit:
         # 1 where the image is smaller along an axis, else 0; without a comparison, which some runtimes do not have.
         larger, other = ((_number(wanted, wide) - _number(n, wide)).clamp(0, 1).to(wide.dtype) for n, wanted in sides)
@@ -108,7 +115,7 @@ def _tents(n: int, wanted: int, like: Tensor) -> Tensor:
     place = (torch.arange(wanted, device=like.device, dtype=torch.float64) + 0.5) * (n / wanted) - 0.5
     place = place.clamp(0, n - 1).unsqueeze(1)
     pixels = torch.arange(n, device=like.device, dtype=torch.float64)
-    return ((place - pixels).abs() * -1 + 1).clamp_min(0).to(like.dtype)
+    return ((place - pixels).abs() * -1 + 1).relu().to(like.dtype)
 
 
 def _number(n: int, like: Tensor) -> Tensor:

@@ -124,9 +124,9 @@ class Axis(NamedTuple):
 
     def weights(self, footprint: int) -> Tensor:
         """Those of a tent so wide, [n, footprint]."""
-        weight = ((self.place - self.near).abs() * (-2 / footprint) + 1).clamp_min(0)
+        weight = ((self.place - self.near).abs() * (-2 / footprint) + 1).relu()
         if torch.compiler.is_exporting():  # without a comparison, which some runtimes do not have; near is whole
-            return weight * (1 - (self.near - self.near.clamp(0, self.last)).abs()).clamp_min(0)
+            return weight * (1 - (self.near - self.near.clamp(0, self.last)).abs()).relu()
         return weight * torch.logical_and(self.near >= 0, self.near <= self.last)
 
 

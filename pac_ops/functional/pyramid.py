@@ -129,7 +129,7 @@ def _by_matrices(x: Tensor, weights: Callable[[Any, Tensor], Tensor]) -> Tensor:
 def _doubling(length: Any, like: Tensor) -> Tensor:
     """[2n - 1, n]: the pixel, or half of each of the two beside."""
     places = _places(2 * length - 1, like).unsqueeze(1) * 0.5
-    return (1 - (places - _places(length, like)).abs()).clamp_min(0)
+    return (1 - (places - _places(length, like)).abs()).relu()
 
 
 def _places(length: Any, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ granted in `torch.nn.functional.adaptive_avg_pool2d`.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ def _by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Te
     wide = image.to(accumulate_dtype(image.dtype))
     (height, width) = image.shape[-2:]
     sides = tuple(zip((height, width), size, strict=True))
-    with nullcontext() if _is_open(image, size) else _disable_current_modes():  # exporters make constants of these
+    with _constant_unless_open(image, size):
         weights = [_averages(n, wanted, wide) for n, wanted in sides]
     if fit:
         # 1 where the image is smaller along an axis, else 0; without a comparison, which some runtimes do not have.
@@ -97,8 +97,26 @@ def _by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Te
         larger = torch.maximum(larger, other)
         tents = [_tents(n, wanted, wide) for n, wanted in sides]
         weights = [tent * larger + mean * (1 - larger) for tent, mean in zip(tents, weights, strict=True)]
-    down, across = weights
-    return down @ (wide @ across.transpose(0, 1))
+    return _product(wide, *weights)
+
+
+def exported_aligned2d(image: Tensor, size: Pair) -> Tensor:
+    """mode="bilinear" with align_corners, as exporters get it: of a larger image too; all sizes may be symbolic."""
+    wide = image.to(accumulate_dtype(image.dtype))
+    with _constant_unless_open(image, size):
+        down, across = (
+            _tents(n, wanted, wide, align_corners=True) for n, wanted in zip(image.shape[-2:], size, strict=True)
+        )
+    return _product(wide, down, across)
+
+
+def _constant_unless_open(image: Tensor, size: Sequence[int]) -> AbstractContextManager[object]:
+    """Has exporters make constants of what is computed in it, where it depends on no open size."""
+    return nullcontext() if _is_open(image, size) else _disable_current_modes()
+
+
+def _product(image: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    return down @ (image @ across.transpose(0, 1))
 
 
 def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
@@ -110,9 +128,10 @@ def _averages(n: int, wanted: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def _tents(n: int, wanted: int, like: Tensor) -> Tensor:
-    """Row i holds the two weights of bilinear interpolation, pixel centres as with align_corners=False."""
-    place = (torch.arange(wanted, device=like.device, dtype=torch.float64) + 0.5) * (n / wanted) - 0.5
+def _tents(n: int, wanted: int, like: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Row i holds the two weights of bilinear interpolation."""
+    pixel = torch.arange(wanted, device=like.device, dtype=torch.float64)
+    place = pixel * (n - 1) / max(wanted - 1, 1) if align_corners else (pixel + 0.5) * (n / wanted) - 0.5
     place = place.clamp(0, n - 1).unsqueeze(1)
     pixels = torch.arange(n, device=like.device, dtype=torch.float64)
     return ((place - pixels).abs() * -1 + 1).relu().to(like.dtype)

@@ -41,7 +41,8 @@ def with_detail(enlarged: Tensor, map: Tensor, half: Tensor, rows: slice | None 
     if compiled := _compiled(map, enlarged, half):
         out: Tensor = compiled.with_detail(enlarged, map, half, first)
         return out
-    plain = _doubled(half)[:, :, first % 2 :]
+    plain = _doubled(half)
+    plain = plain[:, :, 1:] if first % 2 else plain
     return of_size(enlarged, map) + (map - of_size(plain, map))
 
 
@@ -109,7 +110,9 @@ def _lasting(x: Tensor, axis: int, length: Any) -> Tensor:
     given = x.shape[axis]
     if isinstance(length, torch.SymInt):
         return x.index_select(axis, torch.arange(length, device=x.device).clamp_max(given - 1))
-    if length <= given:
+    if length == given:
+        return x
+    if length < given:
         return x.narrow(axis, 0, length)
     return torch.cat([x, x.narrow(axis, given - 1, 1)], axis)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pac_ops import library
-from pac_ops.area import area_average2d, has_size
+from pac_ops.area import area_average2d, exported_aligned2d, has_size
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, refined_size
 from pac_ops.functional import blocks
@@ -213,6 +213,8 @@ def guides_between(guide: Tensor, coarse: Pair, count: int, align_corners: bool)
 
 def _aligned(guide: Tensor, size: Pair) -> Tensor:
     """mode="bilinear" with align_corners."""
+    if torch.compiler.is_exporting():
+        return exported_aligned2d(guide, size)
     where = Enlargement(None, True, 2)
     kernel = plain_weights(_size(guide), size, where, guide)
     result: Tensor = library.pacresize2d(guide, kernel.expand(guide.shape[0], 1, *kernel.shape), *where.options)

@@ -14,7 +14,6 @@ from hotswap.files.atomic import atomic_write
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOTS = PAGE.parent / "evidence"
-BY = "benchmarks.evidence"  # what the marks say
 SUMMARY = "summary"  # the name of its marks, which are as an experiment's
 REAL = "real"  # likewise, of real networks and labels
 TRIAL = "trial"  # likewise, of the trial of swapped convolutions on them
@@ -70,12 +69,17 @@ def write() -> list[Path]:
     text, written = PAGE.read_text(encoding="utf-8"), [PAGE]
     for name in config.names():
         experiment, rows = config.read(name), results.read(name)
-        text = markdown.filled(text, name, block(name, experiment, rows), BY)
+        text = filled(text, name, block(name, experiment, rows))
         if arms := compared(experiment, rows):
             written.append(plots.differences(experiment, arms, PLOTS / f"{name}.svg"))
-    text = markdown.filled(text, SUMMARY, summary.table(), BY)
-    text = markdown.filled(text, REAL, real_page.committed(), BY)
-    text = markdown.filled(text, TRIAL, trial_page.committed(), BY)
+    text = filled(text, SUMMARY, summary.table())
+    text = filled(text, REAL, real_page.committed())
+    text = filled(text, TRIAL, trial_page.committed())
     with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return written
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """See `markdown.filled`."""
+    return markdown.filled(text, name, content, "benchmarks.evidence")

@@ -41,6 +41,7 @@ def exported_program(
         if any(node.target in table and not _by_factor(node) for node in nodes(exported)):  # where no mode saw it
             exported = exported.run_decompositions(table)
         with_few_axes(exported.graph_module)
+        _without_idle_casts(exported.graph_module)
         return exported
 
 
@@ -55,6 +56,20 @@ def inputs(program: ExportedProgram) -> list[Node]:
     """The placeholders of the network's own arguments."""
     names = set(program.graph_signature.user_inputs)
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def _without_idle_casts(module: GraphModule) -> None:
+    """Take casts to what a tensor is already out of a graph."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target.overloadpacket is torch.ops.aten.to and not {"copy", "memory_format"} & node.kwargs.keys():
+            given, made = (x.meta["val"] for x in (node.args[0], node))
+            flags = any(isinstance(x, bool | torch.memory_format) and x for x in node.args[1:])  # to copy, say
+            if not flags and (given.dtype, given.device, given.layout) == (made.dtype, made.device, made.layout):
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+    module.recompile()
 
 
 def _by_factor(node: Node) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pac_ops import whole
 from pac_ops.dtypes import accumulate_dtype
-from pac_ops.geometry import Pair
+from pac_ops.geometry import Pair, any_open
 
 
 def area_average2d(image: Tensor, size: Pair) -> Tensor:
@@ -38,7 +38,7 @@ def exported_average2d(image: Tensor, size: Sequence[int]) -> Tensor:
     if whole.is_kept(*image.shape[-2:], *size):
         return whole.averaged(image, (size[0], size[1]))
     sides = tuple(zip(image.shape[-2:], size, strict=True))
-    if _is_open(image, size) or any(n % wanted for n, wanted in sides):
+    if any_open(*image.shape[-2:], *size) or any(n % wanted for n, wanted in sides):
         return _by_matrices(image, size)
     return F.avg_pool2d(image.to(accumulate_dtype(image.dtype)), tuple(n // wanted for n, wanted in sides))
 
@@ -56,7 +56,7 @@ def fitted2d(image: Tensor, size: Pair, like: Tensor | None = None) -> Tensor:
     """
     if has_size(image, size):
         return image
-    if torch.compiler.is_exporting() and _is_open(image, size):
+    if torch.compiler.is_exporting() and any_open(*image.shape[-2:], *size):
         if whole.is_kept(*image.shape[2:], *size):
             return whole.averaged(image, size, fit=True, like=like)
         return _by_matrices(image, size, fit=True)
@@ -66,10 +66,6 @@ def fitted2d(image: Tensor, size: Pair, like: Tensor | None = None) -> Tensor:
         resized: Tensor = torch.ops.aten.upsample_bilinear2d.vec(wide, tuple(size), False, None)
         return resized
     return area_average2d(image, size)
-
-
-def _is_open(image: Tensor, size: Sequence[int]) -> bool:
-    return any(isinstance(n, torch.SymInt) for n in (*image.shape[-2:], *size))
 
 
 def has_size(image: Tensor, size: Pair) -> bool:
@@ -112,7 +108,7 @@ def exported_aligned2d(image: Tensor, size: Pair) -> Tensor:
 
 def _constant_unless_open(image: Tensor, size: Sequence[int]) -> AbstractContextManager[object]:
     """Has exporters make constants of what is computed in it, where it depends on no open size."""
-    return nullcontext() if _is_open(image, size) else _disable_current_modes()
+    return nullcontext() if any_open(*image.shape[-2:], *size) else _disable_current_modes()
 
 
 def _product(image: Tensor, down: Tensor, across: Tensor) -> Tensor:

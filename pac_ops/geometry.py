@@ -10,6 +10,16 @@ from torch import Tensor
 Pair = tuple[int, int]
 
 
+def size_of(x: Tensor) -> Pair:
+    """Height and width of an image, [B, C, H, W]."""
+    return x.shape[2], x.shape[3]
+
+
+def any_open(*sizes: int) -> bool:
+    """Whether an exporter leaves one of these open."""
+    return any(isinstance(n, torch.SymInt) for n in sizes)
+
+
 class Window(NamedTuple):
     """A sliding window, as (vertical, horizontal) pairs: `torch.nn.Conv2d`'s arguments, made explicit.
 

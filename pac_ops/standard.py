@@ -17,7 +17,7 @@ from pac_ops import area
 from pac_ops.backends import reference
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, gathered
-from pac_ops.geometry import Pair, Window, pad, spread
+from pac_ops.geometry import Window, pad, size_of, spread
 from pac_ops.library.operators import OPERATORS, OR_PLAIN, Operator, window_of
 
 Ints = Sequence[int]
@@ -99,7 +99,7 @@ def _convolved(
 
 def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
     enlargement, wide = Enlargement(*where), accumulate_dtype(guide.dtype)
-    located = enlargement.located(_size(coarse), _size(guide), guide.device)
+    located = enlargement.located(size_of(coarse), size_of(guide), guide.device)
     lengths = (guide.to(wide).unsqueeze(2) - gathered(coarse.to(wide), located.indices())).square().sum(dim=1)
     distances: Tensor = lengths.unflatten(1, (1, enlargement.footprint, enlargement.footprint))
     return distances
@@ -107,16 +107,9 @@ def _resize_distance2d(guide: Tensor, coarse: Tensor, *where: Any) -> Tensor:
 
 def _pacresize2d(input: Tensor, kernel: Tensor, *where: Any) -> Tensor:
     wide = accumulate_dtype(input.dtype)
-    located = Enlargement(*where).located(_size(input), (kernel.shape[4], kernel.shape[5]), input.device)
-    return (
-        (gathered(input.to(wide), located.indices()) * kernel.to(wide).flatten(1, 3).unsqueeze(1))
-        .sum(dim=2)
-        .to(input.dtype)
-    )
-
-
-def _size(x: Tensor) -> Pair:
-    return x.shape[2], x.shape[3]
+    located = Enlargement(*where).located(size_of(input), (kernel.shape[4], kernel.shape[5]), input.device)
+    near, weights = gathered(input.to(wide), located.indices()), kernel.to(wide).flatten(1, 3)
+    return (near * weights.unsqueeze(1)).sum(dim=2).to(input.dtype)
 
 
 def _taps(x: Tensor, window: Window) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement
-from pac_ops.geometry import Pair
+from pac_ops.geometry import Pair, any_open
 
 _library = torch.library.Library("pac_ops_whole", "DEF")
 _kept = False
@@ -32,7 +32,7 @@ def kept() -> Iterator[None]:
 
 def is_kept(*sizes: Any) -> bool:
     """Whether what is computed of images of these sizes is one operator: where one is left open."""
-    return _kept and torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
+    return _kept and torch.compiler.is_exporting() and any_open(*sizes)
 
 
 def enlarged(

@@ -65,6 +65,7 @@ def session(file: Path, image: Tensor) -> Run:
 
 def _quantised(network: nn.Module, image: Tensor, folder: Path) -> Run:
     """Weights and inputs of convolutions in 8 bits; calibrated on images like the one given."""
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -81,18 +82,11 @@ def _quantised(network: nn.Module, image: Tensor, folder: Path) -> Run:
     quantization.quantize_static(
         folder / "prepared.onnx",
         folder / "quantised.onnx",
-        Images(onnx_input(file)),
+        Images(onnx.load(file).graph.input[0].name),
         per_channel=True,
         op_types_to_quantize=["Conv", "Gemm"],
     )
     return session(folder / "quantised.onnx", image)
-
-
-def onnx_input(file: Path) -> str:
-    """The name of a file's first input."""
-    import onnx
-
-    return str(onnx.load(file).graph.input[0].name)
 
 
 def _web(network: nn.Module, image: Tensor, folder: Path) -> Run:

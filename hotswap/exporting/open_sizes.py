@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pac_ops import standard
 from pac_ops.arguments import pair
-from pac_ops.geometry import Pair, Window
+from pac_ops.geometry import Pair, Window, any_open
 
 
 class OpenSizes(TorchFunctionMode):
@@ -145,7 +145,7 @@ def _is_counted_alike(image: Tensor, window: Window) -> bool:
     Not known of open sizes.
     """
     size: Pair = (image.shape[-2], image.shape[-1])
-    if any(isinstance(n, torch.SymInt) for n in size):
+    if any_open(*size):
         return False
     sides = zip(size, window.ceil_padding(*size), *window, strict=True)
     spare = ((n + 2 * p - d * (k - 1) - 1, extra, s) for n, extra, k, s, p, d in sides)

@@ -1,6 +1,5 @@
 """A map and its halves: the Laplacian pyramid (Burt and Adelson, 1983) of pixels that stay where they are."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pac_ops import library
+from pac_ops.area import exported_aligned2d
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
+from pac_ops.geometry import any_open
 
 _HELD = 2**21  # pixels of all channels that are halved together
 
@@ -91,10 +92,11 @@ def _every_second(x: Tensor) -> Tensor:
 
 def _doubled(x: Tensor) -> Tensor:
     """A pixel between each two, their mean: from n to 2n - 1."""
-    if _is_open(x):
-        return _by_matrices(x, _doubling)
-    if torch.compiler.is_exporting():  # what F.interpolate calls: its own calls may be looked for
-        size = [2 * n - 1 for n in x.shape[2:]]
+    if torch.compiler.is_exporting():
+        size = (2 * x.shape[2] - 1, 2 * x.shape[3] - 1)
+        if any_open(*size):
+            return exported_aligned2d(x, size)
+        # What F.interpolate calls: its own calls may be looked for.
         enlarged: Tensor = torch.ops.aten.upsample_bilinear2d.vec(x, size, True, None)
         return enlarged
     for axis in (2, 3):
@@ -115,25 +117,3 @@ def _lasting(x: Tensor, axis: int, length: Any) -> Tensor:
     if length < given:
         return x.narrow(axis, 0, length)
     return torch.cat([x, x.narrow(axis, given - 1, 1)], axis)
-
-
-# Of open sizes under `torch.export` they are products with matrices, as in `area`: slices guard on odd sizes.
-
-
-def _is_open(x: Tensor) -> bool:
-    return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in x.shape[2:])
-
-
-def _by_matrices(x: Tensor, weights: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    down, across = (weights(n, x) for n in x.shape[2:])
-    return down @ (x @ across.transpose(0, 1))
-
-
-def _doubling(length: Any, like: Tensor) -> Tensor:
-    """[2n - 1, n]: the pixel, or half of each of the two beside."""
-    places = _places(2 * length - 1, like).unsqueeze(1) * 0.5
-    return (1 - (places - _places(length, like)).abs()).relu()
-
-
-def _places(length: Any, like: Tensor) -> Tensor:
-    return torch.arange(length, device=like.device, dtype=like.dtype)

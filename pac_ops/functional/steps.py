@@ -14,7 +14,7 @@ from pac_ops.enlargement import Enlargement, refined_size
 from pac_ops.functional import blocks
 from pac_ops.functional.pyramid import halved, levels, odd, with_detail
 from pac_ops.functional.weights import enlarged_rows, exported_step, guided_weights, plain_weights, scale_for
-from pac_ops.geometry import Pair
+from pac_ops.geometry import Pair, any_open, size_of
 
 # Weights of neighbours that are held at a time, where nothing is recorded: on a CPU 2 MiB, which stay near.
 TAPS_OF_A_BAND, TAPS_ON_A_GPU = 2**19, 2**26
@@ -33,7 +33,7 @@ class Step(NamedTuple):
         if torch.compiler.is_exporting():
             return exported_step(input, self.guide, self.coarse_guide, self.where, scale, residual)
         distance = library.resize_distance2d(self.guide, self.coarse_guide, *self.where.options)
-        kernel = guided_weights(distance, _size(self.coarse_guide), self.where, scale, residual)
+        kernel = guided_weights(distance, size_of(self.coarse_guide), self.where, scale, residual)
         result: Tensor = library.pacresize2d(input, kernel, *self.where.options)
         return result
 
@@ -49,7 +49,7 @@ class Step(NamedTuple):
         guide, coarse_guide, where = self.guide, self.coarse_guide, self.where
         if rows is not None and band is not None:
             guide, coarse_guide, where = guide[:, :, rows], coarse_guide[:, :, band.seen], band.where
-        return enlarged_rows(input, guide, coarse_guide, _size(self.coarse_guide), where, scale, residual)
+        return enlarged_rows(input, guide, coarse_guide, size_of(self.coarse_guide), where, scale, residual)
 
 
 class Band(NamedTuple):
@@ -85,7 +85,7 @@ class Steps(NamedTuple):
     def whole(self, input: Tensor, *, recorded: bool = True) -> Tensor:
         """The map, enlarged; only where `recorded` through the dispatcher."""
         maps = levels(input, self.halvings)
-        out, written = maps[0], in_blocks(_size(input), _size(self.steps[-1].guide))
+        out, written = maps[0], in_blocks(size_of(input), size_of(self.steps[-1].guide))
         for number, step in enumerate(self.steps):
             if written:
                 out = blocks.enlarged(out, step.guide, step.coarse_guide, step.where, self.residual)
@@ -105,14 +105,14 @@ class Steps(NamedTuple):
 
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
-        height, _ = fine = _size(self.steps[-1].guide)
+        height, _ = fine = size_of(self.steps[-1].guide)
         high = self._high(input)
         maps = levels(input, self.halvings)
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
             out = self._rows(maps, rows, len(self.steps)).to(input.dtype)
             if self.bounds is not None:
-                band = Band.of(self.bounds, _size(input), fine, rows, input.device)
+                band = Band.of(self.bounds, size_of(input), fine, rows, input.device)
                 out = _within(out, input[:, :, band.seen], band.where)
             yield rows, out
 
@@ -121,7 +121,7 @@ class Steps(NamedTuple):
         if count == 0:
             return maps[0][:, :, rows]
         step = self.steps[count - 1]
-        band = Band.of(step.where, _size(step.coarse_guide), _size(step.guide), rows, maps[0].device)
+        band = Band.of(step.where, size_of(step.coarse_guide), size_of(step.guide), rows, maps[0].device)
         out = step.rows(self._rows(maps, band.seen, count - 1), self.scale, self.residual, rows, band)
         return out if count > self.halvings else with_detail(out, maps[count], maps[count - 1], rows)
 
@@ -150,7 +150,7 @@ def guided_steps(
         halvings: see `pacresize2d`.
         bounded: see `pacresize2d`.
     """
-    if in_blocks(coarse, _size(guide)):
+    if in_blocks(coarse, size_of(guide)):
         guide, coarse_guide = _scaled(guide, coarse_guide, scale)
     back, footprints = footprints[:halvings], footprints[halvings:]
     between = guides_between(guide, coarse, len(footprints) - 1, where.align_corners) if len(footprints) > 1 else []
@@ -174,7 +174,7 @@ def band_height(input: Tensor, guide: Tensor, footprints: Sequence[int]) -> int:
 
 def in_blocks(coarse: Pair, fine: Pair) -> bool:
     """Whether steps are written in `blocks`, with guides that are scaled: under `torch.export`, of fixed sizes."""
-    return torch.compiler.is_exporting() and not any(isinstance(n, torch.SymInt) for n in (*coarse, *fine))
+    return torch.compiler.is_exporting() and not any_open(*coarse, *fine)
 
 
 def _scaled(guide: Tensor, coarse_guide: Tensor | None, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
@@ -216,21 +216,17 @@ def _aligned(guide: Tensor, size: Pair) -> Tensor:
     if torch.compiler.is_exporting():
         return exported_aligned2d(guide, size)
     where = Enlargement(None, True, 2)
-    kernel = plain_weights(_size(guide), size, where, guide)
+    kernel = plain_weights(size_of(guide), size, where, guide)
     result: Tensor = library.pacresize2d(guide, kernel.expand(guide.shape[0], 1, *kernel.shape), *where.options)
     return result
 
 
 def _within(enlarged: Tensor, input: Tensor, where: Enlargement) -> Tensor:
     """Pixels within the range of their coarse neighbours."""
-    rows, columns = where.neighbours(_size(input), _size(enlarged), input.device)
+    rows, columns = where.neighbours(size_of(input), size_of(enlarged), input.device)
     (top, bottom), (left, right) = rows.unbind(dim=1), columns.unbind(dim=1)
     bounds = []
     for extreme in (torch.minimum, torch.maximum):
         across = extreme(input.index_select(3, left), input.index_select(3, right))
         bounds.append(extreme(across.index_select(2, top), across.index_select(2, bottom)))
     return torch.minimum(torch.maximum(enlarged, bounds[0]), bounds[1])
-
-
-def _size(x: Tensor) -> Pair:
-    return x.shape[2], x.shape[3]

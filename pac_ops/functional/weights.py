@@ -7,7 +7,7 @@ from pac_ops.arguments import check_devices, check_tensor
 from pac_ops.backends import choose
 from pac_ops.dtypes import accumulate_dtype
 from pac_ops.enlargement import Enlargement, Located, finite_log, gathered
-from pac_ops.geometry import Pair
+from pac_ops.geometry import Pair, size_of
 
 
 def guided_weights(
@@ -47,17 +47,13 @@ def exported_step(
     input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargement, scale: float | Tensor, residual: bool
 ) -> Tensor:
     """An enlargement in standard operations, which works out where pixels lie once."""
-    located = where.located(_size(coarse_guide), _size(guide), guide.device)
+    located = where.located(size_of(coarse_guide), size_of(guide), guide.device)
     wide = accumulate_dtype(guide.dtype)
     near = located.indices()
     apart = guide.to(wide).unsqueeze(2) - gathered(coarse_guide.to(wide), near)
     weights = _exported(apart.square().sum(dim=1), located, scale, residual)
     wide = accumulate_dtype(input.dtype)
     return (gathered(input.to(wide), near) * weights.to(wide).unsqueeze(1)).sum(dim=2).to(input.dtype)
-
-
-def _size(x: Tensor) -> Pair:
-    return x.shape[2], x.shape[3]
 
 
 def enlarged_rows(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pac_ops.backends.native.compiled import run
 from pac_ops.enlargement import Enlargement
-from pac_ops.geometry import Pair
+from pac_ops.geometry import Pair, size_of
 
 _CPU = torch.device("cpu")
 _LANES = 8  # floats in a vector of enlargement.c
@@ -48,7 +48,7 @@ def guided_resize2d(
         residual: whether plain weights are added, and smooth ones taken off.
     """
     out = guide.new_empty(*input.shape[:2], *guide.shape[2:])
-    tables = _tables(where.hashable, _size(coarse), _size(guide), residual)
+    tables = _tables(where.hashable, size_of(coarse), size_of(guide), residual)
     tensors = (guide.contiguous(), coarse.contiguous(), *tables, tables[1].shape[2])
     more = (0.5 * float(scale) ** 2, int(residual), input.float().contiguous(), input.shape[1])
     _run("pac_enlarge_guided", where, guide, coarse, *tensors, *more, out)
@@ -90,7 +90,7 @@ def pacresize2d_backward(
 
 def _run(function: str, where: Enlargement, fine: Tensor, coarse: Tensor, *tensors: Tensor | float) -> None:
     """Call a kernel with its inputs, the neighbours, and what comes after the inputs, its outputs last."""
-    neighbours = _neighbours(where.hashable, _size(coarse), _size(fine))
+    neighbours = _neighbours(where.hashable, size_of(coarse), size_of(fine))
     shapes = _Enlargement(*coarse.shape, fine.shape[2], fine.shape[3], where.footprint)
     inputs = 3 if function == "pac_enlarge_distance_gradients" else 2
     run(function, shapes, *tensors[:inputs], *neighbours, *tensors[inputs:])
@@ -111,7 +111,3 @@ def _tables(where: Enlargement, coarse: Pair, fine: Pair, residual: bool) -> tup
     """See `Enlargement.tables`; those of columns are [k, n, Wo in whole vectors] here."""
     down, across = where.tables(coarse, fine, _CPU, residual=residual)
     return down.contiguous(), F.pad(across.mT, (0, -fine[1] % _LANES)).contiguous()
-
-
-def _size(x: Tensor) -> Pair:
-    return x.shape[2], x.shape[3]

@@ -85,7 +85,7 @@ def _by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Te
     wide = image.to(accumulate_dtype(image.dtype))
     (height, width) = image.shape[-2:]
     sides = tuple(zip((height, width), size, strict=True))
-    with _constant_unless_open(image, size):
+    with constant_unless_open(*image.shape[-2:], *size):
         weights = [_averages(n, wanted, wide) for n, wanted in sides]
     if fit:
         # 1 where the image is smaller along an axis, else 0; without a comparison, which some runtimes do not have.
@@ -99,16 +99,16 @@ def _by_matrices(image: Tensor, size: Sequence[int], *, fit: bool = False) -> Te
 def exported_aligned2d(image: Tensor, size: Pair) -> Tensor:
     """mode="bilinear" with align_corners, as exporters get it: of a larger image too; all sizes may be symbolic."""
     wide = image.to(accumulate_dtype(image.dtype))
-    with _constant_unless_open(image, size):
+    with constant_unless_open(*image.shape[-2:], *size):
         down, across = (
             _tents(n, wanted, wide, align_corners=True) for n, wanted in zip(image.shape[-2:], size, strict=True)
         )
     return _product(wide, down, across)
 
 
-def _constant_unless_open(image: Tensor, size: Sequence[int]) -> AbstractContextManager[object]:
-    """Has exporters make constants of what is computed in it, where it depends on no open size."""
-    return nullcontext() if any_open(*image.shape[-2:], *size) else _disable_current_modes()
+def constant_unless_open(*sizes: int) -> AbstractContextManager[object]:
+    """Has exporters make constants of what is computed in it of these sizes, if none is open."""
+    return nullcontext() if any_open(*sizes) else _disable_current_modes()
 
 
 def _product(image: Tensor, down: Tensor, across: Tensor) -> Tensor:

@@ -154,7 +154,8 @@ def _upsample_nearest2d(input: Tensor, output_size: Ints | None, scale_factors: 
     """By PyTorch's indices: runtimes round the ratio of two sizes otherwise, and read a neighbouring pixel."""
     if output_size is None:
         return NotImplemented  # a factor is written as it is
-    rows, columns = (_nearest(n, wanted, input) for n, wanted in zip(input.shape[-2:], output_size, strict=True))
+    with area.constant_unless_open(*input.shape[-2:], *output_size):
+        rows, columns = (_nearest(n, wanted, input) for n, wanted in zip(input.shape[-2:], output_size, strict=True))
     return input.index_select(2, rows).index_select(3, columns)
 
 

@@ -132,3 +132,25 @@ def test_exported_programs_of_fixed_sizes(targets):
         if isinstance(found, torch.Tensor):
             assert found.dim() <= MOST_AXES, node
             assert found.dtype != torch.bool, node
+
+
+class OfManySizes(nn.Module):
+    """What is worked out of two sizes: nearest pixels, areas, and places with align_corners, guided."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = F.adaptive_avg_pool2d(self.coarse(F.interpolate(self.fine(x), size=(24, 40))), (7, 9))
+        return F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+
+@torch.no_grad()
+def test_places_of_known_sizes_are_constants():
+    image = torch.rand(1, 3, 60, 100)
+    swapped = hotswap.convert(OfManySizes().eval(), "resize_*", "input", example_inputs=image)
+    program = exported_program(swapped, (image,), None)
+    worked_out = {torch.ops.aten.arange, torch.ops.aten.floor, torch.ops.aten.clamp, torch.ops.aten.clamp_max}
+    assert not [node for node in program.graph.nodes if getattr(node.target, "overloadpacket", None) in worked_out]
+    torch.testing.assert_close(program.module()(image), swapped(image), rtol=1e-4, atol=1e-5)

@@ -1,14 +1,17 @@
 """ONNX models with fewer nodes: what PyTorch's exporter leaves to runtimes."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 _MOST = 2**28  # elements of what is folded: weights, and what is made of them
 
 
 def simplify(model: Any) -> None:
-    """Fold constants whatever their size, norms behind convolutions, and slices of slices along other axes, in place.
+    """Fold, in place, constants whatever their size, norms behind convolutions, slices of slices, and gathered shapes.
 
     Args:
         model: an `onnx_ir.Model`.
@@ -18,15 +21,45 @@ def simplify(model: Any) -> None:
     from onnxscript.rewriter.rules import common
 
     optimizer.fold_constants(model, input_size_limit=_MOST, output_size_limit=_MOST)
-    rewriter.rewrite(model, [common.fuse_batchnorm_into_conv_rule])
+    rewriter.rewrite(
+        model, [common.fuse_batchnorm_into_conv_rule, rewriter.pattern.RewriteRule(*_gathered_in_shape())]
+    )
     _fuse_slices(model.graph)
     CommonSubexpressionEliminationPass()(model)
     optimizer.remove_unused_nodes(model)
 
 
-def _fuse_slices(graph: Any) -> None:
-    import onnx_ir as ir
+def _gathered_in_shape() -> tuple[Callable[..., Any], ...]:
+    """Of the rule that what is gathered by a row of indices and reshaped is gathered by indices of that shape."""
 
+    def pattern(op: Any, x: Any, row: Any, shape: Any) -> Any:
+        return op.Reshape(op.Gather(x, row, _outputs=["gathered"]), shape)
+
+    def made(op: Any, x: Any, row: Any, shape: Any, gathered: Any) -> Any:
+        axis, inside = _split(x, row, shape, gathered)
+        indices = ir.tensor(row.const_value.numpy().reshape(inside), name=f"{row.name}_shaped")
+        return op.Gather(x, op.initializer(indices), axis=axis)
+
+    def is_split(_: Any, **found: Any) -> bool:
+        return bool(_split(**found)[1])
+
+    return pattern, made, is_split
+
+
+def _split(x: Any, row: Any, shape: Any, gathered: Any) -> tuple[int, list[int]]:
+    """The axis gathered along, and what a shape makes of it; nothing where it changes the other axes too."""
+    if row.const_value is None or shape.const_value is None or x.shape is None:
+        return 0, []
+    axis = gathered.producer().attributes.get_int("axis", 0)
+    others, sizes = list(x.shape), shape.const_value.numpy().tolist()
+    length = len(sizes) - len(others) + 1
+    inside = sizes[axis : axis + length]
+    del others[axis], sizes[axis : axis + length]
+    same = all(size in (other, -1) for size, other in zip(sizes, others, strict=True))
+    return axis, inside if length > 0 and same and [math.prod(inside)] == list(row.shape) else []
+
+
+def _fuse_slices(graph: Any) -> None:
     for node in list(graph):
         inner = node.inputs[0].producer() if node.op_type == "Slice" else None
         if inner is None or inner.op_type != "Slice":

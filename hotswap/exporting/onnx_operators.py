@@ -112,9 +112,11 @@ class _Guides(NamedTuple):
             where._replace(footprint=forward[-1], refined=count),
         ]
         planned = list(zip(steps, guides, [coarse, *guides], strict=False))
+        if back and list(forward) == [2] and list(self.ratio) == [1, 1]:
+            planned = []  # each pixel has one neighbour, its own
         for footprint in reversed(back):
-            image = planned[0][2]
-            planned.insert(0, (Where(footprint, doubling=True), _odd(image), _halved(image)))
+            fine, coarse = coarse, _halved(coarse)
+            planned.insert(0, (Where(footprint, doubling=True), _odd(fine), coarse))
         return planned
 
     def _between(self, count: int, *, align_corners: bool) -> list[Any]:

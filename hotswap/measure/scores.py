@@ -34,7 +34,7 @@ def without_output(targets: Sequence[Any]) -> tuple[list[Any], Output | None]:
 def found(
     entry: Output, model: nn.Module, inputs: Inputs | None, form: Form, images: Callable[[], Iterable[Any]]
 ) -> tuple[Output, tuple[str, ...]]:
-    """The refinement for the network at hand, whose gates are closed; also returns notes.
+    """The refinement for the network at hand, with its gates as they start; also returns notes.
 
     Args:
         entry: what is asked for.
@@ -67,4 +67,4 @@ def found(
         space = chosen
     scale = entry.guide_scale or scale_of(space) or 1.0
     resolved = replace(entry, where=layout.where, channels=layout.channels, space=space, guide_scale=scale)
-    return replace(resolved, gate=(0.0,) * layout.channels), notes
+    return replace(resolved, gate=(entry.first_gate,) * layout.channels), notes

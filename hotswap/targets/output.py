@@ -1,7 +1,8 @@
-"""Refinement of a network's scores along the image, behind the network: pixel-adaptive layers, or a PAC-CRF.
+"""Refinement of a network's scores along the image, behind it: pixel-adaptive layers, a PAC-CRF, or guided steps.
 
-With scores x, out = x + a (refined(x) - x), one a for each class. All a start at 0: the outputs are then those of the
-network, to the last bit, and a has a gradient from the first step. Scores that are not finite stay as they are; to
+With scores x, out = x + a (refined(x) - x), one a for each class. What has to be trained starts with all a at 0: the
+outputs are then those of the network, to the last bit, and a has a gradient from the first step. Guided steps are not
+to be trained, and start at 1. Scores that are not finite stay as they are; to
 their neighbours they count as the least finite score of their image, as a network writes -inf for what cannot be.
 """
 
@@ -27,10 +28,11 @@ from pac_ops.dtypes import accumulate_dtype
 from pac_ops.subclasses import as_plain
 
 NAME = OUTPUT_LAYER
-PAC, CRF = "pac", "crf"
-TARGETS = {"output": PAC, "output_crf": CRF}  # what people write, and the kind that it is
+PAC, CRF, GUIDED = "pac", "crf", "guided"
+TARGETS = {"output": PAC, "output_crf": CRF, "output_guided": GUIDED}  # what people write, and the kind that it is
 SCORES = "the scores"
 _LARGEST = 64  # of a window, and of the guide's channels
+_BACK = (8, 6, 4, 2)  # footprints of the steps back from the coarsest map
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class Output:
     "pac" is one normalised pixel-adaptive layer for each of `windows`: every class is averaged with a filter that all
     classes share, times K. The guide is the image in `space`, times `guide_scale`, and what a branch of two 3x3
     convolutions adds to it, which adds nothing at first. "crf" is `PacCRF`, with a kernel for each of `dilations`,
-    guided by the image in `space` over a learned scale each.
+    guided by the image in `space` over a learned scale each. "guided" halves the scores `halvings` times, and takes
+    them back by steps that the image guides, each of which puts back what a halving lost (see
+    `pac_ops.pacresize2d`). It is for networks whose last layers are learned, and have no interpolation that could be
+    guided. Nothing is to be trained: a is 1.
     """
 
     kind: str = PAC
@@ -52,16 +57,20 @@ class Output:
     guide_channels: int = 16
     dilations: tuple[int, ...] = (16, 64)
     steps: int = 5
-    gate: tuple[float, ...] = ()  # a, by class
+    halvings: int = 3
+    gate: tuple[float, ...] = ()  # a, by class; empty for what it starts from
 
     def __post_init__(self) -> None:
         """Check the values a user or a file can get wrong."""
-        if self.kind not in (PAC, CRF):
-            raise HotswapError(f"the kind of an output's refinement must be {PAC} or {CRF}, got {self.kind!r}")
+        if self.kind not in TARGETS.values():
+            kinds = ", ".join(TARGETS.values())
+            raise HotswapError(f"the kind of an output's refinement must be one of {kinds}, got {self.kind!r}")
         if not self.windows or any(k not in range(3, _LARGEST, 2) for k in self.windows):
             raise HotswapError(f"windows must be odd numbers from 3 on, got {self.windows!r}")
         if not self.dilations or min(self.dilations) < 1 or self.steps < 1 or self.channels < 0:
             raise HotswapError(f"dilations, steps and channels must be positive, got {self!r}")
+        if self.halvings not in range(1, len(_BACK) + 1):
+            raise HotswapError(f"halvings must be between 1 and {len(_BACK)}, got {self.halvings!r}")
         if not 3 <= self.guide_channels <= _LARGEST:
             raise HotswapError(f"guide_channels must be between 3 and {_LARGEST}, got {self.guide_channels!r}")
         if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
@@ -73,6 +82,11 @@ class Output:
     def name(self) -> str:
         """The target in a few words."""
         return f"output{self.where}"
+
+    @property
+    def first_gate(self) -> float:
+        """What each a starts from."""
+        return 1.0 if self.kind == GUIDED else 0.0
 
     @property
     def closed(self) -> bool:
@@ -89,11 +103,11 @@ class Output:
         """What it is, in a line."""
         windows = ", ".join(f"{k}x{k}" for k in self.windows)
         dilations = ", ".join(map(str, self.dilations))
-        kind = (
-            f"pixel-adaptive layers of {windows}"
-            if self.kind == PAC
-            else f"a PAC-CRF, 5x5 with dilations {dilations}"
-        )
+        kind = {
+            PAC: f"pixel-adaptive layers of {windows}",
+            CRF: f"a PAC-CRF, 5x5 with dilations {dilations}",
+            GUIDED: f"guided steps behind {self.halvings} halvings",
+        }[self.kind]
         a = sum(map(abs, self.gate)) / max(1, len(self.gate))
         return f"{self.name}, {self.channels} classes: refined by {kind}, guided by {self.space}; mean |a| {a:.3g}"
 
@@ -132,6 +146,7 @@ _TYPES: Mapping[str, Any] = {
     "guide_channels": int,
     "dilations": list,
     "steps": int,
+    "halvings": int,
     "gate": list,
 }
 
@@ -142,7 +157,7 @@ class Refined(nn.Module):
     def __init__(self, entry: Output) -> None:
         super().__init__()
         self._entry = entry
-        given = entry.gate or (0.0,) * entry.channels
+        given = entry.gate or (entry.first_gate,) * entry.channels
         self.gate = nn.Parameter(torch.tensor(given).view(-1, 1, 1))
 
     @property
@@ -276,6 +291,21 @@ class CrfRefined(Refined):
         return out
 
 
+class GuidedRefined(Refined):
+    """Guided steps back from a halved map."""
+
+    def windows(self) -> Sequence[Sliding]:
+        """See the base class: a pixel and those that lie beside it in the coarsest map."""
+        d = 2**self._entry.halvings
+        return [Sliding((3, 3), padding=(d, d), dilation=(d, d))]
+
+    def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
+        """See the base class."""
+        n = self._entry.halvings
+        options = {"footprint": (*_BACK[-n:], 2), "halvings": n, "residual": True}
+        return pac_ops.pacresize2d(scores, guide, scale=self._entry.guide_scale, **options)
+
+
 def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return F.conv2d(x, layer.weight.to(x.dtype), bias, padding=layer.padding)
@@ -283,4 +313,4 @@ def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def layer_of(entry: Output, device: torch.device) -> Refined:
     """The layer of an entry."""
-    return (PacRefined if entry.kind == PAC else CrfRefined)(entry).to(device)
+    return {PAC: PacRefined, CRF: CrfRefined, GUIDED: GuidedRefined}[entry.kind](entry).to(device)

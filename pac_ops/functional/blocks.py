@@ -29,9 +29,7 @@ class _Tables(NamedTuple):
     one by an operation that broadcasts; where all blocks are alike, as one that is the result.
     """
 
-    rows: Tensor  # of the map that blocks see: [n p]
-    columns: Tensor  # likewise, [m q]
-    window: Pair  # p, q: the rows and columns that a block sees
+    places: Tensor  # of the map with its rows one after the other, that blocks see: [n, m, places]
     logs: tuple[Tensor, ...]  # log w, added
     plain: tuple[Tensor, ...]  # weights of mode="bilinear", multiplied; empty where they are not needed
     smooth: tuple[Tensor, ...]  # w over their sum, likewise
@@ -56,9 +54,9 @@ def enlarged(input: Tensor, guide: Tensor, coarse_guide: Tensor, where: Enlargem
     wide = torch.promote_types(accumulate_dtype(input.dtype), guide.dtype)
     lengths = (coarse_guide * coarse_guide).sum(dim=1, keepdim=True)
     seen = torch.cat([x.to(wide) for x in (coarse_guide, lengths, input)], dim=1).permute(0, 2, 3, 1)
-    seen = seen.index_select(1, tables.rows).index_select(2, tables.columns)
-    seen = _blocks(seen, rows, columns, tables.window)
-    g_j, v_j = seen.split([channels + 1, input.shape[1]], dim=4)  # [B, rows, columns, places, ...]
+    seen = seen.flatten(1, 2).index_select(1, tables.places.flatten())
+    seen = seen.reshape(-1, *tables.places.shape, seen.shape[2])  # [B, rows, columns, places, ...]
+    g_j, v_j = seen.split([channels + 1, input.shape[1]], dim=4)
     padded = F.pad(guide.to(wide), (0, columns * _SIDE - width, 0, rows * _SIDE - height, 0, 1), value=-0.5)
     f_i = _blocks(padded.permute(0, 2, 3, 1), rows, columns, (_SIDE, _SIDE))
     logits = f_i @ g_j.transpose(3, 4)  # [B, rows, columns, pixels, places]
@@ -95,7 +93,7 @@ def _product(tables: tuple[Tensor, ...]) -> Tensor:
 class _Axis(NamedTuple):
     """Tables of an axis, [n, _SIDE, p], or [1, _SIDE, p] where those of all blocks are alike."""
 
-    pixels: Tensor  # of the map, that blocks see: [n p]
+    pixels: Tensor  # of the map, that blocks see: [n, p]
     logs: Tensor
     plain: Tensor
     smooth: Tensor
@@ -104,20 +102,22 @@ class _Axis(NamedTuple):
 def _tables(where: Enlargement, coarse: Pair, fine: Pair, like: Tensor, *, residual: bool) -> _Tables:
     with _disable_current_modes():  # exporters make constants of tensors that they did not see
         tables = _computed(where, coarse, fine, like.dtype, residual=residual)
-    moved = (tuple(x.to(like.device) for x in pair) for pair in tables[3:])
-    return _Tables(tables.rows.to(like.device), tables.columns.to(like.device), tables.window, *moved)
+    moved = (tuple(x.to(like.device) for x in pair) for pair in tables[1:])
+    return _Tables(tables.places.to(like.device), *moved)
 
 
 def _computed(where: Enlargement, coarse: Pair, fine: Pair, dtype: torch.dtype, *, residual: bool) -> _Tables:
     down, across = (_axis(where, axis, coarse, fine, dtype) for axis in (0, 1))
     window = (down.logs.shape[2], across.logs.shape[2])
+    places = coarse[1] * down.pixels[:, None, :, None] + across.pixels[:, None, :]
+    places = places.flatten(2)
     logs = _pair(down.logs, across.logs, window)
     if len(logs) == 2 and down.logs.shape[0] == across.logs.shape[0] == 1:
         logs = (logs[0] + logs[1],)
     if not residual:
-        return _Tables(down.pixels, across.pixels, window, logs, (), ())
+        return _Tables(places, logs, (), ())
     plain, smooth = (_pair(*both, window) for both in ((down.plain, across.plain), (down.smooth, across.smooth)))
-    return _Tables(down.pixels, across.pixels, window, logs, plain, smooth)
+    return _Tables(places, logs, plain, smooth)
 
 
 def _pair(down: Tensor, across: Tensor, window: Pair) -> tuple[Tensor, ...]:
@@ -143,4 +143,4 @@ def _axis(where: Enlargement, axis: int, coarse: Pair, fine: Pair, dtype: torch.
     tables = [x.to(dtype) for x in (finite_log(tent), plain, tent / tent.sum(dim=2, keepdim=True))]
     if all(bool((x == x[:1]).all()) for x in tables):
         tables = [x[:1] for x in tables]
-    return _Axis(near.clamp(0, last).long().flatten(), *tables)
+    return _Axis(near.clamp(0, last).long().squeeze(1), *tables)

@@ -77,6 +77,7 @@ class Steps(NamedTuple):
     """A guided enlargement."""
 
     steps: tuple[Step, ...]  # the coarsest first
+    size: Pair  # of what they make
     scale: float | Tensor
     residual: bool
     halvings: int  # of the map before the first step; so many steps lead back to it
@@ -85,7 +86,7 @@ class Steps(NamedTuple):
     def whole(self, input: Tensor, *, recorded: bool = True) -> Tensor:
         """The map, enlarged; only where `recorded` through the dispatcher."""
         maps = levels(input, self.halvings)
-        out, written = maps[0], in_blocks(size_of(input), size_of(self.steps[-1].guide))
+        out, written = maps[0], in_blocks(size_of(input), self.size)
         for number, step in enumerate(self.steps):
             if written:
                 out = blocks.enlarged(out, step.guide, step.coarse_guide, step.where, self.residual)
@@ -98,21 +99,20 @@ class Steps(NamedTuple):
 
     def at_once(self, input: Tensor) -> bool:
         """Whether all rows are one band."""
-        return self._high(input) >= self.steps[-1].guide.shape[2] > 0
+        return self._high(input) >= self.size[0] > 0
 
     def _high(self, input: Tensor) -> int:
         return band_height(input, self.steps[-1].guide, [step.where.footprint for step in self.steps])
 
     def bands(self, input: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the map, from the top down, and what they hold, [B, C, rows, W]."""
-        height, _ = fine = size_of(self.steps[-1].guide)
-        high = self._high(input)
+        height, high = self.size[0], self._high(input)
         maps = levels(input, self.halvings)
         for first in range(0, height, high):
             rows = slice(first, min(first + high, height))
             out = self._rows(maps, rows, len(self.steps)).to(input.dtype)
             if self.bounds is not None:
-                band = Band.of(self.bounds, size_of(input), fine, rows, input.device)
+                band = Band.of(self.bounds, size_of(input), self.size, rows, input.device)
                 out = _within(out, input[:, :, band.seen], band.where)
             yield rows, out
 
@@ -156,13 +156,20 @@ def guided_steps(
     between = guides_between(guide, coarse, len(footprints) - 1, where.align_corners) if len(footprints) > 1 else []
     if coarse_guide is None:
         coarse_guide = halved(between[0]) if between else area_average2d(guide, coarse)
-    guides = [coarse_guide.to(between[0].dtype) if between else coarse_guide, *between, guide]
-    planned = zip(where.steps(footprints), guides[1:], guides, strict=False)
-    steps = [Step(*step) for step in planned]
+    least = coarse_guide.to(between[0].dtype) if between else coarse_guide
+    guides = [least, *between, guide]
+    planned = [] if back and _is_nothing(guide, coarse, footprints) else where.steps(footprints)
+    steps = [Step(*step) for step in zip(planned, guides[1:], guides, strict=False)]
     for footprint in reversed(back):
-        fine = steps[0].coarse_guide.to(accumulate_dtype(guide.dtype))
-        steps.insert(0, Step(Enlargement(None, True, footprint), odd(fine), halved(fine)))
-    return Steps(tuple(steps), scale, residual, halvings, where if bounded else None)
+        fine = least.to(accumulate_dtype(guide.dtype))
+        least = halved(fine)
+        steps.insert(0, Step(Enlargement(None, True, footprint), odd(fine), least))
+    return Steps(tuple(steps), size_of(guide), scale, residual, halvings, where if bounded else None)
+
+
+def _is_nothing(guide: Tensor, coarse: Pair, footprints: Sequence[int]) -> bool:
+    """Whether steps from a map's size to a guide's leave a map as it is: each pixel has one neighbour, its own."""
+    return tuple(footprints) == (2,) and has_size(guide, coarse)
 
 
 def band_height(input: Tensor, guide: Tensor, footprints: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOTS = PAGE.parent / "evidence"
 SUMMARY = "summary"  # the name of its marks, which are as an experiment's
 REAL = "real"  # likewise, of real networks and labels
+LEARNED = "learned"  # likewise, of networks whose last layers are learned
 TRIAL = "trial"  # likewise, of the trial of swapped convolutions on them
 
 
@@ -74,6 +75,7 @@ def write() -> list[Path]:
             written.append(plots.differences(experiment, arms, PLOTS / f"{name}.svg"))
     text = filled(text, SUMMARY, summary.table())
     text = filled(text, REAL, real_page.committed())
+    text = filled(text, LEARNED, real_page.committed_learned())
     text = filled(text, TRIAL, trial_page.committed())
     with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")

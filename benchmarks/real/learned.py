@@ -179,7 +179,8 @@ def as_transposed(upsampler: nn.Module) -> Tensor:
     conv: Any = upsampler[0]  # type: ignore[index]
     inputs, (height, width) = conv.in_channels, conv.kernel_size
     parts = conv.weight.view(-1, FACTOR, FACTOR, inputs, height, width)  # of a correlation: its last tap comes first
-    return parts.flip(4, 5).permute(3, 0, 4, 1, 5, 2).reshape(inputs, -1, height * FACTOR, width * FACTOR)
+    weight: Tensor = parts.flip(4, 5).permute(3, 0, 4, 1, 5, 2)
+    return weight.reshape(inputs, -1, height * FACTOR, width * FACTOR)
 
 
 def guided_transposed(x: Tensor, guide: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -9,7 +9,10 @@ from benchmarks.real.cost import RESULTS as COSTS
 from benchmarks.real.cost import Cost
 from benchmarks.real.finetune import ARMS, BEFORE, SWAPPED, SWAPPED_THEN_TUNED, TUNED, TUNED_THEN_SWAPPED, Tuned
 from benchmarks.real.finetune import RESULTS as TUNED_RESULTS
-from benchmarks.real.rivals import OURS, RIVALS
+from benchmarks.real.learned import BEHIND, TAPS, UPSAMPLERS, Learned
+from benchmarks.real.learned import PLAIN as PLAIN_ARM
+from benchmarks.real.learned import RESULTS as LEARNED_RESULTS
+from benchmarks.real.rivals import OURS, OWN, RIVALS
 from benchmarks.real.rows import read
 from benchmarks.real.scores import CROPS, PAIRS
 
@@ -17,6 +20,11 @@ from benchmarks.real.scores import CROPS, PAIRS
 def committed() -> str:
     """The block of the rows in benchmarks/results."""
     return block(read(Row, RESULTS), read(Tuned, TUNED_RESULTS), read(Cost, COSTS))
+
+
+def committed_learned() -> str:
+    """The block of networks whose last layers are learned."""
+    return learned_block(read(Learned, LEARNED_RESULTS))
 
 
 def block(rows: Sequence[Row], tuned: Sequence[Tuned] = (), costs: Sequence[Cost] = ()) -> str:
@@ -44,7 +52,7 @@ def _first(rows: Sequence[Row]) -> str:
         default = by_rival.get(OURS)
         if default is None:
             continue
-        others = [row for key, row in by_rival.items() if key not in (OURS, "ours_chosen", "at_once", PLAIN)]
+        others = [row for key, row in by_rival.items() if key not in (*OWN, PLAIN)]
         lines.append(
             [
                 pair.title,
@@ -124,6 +132,28 @@ def _after(rows: Sequence[Tuned]) -> str:
         lines.append(line)
     head = ["swapped before", "swapped after", "swapped, then tuned"]
     return markdown.table(["", "mIoU, tuned", *head, "near edges, tuned", *head], lines)
+
+
+def learned_block(rows: Sequence[Learned]) -> str:
+    """A line for each network whose last layers are learned: what each way of guiding them gains."""
+    if not rows:
+        return "Not run yet: `python -m benchmarks.real.learned`."
+    lines = []
+    for name, (title, _) in UPSAMPLERS.items():
+        arms = {row.arm: row for row in rows if row.upsampler == name}
+        if PLAIN_ARM not in arms:
+            continue
+        line = [title, f"{arms[PLAIN_ARM].quality:.1f}, {arms[PLAIN_ARM].near:.1f}"]
+        for arm in (BEHIND, TAPS):
+            row = arms.get(arm)
+            line += (
+                ["", ""]
+                if row is None
+                else [signed(row.quality_gain, row.quality_margin), signed(row.near_gain, row.near_margin)]
+            )
+        lines.append(line)
+    behind, taps = (f"`{BEHIND}`", "K in the layer, its scale chosen")
+    return markdown.table(["", "mIoU, near edges", behind, "near edges", taps, "near edges"], lines)
 
 
 def _costs(costs: Sequence[Cost], rows: Sequence[Row]) -> str:

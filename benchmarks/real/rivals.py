@@ -15,11 +15,13 @@ from torch import Tensor
 from benchmarks.real import propagation, solvers
 from hotswap.choices import FOOTPRINTS, LAB, RGB
 from hotswap.targets.footprints import by_factor
-from hotswap.targets.guide_spaces import SCALES
+from hotswap.targets.guide_spaces import SCALES, GuideSpace
+from hotswap.targets.output import GUIDED, Output, layer_of
 from pac_ops import pacresize2d, refine, srgb_to_lab
 from pac_ops.binary import labels_of
 
 OURS = "ours"
+OWN = (OURS, "ours_chosen", "behind", "at_once")
 Array = npt.NDArray[Any]
 Setting = Mapping[str, Any]
 
@@ -73,6 +75,13 @@ def ours(coarse: Coarse, *, scale: float, wider: int = 0) -> Tensor:
         residual=True,
     )
     return labels_of(out)[0]
+
+
+def behind(coarse: Coarse) -> Tensor:
+    """The target "output_guided", behind `F.interpolate`."""
+    space = GuideSpace(LAB, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    layer = layer_of(Output(GUIDED, space=space, channels=coarse.scores.shape[1], guide_scale=SCALES[LAB]), _CPU)
+    return labels_of(layer(_enlarged(coarse), coarse.image[None] / 255))[0]
 
 
 def at_once(coarse: Coarse) -> Tensor:
@@ -212,6 +221,7 @@ def _grid(**values: Sequence[Any]) -> list[Setting]:
 
 
 _CV = "cv2"
+_CPU = torch.device("cpu")
 _CRF = [
     {"reach": reach, "colour": colour, "weight": weight, "smooth": smooth}
     for reach, colour, weight, smooth in (
@@ -228,6 +238,7 @@ RIVALS = {
     "bilinear": Rival("bilinear", bilinear),
     OURS: Rival("**ours**, the default, nothing chosen", ours, [{"scale": SCALES[LAB]}]),
     "ours_chosen": Rival("**ours**, chosen as the rivals are", ours, _grid(scale=(8.0, 12.0, 16.0), wider=(0, 2))),
+    "behind": Rival('ours behind bilinear, `"output_guided"`', behind),
     "at_once": Rival("ours, the old default (2 x 2, RGB, scale 8)", at_once),
     "dense_crf": Rival("dense CRF", dense_crf, _CRF, "pydensecrf"),
     "guided_filter": Rival("guided filter", guided_filter, _grid(radius=(2, 4, 8), epsilon=(3e-3, 1e-2)), _CV),

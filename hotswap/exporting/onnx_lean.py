@@ -1,7 +1,6 @@
 """ONNX models with fewer nodes: what PyTorch's exporter leaves to runtimes."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ _MOST = 2**28  # elements of what is folded: weights, and what is made of them
 
 
 def simplify(model: Any) -> None:
-    """Fold, in place, constants whatever their size, norms behind convolutions, slices of slices, and gathered shapes.
+    """Fold in place: constants of any size, norms behind convolutions, slices of slices, shapes of what is gathered.
 
     Args:
         model: an `onnx_ir.Model`.
@@ -21,16 +20,15 @@ def simplify(model: Any) -> None:
     from onnxscript.rewriter.rules import common
 
     optimizer.fold_constants(model, input_size_limit=_MOST, output_size_limit=_MOST)
-    rewriter.rewrite(
-        model, [common.fuse_batchnorm_into_conv_rule, rewriter.pattern.RewriteRule(*_gathered_in_shape())]
-    )
+    rewriter.rewrite(model, [common.fuse_batchnorm_into_conv_rule, _gathered_in_shape()])
     _fuse_slices(model.graph)
     CommonSubexpressionEliminationPass()(model)
     optimizer.remove_unused_nodes(model)
 
 
-def _gathered_in_shape() -> tuple[Callable[..., Any], ...]:
-    """Of the rule that what is gathered by a row of indices and reshaped is gathered by indices of that shape."""
+def _gathered_in_shape() -> Any:
+    """The rule that what is gathered by a row of indices and reshaped is gathered by indices of that shape."""
+    from onnxscript.rewriter.pattern import RewriteRule
 
     def pattern(op: Any, x: Any, row: Any, shape: Any) -> Any:
         return op.Reshape(op.Gather(x, row, _outputs=["gathered"]), shape)
@@ -43,7 +41,7 @@ def _gathered_in_shape() -> tuple[Callable[..., Any], ...]:
     def is_split(_: Any, **found: Any) -> bool:
         return bool(_split(**found)[1])
 
-    return pattern, made, is_split
+    return RewriteRule(pattern, made, is_split)
 
 
 def _split(x: Any, row: Any, shape: Any, gathered: Any) -> tuple[int, list[int]]:

@@ -294,8 +294,9 @@ def _scale_output(
     seen, generator, path = _Seen(), torch.Generator().manual_seed(0), layer.entry.name
 
     def measure(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        for distance, counts in layer.measured(*arguments):
-            seen.add(layer, distance, counts, generator)
+        if len(arguments) == 2:  # with the image
+            for distance, counts in layer.measured(*arguments):
+                seen.add(layer, distance, counts, generator)
 
     with removed_afterwards([layer.register_forward_pre_hook(measure)]):
         for arguments in data:

@@ -1,4 +1,4 @@
-"""The swaps that a search tries: enlargements guided by the image, in a few ways and strengths."""
+"""The swaps that a search tries: enlargements, or the scores behind them, guided by the image, in a few ways."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +9,14 @@ from torch import nn
 from hotswap.api import convert, plan
 from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
-from hotswap.measure.compare import swapped_layers
+from hotswap.measure.compare import Swapped, swapped_layers
 from hotswap.network.names import INPUT
 from hotswap.surgery import install
 from hotswap.surgery.prepare import sharing_weights
 from hotswap.targets.choose_enlargements import RESIZE
 from hotswap.targets.enlargement import GuidedResize
 from hotswap.targets.guide_spaces import scale_of
+from hotswap.targets.output import GUIDED_OUTPUT, Refined
 from hotswap.targets.plan import Plan
 from hotswap.targets.verdicts import EVERY
 from hotswap.zoo import image_stats
@@ -31,7 +32,10 @@ _WAYS: tuple[Options, ...] = (
     {"footprint": 2},
     {"footprint": 6},
 )  # the first: what it does unasked
-FAMILY: tuple[Options, ...] = tuple({"targets": targets, **way} for targets in (RESIZE, LAST) for way in _WAYS)
+FAMILY: tuple[Options, ...] = (
+    *({"targets": targets, **way} for targets in (RESIZE, LAST) for way in _WAYS),
+    {"targets": GUIDED_OUTPUT},
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,15 @@ class Structure:
     @property
     def swaps(self) -> tuple[Any, ...]:
         """What is swapped, and how; two of the same differ in nothing but scales."""
-        return tuple(replace(entry, guide_scale=0.0, deviation=None) for entry in self.plan.entries)
+        entries = (replace(entry, guide_scale=0.0, deviation=None) for entry in self.plan.entries)
+        output = self.plan.output
+        return *entries, None if output is None else replace(output, guide_scale=0.0)
 
     @property
     def targets(self) -> str:
-        """The enlargements, for people."""
-        return ", ".join(entry.target_alias or entry.name for entry in self.plan.entries)
+        """The enlargements, or the output, for people."""
+        output = () if self.plan.output is None else (self.plan.output.alias,)
+        return ", ".join([*(entry.target_alias or entry.name for entry in self.plan.entries), *output])
 
     @property
     def text(self) -> str:
@@ -90,8 +97,12 @@ class Candidate:
 
     def at_its_scale(self) -> nn.Module:
         """The structure's network, with each scale of this candidate's strength."""
-        for path, layer in swapped_layers(self.structure.network).items():
-            layer.guide_scale = self.structure.scales[path] * self.strength
+        for path, layer in _steered(self.structure.network).items():
+            scale = self.structure.scales[path] * self.strength
+            if isinstance(layer, Refined):
+                layer.rescale(scale)
+            else:
+                layer.guide_scale = scale
         return self.structure.network
 
 
@@ -168,6 +179,8 @@ def _at_known_scales(network: nn.Module) -> bool:
 def _taken(model: nn.Module, given: dict[str, Any], taken: dict[str, list[str]]) -> list[str]:
     """What would be swapped, by aliases or paths; looked up once for ways that do not differ in it."""
     options = {name: given[name] for name in ("targets", "guide", "footprint") if name in given}
+    if options["targets"] == GUIDED_OUTPUT:
+        return [GUIDED_OUTPUT]
     if (asked := repr(options)) not in taken:
         entries = plan(model, **options, example_inputs=given["example_inputs"], check=False).entries
         taken[asked] = [entry.target_alias or entry.target for entry in entries]
@@ -185,8 +198,14 @@ def _last(model: nn.Module, given: dict[str, Any], taken: dict[str, list[str]]) 
 def _structure(options: Options, network: nn.Module) -> Structure:
     swapped = install.current_plan(network)
     assert swapped is not None  # noqa: S101 (it was just converted)
-    scales = {path: layer.guide_scale for path, layer in swapped_layers(network).items()}
+    scales = {path: layer.guide_scale for path, layer in _steered(network).items()}
     return Structure(options, network, swapped, scales)
+
+
+def _steered(network: nn.Module) -> dict[str, Swapped | Refined]:
+    """The layers that an image guides, by what they are called in the plan."""
+    output = {layer.entry.name: layer for layer in network.modules() if isinstance(layer, Refined)}
+    return {**swapped_layers(network), **output}
 
 
 def _text(options: Options) -> str:

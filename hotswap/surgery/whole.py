@@ -9,6 +9,7 @@ from hotswap.errors import HotswapError
 from hotswap.network.names import joined
 from hotswap.surgery.containers import is_steered
 from hotswap.surgery.scope import module_at
+from hotswap.targets.guided_layer import OUTPUT_LAYER
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose modules are called because they are there
 
@@ -62,7 +63,7 @@ def lists_in(root: nn.Module, opened: Collection[str]) -> dict[str, tuple[str, .
 
 
 def _children(module: nn.Module) -> tuple[str, ...]:
-    return tuple(module._modules)
+    return tuple(name for name in module._modules if name != OUTPUT_LAYER)
 
 
 def hooks_of(module: nn.Module) -> Iterator[object]:

@@ -11,7 +11,7 @@ from hotswap.network.dry_run import Inputs
 from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.considered import Considered
-from hotswap.targets.elsewhere import elsewhere
+from hotswap.targets.elsewhere import behind, elsewhere
 from hotswap.targets.enlargement import mode_of
 from hotswap.targets.entries import Footprint, Resize, why_not_guided
 from hotswap.targets.lookup import Name, Names, shown
@@ -146,7 +146,7 @@ def _helped(sites: Sites, footprint: Footprint, notes: list[str]) -> list[Site]:
         if left:
             advice = f", but {every}" if any(site.why_not is None for site in sites) else ""
             refused = f'"{RESIZE}" takes no enlargement here{advice}: {left}'
-        raise HotswapError("; ".join([f"target {refused}", *elsewhere(sites)]))
+        raise HotswapError("; ".join([f"target {refused}", *elsewhere(sites), *behind(sites)]))
     for reason, alike in by_reason.items():
         notes.append(f'"{RESIZE}" takes {_listed(sites, alike, footprint)}: {reason}')
     if left:

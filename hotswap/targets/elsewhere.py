@@ -1,5 +1,6 @@
 """Enlargements that cannot be targets: learned ones, and those that run after the network."""
 
+from hotswap.targets.output import GUIDED_OUTPUT
 from hotswap.targets.sites import Sites
 
 _FEW = 3  # that are listed by name
@@ -20,13 +21,25 @@ def _learned(sites: Sites) -> list[str]:
     return [f"the network enlarges by {' and by '.join(kinds)}: that is learned, and not guided"]
 
 
+def behind(sites: Sites) -> list[str]:
+    """What is said of scores at about the image's size."""
+    if _is_coarse(sites) or sites.output_size is None or max(sites.output_size) == 1:
+        return []
+    return [f'"{GUIDED_OUTPUT}" guides the scores that it ends with']
+
+
 def _afterwards(sites: Sites) -> list[str]:
     """Where the network's own output is coarser than the image."""
     fine, coarse = sites.image_size, sites.output_size
-    if fine is None or coarse is None or max(coarse) == 1:
-        return []
-    if any(2 * n > m for n, m in zip(coarse, fine, strict=True)):
+    if fine is None or coarse is None or not _is_coarse(sites):
         return []
     sizes = f"{coarse[0]} x {coarse[1]}, of an image of {fine[0]} x {fine[1]}"
     advice = "what enlarges it runs after the network, and hotswap.enlarge(output, image) is what guides that"
     return [f"the network's output is {sizes}: {advice}"]
+
+
+def _is_coarse(sites: Sites) -> bool:
+    fine, coarse = sites.image_size, sites.output_size
+    if fine is None or coarse is None or max(coarse) == 1:
+        return False
+    return all(2 * n <= m for n, m in zip(coarse, fine, strict=True))

@@ -29,7 +29,8 @@ from pac_ops.subclasses import as_plain
 
 NAME = OUTPUT_LAYER
 PAC, CRF, GUIDED = "pac", "crf", "guided"
-TARGETS = {"output": PAC, "output_crf": CRF, "output_guided": GUIDED}  # what people write, and the kind that it is
+GUIDED_OUTPUT = "output_guided"
+TARGETS = {"output": PAC, "output_crf": CRF, GUIDED_OUTPUT: GUIDED}  # what people write, and the kind that it is
 SCORES = "the scores"
 _LARGEST = 64  # of a window, and of the guide's channels
 _BACK = (8, 6, 4, 2)  # footprints of the steps back from the coarsest map
@@ -82,6 +83,11 @@ class Output:
     def name(self) -> str:
         """The target in a few words."""
         return f"output{self.where}"
+
+    @property
+    def alias(self) -> str:
+        """What people write for a refinement of its kind."""
+        return next(name for name, kind in TARGETS.items() if kind == self.kind)
 
     @property
     def first_gate(self) -> float:
@@ -152,7 +158,10 @@ _TYPES: Mapping[str, Any] = {
 
 
 class Refined(nn.Module):
-    """The layer: called with scores [B, C, H, W] and the network's image [B, 3, h, w] -> [B, C, H, W]."""
+    """The layer: called with scores [B, C, H, W] and the network's image [B, 3, h, w] -> [B, C, H, W].
+
+    An nn.Sequential calls all that it holds, one by one: called with one argument, the layer returns that.
+    """
 
     def __init__(self, entry: Output) -> None:
         super().__init__()
@@ -174,12 +183,15 @@ class Refined(nn.Module):
         """Close it, in a copy that shares parameters and is compared with the plain network."""
         self.gate = nn.Parameter(torch.zeros_like(self.gate), requires_grad=False)
 
-    def forward(self, scores: Tensor, image: Any) -> Tensor:
+    def forward(self, scores: Any, *images: Any) -> Any:
         """Refine the scores.
 
         Raises:
             HotswapError: where scores or image do not fit.
         """
+        return self._gated(scores, *images) if images else scores
+
+    def _gated(self, scores: Tensor, image: Any) -> Tensor:
         entry = self._entry
         if scores.dim() != 4 or scores.shape[1] != entry.channels:
             raise HotswapError(f"{SCORES} must be [B, {entry.channels}, H, W], got {describe(scores)}")
@@ -301,9 +313,8 @@ class GuidedRefined(Refined):
 
     def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
         """See the base class."""
-        n = self._entry.halvings
-        options = {"footprint": (*_BACK[-n:], 2), "halvings": n, "residual": True}
-        return pac_ops.pacresize2d(scores, guide, scale=self._entry.guide_scale, **options)
+        n, scale = self._entry.halvings, self._entry.guide_scale
+        return pac_ops.pacresize2d(scores, guide, scale=scale, footprint=(*_BACK[-n:], 2), halvings=n, residual=True)
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ def _idle(node, known):
 @pytest.mark.parametrize(
     ("kind", "dynamic", "footprint", "most"),
     [
-        (Enlarging, False, 2, 28),
-        (Enlarging, False, (6, 4, 2), 94),
+        (Enlarging, False, 2, 25),
+        (Enlarging, False, (6, 4, 2), 85),
         (ToAGuide, True, 2, 54),
         (ToTheImage, True, 2, 66),
         (Enlarging, True, 2, 92),

@@ -76,9 +76,31 @@ def test_where_the_image_says_nothing_it_says_leave_it():
     assert result.sentence.startswith("Leave it: ")
 
 
-def test_a_network_without_an_enlargement_is_refused(batches):
+def test_a_network_without_an_enlargement_is_refused_where_its_output_is_left_out(batches):
     with pytest.raises(HotswapError, match="there is nothing to try: .*the network enlarges no map"):
-        hotswap.search(torch.nn.Conv2d(3, 4, 3, padding=1), batches)
+        hotswap.search(torch.nn.Conv2d(3, 4, 3, padding=1), batches, family=[{"targets": "resize"}])
+
+
+def test_a_network_that_enlarges_by_learned_layers_is_guided_behind_them(batches):
+    class Learned(blobs.Coarse):
+        def __init__(self):
+            super().__init__()
+            tent = 1 - (torch.arange(16) - 7.5).abs() / 8
+            weight = 1.1 * (tent * tent[:, None]).expand(4, 1, 16, 16)  # near bilinear, as a trained one may be
+            self.up = nn.ConvTranspose2d(4, 4, 16, 8, 4, groups=4, bias=False)
+            self.up.weight = nn.Parameter(weight.clone())
+
+        def forward(self, image):
+            return self.up(self.conv(image))
+
+    net = Learned().eval()
+    result = hotswap.search(net, batches)
+    assert result.swap
+    assert result.sentence.startswith("Swap this: output_guided with default options, guide_scale=")
+    assert [each.candidate.structure.targets for each in result.tried] == ["output_guided"] * len(STRENGTHS)
+    assert hotswap.status(result.network).plan.output.guide_scale == result.chosen.candidate.scales[0]
+    others = [pair for batch in batches for pair in zip(*batch, strict=True)][8:]
+    assert result.chosen.gains["miou"].swapped == pytest.approx(mean_iou(result.network, others), abs=1e-6)
 
 
 # --- other labels and metrics -------------------------------------------------------------------------------------

@@ -250,7 +250,8 @@ def test_refusals():
     with pytest.raises(HotswapError, match="must give a map"):
         refined(nn.Sequential(net, nn.Flatten()))
     for options, reason in (
-        ({"kind": "x"}, "must be pac or crf"),
+        ({"kind": "x"}, "must be one of pac, crf, guided"),
+        ({"halvings": 5}, "halvings must be between 1 and 4"),
         ({"windows": (4,)}, "windows must be odd numbers"),
         ({"dilations": ()}, "must be positive"),
         ({"guide_channels": 2}, "guide_channels must be between"),

@@ -63,8 +63,9 @@ def plan(
             or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
             guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
             modules, their paths, "resize": those that guiding helps, of scores at the end of the network (a note
-            names those it leaves); or "resize_*": every one. "output", or "output_crf": the scores that the network
-            gives are refined along the image behind it (see `hotswap.Output`). A list may mix them.
+            names those it leaves); or "resize_*": every one. The scores that the network gives, along the image
+            behind it (see `hotswap.Output`): "output_guided", which needs no training, for networks that end with
+            learned layers; "output" and "output_crf", which do. A list may mix them.
         guide: what steers them: a module object, its path, or its alias, for its output; "input", the image
             (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
             count as one guide with all their channels; or a mapping from targets, named in any of these ways or by

@@ -24,7 +24,8 @@ _CHOICES: tuple[Callable[[options.Command], options.Command], ...] = (
         multiple=True,
         metavar="NAME",
         help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:; "
-        "or an enlargement to guide: an alias such as resize_2; resize, those of scores at the end; 'resize_*', all. "
+        "or an enlargement to guide: an alias such as resize_2; resize, those of scores at the end; 'resize_*', all; "
+        "or output_guided, the scores behind networks that end with learned layers. "
         "Repeat for more. Default: auto, the last convolution of each of the last three stages.",
     ),
     click.option(

@@ -60,6 +60,15 @@ def found(
         spaces, notes = form.spaces(model, {"output": (INPUT,)}, images)
         chosen = spaces["output"]
         if not isinstance(chosen, GuideSpace):
+            if image.shape[1] not in (1, 3):
+                raise HotswapError(
+                    f"the output is refined along images of 3 channels, or 1 of grey ones, got {image.shape[1]}"
+                )
+            if callable(chosen) or form.space is None:
+                raise HotswapError(
+                    'space must be "lab", "rgb" or a hotswap.GuideSpace where the output is refined, '
+                    f"got {form.space!r}"
+                )
             raise HotswapError(
                 "the output is refined along the image, of which nothing says how it is normalised: give "
                 "calibrate_on, or space=hotswap.GuideSpace('lab', mean, std)"

@@ -182,3 +182,19 @@ def test_refusals_name_it():
     coarse = nn.Sequential(nn.Conv2d(3, 4, 3, 4, padding=1), nn.ConvTranspose2d(4, 4, 2, 2)).eval()  # at 1/2
     with pytest.raises(HotswapError, match="runs after the network, and hotswap.enlarge"):
         hotswap.convert(coarse, "resize", "input", example_inputs=IMAGE)
+    four = nn.Sequential(nn.Conv2d(4, 4, 8, 8), nn.PixelShuffle(2)).eval()
+    with pytest.raises(HotswapError, match="images of 3 channels, or 1 of grey ones, got 4"):
+        hotswap.convert(four, "output_guided", calibrate_on=[torch.rand(1, 4, 32, 32)])
+    for space in (None, lambda image: image):
+        with pytest.raises(HotswapError, match='space must be "lab", "rgb" or a hotswap.GuideSpace where the output'):
+            guided(network(), space=space)
+
+
+def test_grey_images():
+    net = nn.Sequential(nn.Conv2d(1, 8, 8, 8), nn.ReLU(), nn.ConvTranspose2d(8, 3, 16, 8, 4)).eval()
+    image = IMAGE[:, :1]
+    swapped = hotswap.convert(net, "output_guided", calibrate_on=[image])
+    expected = pacresize2d(
+        net(image), srgb_to_lab(image), scale=12, footprint=(6, 4, 2, 2), halvings=3, residual=True
+    )
+    torch.testing.assert_close(swapped(image), expected)

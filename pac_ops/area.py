@@ -27,6 +27,8 @@ def area_average2d(image: Tensor, size: Pair) -> Tensor:
     Returns:
         [B, C, h, w], float32 (float64 for a float64 image): a mean of half-precision values is not rounded to one.
     """
+    if has_size(image, size):
+        return image.to(accumulate_dtype(image.dtype))
     return exported_average2d(image, size) if torch.compiler.is_exporting() else _averaged(image, size)
 
 

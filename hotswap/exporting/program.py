@@ -5,6 +5,7 @@ run: the exporter, which knows no values of buffers, gives up there; it does kno
 GraphModule's graph is gone through without its hooks being called.
 """
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -42,6 +43,7 @@ def exported_program(
             exported = exported.run_decompositions(table)
         with_few_axes(exported.graph_module)
         _without_idle_casts(exported.graph_module)
+        _without_idle_copies(exported.graph_module)
         return exported
 
 
@@ -70,6 +72,31 @@ def _without_idle_casts(module: GraphModule) -> None:
                 node.replace_all_uses_with(node.args[0])
                 module.graph.erase_node(node)
     module.recompile()
+
+
+def _without_idle_copies(module: GraphModule) -> None:
+    """Take copies of what is not written to afterwards out of a graph: XNNPACK refuses them."""
+    ordered = list(module.graph.nodes)
+    for place, node in enumerate(ordered):
+        if node.target is torch.ops.aten.clone.default and not node.kwargs:
+            pair = {_storage(node), _storage(node.args[0])}
+            if not any(_writes(later) and _storage(later) in pair for later in ordered[place + 1 :]):
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+    module.recompile()
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _storage(node: Node) -> Node:
+    """The node that made the memory in which a node's result is."""
+    while node.target is operator.getitem or (
+        isinstance(node.target, torch._ops.OpOverload) and any(x.alias_info for x in node.target._schema.returns)
+    ):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _by_factor(node: Node) -> bool:

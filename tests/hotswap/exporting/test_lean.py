@@ -154,3 +154,40 @@ def test_places_of_known_sizes_are_constants():
     worked_out = {torch.ops.aten.arange, torch.ops.aten.floor, torch.ops.aten.clamp, torch.ops.aten.clamp_max}
     assert not [node for node in program.graph.nodes if getattr(node.target, "overloadpacket", None) in worked_out]
     torch.testing.assert_close(program.module()(image), swapped(image), rtol=1e-4, atol=1e-5)
+
+
+class Overwriting(nn.Module):
+    """A guide that is written to, by itself or by a part of it, before its last target has read it."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.guide, self.write = nn.Conv2d(3, 4, 3, padding=1), write
+        self.first, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        made = self.guide(x)
+        out = self.first(made.sigmoid())
+        self.write(made)
+        return self.last(out) + made
+
+
+WRITERS = {
+    "nothing": lambda x: None,
+    "itself": lambda x: x.relu_(),
+    "a part": lambda x: x.chunk(2, 1)[0].mul_(3),
+    "a view": lambda x: x.view(1, 4, -1).add_(1),
+}
+
+
+@pytest.mark.parametrize("written", WRITERS)
+@torch.no_grad()
+def test_guides_are_copied_only_where_they_are_written_to(written):
+    torch.manual_seed(0)
+    net, image = Overwriting(WRITERS[written]).eval(), torch.rand(1, 3, 16, 24)
+    swapped = hotswap.convert(
+        net, ["first", "last"], "guide", guide_scale=2.0, example_inputs=image, after_activation=False
+    )
+    program = exported_program(swapped, (image,), None)
+    copies = [node for node in program.graph.nodes if node.target is torch.ops.aten.clone.default]
+    assert bool(copies) == (written != "nothing")
+    torch.testing.assert_close(program.module()(image), swapped(image))

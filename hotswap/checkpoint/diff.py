@@ -124,6 +124,9 @@ def _flat(metadata: Metadata) -> dict[str, Any]:
         flat[entry.name] = "swapped"
         settings = entry.to_dict().items()
         flat |= {f"{entry.name}: {field}": value for field, value in settings if not field.endswith("alias")}
+    if (output := metadata.plan.output) is not None:
+        flat[output.name] = output.alias
+        flat |= {f"{output.name}: {field}": x for field, x in output.to_dict().items() if field != "gate"}  # a weight
     return flat
 
 

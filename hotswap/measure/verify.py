@@ -51,11 +51,12 @@ class Verification:
     def __str__(self) -> str:
         """A table, one line a swapped layer, then the outputs and the warnings."""
         rows = [(t.path, t.guide_scale, f"{t.deviation:.3g}", f"{t.max_deviation:.3g}") for t in self.targets]
-        table = render(("target", "guide scale", "deviation (mean 1-K)", "max 1-K"), rows)
+        columns = ("target", "guide scale", "deviation (mean 1-K)", "max 1-K")
+        table = [render(columns, rows)] if rows else []  # none where only the output is refined
         outputs = drift_text(self.output_relative, self.why_no_drift)
         outputs += "" if self.output_max_abs is None else f", largest change {self.output_max_abs:.3g}"
         state = "state_dict: keys and shapes " + ("as the plain network's" if self.same_state else "DIFFER")
-        return "\n".join([table, outputs, state, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join([*table, outputs, state, *(f"warning: {text}" for text in self.warnings)])
 
 
 def verify(model: nn.Module, batches: Batches, *, inputs: Pick | None = None) -> Verification:

@@ -131,6 +131,8 @@ class Output:
             HotswapError: where it is anything else.
         """
         where = "the refinement of the plan"
+        if isinstance(data, dict):
+            data = {"halvings": cls.halvings} | data  # which older files do not have
         values = {name: json_values.member(data, name, kind, where) for name, kind in _TYPES.items()}
         if unknown := sorted(set(data) - set(values)):
             raise HotswapError(

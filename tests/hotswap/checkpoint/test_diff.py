@@ -61,6 +61,24 @@ def test_shapes_dtypes_and_names_that_differ(tmp_path, plain):
     assert "float16 -> float32" in str(diff(half, wide))
 
 
+def test_refinements_of_outputs_that_differ(tmp_path):
+    torch.manual_seed(0)
+    net, image = torch.nn.Conv2d(3, 4, 3, padding=1).eval(), torch.rand(1, 3, 16, 16)
+    guided, other, crf = (
+        hotswap.convert(net, target, calibrate_on=[image])
+        for target in ("output_guided", "output_guided", "output_crf")
+    )
+    other._hotswap_output.rescale(6.0)
+    made = [net, guided, other, crf]
+    read_again = [saved(tmp_path, f"{n}.safetensors", model) for n, model in enumerate(made)]
+    assert diff(read_again[1], read_again[1]).same
+    (setting,) = diff(read_again[1], read_again[2]).settings
+    assert (setting.name, setting.first, setting.second) == ("output: guide_scale", 12.0, 6.0)
+    for place, first in ((0, None), (3, "output_crf")):
+        settings = {s.name: (s.first, s.second) for s in diff(read_again[place], read_again[1]).settings}
+        assert settings["output"] == (first, "output_guided")
+
+
 def test_the_command(tmp_path, plain):
     saved(tmp_path, "a.pt", plain)
     saved(tmp_path, "b.safetensors", hotswap.convert(plain, "target", "guide"))

@@ -110,6 +110,24 @@ def test_in_what_networks_return_saved_loaded_copied_learned(tmp_path):
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in swapped.parameters())
 
 
+def test_plans_of_files_that_are_older():
+    plan = hotswap.status(guided(network())).plan.to_dict()
+    del plan["refinement"]["halvings"]
+    assert hotswap.Plan.from_dict(plan).output.halvings == 3
+
+
+def test_verified_and_reported(tmp_path):
+    swapped = guided(network())
+    verified = hotswap.verify(swapped, [IMAGE])
+    assert str(verified).startswith("drift (relative RMS change of the outputs): ")
+    assert verified.output_relative > 0.01
+    hotswap.report(swapped, [IMAGE], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "with its output refined</h1>" in page
+    assert "Behind the network: output, 4 classes: refined by guided steps behind 3 halvings" in page
+    assert 'id="targets"' not in page
+
+
 def test_beside_a_swapped_convolution_and_a_guided_enlargement():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),

@@ -206,8 +206,9 @@ class Refined(nn.Module):
         guide = self._guide(plain, image)
         known, finite = _known(plain)
         refined = self.refined(known, guide.to(accumulate_dtype(plain.dtype)))
-        moved = torch.addcmul(known, self.gate.to(plain.dtype), refined.to(plain.dtype) - known)
-        return moved if finite is None else torch.where(finite, moved, scores)
+        changed = refined.to(plain.dtype) - known
+        changed = changed if finite is None else changed * finite
+        return scores + self.gate.to(plain.dtype) * changed
 
     def _guide(self, scores: Tensor, image: Tensor) -> Tensor:
         """The image in its space at the size of the scores, before it is scaled."""
@@ -320,11 +321,22 @@ class GuidedRefined(Refined):
 
 def _known(scores: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scores, the least finite one of an image for each that is not, and which are; None where all of them are."""
+    if torch.compiler.is_exporting():
+        return _exported_known(scores)
     if scores.device.type == "cpu" and untraced(scores) and bool(scores.sum().isfinite()):
         return scores, None  # twice as fast; on a GPU it would be waited for
     finite = scores.isfinite()
     least = scores.masked_fill(~finite, 0).amin((1, 2, 3), keepdim=True)
     return torch.where(finite, scores, least), finite
+
+
+def _exported_known(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for scores that are finite or -inf, without booleans, which not every runtime has: 1 and 0."""
+    large = torch.finfo(scores.dtype).max / 4
+    finite = (scores + large).clamp(0, 1)
+    known = scores.clamp_min(-large) * finite
+    least = known.flatten(1).amin(1).view(-1, 1, 1, 1)
+    return known + least * (1 - finite), finite
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -55,6 +55,11 @@ def found(
         raise HotswapError(
             f"the output can be refined where the network gives scores, [B, C, H, W], got {list(layout.shape)}"
         )
+    if all(n >= 2 * m for n, m in zip(layout.shape[2:], image.shape[2:], strict=True)):
+        sizes = [" x ".join(map(str, x)) for x in (layout.shape[2:], image.shape[2:])]
+        raise HotswapError(
+            f"the output can be refined along an image about as large; it is {sizes[0]}, of an image of {sizes[1]}"
+        )
     space, notes = entry.space, tuple[str, ...]()
     if space is None:
         spaces, notes = form.spaces(model, {"output": (INPUT,)}, images)

@@ -23,7 +23,10 @@ def _learned(sites: Sites) -> list[str]:
 
 def behind(sites: Sites) -> list[str]:
     """What is said of scores at about the image's size."""
-    if _is_coarse(sites) or sites.output_size is None or max(sites.output_size) == 1:
+    fine, coarse = sites.image_size, sites.output_size
+    if fine is None or coarse is None or max(coarse) == 1 or _is_coarse(sites):
+        return []
+    if any(n > m for n, m in zip(coarse, fine, strict=True)):  # an enlarged image, say
         return []
     return [f'"{GUIDED_OUTPUT}" guides the scores that it ends with']
 

@@ -2,8 +2,8 @@
 
 With scores x, out = x + a (refined(x) - x), one a for each class. What has to be trained starts with all a at 0: the
 outputs are then those of the network, to the last bit, and a has a gradient from the first step. Guided steps are not
-to be trained, and start at 1. Scores that are not finite stay as they are; to
-their neighbours they count as the least finite score of their image, as a network writes -inf for what cannot be.
+to be trained, and start at 1. Scores that are not finite stay as they are; to their neighbours they count as the
+least finite score of their image, as a network writes -inf for what cannot be. Exported files know -inf alone.
 """
 
 import math

@@ -200,6 +200,11 @@ def test_refusals_name_it():
     coarse = nn.Sequential(nn.Conv2d(3, 4, 3, 4, padding=1), nn.ConvTranspose2d(4, 4, 2, 2)).eval()  # at 1/2
     with pytest.raises(HotswapError, match="runs after the network, and hotswap.enlarge"):
         hotswap.convert(coarse, "resize", "input", example_inputs=IMAGE)
+    larger = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)).eval()  # super-resolution
+    with pytest.raises(HotswapError, match="by pixel shuffle .* is learned, and not guided$"):
+        hotswap.convert(larger, "resize", "input", example_inputs=IMAGE)
+    with pytest.raises(HotswapError, match="about as large; it is 80 x 112, of an image of 40 x 56"):
+        guided(larger)
     four = nn.Sequential(nn.Conv2d(4, 4, 8, 8), nn.PixelShuffle(2)).eval()
     with pytest.raises(HotswapError, match="images of 3 channels, or 1 of grey ones, got 4"):
         hotswap.convert(four, "output_guided", calibrate_on=[torch.rand(1, 4, 32, 32)])

@@ -35,7 +35,7 @@ def _gathered_in_shape() -> Any:
 
     def made(op: Any, x: Any, row: Any, shape: Any, gathered: Any) -> Any:
         axis, inside = _split(x, row, shape, gathered)
-        indices = ir.tensor(row.const_value.numpy().reshape(inside), name=f"{row.name}_shaped")
+        indices = ir.tensor(row.const_value.numpy().reshape(inside), name=f"{gathered.name}_indices")
         return op.Gather(x, op.initializer(indices), axis=axis)
 
     def is_split(_: Any, **found: Any) -> bool:

@@ -223,6 +223,9 @@ def _at(code: CodeType, instruction: int, name: str) -> str:
         calls = [i for i in instructions if i.opname.startswith("CALL") and "INTRINSIC" not in i.opname]
         places = sorted({positions[i.offset // 2][:2] for i in calls})
         inside = [(line, column)]
+    if inside[0] not in places:  # a generator goes on: in a loop over it, or where it is unpacked
+        name = "step"
+        places = sorted({positions[i.offset // 2][:2] for i in instructions})
     return f"{code.co_qualname}: {name} {places.index(inside[0]) + 1}/{len(places)}"
 
 

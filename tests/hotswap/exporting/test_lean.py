@@ -98,6 +98,25 @@ def test_an_enlargement(tmp_path, kind, dynamic, footprint, most):
     assert added(model, exported(tmp_path, net, image, dynamic=dynamic)) <= most
 
 
+class Twice(Enlarging):
+    """Two maps that are enlarged alike, whose tables are the same."""
+
+    def forward(self, x):
+        coarse = self.coarse(x)
+        maps = (F.interpolate(m, scale_factor=8, mode="bilinear") for m in (self.target(coarse), coarse.sigmoid()))
+        return torch.cat([*maps], dim=1)
+
+
+@pytest.mark.parametrize("footprint", [2, (6, 4, 2)])
+@torch.no_grad()
+def test_two_enlargements_alike(tmp_path, footprint):
+    net, image = Twice().eval(), torch.rand(1, 3, 32, 48)  # whose tables are so small that the exporter shares them
+    swapped = hotswap.convert(
+        net, "resize_*", "input", guide_scale=3.0, example_inputs=image, footprint=footprint, space=None
+    )
+    exported(tmp_path, swapped, image, dynamic=False)  # which compares it with PyTorch
+
+
 class Convolving(nn.Module):
     """A convolution behind the guide's."""
 

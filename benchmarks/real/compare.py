@@ -110,14 +110,14 @@ def compare(name: str, pair: Pair, samples: list[Sample], rivals: Mapping[str, R
             settings[key] = rival.settings[both.index(max(both))]
         if key != PLAIN:
             measured[key] = _measured(pair, reporting, rival, settings[key])
-        first, second = _gains(pair, measured[PLAIN], measured[key])
+        first, second = gains(pair, measured[PLAIN], measured[key])
         click.echo(
             f"{name} {key} {settings[key]}: {first.swapped:.2%} ({100 * first.better:+.2f}), near edges "
             f"{second.swapped:.2%} ({100 * second.better:+.2f})"
         )
     costs = _costs(pair, reporting[:_TIMED], {key: (rivals[key], setting) for key, setting in settings.items()})
     return [
-        _row(name, rivals[key], key, settings[key], len(choosing), _gains(pair, measured[PLAIN], measured[key]), cost)
+        _row(name, rivals[key], key, settings[key], len(choosing), gains(pair, measured[PLAIN], measured[key]), cost)
         for key, cost in costs.items()
     ]
 
@@ -142,7 +142,8 @@ def _measured(pair: Pair, samples: Iterable[Sample], rival: Rival, setting: Sett
     return first, second
 
 
-def _gains(pair: Pair, plain: tuple[Sums, Sums], other: tuple[Sums, Sums]) -> tuple[Gain, Gain]:
+def gains(pair: Pair, plain: tuple[Sums, Sums], other: tuple[Sums, Sums]) -> tuple[Gain, Gain]:
+    """By the metrics of a pair, of an image a row."""
     first, second = (
         gain(a, b, metric.value, higher_is_better=True)
         for a, b, metric in zip(plain, other, pair.task().metrics, strict=True)
@@ -176,12 +177,12 @@ def _row(
         settings=len(rival.settings),
         chosen_on=chosen_on if len(rival.settings) > 1 else 0,
         images=quality.images,
-        quality=_percent(quality.swapped),
-        quality_gain=_percent(quality.better),
-        quality_margin=_percent(quality.margin),
-        near=_percent(near.swapped),
-        near_gain=_percent(near.better),
-        near_margin=_percent(near.margin),
+        quality=percent(quality.swapped),
+        quality_gain=percent(quality.better),
+        quality_margin=percent(quality.margin),
+        near=percent(near.swapped),
+        near_gain=percent(near.better),
+        near_margin=percent(near.margin),
         ms=round(cost.ms, 2),
         mib=round(cost.mib, 1),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
@@ -192,7 +193,8 @@ def _row(
     )
 
 
-def _percent(value: float) -> float:
+def percent(value: float) -> float:
+    """As rows have it."""
     return round(100 * value, 3)
 
 

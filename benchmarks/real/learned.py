@@ -24,19 +24,23 @@ from benchmarks.harness import commit, processor
 from benchmarks.real import kept
 from benchmarks.real.behind import AtOnceBehind
 from benchmarks.real.camvid import CLASSES, MEAN, STD, VOID
+from benchmarks.real.compare import gains, percent
 from benchmarks.real.kept import Kept, Sample
 from benchmarks.real.rows import read, write
 from benchmarks.real.scores import PAIRS
+from hotswap.choices import LAB
 from hotswap.errors import HotswapError
-from hotswap.searching.statistics import Gain, Sums, gain
+from hotswap.searching.statistics import Gain, Sums
+from hotswap.targets.guide_spaces import SCALES
 from hotswap.versions import installed
 from pac_ops import srgb_to_lab
 
 RESULTS = Path(__file__).parents[1] / "results" / "real_learned.csv"
 FACTOR, WIDTH, BATCH = 8, 96, 6
 RATES = (1e-3, 4e-4)  # of the layer, and of the decoder before it
-SCALES = (2.0, 4.0, 8.0, 12.0)
+TRIED = (2.0, 4.0, 8.0, 12.0)  # scales of K in the layer
 PLAIN, TAPS, BEHIND = "plain", "K in the layer", "output_guided"
+PAIR = PAIRS["camvid_at_once"]
 _CPU = torch.device("cpu")
 
 
@@ -94,9 +98,7 @@ class Upsampling(nn.Module):
 
     def features(self, *maps: Tensor) -> Tensor:
         """What is upsampled, [B, WIDTH, h, w], of the maps at 1/8, 1/16 and 1/32."""
-        size = maps[0].shape[2:]
-        sides = [F.interpolate(s(x), size, mode="bilinear") for s, x in zip(self.decoder.sides, maps, strict=True)]
-        features: Tensor = self.decoder.head[:-1](torch.cat(sides, dim=1))
+        features: Tensor = self.decoder.head[:-1](self.decoder.joined(maps))
         return features
 
     def forward(self, image: Tensor, early: Tensor, *maps: Tensor) -> Tensor:
@@ -147,16 +149,16 @@ def trained(given: Kept, name: str, steps: int, seed: int = 1) -> Upsampling:
 @torch.no_grad()
 def compare(name: str, network: Upsampling, given: Kept, steps: int) -> list[Learned]:
     """Rows of the arms, and a line about each on the screen."""
-    space = hotswap.GuideSpace("lab", MEAN, STD)
+    space = hotswap.GuideSpace(LAB, MEAN, STD)
     example = kept.batch(given.choosing[:1], _CPU).inputs
     behind = hotswap.convert(network, "output_guided", space=space, example_inputs=example)
-    arms: dict[str, tuple[float, Callable[..., Tensor]]] = {PLAIN: (0.0, network), BEHIND: (12.0, behind)}
+    arms: dict[str, tuple[float, Callable[..., Tensor]]] = {PLAIN: (0.0, network), BEHIND: (SCALES[LAB], behind)}
     if name != "steps":  # there each fine pixel comes from one coarse one: normalised, K is 1
-        scale = max(SCALES, key=lambda s: sum(_values(_measured(_guided_taps(network, s), given.choosing))))
+        scale = max(TRIED, key=lambda s: sum(_values(_measured(_guided_taps(network, s), given.choosing))))
         arms[TAPS] = (scale, _guided_taps(network, scale))
     plain, rows = _measured(network, given.reporting), []
     for arm, (scale, run) in arms.items():
-        quality, near = _gains(plain, _measured(run, given.reporting))
+        quality, near = gains(PAIR, plain, _measured(run, given.reporting))
         click.echo(f"{name} {arm} {scale:g}: {quality.swapped:.2%} ({100 * quality.better:+.2f}), "
                    f"near edges {near.swapped:.2%} ({100 * near.better:+.2f})")  # fmt: skip
         rows.append(_row(name, arm, scale, steps, quality, near))
@@ -210,7 +212,7 @@ def guided_transposed(x: Tensor, guide: Tensor, weight: Tensor, stride: int) -> 
 
 def _measured(run: Callable[..., Tensor], samples: Sequence[Sample]) -> tuple[Sums, Sums]:
     """Rows of the two metrics, an image a row."""
-    task, rows = PAIRS["camvid_at_once"].task(), []
+    task, rows = PAIR.task(), []
     for sample in samples:
         height, width = sample.labels.shape
         predicted = run(*kept.batch([sample], _CPU).inputs).max(1).indices
@@ -220,16 +222,7 @@ def _measured(run: Callable[..., Tensor], samples: Sequence[Sample]) -> tuple[Su
 
 
 def _values(sums: tuple[Sums, Sums]) -> list[float]:
-    metrics = PAIRS["camvid_at_once"].task().metrics
-    return [float(metric.value(rows.sum(0))) for rows, metric in zip(sums, metrics, strict=True)]
-
-
-def _gains(plain: tuple[Sums, Sums], other: tuple[Sums, Sums]) -> tuple[Gain, Gain]:
-    metrics = PAIRS["camvid_at_once"].task().metrics
-    first, second = (
-        gain(a, b, metric.value, higher_is_better=True) for a, b, metric in zip(plain, other, metrics, strict=True)
-    )
-    return first, second
+    return [float(metric.value(rows.sum(0))) for rows, metric in zip(sums, PAIR.task().metrics, strict=True)]
 
 
 def _row(name: str, arm: str, scale: float, steps: int, quality: Gain, near: Gain) -> Learned:
@@ -239,12 +232,12 @@ def _row(name: str, arm: str, scale: float, steps: int, quality: Gain, near: Gai
         scale=scale,
         steps=steps,
         images=quality.images,
-        quality=round(100 * quality.swapped, 3),
-        quality_gain=round(100 * quality.better, 3),
-        quality_margin=round(100 * quality.margin, 3),
-        near=round(100 * near.swapped, 3),
-        near_gain=round(100 * near.better, 3),
-        near_margin=round(100 * near.margin, 3),
+        quality=percent(quality.swapped),
+        quality_gain=percent(quality.better),
+        quality_margin=percent(quality.margin),
+        near=percent(near.swapped),
+        near_gain=percent(near.better),
+        near_margin=percent(near.margin),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
         commit=commit(),
         versions=" ".join(f"{k}={v}" for k, v in installed(("torch",)).items()),

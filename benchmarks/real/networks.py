@@ -56,8 +56,12 @@ class AtOnceDecoder(nn.Module):
 
     def decoded(self, stages: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Scores of the classes, [B, 11, *size], of the maps at 1/8, 1/16 and 1/32."""
+        return _enlarged(self.head(self.joined(stages)), size)
+
+    def joined(self, stages: Sequence[Tensor]) -> Tensor:
+        """What the head takes: the maps at the size of the largest."""
         maps = [_enlarged(side(x), stages[0].shape[2:]) for side, x in zip(self.sides, stages, strict=True)]
-        return _enlarged(self.head(torch.cat(maps, dim=1)), size)
+        return torch.cat(maps, dim=1)
 
 
 class AtOnce(AtOnceDecoder):

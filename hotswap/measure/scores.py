@@ -13,7 +13,7 @@ from hotswap.network.names import INPUT
 from hotswap.network.predictions import layout_of
 from hotswap.targets.forms import Form
 from hotswap.targets.guide_spaces import GuideSpace, scale_of
-from hotswap.targets.output import TARGETS, Output
+from hotswap.targets.output import TARGETS, Output, is_output
 
 
 def without_output(targets: Sequence[Any]) -> tuple[list[Any], Output | None]:
@@ -22,7 +22,7 @@ def without_output(targets: Sequence[Any]) -> tuple[list[Any], Output | None]:
     Raises:
         HotswapError: where there are several.
     """
-    asked = [x for x in targets if isinstance(x, Output) or (isinstance(x, str) and x in TARGETS)]
+    asked = [x for x in targets if is_output(x)]
     if len(asked) > 1:
         raise HotswapError(f"targets must name one refinement of the output, got {len(asked)}")
     others = [x for x in targets if not any(x is each for each in asked)]

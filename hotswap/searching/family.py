@@ -16,7 +16,7 @@ from hotswap.surgery.prepare import sharing_weights
 from hotswap.targets.choose_enlargements import RESIZE
 from hotswap.targets.enlargement import GuidedResize
 from hotswap.targets.guide_spaces import scale_of
-from hotswap.targets.output import GUIDED_OUTPUT, Refined
+from hotswap.targets.output import GUIDED_OUTPUT, Refined, is_output
 from hotswap.targets.plan import Plan
 from hotswap.targets.verdicts import EVERY
 from hotswap.zoo import image_stats
@@ -179,8 +179,8 @@ def _at_known_scales(network: nn.Module) -> bool:
 def _taken(model: nn.Module, given: dict[str, Any], taken: dict[str, list[str]]) -> list[str]:
     """What would be swapped, by aliases or paths; looked up once for ways that do not differ in it."""
     options = {name: given[name] for name in ("targets", "guide", "footprint") if name in given}
-    if options["targets"] == GUIDED_OUTPUT:
-        return [GUIDED_OUTPUT]
+    if is_output(options["targets"]):
+        return [repr(options["targets"])]
     if (asked := repr(options)) not in taken:
         entries = plan(model, **options, example_inputs=given["example_inputs"], check=False).entries
         taken[asked] = [entry.target_alias or entry.target for entry in entries]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pac_ops
+from hotswap.choices import FOOTPRINTS
 from hotswap.errors import HotswapError
 from hotswap.targets import json_values, kernels
 from hotswap.targets.forward_ops import describe, distance_of
@@ -34,7 +35,6 @@ GUIDED_OUTPUT = "output_guided"
 TARGETS = {"output": PAC, "output_crf": CRF, GUIDED_OUTPUT: GUIDED}  # what people write, and the kind that it is
 SCORES = "the scores"
 _LARGEST = 64  # of a window, and of the guide's channels
-_BACK = (8, 6, 4, 2)  # footprints of the steps back from the coarsest map
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Output:
             raise HotswapError(f"windows must be odd numbers from 3 on, got {self.windows!r}")
         if not self.dilations or min(self.dilations) < 1 or self.steps < 1 or self.channels < 0:
             raise HotswapError(f"dilations, steps and channels must be positive, got {self!r}")
-        if self.halvings not in range(1, len(_BACK) + 1):
-            raise HotswapError(f"halvings must be between 1 and {len(_BACK)}, got {self.halvings!r}")
+        if self.halvings not in range(1, len(FOOTPRINTS) + 1):
+            raise HotswapError(f"halvings must be between 1 and {len(FOOTPRINTS)}, got {self.halvings!r}")
         if not 3 <= self.guide_channels <= _LARGEST:
             raise HotswapError(f"guide_channels must be between 3 and {_LARGEST}, got {self.guide_channels!r}")
         if not (math.isfinite(self.guide_scale) and self.guide_scale >= 0):
@@ -143,6 +143,11 @@ class Output:
         if values["space"] is not None:
             values["space"] = json_values.space(values["space"], where)
         return cls(**values)
+
+
+def is_output(target: Any) -> bool:
+    """Whether a target is the output of the network."""
+    return isinstance(target, Output) or (isinstance(target, str) and target in TARGETS)
 
 
 _TYPES: Mapping[str, Any] = {
@@ -316,7 +321,8 @@ class GuidedRefined(Refined):
     def refined(self, scores: Tensor, guide: Tensor) -> Tensor:
         """See the base class."""
         n, scale = self._entry.halvings, self._entry.guide_scale
-        return pac_ops.pacresize2d(scores, guide, scale=scale, footprint=(*_BACK[-n:], 2), halvings=n, residual=True)
+        steps = (*reversed(FOOTPRINTS[:n]), FOOTPRINTS[0])  # each reaches a pixel further than the one after it
+        return pac_ops.pacresize2d(scores, guide, scale=scale, footprint=steps, halvings=n, residual=True)
 
 
 def _known(scores: Tensor) -> tuple[Tensor, Tensor | None]:

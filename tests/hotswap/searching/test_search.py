@@ -103,6 +103,14 @@ def test_a_network_that_enlarges_by_learned_layers_is_guided_behind_them(batches
     assert result.chosen.gains["miou"].swapped == pytest.approx(mean_iou(result.network, others), abs=1e-6)
 
 
+def test_refinements_of_the_output_are_ways_of_their_own(batches):
+    ways = ["output_guided", "output_crf", hotswap.Output("guided", halvings=2)]
+    result = hotswap.search(blobs.Coarse().eval(), batches, family=[{"targets": way} for way in ways])
+    assert {each.candidate.structure.plan.output.kind for each in result.tried} == {"guided", "crf"}
+    assert {each.candidate.structure.plan.output.halvings for each in result.tried} == {2, 3}
+    assert len(result.tried) == len(ways) * len(STRENGTHS)
+
+
 # --- other labels and metrics -------------------------------------------------------------------------------------
 
 

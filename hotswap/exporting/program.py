@@ -75,7 +75,10 @@ def _without_idle_casts(module: GraphModule) -> None:
 
 
 def _without_idle_copies(module: GraphModule) -> None:
-    """Take copies of what is not written to afterwards out of a graph: XNNPACK refuses them."""
+    """Take copies of what is not written to afterwards out of a graph: XNNPACK refuses them, and LiteRT `detach_`."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.detach_.default):
+        node.replace_all_uses_with(node.args[0])
+        module.graph.erase_node(node)
     ordered = list(module.graph.nodes)
     for place, node in enumerate(ordered):
         if node.target is torch.ops.aten.clone.default and not node.kwargs:

@@ -210,3 +210,13 @@ def test_guides_are_copied_only_where_they_are_written_to(written):
     copies = [node for node in program.graph.nodes if node.target is torch.ops.aten.clone.default]
     assert bool(copies) == (written != "nothing")
     torch.testing.assert_close(program.module()(image), swapped(image))
+
+
+@pytest.mark.parametrize("targets", ["resize", "output_guided"])
+@torch.no_grad()
+def test_constants_of_lab_are_not_detached(targets):
+    net, image = Enlarging().eval(), torch.rand(1, 3, 32, 48)
+    swapped = hotswap.convert(net, targets, "input", space=hotswap.GuideSpace("lab"), example_inputs=image)
+    program = exported_program(swapped, (image,), None)
+    assert not program.graph.find_nodes(op="call_function", target=torch.ops.aten.detach_.default)
+    torch.testing.assert_close(program.module()(image), swapped(image), rtol=1e-4, atol=1e-4)

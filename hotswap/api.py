@@ -90,8 +90,8 @@ def plan(
         resize: how the guide gets a target's input size: "bilinear", "area" or "nearest".
         footprint: how many coarse pixels a guided enlargement weighs along each axis: 2, those of the original, 4, 6
             or 8; or one for each of several steps, all but the first by 2; of more steps than the factor has, the
-            first follow halvings of the map (see `pac_ops.pacresize2d`). "auto" is (6, 4, 2) for a factor of 8,
-            (4, 4, 2) for 4 and (4, 2, 2) for 2; but of features, and of maps of up to 3 channels, (4, 2) and 2.
+            first follow halvings of the map (see `pac_ops.pacresize2d`). "auto" is (6, 4, 2) for factors
+            of 8, 4 and 2; but of features, and of maps of up to 3 channels, (4, 2) for 4 and 2 for 2.
             Whatever it is, with K = 1 a bilinear enlargement stays as it was.
         space: what an enlargement guided by "input" makes of the image: "lab" (CIE L*a*b*) or "rgb", for which the
             normalisation is undone that the network declares or data show; a `GuideSpace` that says it; a function

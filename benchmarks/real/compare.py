@@ -22,7 +22,7 @@ from benchmarks.real.rows import read, write
 from benchmarks.real.scores import CROPS, PAIRS, Pair, Sample
 from hotswap.errors import HotswapError
 from hotswap.searching.statistics import Gain, Sums, gain
-from hotswap.searching.tasks import Measured
+from hotswap.searching.tasks import Measured, Task
 from hotswap.versions import installed
 
 RESULTS = Path(__file__).parents[1] / "results" / "real.csv"
@@ -115,7 +115,11 @@ def compare(name: str, pair: Pair, samples: list[Sample], rivals: Mapping[str, R
             f"{name} {key} {settings[key]}: {first.swapped:.2%} ({100 * first.better:+.2f}), near edges "
             f"{second.swapped:.2%} ({100 * second.better:+.2f})"
         )
-    costs = _costs(pair, reporting[:_TIMED], {key: (rivals[key], setting) for key, setting in settings.items()})
+    costs = _costs(
+        pair,
+        [pair.parts(sample)[0] for sample in reporting[:_TIMED]],
+        {key: (rivals[key], setting) for key, setting in settings.items()},
+    )
     return [
         _row(name, rivals[key], key, settings[key], len(choosing), gains(pair, measured[PLAIN], measured[key]), cost)
         for key, cost in costs.items()
@@ -134,12 +138,17 @@ def _labels(pair: Pair, sample: Sample, rival: Rival, setting: Setting) -> Tenso
 
 def _measured(pair: Pair, samples: Iterable[Sample], rival: Rival, setting: Setting) -> tuple[Sums, Sums]:
     """Rows of the two metrics, an image a row."""
-    task, rows = pair.task(), list[Measured]()
+    task, rows = pair.task(), list[dict[str, Sums]]()
     for sample in samples:
-        prepared = task.prepare(sample.labels, (sample.image.shape[1], sample.image.shape[2]))
-        rows.append(task.measure(_labels(pair, sample, rival, setting)[None], prepared))
+        measured = [_of_part(task, pair, part, rival, setting) for part in pair.parts(sample)]
+        rows.append({m.name: np.stack([each[m.name] for each in measured]).sum(0) for m in task.metrics})
     first, second = (np.stack([row[metric.name] for row in rows]) for metric in task.metrics)
     return first, second
+
+
+def _of_part(task: Task, pair: Pair, part: Sample, rival: Rival, setting: Setting) -> Measured:
+    prepared = task.prepare(part.labels, (part.image.shape[1], part.image.shape[2]))
+    return task.measure(_labels(pair, part, rival, setting)[None], prepared)
 
 
 def gains(pair: Pair, plain: tuple[Sums, Sums], other: tuple[Sums, Sums]) -> tuple[Gain, Gain]:

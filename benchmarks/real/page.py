@@ -14,7 +14,7 @@ from benchmarks.real.learned import PLAIN as PLAIN_ARM
 from benchmarks.real.learned import RESULTS as LEARNED_RESULTS
 from benchmarks.real.rivals import OURS, OWN, RIVALS
 from benchmarks.real.rows import read
-from benchmarks.real.scores import CROPS, PAIRS
+from benchmarks.real.scores import CROPS, PAIRS, Pair
 
 
 def committed() -> str:
@@ -35,7 +35,7 @@ def block(rows: Sequence[Row], tuned: Sequence[Tuned] = (), costs: Sequence[Cost
     for name, pair in (PAIRS | CROPS).items():
         of_pair = [row for row in rows if row.pair == name]
         if of_pair:
-            parts += [f"**{pair.title}**; {_images(of_pair)}", _table(of_pair)]
+            parts += [f"**{pair.title}**; {_images(pair, of_pair)}", _table(of_pair)]
     if tuned:
         parts += [f"**After fine-tuning** of the decoder; {_budget(tuned)}", _after(tuned)]
     if costs:
@@ -84,10 +84,12 @@ def _ahead(others: Sequence[Row], default: Row, column: str) -> str:
     return f"none; {RIVALS[ordered[0]].title} {gains[ordered[0]]:+.2f}"
 
 
-def _images(rows: Sequence[Row]) -> str:
+def _images(pair: Pair, rows: Sequence[Row]) -> str:
     chosen = max(row.chosen_on for row in rows)
     settings = max(row.settings for row in rows)
-    return f"settings chosen on {chosen} images, of up to {settings}, figures of {rows[0].images} others:"
+    rows_of, columns = pair.grid
+    each = f", {rows_of * columns} crops of each" if rows_of * columns > 1 else ""
+    return f"settings chosen on {chosen} images, of up to {settings}, figures of {rows[0].images} others{each}:"
 
 
 def _table(rows: Sequence[Row]) -> str:

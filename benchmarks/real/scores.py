@@ -1,5 +1,6 @@
 """Scores of real networks before their last enlargement: `python -m benchmarks.real.scores PAIR --out FOLDER`."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ class Pair:
     step: int = 1  # every so many of those are chosen on
     wanted: int | None = None  # the class the labels are a mask of; None where they are labels of all classes
     ignore: int = 255
-    crop: int | None = None  # so many coarse pixels a side of the middle, for what takes too long on whole images
+    crop: int | None = None  # so many coarse pixels a side of each crop, for what takes too long on whole images
+    grid: tuple[int, int] = (1, 1)  # crops beside each other, down and across, about the middle
 
     def task(self) -> Task:
         """The metrics, of labels."""
@@ -54,30 +56,32 @@ class Pair:
 
     def split(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Those to choose on, and those to report on."""
-        if self.crop is not None:
-            samples = [self._cropped(sample, self.crop) for sample in samples]
         return samples[: self.choosing : self.step], samples[self.choosing :]
 
-    def _cropped(self, sample: Sample, side: int) -> Sample:
-        """The middle, cut where pixels of both maps begin."""
-        ends = 1 if self.align_corners else 0  # pixels lie on each other at both ends
-        rows, columns = (self._middle(sample, axis, side, ends) for axis in (2, 3))
-        (fine_rows, coarse_rows), (fine_columns, coarse_columns) = rows, columns
-        return sample._replace(
-            image=sample.image[:, fine_rows, fine_columns],
-            labels=sample.labels[fine_rows, fine_columns],
-            scores=sample.scores[:, :, coarse_rows, coarse_columns],
-        )
+    def parts(self, sample: Sample) -> list[Sample]:
+        """The crops of an image; the image itself where there are none."""
+        if self.crop is None:
+            return [sample]
+        rows, columns = (self._cuts(sample, axis, self.crop) for axis in (2, 3))
+        return [
+            sample._replace(
+                image=sample.image[:, fine_rows, fine_columns],
+                labels=sample.labels[fine_rows, fine_columns],
+                scores=sample.scores[:, :, coarse_rows, coarse_columns],
+            )
+            for (fine_rows, coarse_rows), (fine_columns, coarse_columns) in itertools.product(rows, columns)
+        ]
 
-    @staticmethod
-    def _middle(sample: Sample, axis: int, side: int, ends: int) -> tuple[slice, slice]:
-        """Fine and coarse pixels of the middle along an axis."""
+    def _cuts(self, sample: Sample, axis: int, side: int) -> list[tuple[slice, slice]]:
+        """Fine and coarse pixels of each crop along an axis, cut where pixels of both maps begin."""
+        ends = 1 if self.align_corners else 0  # pixels lie on each other at both ends
         n, m = sample.scores.shape[axis], sample.image.shape[axis - 1]
-        factor, first = (m - ends) // (n - ends), (n - side) // 2
-        return (
-            slice(factor * first, factor * (first + side) + ends),
-            slice(first, first + side + ends),
-        )
+        factor, count = (m - ends) // (n - ends), self.grid[axis - 2]
+        begin = (n - count * side) // 2
+        return [
+            (slice(factor * first, factor * (first + side) + ends), slice(first, first + side + ends))
+            for first in range(begin, begin + count * side, side)
+        ]
 
 
 _STREETS = "CamVid, EfficientNet-Lite0"
@@ -88,15 +92,15 @@ PAIRS = {
     "camvid_ladder": Pair(f"{_STREETS}, U-Net's ladder, its last x2", False, 50, 5, ignore=camvid.VOID),
     "camvid_fcn8s": Pair("CamVid, FCN-8s on HED's VGG16, x8", False, 50, 5, ignore=camvid.VOID),
 }
-# Their middle of about 128 x 128 pixels.
+# Their middle of about 128 x 128 pixels, or six such crops about it.
 CROPS = {
-    f"{name}_crops": replace(PAIRS[name], title=f"{PAIRS[name].title}; crops", step=step, crop=side)
-    for name, step, side in (
-        ("horses", 4, 16),
-        ("camvid_at_once", 5, 16),
-        ("camvid_pyramid", 5, 32),
-        ("camvid_ladder", 5, 64),
-        ("camvid_fcn8s", 5, 16),
+    f"{name}_crops": replace(PAIRS[name], title=f"{PAIRS[name].title}; crops", step=step, crop=side, grid=grid)
+    for name, step, side, grid in (
+        ("horses", 4, 16, (1, 1)),
+        ("camvid_at_once", 5, 16, (1, 1)),
+        ("camvid_pyramid", 5, 32, (2, 3)),
+        ("camvid_ladder", 5, 64, (2, 3)),
+        ("camvid_fcn8s", 5, 16, (1, 1)),
     )
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hotswap.choices import FOOTPRINTS
 
-_BACK = {1: (4, 2), 2: (4,)}  # of the steps back from a halved map, by how many steps of 2 lead to the image
+_STEPS = 3  # that scores are enlarged in, at least: their edges are soft over the pixels that three steps reach
 
 
 def by_factor(
@@ -15,7 +15,8 @@ def by_factor(
 
     Each step reaches a pixel further on either side than the one after it. So the cost is that of 2 x 2 neighbours at
     full size, and the coarsest map, which is small, sees most of them. The edges of a network's scores are soft over
-    several pixels of a fine map, so a small factor alone would not reach across them: the map is halved first.
+    several pixels of a fine map, so the steps of a small factor alone would not reach across them: the map is halved
+    first.
 
     Args:
         coarse: height and width of the map.
@@ -25,9 +26,8 @@ def by_factor(
     """
     after = 0 if end is None else _doublings(fine, end)
     steps = max(1, _doublings(coarse, fine))
-    enlarging = tuple(min(2 * (after + n), FOOTPRINTS[-1]) for n in range(steps, 0, -1))
-    back = _BACK.get(after + steps, ()) if soft else ()
-    return (*back, *enlarging), len(back)
+    back = max(0, _STEPS - after - steps) if soft else 0
+    return tuple(min(2 * (after + n), FOOTPRINTS[-1]) for n in range(back + steps, 0, -1)), back
 
 
 def halvings(count: int, coarse: Sequence[int], fine: Sequence[int]) -> int:

@@ -180,10 +180,26 @@ def test_crops_begin_where_pixels_of_both_maps_begin():
         scores, labels = torch.randn(1, 2, *sizes[0]), torch.zeros(sizes[1], dtype=torch.long)
         whole = F.interpolate(scores, sizes[1], mode="bilinear", align_corners=align_corners)
         sample = Sample("0", whole[0].clone(), labels, scores)  # an image of the enlarged scores themselves
-        (crop,), _ = pair.split([sample])
+        (crop,) = pair.parts(sample)
         assert crop.labels.shape == crop.image.shape[1:] == (64 + align_corners,) * 2
         out = F.interpolate(crop.scores, crop.image.shape[1:], mode="bilinear", align_corners=align_corners)[0]
         torch.testing.assert_close(out[:, 4:-4, 4:-4], crop.image[:, 4:-4, 4:-4])
+
+
+def test_several_crops_lie_beside_each_other_about_the_middle():
+    pair = dataclasses.replace(PAIR, crop=4, grid=(2, 3))
+    places = torch.arange(96 * 128).view(96, 128)
+    sample = Sample("0", places[None].expand(3, -1, -1), places, torch.arange(12 * 16).view(1, 1, 12, 16))
+    parts = pair.parts(sample)
+    assert [part.labels.shape for part in parts] == [(32, 32)] * 6
+    assert (
+        sorted(x for part in parts for x in part.labels.flatten().tolist())
+        == places[16:80, 16:112].flatten().tolist()
+    )
+    assert all(
+        part.labels[0, 0] == 8 * (128 * (part.scores[0, 0, 0, 0] // 16) + part.scores[0, 0, 0, 0] % 16)
+        for part in parts
+    )
 
 
 def test_slow_rivals_run_on_crops_alone(pair, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import hotswap
 from hotswap.targets.plan import Plan
 from pac_ops import pacresize2d, srgb_to_lab
 
-BACK = {2: ((4, 2, 2), 2), 4: ((4, 4, 2), 1)}
+BACK = {2: ((6, 4, 2), 2), 4: ((6, 4, 2), 1)}
 
 
 class Net(nn.Module):
@@ -80,7 +80,7 @@ def test_scores_by_4_and_2_go_in_steps_back_at_every_size(factor, method):
         ({"classes": 3}, {}, [(2, 0)]),
         ({"factor": 4, "classes": 1}, {}, [((4, 2), 0)]),
         ({"mixed": True}, {"targets": "resize_*"}, [(2, 0)]),
-        ({"rows": 2}, {}, [((4, 4), 1), (2, 0)]),
+        ({"rows": 2}, {}, [((6, 4), 1), (2, 0)]),
         ({"factor": 8}, {}, [((6, 4, 2), 0)]),
         ({}, {"footprint": 2}, [(2, 0)]),
         ({}, {"footprint": (6, 4)}, [((6, 4), 1)]),

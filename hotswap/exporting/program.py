@@ -5,7 +5,6 @@ run: the exporter, which knows no values of buffers, gives up there; it does kno
 GraphModule's graph is gone through without its hooks being called.
 """
 
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,7 +14,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from hotswap.exporting.constants import with_constants
 from hotswap.exporting.few_axes import with_few_axes
+from hotswap.exporting.memory import storage, writes
 from hotswap.exporting.open_sizes import OpenSizes
 from pac_ops import standard, whole
 
@@ -44,6 +45,7 @@ def exported_program(
         with_few_axes(exported.graph_module)
         _without_idle_casts(exported.graph_module)
         _without_idle_copies(exported.graph_module)
+        with_constants(exported)
         return exported
 
 
@@ -82,24 +84,11 @@ def _without_idle_copies(module: GraphModule) -> None:
     ordered = list(module.graph.nodes)
     for place, node in enumerate(ordered):
         if node.target is torch.ops.aten.clone.default and not node.kwargs:
-            pair = {_storage(node), _storage(node.args[0])}
-            if not any(_writes(later) and _storage(later) in pair for later in ordered[place + 1 :]):
+            pair = {storage(node), storage(node.args[0])}
+            if not any(writes(later) and storage(later) in pair for later in ordered[place + 1 :]):
                 node.replace_all_uses_with(node.args[0])
                 module.graph.erase_node(node)
     module.recompile()
-
-
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _storage(node: Node) -> Node:
-    """The node that made the memory in which a node's result is."""
-    while node.target is operator.getitem or (
-        isinstance(node.target, torch._ops.OpOverload) and any(x.alias_info for x in node.target._schema.returns)
-    ):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _by_factor(node: Node) -> bool:

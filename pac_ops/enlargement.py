@@ -43,7 +43,7 @@ class Enlargement(NamedTuple):
         first, after, height = self.band
         coarse = coarse if self.held is None else (self.held[2], coarse[1])
         rows, columns = (self._axis(axis, coarse, (height, fine[1]), device) for axis in (0, 1))
-        rows = rows._replace(place=rows.place[first:after], near=rows.near[first:after])
+        rows = Axis(*(each[first:after] for each in rows))
         return Located(rows, columns, self.footprint, 0 if self.held is None else self.held[0])
 
     def neighbours(self, coarse: Pair, fine: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,9 @@ class Enlargement(NamedTuple):
         first = place.clamp(min=-0.5).floor()
         reach = self.footprint // 2
         near = first + torch.arange(1 - reach, 1 + reach, dtype=place.dtype, device=device)
-        return Axis(place.clamp(min=0), near, last)
+        kept = near.clamp(0, last)
+        # Whole numbers, so without a comparison, which some runtimes do not have.
+        return Axis(place.clamp(min=0), near, kept, (1 - (near - kept).abs()).relu())
 
 
 class Axis(NamedTuple):
@@ -120,14 +122,12 @@ class Axis(NamedTuple):
 
     place: Tensor  # [n, 1]
     near: Tensor  # the coarse pixels next to them, [n, footprint], also before the first and after the last
-    last: int  # of the coarse ones
+    kept: Tensor  # the same, at the border one of them repeated
+    inside: Tensor  # 1 where these are one, 0 outside the map
 
     def weights(self, footprint: int) -> Tensor:
         """Those of a tent so wide, [n, footprint]."""
-        weight = ((self.place - self.near).abs() * (-2 / footprint) + 1).relu()
-        if torch.compiler.is_exporting():  # without a comparison, which some runtimes do not have; near is whole
-            return weight * (1 - (self.near - self.near.clamp(0, self.last)).abs()).relu()
-        return weight * torch.logical_and(self.near >= 0, self.near <= self.last)
+        return ((self.place - self.near).abs() * (-2 / footprint) + 1).relu() * self.inside
 
 
 class Located(NamedTuple):
@@ -140,7 +140,7 @@ class Located(NamedTuple):
 
     def neighbours(self) -> tuple[Tensor, Tensor]:
         """Rows, [Ho, n], and columns, [Wo, n], of fine pixels' neighbours; at the border one is repeated."""
-        rows, columns = (axis.near.clamp(0, axis.last).long() for axis in (self.rows, self.columns))
+        rows, columns = self.rows.kept.long(), self.columns.kept.long()
         return rows - self.above if self.above else rows, columns
 
     def weights(self) -> tuple[Tensor, Tensor]:

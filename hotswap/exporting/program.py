@@ -38,7 +38,9 @@ def exported_program(
         Exception: what the exporter raises.
     """
     table = standard.decompositions()
-    with _called(model), OpenSizes(), whole.kept() if keep else nullcontext():
+    # Of open sizes, PyTorch's cache of fake results takes longer than what it saves.
+    uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with uncached, _called(model), OpenSizes(), whole.kept() if keep else nullcontext():
         exported = _exported(model, arguments, dynamic_shapes)
         if any(node.target in table and not _by_factor(node) for node in nodes(exported)):  # where no mode saw it
             exported = exported.run_decompositions(table)

@@ -2,7 +2,7 @@
 
 import copy
 import datetime as dt
-import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hotswap
 from benchmarks.harness import commit, processor
@@ -29,8 +29,8 @@ class Cost:
 
     pair: str
     size: str
-    plain_ms: float  # of processor time, the fastest of some runs in turn
-    guided_ms: float
+    plain_ms: float  # of processor time, the fastest of some rounds
+    guided_ms: float  # that times the median over rounds of the ratio, as a machine's speed changes from run to run
     date: str
     commit: str
     versions: str
@@ -80,13 +80,15 @@ def _times(network: nn.Module, size: tuple[int, int], rounds: int) -> tuple[floa
     torch.manual_seed(0)
     image = torch.randn(1, 3, *size)
     swapped = hotswap.convert(copy.deepcopy(network), "resize", "input", calibrate_on=[image], example_inputs=image)
-    least = [math.inf, math.inf]
-    for _ in range(rounds):
-        for index, model in enumerate((network, swapped)):
-            start = time.process_time()
-            model(image)
-            least[index] = min(least[index], 1000 * (time.process_time() - start))
-    return least[0], least[1]
+    took = [(_ms(network, image), _ms(swapped, image)) for _ in range(rounds)]
+    plain = min(each for each, _ in took)
+    return plain, plain * statistics.median(guided / each for each, guided in took)
+
+
+def _ms(model: nn.Module, image: Tensor) -> float:
+    start = time.process_time()
+    model(image)
+    return 1000 * (time.process_time() - start)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 
 from hotswap.exporting.memory import storage, writes
 
-_MOST = 2**20  # elements of what comes of no parameter: masks, and tables of places
+_MOST = 2**22  # bytes of what comes of no parameter: masks, and tables of places
 _KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -46,13 +46,13 @@ def _values(program: ExportedProgram) -> dict[Node, Tensor]:
             continue
         if node.op == "placeholder" and node.name in targets and node.name not in signature.buffers_to_mutate:
             value = held[targets[node.name]]
-            most[node] = value.numel()
+            most[node] = value.nbytes
         elif _is_computed(node):
             value = node.target(*map_arg(node.args, values.get), **map_arg(node.kwargs, values.get))
             most[node] = sum(most[x] for x in given) if given else _MOST
         else:
             continue
-        if isinstance(value, Tensor) and value.numel() <= most[node]:
+        if isinstance(value, Tensor) and value.nbytes <= most[node]:
             values[node] = value
     return values
 

@@ -58,6 +58,15 @@ class Splits(Folds):
         return x @ torch.cat([second, first])
 
 
+class Quantised(Folds):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("levels", torch.randint(-128, 128, (4, 4), dtype=torch.int8))
+
+    def forward(self, x):
+        return x @ (self.levels.t().contiguous().float() * 0.01)
+
+
 class Returns(Folds):
     def forward(self, x):
         table = self.weight.t() * 2
@@ -87,7 +96,7 @@ def test_a_reordered_weight_is_held_once_as_it_is_used():
     assert constant.shape == (4, 4)
 
 
-@pytest.mark.parametrize("kind", [Folds, Overwrites, Ties, Widens, Splits, Returns])
+@pytest.mark.parametrize("kind", [Folds, Overwrites, Ties, Widens, Splits, Quantised, Returns])
 def test_results_are_the_networks(kind):
     model, exported = kind(), program(kind())
     run = reloaded(exported)
@@ -115,6 +124,11 @@ def test_a_weight_that_something_else_reads_stays():
 def test_nothing_larger_than_its_parameters_is_held():
     exported = program(Widens())
     assert sum(x.numel() for x in [*exported.state_dict.values(), *exported.constants.values()]) <= 16 + 16 + 4
+
+
+def test_weights_of_8_bits_stay_so():
+    (held,) = program(Quantised()).constants.values()
+    assert held.dtype == torch.int8
 
 
 @pytest.mark.parametrize("conserve", [None, "window"])

@@ -186,12 +186,7 @@ def _row(
         settings=len(rival.settings),
         chosen_on=chosen_on if len(rival.settings) > 1 else 0,
         images=quality.images,
-        quality=percent(quality.swapped),
-        quality_gain=percent(quality.better),
-        quality_margin=percent(quality.margin),
-        near=percent(near.swapped),
-        near_gain=percent(near.better),
-        near_margin=percent(near.margin),
+        **figures(quality, near),
         ms=round(cost.ms, 2),
         mib=round(cost.mib, 1),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
@@ -202,9 +197,13 @@ def _row(
     )
 
 
-def percent(value: float) -> float:
-    """As rows have it."""
-    return round(100 * value, 3)
+def figures(quality: Gain, near: Gain) -> dict[str, float]:
+    """What a row says of both, in percent."""
+    return {
+        name + part: round(100 * value, 3)
+        for name, each in (("quality", quality), ("near", near))
+        for part, value in (("", each.swapped), ("_gain", each.better), ("_margin", each.margin))
+    }
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from benchmarks.harness import commit, processor
 from benchmarks.real import kept
 from benchmarks.real.behind import AtOnceBehind
 from benchmarks.real.camvid import CLASSES, MEAN, STD, VOID
-from benchmarks.real.compare import gains, percent
+from benchmarks.real.compare import figures, gains
 from benchmarks.real.kept import Kept, Sample
 from benchmarks.real.rows import read, write
 from benchmarks.real.scores import PAIRS
@@ -232,12 +232,7 @@ def _row(name: str, arm: str, scale: float, steps: int, quality: Gain, near: Gai
         scale=scale,
         steps=steps,
         images=quality.images,
-        quality=percent(quality.swapped),
-        quality_gain=percent(quality.better),
-        quality_margin=percent(quality.margin),
-        near=percent(near.swapped),
-        near_gain=percent(near.better),
-        near_margin=percent(near.margin),
+        **figures(quality, near),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
         commit=commit(),
         versions=" ".join(f"{k}={v}" for k, v in installed(("torch",)).items()),

@@ -67,12 +67,15 @@ def _shrunk(early: Tensor, coarse: Tensor) -> Tensor:
 
 
 class Place(NamedTuple):
-    """A network's decoder, and its convolutions of 3 x 3 pixels."""
+    """A network's decoder, its convolutions of 3 x 3 pixels, and how it is tuned."""
 
     decoder: Callable[[], nn.Module]
     maps: Callable[[nn.Module, Tensor], Maps]  # of the whole network and a normalised image
     last: str  # the last convolution of the stage, as in the paper
     all: tuple[str, ...]
+    batch: int  # crops or frames a step
+    whole: bool  # it is tuned on whole frames: its windows are larger than crops
+    rates: tuple[float, ...]  # of these each arm's is chosen
 
     def trained(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The decoder with its part of a whole network's weights, in evaluation."""
@@ -82,8 +85,10 @@ class Place(NamedTuple):
 
 
 PLACES = {
-    "at_once": Place(AtOnceBehind, _stages, "head.0.0", ("head.0.0",)),
-    "fcn8s": Place(Fcn8sBehind, _pools, "conv5_3", ("conv5_1", "conv5_2", "conv5_3")),
+    "at_once": Place(AtOnceBehind, _stages, "head.0.0", ("head.0.0",), 4, False, (1e-4, 4e-4, 1.6e-3)),
+    "fcn8s": Place(
+        Fcn8sBehind, _pools, "conv5_3", ("conv5_1", "conv5_2", "conv5_3"), 2, True, (6.25e-6, 2.5e-5, 1e-4)
+    ),
 }
 
 

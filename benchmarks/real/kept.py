@@ -65,6 +65,11 @@ class Batch(NamedTuple):
     labels: Tensor  # [B, H, W]
 
 
+def spread(every: Sequence[Frame], count: int) -> list[Frame]:
+    """So many frames at even distances, as neighbours are of one drive."""
+    return [every[index * len(every) // count] for index in range(min(count, len(every)))]
+
+
 def sample(name: str, network: nn.Module, frame: Frame) -> Sample:
     """A frame with its maps."""
     return Sample(frame.image, frame.labels, maps_of(name, network, normalised(frame.image)[None]))
@@ -81,9 +86,9 @@ def write(
 
 
 def pack(name: str, network: nn.Module, parts: Sequence[Sequence[Sample]], path: Path, limit: float) -> None:
-    """Keep one crop of each sample, of as many samples as fit into so many MiB, and weights in 16 bits."""
+    """Keep as many samples as fit into so many MiB, one crop of each where it suffices, and weights in 16 bits."""
     draw = random.Random(0)  # noqa: S311 (no secret)
-    cut = [[cut_at_random(x, draw) for x in part] for part in parts]
+    cut = [[x if PLACES[name].whole else cut_at_random(x, draw) for x in part] for part in parts]
     write(name, network, [[]] * len(parts), path, torch.float16)
     share = (0.99 * limit * 2**20 - path.stat().st_size) / sum(x.size for part in cut for x in part)
     fitting = [part[: int(min(1.0, max(0.0, share)) * len(part))] for part in cut]
@@ -117,6 +122,13 @@ def crops(samples: Sequence[Sample], steps: int, size: int, seed: int, device: t
     draw = random.Random(seed)  # noqa: S311 (no secret)
     for _ in range(steps):
         yield batch([cut_at_random(draw.choice(samples), draw) for _ in range(size)], device)
+
+
+def wholes(samples: Sequence[Sample], steps: int, size: int, seed: int, device: torch.device) -> Iterator[Batch]:
+    """Batches of different whole samples, drawn at random."""
+    draw = random.Random(seed)  # noqa: S311 (no secret)
+    for _ in range(steps):
+        yield batch(draw.sample(samples, size), device)
 
 
 def cut_at_random(whole: Sample, draw: random.Random) -> Sample:

@@ -30,8 +30,7 @@ from hotswap.errors import HotswapError
 from hotswap.versions import installed
 
 RESULTS = Path(__file__).parents[1] / "results" / "real_trial.csv"
-RATES = (1e-4, 4e-4, 1.6e-3)
-SEARCH, BATCH, CALIBRATING = 0, 4, 2  # the seed of the search; crops a step; batches
+SEARCH, CALIBRATING = 0, 2  # the seed of the search; batches
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def main() -> None:
 @main.command()
 @click.argument("name", type=click.Choice(sorted(PLACES)))
 @click.option("--nets", type=click.Path(exists=True, path_type=Path), required=True, help="Of benchmarks.real.train.")
-@click.option("--train", default=367, show_default=True, help="Frames to train on.")
+@click.option("--train", default=367, show_default=True, help="Frames to train on, spread over all.")
 @click.option("--packed", type=float, help="MiB: one crop a frame, as many as fit, and weights in 16 bits.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @torch.no_grad()
@@ -74,7 +73,7 @@ def keep(name: str, nets: Path, train: int, packed: float | None, out: Path) -> 
     try:
         network, pair = trained(name, 1, nets), PAIRS[f"camvid_{name}"]
         val = frames("val")
-        parts = [frames("train")[:train], val[: pair.choosing : pair.step], val[pair.choosing :]]
+        parts = [kept.spread(frames("train"), train), val[: pair.choosing : pair.step], val[pair.choosing :]]
         samples = [[kept.sample(name, network, frame) for frame in part] for part in parts]
         if packed is None:
             kept.write(name, network, samples, out)
@@ -114,8 +113,7 @@ class Bench:
         self.given, self.steps, self.device = given, steps, device
         self.place, self.task = PLACES[given.name], PAIRS[f"camvid_{given.name}"].task()
         self.decoder = given.decoder.to(device)
-        crops = kept.crops(given.train, CALIBRATING, BATCH, SEARCH, device)
-        self.calibrating = [batch.inputs for batch in crops]
+        self.calibrating = [batch.inputs for batch in self._batches(CALIBRATING, SEARCH)]
         self._prepared: dict[int, Any] = {}
 
     def runs(self, wanted: dict[str, Arm], seeds: int, rows: list[Trial]) -> Iterator[Trial]:
@@ -134,7 +132,7 @@ class Bench:
         if not arm.trained:
             return (0.0,) if seed == SEARCH + 1 else ()  # once, where arms are compared
         if seed == SEARCH:
-            return RATES
+            return self.place.rates
         found = [r for r in rows if (r.network, r.arm, r.seed, r.steps) == (self.given.name, key, SEARCH, self.steps)]
         return (max(found, key=lambda row: row.quality + row.near).rate,)
 
@@ -163,15 +161,19 @@ class Bench:
             commit=commit(),
             versions=" ".join(f"{k}={v}" for k, v in installed(("torch",)).items()),
             processor=processor() if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
-            command=f"python -m benchmarks.real.trial run {self.given.name}",
+            command=f"python -m benchmarks.real.trial run {self.given.name} --steps {self.steps}",
         )
 
+    def _batches(self, steps: int, seed: int) -> Iterator[kept.Batch]:
+        draw = kept.wholes if self.place.whole else kept.crops
+        return draw(self.given.train, steps, self.place.batch, seed, self.device)
+
     def _tune(self, network: nn.Module, arm: Arm, seed: int, rate: float) -> None:
-        """Steps on crops; the statistics of batch normalisation stay as they are, and nothing is dropped."""
+        """Steps; the statistics of batch normalisation stay as they are, and nothing is dropped."""
         learning = optimiser(network, self.decoder, rate)
         most = [group["lr"] for group in learning.param_groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(learning, most, total_steps=self.steps)
-        for inputs, labels in kept.crops(self.given.train, self.steps, BATCH, seed, self.device):
+        for inputs, labels in self._batches(self.steps, seed):
             seen = arm.see(inputs, tuple(x.roll(1, 0) for x in inputs))
             loss = F.cross_entropy(network(*seen), labels, ignore_index=VOID)
             learning.zero_grad()

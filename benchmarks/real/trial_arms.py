@@ -103,7 +103,7 @@ def optimiser(network: nn.Module, decoder: nn.Module, rate: float) -> torch.opti
             is_plain = name.replace("parametrizations.weight.original", "weight") in plain
             groups[1 if is_plain else GATES if name.endswith("gate") else FASTER].append(parameter)
     filled = [{"params": group, "lr": factor * rate} for factor, group in groups.items() if group]
-    return torch.optim.AdamW(filled, weight_decay=DECAY)
+    return torch.optim.AdamW(filled, weight_decay=DECAY, fused=True)
 
 
 def added(network: nn.Module, decoder: nn.Module) -> int:

@@ -8,7 +8,7 @@ from benchmarks.real.behind import PLACES
 from benchmarks.real.page import signed
 from benchmarks.real.rows import read
 from benchmarks.real.scores import PAIRS
-from benchmarks.real.trial import BATCH, RATES, RESULTS, SEARCH, Trial
+from benchmarks.real.trial import RESULTS, SEARCH, Trial
 from benchmarks.real.trial_arms import ARMS, PLAIN, START, arms
 
 Runs = Mapping[str, Mapping[int, Trial]]  # by arm and seed
@@ -67,12 +67,14 @@ def winners(runs: Runs) -> list[str]:
 def _budget(runs: Runs) -> str:
     plain, start = runs[PLAIN], runs.get(START, {})
     row = next(iter(plain.values()))
+    place = PLACES[row.network]
+    batch = f"{place.batch} {'whole frames' if place.whole else 'crops'}"
     before = "".join(f"{x.quality:.1f} mIoU and {x.near:.1f} near edges before, " for x in start.values())
     quality, near = (sum(getattr(x, column) for x in plain.values()) / len(plain) for column in ("quality", "near"))
     return (
-        f"{row.steps} steps of {BATCH} crops, {len(plain)} seeds; {before}{quality:.1f} and {near:.1f} after tuning "
+        f"{row.steps} steps of {batch}, {len(plain)} seeds; {before}{quality:.1f} and {near:.1f} after tuning "
         f"with nothing swapped, on {row.images} images. Gains in points, with intervals over seeds; each arm's rate "
-        f"is the best of {len(RATES)}."
+        f"is the best of {len(place.rates)}."
     )
 
 

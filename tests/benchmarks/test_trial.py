@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         return F.interpolate(self.score(self.mix(x).relu()), image.shape[2:], mode="bilinear")
 
 
-PLACE = Place(Decoder, lambda network, image: pooled(image), "mix", ("mix",))
+PLACE = Place(Decoder, lambda network, image: pooled(image), "mix", ("mix",), 4, False, (1e-4, 1e-2))
 
 
 def pooled(image):
@@ -71,6 +71,23 @@ def test_parts_of_maps_are_the_maps_of_parts(file):
         assert part.labels.shape == (64, 96)
         for ours, theirs in zip(part.maps, pooled(normalised(part.image)[None]), strict=True):
             torch.testing.assert_close(ours.float(), theirs[0], atol=2e-3, rtol=1e-3)
+
+
+def test_whole_frames_of_a_batch_are_different_ones(file):
+    samples = kept.read(file).train
+    drawn = list(kept.wholes(samples, 3, 2, 1, CPU))
+    for inputs, labels in drawn:
+        images = [kept.batch([x], CPU).inputs[0][0] for x in samples]
+        found = [[torch.equal(ours, x) for x in images].index(True) for ours in inputs[0]]
+        assert len(set(found)) == 2
+        assert torch.equal(labels, torch.stack([samples[index].labels.long() for index in found]))
+    again = next(kept.wholes(samples, 1, 2, 1, CPU))
+    assert torch.equal(again.labels, drawn[0].labels)
+
+
+def test_frames_to_train_on_are_spread_over_all():
+    assert kept.spread([frame(index, (8, 8)) for index in range(7)], 3)[-1].name == "4"
+    assert len(kept.spread([frame(0, (8, 8))], 5)) == 1
 
 
 @pytest.mark.parametrize("name", ["fcn8s", "at_once"])
@@ -114,8 +131,7 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
         assert sum(p.numel() for group in faster for p in group) == trial_arms.added(network, bench.decoder)
 
 
-def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "RATES", (1e-4, 1e-2))
+def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path):
     arms, output = (START, PLAIN, "another's guide"), tmp_path / "rows.csv"
     arguments = [str(file), "--steps", "2", "--output", str(output), *(f"--arm={arm}" for arm in arms)]
     for seeds in ("1", "1", "2"):

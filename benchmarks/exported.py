@@ -24,7 +24,7 @@ _NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "FCN-8s (512 in fc6 and fc7)": (partial(FCN8s, hidden=512), {"targets": TARGETS, "guide": GUIDE}),
     "fcn_resnet50": (
         partial(torchvision.models.segmentation.fcn_resnet50, **_BARE),
-        {"targets": "auto", "guide": "auto", "guide_scale": 0.1},
+        {"targets": "paper", "guide": "auto", "guide_scale": 0.1},
     ),
     "lraspp_mobilenet_v3_large": (
         partial(torchvision.models.segmentation.lraspp_mobilenet_v3_large, **_BARE),

@@ -20,6 +20,7 @@ from hotswap.network.names import AUTO, INPUT
 from hotswap.surgery import install
 from hotswap.surgery.prepare import IN_PLACE, Preparation, Prepared, carry_out, sharing_weights
 from hotswap.surgery.self_check import SelfCheck
+from hotswap.targets.automatic import explained, without_auto
 from hotswap.targets.choose import Guides, Targets, choose, listed
 from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
@@ -60,16 +61,18 @@ def plan(
     Args:
         model: any `nn.Module`; it is left as it is. What is swapped in it already stays so.
         targets: convolutions to swap: module paths, modules, `conv{stage}_{index}` aliases, globs, `re:` expressions,
-            or "auto": the last spatial convolution of each of the last three stages, as in the paper. Enlargements to
+            or "paper": the last spatial convolution of each of the last three stages, as there. Enlargements to
             guide (`nn.Upsample`, `F.interpolate`, fixed bilinear transposed convolutions): `resize_{index}` aliases,
             modules, their paths, "resize": those that guiding helps, of scores at the end of the network (a note
             names those it leaves); or "resize_*": every one. The scores that the network gives, along the image
             behind it (see `hotswap.Output`): "output_guided", which needs no training, for networks that end with
-            learned layers; "output" and "output_crf", which do. A list may mix them.
+            learned layers; "output" and "output_crf", which do. A list may mix them. "auto" is what gained most on
+            real labels: "resize", where it takes any; else a small PAC-CRF where the network gives scores of
+            classes; else, or with a guide other than the image, "paper". A note says which.
         guide: what steers them: a module object, its path, or its alias, for its output; "input", the image
-            (the network's first argument); "auto": the last convolution of the second stage; a list of these, which
-            count as one guide with all their channels; or a mapping from targets, named in any of these ways or by
-            patterns, to one of these.
+            (the network's first argument); "auto": the image, for convolutions the last one of the second stage; a
+            list of these, which count as one guide with all their channels; or a mapping from targets, named in any
+            of these ways or by patterns, to one of these.
         guide_scale: what the guide is multiplied by, >= 0, or a mapping from targets to that. The paper's 1e-4 was
             chosen for a VGG fed raw pixels and does next to nothing in most other networks: see `calibrate`.
         learn_scale: add one parameter a target, the logarithm of its scale, to be trained.
@@ -294,34 +297,40 @@ def _planned(
         raise HotswapError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     example_inputs = inputs.example
     swapped = install.current_plan(model)
-    others, asked = without_output([targets] if isinstance(targets, Output) else listed(targets))
+    named: list[Any] = [targets] if isinstance(targets, Output) else listed(targets)
+    if swapped is not None:
+        install.require_own_input(model)
+        # Names are looked up in a plain copy.
+        named, guide, guide_scale = (_by_path(model, x) for x in (named, guide, guide_scale))
+    names = look_up(model if swapped is None else plain_copy(model), example_inputs)
+    swaps = [] if swapped is None else list(swapped.swaps)
+    resizes = [] if swapped is None else list(swapped.resizes)
+    named, guide, guide_scale, about = without_auto(
+        names, named, guide, guide_scale, form.footprint, example_inputs, resizes
+    )
+    others, asked = without_output(named)
     if asked is not None and not others and not (isinstance(guide, str) and guide in (AUTO, INPUT)):
         raise HotswapError(
             f'guide must be "{AUTO}" or "{INPUT}" where only the output is a target, which the image guides, '
             f"got {guide!r}"
         )
-    if swapped is not None:
-        install.require_own_input(model)
-        # Names are looked up in a plain copy.
-        others, guide, guide_scale = (_by_path(model, x) for x in (others, guide, guide_scale))
-    names = look_up(model if swapped is None else plain_copy(model), example_inputs)
     alias_of = names.alias_of
-    swaps = [] if swapped is None else list(swapped.swaps)
-    resizes = [] if swapped is None else list(swapped.resizes)
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
     scales = PAPER_SCALE if guide_scale is None else guide_scale
     output = None if swapped is None else swapped.output
     if asked is not None and output is not None:
         raise HotswapError("the output is refined already: hotswap.revert the network first")
     wanted = split(names, others, guide, scales, form.footprint, example_inputs, resizes)
-    chosen, notes = wanted.enlargements, wanted.notes
+    chosen, notes = wanted.enlargements, about + wanted.notes
     if wanted.others or not (chosen or asked):
-        convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
+        with explained(about):
+            convolutions, further = choose(names, wanted.others, wanted.guide, wanted.guide_scale)
         chosen, notes = chosen + convolutions, notes + further
     spaces, further = form.spaces(model, {each.name: each.guide for each in wanted.enlargements}, inputs.images)
     if asked is not None:
-        output, about = found(asked, names.model, inputs.numbers, form, inputs.images)
-        notes += about
+        with explained(about):
+            output, on_output = found(asked, names.model, inputs.numbers, form, inputs.images)
+        notes += on_output
     earlier = () if swapped is None else swapped.notes
     notes += (*(note for note in earlier if note.startswith(GUIDES_AS) and note not in further), *further)
     for each in chosen:
@@ -345,17 +354,16 @@ def _planned(
             size, ins, outs = shape_of(model.get_submodule(each.target))
             shape = {"kernel_size": size, "in_channels": ins, "out_channels": outs}
             swaps.append(Swap(**{**swapping, **common, **shape, "gate": (0.0,) * int(swapping["gate"])}))
-    named = [each.name for each in chosen]
-    if named and before.issuperset(named):
+    new = [each.name for each in chosen]
+    if new and before.issuperset(new):
         raise HotswapError(
-            f"these targets are swapped already ({', '.join(named)}): name others, or hotswap.revert the network "
-            "first"
+            f"these targets are swapped already ({', '.join(new)}): name others, or hotswap.revert the network first"
         )
     options = (("kernel", DEFAULT_KERNEL, swapping["kernel"]), ("gate", False, swapping["gate"]))
     for option, usual, given in (*options, ("projection", 0, projection[0])):
         if given != usual and all(swap.target in before for swap in swaps):
             raise HotswapError(
-                f"{option} must be {usual!r} where only enlargements are targets, which have no other, got {given!r}"
+                f"{option} must be {usual!r} where no convolution is a target, as only these have it, got {given!r}"
             )
     if before:
         notes += (f"{len(before)} were swapped before, and stay as they are",)
@@ -369,8 +377,8 @@ def _planned(
     prepared = Preparation(example_inputs, selfcheck, by_fx).prepare(names, resolved, method)
     if projection[0]:
         measured = carry_out(sharing_weights(names.model), prepared, inplace=True)
-        new = [swap.target for swap in swaps if swap.target not in before]
-        rows = principal_projections(measured, inputs.batches, new, *projection)
+        added = [swap.target for swap in swaps if swap.target not in before]
+        rows = principal_projections(measured, inputs.batches, added, *projection)
         started = (
             replace(swap, projection=rows[swap.target], projection_window=projection[1])
             if swap.target in rows

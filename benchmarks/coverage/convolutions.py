@@ -13,6 +13,7 @@ from benchmarks.coverage.outputs import difference, gradients, has_gradient, in_
 from benchmarks.coverage.plain import NotApplicable, running
 from benchmarks.coverage.promises import ROUNDING, ROUNDING_64, BrokenPromise, Plain
 from hotswap.api import PAPER_SCALE
+from hotswap.targets.choose import PAPER
 from hotswap.targets.convolution import SwappedConv2d
 
 LEAST_CONVOLUTIONS = 2  # a target and something to guide it
@@ -30,7 +31,7 @@ class Report:
     parameters: int = 0
     convolutions: int = 0  # spatial, of odd window, that the forward calls
     size: int = 0  # side length of its input
-    choice: str = ""  # "auto", or "first-last"
+    choice: str = ""  # "paper", or "first-last"
     targets: tuple[str, ...] = ()
     guide: tuple[str, ...] = ()
     method: str = ""
@@ -151,14 +152,14 @@ def _observed(model: nn.Module, inputs: Inputs) -> Calls:
 
 
 def _convert(model: nn.Module, inputs: Inputs, calls: Calls, report: Report) -> nn.Module:
-    """With "auto" where that finds stages enough, else the last convolution guided by the first."""
+    """With "paper" where that finds stages enough, else the last convolution guided by the first."""
     inplace = report.parameters > _COPIED_UP_TO
     options: Any = {"guide_scale": 0.0, "example_inputs": inputs, "inplace": inplace}
-    report.choice = "auto"
+    report.choice = PAPER
     try:
-        swapped = hotswap.convert(model, **options)
+        swapped = hotswap.convert(model, PAPER, **options)
     except hotswap.HotswapError as error:
-        if not str(error).startswith('"auto" needs'):
+        if not str(error).startswith(f'"{PAPER}" needs'):
             raise
         report.choice = "first-last"
         report.notes.append(str(error).partition(";")[0])

@@ -11,7 +11,7 @@ from benchmarks.coverage.sweep import COUNTED, OK, PLAIN
 Rows = Mapping[str, Mapping[str, str]]
 LIBRARIES = ("timm", "torchvision", "smp", "transformers")
 WHAT = """\
-Every network below was built without pretrained weights and converted with the automatic choice of targets and
+Every network below was built without pretrained weights and converted with the paper's choice of targets and
 guide (where a network has too few stages for that: its last spatial convolution, guided by its first convolution).
 It counts as converted if its outputs agree with the plain ones to rounding at `guide_scale=0`, and within 1e-3 at
 1e-4; if gradients reach every target's weight and the guide; if `state_dict` keys and class are the same; and if

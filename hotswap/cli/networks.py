@@ -26,14 +26,15 @@ _CHOICES: tuple[Callable[[options.Command], options.Command], ...] = (
         help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:; "
         "or an enlargement to guide: an alias such as resize_2; resize, those of scores at the end; 'resize_*', all; "
         "or output_guided, the scores behind networks that end with learned layers. "
-        "Repeat for more. Default: auto, the last convolution of each of the last three stages.",
+        "Repeat for more. Default: auto: resize where it takes any; else a PAC-CRF on scores of classes, to train; "
+        "else paper, the last convolution of each of the last three stages.",
     ),
     click.option(
         "--guide",
         multiple=True,
         metavar="NAME",
         help="The module whose output steers the targets, by path or alias, or input, the image itself. Repeat for "
-        "more, which then count as one. Default: auto, the second stage's last.",
+        "more, which then count as one. Default: auto: the image, for convolutions the second stage's last.",
     ),
     click.option(
         "--guide-scale",

@@ -11,7 +11,7 @@ from hotswap.measure.status import status
 from hotswap.network.dry_run import Call, Inputs
 from hotswap.network.names import AUTO
 from hotswap.tables import render
-from hotswap.targets.choose import automatic, why_not
+from hotswap.targets.choose import PAPER, as_paper, why_not
 from hotswap.targets.convolution import SwappedLayer, why_not_swappable
 from hotswap.targets.elsewhere import elsewhere
 from hotswap.targets.entries import Resize, Swap, named, why_not_guided
@@ -42,7 +42,7 @@ class ConvInfo:
     multiply_adds: int | None  # of its first call, one image
     why_no_target: str | None  # None where it can be a target
     why_no_guide: str | None  # None where it can be a guide
-    automatic: str | None  # "target" or "guide" where "auto" chooses it
+    paper: str | None  # "target" or "guide" where the target "paper" chooses it
     swap: Swap | None  # where it is swapped
 
 
@@ -88,14 +88,14 @@ class Inspection:
                 _by(conv.output_size),
                 f"{conv.parameters:,}",
                 None if conv.multiply_adds is None else f"{conv.multiply_adds / 1e6:,.1f}",
-                conv.automatic,
+                conv.paper,
                 conv.why_no_target or "yes",
                 conv.why_no_guide or "yes",
             )
             for conv in self.convolutions
         ]
         columns = (
-            *("alias", "path", "convolution", "output", "parameters", "M mult-adds", "auto"),
+            *("alias", "path", "convolution", "output", "parameters", "M mult-adds", f'"{PAPER}"'),
             *("can be a target", "can guide"),
         )
         tables = [render(columns, rows)]
@@ -118,7 +118,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     Other layers are listed where they can be targets: average pools, modules that call `F.conv2d` with their weight.
 
     Of each resizing also its factor, its place, and whether "resize" takes it and why; see `verdict`.
-    Also what "auto" takes, and of a converted network the swaps, with warnings. One run, on fake tensors where the
+    Also what "paper" takes, and of a converted network the swaps, with warnings. One run, on fake tensors where the
     network takes them: nothing is computed then. The network does not change.
 
     Args:
@@ -135,7 +135,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
     guide = ""
     if state.plan is None:
         try:
-            targets, guide = automatic(names)
+            targets, guide = as_paper(names)
         except HotswapError as error:
             notes.append(str(error))
     calls = () if names.observation is None else names.observation.calls
@@ -161,7 +161,7 @@ def inspect(model: nn.Module, example_inputs: Inputs | None = None) -> Inspectio
                 multiply_adds=None if call is None else _multiply_adds(module, shape, call),
                 why_no_target=_why_no_target(names, path),
                 why_no_guide=_why_no_guide(names, call, is_last=state.plan is None and order.get(path, -1) >= last),
-                automatic="target" if path in targets else "guide" if path == guide else None,
+                paper="target" if path in targets else "guide" if path == guide else None,
                 swap=swap_of.get(path),
             )
         )

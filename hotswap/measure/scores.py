@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hotswap.errors import HotswapError
 from hotswap.measure.compare import run
-from hotswap.network.dry_run import Inputs, as_arguments, default_inputs
+from hotswap.network.dry_run import Inputs
+from hotswap.network.example import with_numbers
 from hotswap.network.names import INPUT
 from hotswap.network.predictions import layout_of
 from hotswap.targets.forms import Form
@@ -39,14 +40,14 @@ def found(
     Args:
         entry: what is asked for.
         model: the plain network.
-        inputs: what it is run on; None for an image of its usual size.
+        inputs: what it is run on; None for a random image of its usual size.
         form: in which space the image guides.
         images: gives images as the network receives them.
 
     Raises:
         HotswapError: where the network gives no scores, or it is not known how images are normalised.
     """
-    arguments = as_arguments(default_inputs(model) if inputs is None else inputs)
+    arguments = with_numbers(model, inputs)
     image = next((x for x in arguments if isinstance(x, Tensor) and x.dim() == 4), None)
     if image is None or image is not arguments[0]:
         raise HotswapError("the output is refined along the network's first argument, which must be an image")

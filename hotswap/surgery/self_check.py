@@ -21,14 +21,12 @@ from hotswap.network.agreement import Distance, distance, values, why_nothing
 from hotswap.network.copying import deep_copy
 from hotswap.network.dry_run import (
     Inputs,
-    as_arguments,
-    default_inputs,
-    device_of,
     hookable,
     only_looking,
     removed_afterwards,
     uninitialised,
 )
+from hotswap.network.example import with_numbers
 from hotswap.targets.guided_layer import GuidedLayer
 from hotswap.targets.output import Refined
 
@@ -42,7 +40,6 @@ _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.flo
 _MOST_NOISE = 1e-2  # relative: what changes an input by more is not like rounding
 _INSIDE = 100  # times what outputs may differ by, the inputs of modules may: norms subtract much from much
 _SAMPLE = 1000  # values of each such input are compared
-_HUGE = 1e6  # no image has such values
 _LARGE = 64  # pixels: from there on the second size is smaller than the first
 
 
@@ -110,7 +107,7 @@ def _runs(plain: nn.Module, inputs: Inputs | None) -> tuple[list[_Run], str | No
     if why_not := _why_not_run(plain):
         return [], why_not
     try:
-        arguments = _numbers(plain, inputs)
+        arguments = with_numbers(plain, inputs)
         first = _Run(arguments, _seen(plain, arguments))
     except Exception as error:  # noqa: BLE001 (whatever the user's code raises on such inputs: told in a note)
         return [], f"it does not run on the inputs at hand ({one_line(error, 160)})"
@@ -161,28 +158,6 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     paths = {module: path for path, module in model.named_modules() if next(module.children(), None) is None}
     with removed_afterwards(m.register_forward_pre_hook(watch, with_kwargs=True) for m in paths if hookable(m)):
         yield inside
-
-
-def _numbers(plain: nn.Module, inputs: Inputs | None) -> tuple[Any, ...]:
-    """Arguments on the network's device; a blank image gets random values."""
-    device = device_of(plain)
-    generator = torch.Generator().manual_seed(0)
-
-    def filled(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        image = x.dim() == 4 and x.is_floating_point()
-        if x.is_meta or (image and _is_blank(x)):
-            noise = torch.rand(x.shape, generator=generator)
-            return noise.to(device, x.dtype)
-        return x.detach().to(device)
-
-    return tuple(filled(x) for x in (default_inputs(plain) if inputs is None else as_arguments(inputs)))
-
-
-def _is_blank(image: Tensor) -> bool:
-    """Whether an image is of one value, or uninitialised memory."""
-    return not bool((image.abs() < _HUGE).all()) or bool((image == image.flatten()[:1]).all())
 
 
 def _at_another_size(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -1,4 +1,4 @@
-"""Resolves names, patterns and "auto" to convolutions and guides, or says why they cannot be swapped."""
+"""Resolves names, patterns and "paper" to convolutions and guides, or says why they cannot be swapped."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,11 +19,12 @@ Guides = Guide | Mapping[Name, Guide]  # one for all targets, or by target
 
 Target = TypeVar("Target", bound=Hashable)
 Value = TypeVar("Value")
-_AUTO_GUIDE_STAGE = 2  # the paper's guide is the last convolution of the second stage
-_AUTO_TARGET_STAGES = 3  # its targets are the last convolutions of the last three stages
-_AUTO_NOTE = (
-    '"auto" swaps convolutions, as the paper does; on real labels that gained nothing over plain fine-tuning '
-    '(docs/evidence.md), and the targets "resize" and "output" did'
+PAPER = "paper"  # as a target: what the paper swaps
+_GUIDE_STAGE = 2  # its guide is the last convolution of the second stage
+_TARGET_STAGES = 3  # its targets are the last convolutions of the last three stages
+_NOTE = (
+    f'"{PAPER}" swaps convolutions; on real labels that gained nothing over plain fine-tuning (docs/evidence.md), '
+    'and the targets "resize" and "output_crf" did'
 )
 
 
@@ -49,8 +50,8 @@ def choose(
     """Resolve convolutions, their guides and scales; also returns notes. See `choose_enlargements` for enlargements.
 
     Each target is a module, an exact path or alias, a glob over both (`*`, `?`, `[`), a regular expression after
-    `re:`, or "auto". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and
-    "auto" pass over what is not, and a note says so. A guide is a module, a path, an alias, "input", "auto", a list
+    `re:`, or "paper". An exact path wins over an alias of the same name. Exact names must be swappable; patterns and
+    "paper" pass over what is not, and a note says so. A guide is a module, a path, an alias, "input", "auto", a list
     of these, or a mapping from targets to these.
 
     Raises:
@@ -59,7 +60,7 @@ def choose(
     notes: list[str] = []
     paths = _paths(names, targets, notes)
     guides = {
-        path: tuple(names.sources(chosen, lambda: automatic(names)[1], AUTO))
+        path: tuple(names.sources(chosen, lambda: as_paper(names)[1], AUTO))
         for path, chosen in _per_target(names, "guide", guide, paths).items()
     }
     _check_order(names, guides)
@@ -74,9 +75,9 @@ def _paths(names: Names, wanted: Sequence[Name], notes: list[str]) -> list[str]:
         raise HotswapError('targets must name at least one convolution, got none; try "auto"')
     paths: dict[str, None] = {}  # an ordered set
     for name in wanted:
-        if name == AUTO:
-            named: Sequence[str] = automatic(names)[0]
-            notes.append(_AUTO_NOTE)
+        if name == PAPER:
+            named: Sequence[str] = as_paper(names)[0]
+            notes.append(_NOTE)
         elif isinstance(name, str) and is_pattern(name):
             named = _matching(names, name, notes)
         else:
@@ -101,23 +102,23 @@ def _per_target(names: Names, what: str, value: Any, paths: Sequence[str]) -> di
         return dict.fromkeys(paths, value)
 
     def matched(key: Any) -> list[str]:
-        if is_general(key, AUTO):
-            taken = automatic(names)[0] if key == AUTO else match(key, paths, names.alias_of)
+        if is_general(key, PAPER):
+            taken = as_paper(names)[0] if key == PAPER else match(key, paths, names.alias_of)
         else:
             taken = [names.path(key, f"key of {what}:")]
         return [path for path in paths if path in taken]
 
     labels = {path: names.both(path) for path in paths}
-    return by_target(what, value, labels, matched, AUTO)[0]
+    return by_target(what, value, labels, matched, PAPER)[0]
 
 
-def automatic(names: Names) -> tuple[tuple[str, ...], str]:
+def as_paper(names: Names) -> tuple[tuple[str, ...], str]:
     """The paper's rule: last spatial convolution of each of the last three stages, guided by the second stage's.
 
     Raises:
         HotswapError: where the network has too few stages, or could not be run.
     """
-    calls = names.require_observation('"auto"').calls
+    calls = names.require_observation(f'"{PAPER}"').calls
     shapes = {call.path: call.output_shape for call in reversed(calls) if call.output_shape is not None}
     # A map of one pixel (a convolution that stands in for a fully connected layer) has no edges to follow.
     stages = [stage for stage in names.stages if math.prod(shapes[stage[0]][-2:]) > 1]
@@ -125,14 +126,14 @@ def automatic(names: Names) -> tuple[tuple[str, ...], str]:
     features = [[path for path in stage if _channels(names, path) > 1] for stage in stages]
     stages = [stage for stage in features if stage]
     swappable = [[path for path in stage if why_not(names, path) is None] for stage in stages]
-    guides = stages[_AUTO_GUIDE_STAGE - 1 : _AUTO_GUIDE_STAGE]
+    guides = stages[_GUIDE_STAGE - 1 : _GUIDE_STAGE]
     # Two frames stacked for one encoder cannot guide what runs on the first alone.
     batch = shapes[guides[0][-1]][0] if guides else None
-    matching = [[p for p in stage if shapes[p][0] == batch] for stage in swappable[_AUTO_GUIDE_STAGE:]]
-    later = [stage[-1] for stage in matching if stage][-_AUTO_TARGET_STAGES:]
+    matching = [[p for p in stage if shapes[p][0] == batch] for stage in swappable[_GUIDE_STAGE:]]
+    later = [stage[-1] for stage in matching if stage][-_TARGET_STAGES:]
     if not later:
         raise HotswapError(
-            f'"auto" needs spatial convolutions at three output sizes or more, and this network has '
+            f'"{PAPER}" needs spatial convolutions at three output sizes or more, and this network has '
             f"{len(stages)}; name targets and guide (hotswap.inspect lists them)"
         )
     return tuple(later), guides[0][-1]

@@ -8,7 +8,7 @@ from torch import nn
 
 from hotswap.errors import HotswapError
 from hotswap.network.dry_run import Inputs
-from hotswap.network.names import AUTO, INPUT, closest, is_pattern, match
+from hotswap.network.names import INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.considered import Considered
 from hotswap.targets.elsewhere import behind, elsewhere
@@ -83,7 +83,7 @@ def split(
 def _may_enlarge(names: Names, name: Any) -> bool:
     if isinstance(name, nn.Module):
         return not isinstance(name, nn.Conv2d) and mode_of(name) is not None
-    if not isinstance(name, str) or name == AUTO:
+    if not isinstance(name, str):
         return False
     modules = dict(names.model.named_modules())
     if name in modules and name:

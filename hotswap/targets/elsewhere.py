@@ -1,7 +1,7 @@
 """Enlargements that cannot be targets: learned ones, and those that run after the network."""
 
 from hotswap.targets.output import GUIDED_OUTPUT
-from hotswap.targets.sites import Sites
+from hotswap.targets.sites import VALUES, Sites
 
 _FEW = 3  # that are listed by name
 
@@ -23,12 +23,12 @@ def _learned(sites: Sites) -> list[str]:
 
 def behind(sites: Sites) -> list[str]:
     """What is said of scores at about the image's size."""
-    fine, coarse = sites.image_size, sites.output_size
-    if fine is None or coarse is None or max(coarse) == 1 or _is_coarse(sites):
-        return []
-    if any(n > m for n, m in zip(coarse, fine, strict=True)):  # an enlarged image, say
-        return []
-    return [f'"{GUIDED_OUTPUT}" guides the scores that it ends with']
+    return [f'"{GUIDED_OUTPUT}" guides the scores that it ends with'] if _is_fine(sites) else []
+
+
+def gives_scores(sites: Sites) -> bool:
+    """Whether the network gives scores of classes at about the image's size, and not a map of values."""
+    return _is_fine(sites) and sites.output_channels > VALUES
 
 
 def _afterwards(sites: Sites) -> list[str]:
@@ -39,6 +39,13 @@ def _afterwards(sites: Sites) -> list[str]:
     sizes = f"{coarse[0]} x {coarse[1]}, of an image of {fine[0]} x {fine[1]}"
     advice = "what enlarges it runs after the network, and hotswap.enlarge(output, image) is what guides that"
     return [f"the network's output is {sizes}: {advice}"]
+
+
+def _is_fine(sites: Sites) -> bool:
+    fine, coarse = sites.image_size, sites.output_size
+    if fine is None or coarse is None or max(coarse) == 1 or _is_coarse(sites):
+        return False
+    return all(n <= m for n, m in zip(coarse, fine, strict=True))  # not an enlarged image, say
 
 
 def _is_coarse(sites: Sites) -> bool:

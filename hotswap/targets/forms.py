@@ -13,11 +13,10 @@ from hotswap.targets import footprints, guide_spaces
 from hotswap.targets.dataflow import Kind
 from hotswap.targets.entries import NEAREST, Footprint, check_footprint
 from hotswap.targets.guide_spaces import GuideSpace, Space
-from hotswap.targets.sites import Site
+from hotswap.targets.sites import VALUES, Site
 
 GUIDES_AS = "the image guides as"  # how notes on the space begin, and that on one that could not be chosen:
 AS_IT_IS = f"{GUIDES_AS} it is"
-_MAP = 3  # channels, at most, of depth, flow, a matte or an image, whose values count; scores of classes have more
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Form:
 
     def of(self, site: Site, space: Space | None) -> dict[str, Any]:
         """The entries of one enlargement's plan."""
-        bounded = site.channels <= _MAP if isinstance(self.bounded, str) else self.bounded
+        bounded = site.channels <= VALUES if isinstance(self.bounded, str) else self.bounded
         return {**self._steps(site), "bounded": bounded, "space": space}
 
     def _steps(self, site: Site) -> dict[str, Any]:
@@ -60,7 +59,9 @@ class Form:
             halvings = footprints.halvings(count, site.input_size, site.output_size)
             return {"footprint": self.footprint, "halvings": halvings}
         place = site.place
-        scores = place is not None and place.kind is Kind.SCORES and site.channels > _MAP and site.mode not in NEAREST
+        scores = (
+            place is not None and place.kind is Kind.SCORES and site.channels > VALUES and site.mode not in NEAREST
+        )
         first = place is not None and place.start == tuple(site.input_size)
         end = None if place is None else place.end
         steps, halvings = footprints.by_factor(site.input_size, site.output_size, end, soft=scores and first)

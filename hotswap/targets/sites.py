@@ -26,6 +26,7 @@ from hotswap.targets.origins import Origins
 from pac_ops.geometry import Pair
 
 ALIAS = "resize"
+VALUES = 3  # channels, at most, of depth, flow, a matte or an image; scores of classes have more
 _SHUFFLE = "pixel shuffle"
 _LEARNED: dict[Any, str] = {  # torch.nn.functional's are these
     torch.conv_transpose2d: "transposed convolution",
@@ -72,6 +73,7 @@ class Sites:
     image_size: Pair | None = None  # of the network's first argument; None where it is no image
     sizes: dict[str, Pair] = field(default_factory=dict)  # by path, of modules that give a map
     output_size: Pair | None = None  # of the finest map that the network gives
+    output_channels: int = 0  # of that map, where it is [B, C, H, W] and holds no whole numbers
     learned: dict[str, str] = field(default_factory=dict)  # by where, what enlarges there by weights of its own
     # By path: the calls of F.interpolate in that module's forward.
     calls: dict[str, dict[Identity, int]] = field(default_factory=dict)
@@ -207,8 +209,10 @@ class _Watch(TorchFunctionMode):
             self.sites.sizes.setdefault(path, fine)
         if not self._running and path == "":
             places = self.flow.places(output)
-            sizes = [_map_size(x, self.sites.image_size) for x in leaves(output)]
-            self.sites.output_size = max(filter(None, sizes), key=math.prod, default=None)
+            sizes = ((_map_size(x, self.sites.image_size), x) for x in leaves(output))
+            maps = [(size, _channels(x)) for size, x in sizes if size is not None]
+            if maps:
+                self.sites.output_size, self.sites.output_channels = max(maps, key=lambda each: math.prod(each[0]))
             self.sites.by_call |= {
                 key: replace(site, place=places.get(key)) for key, site in self.sites.by_call.items()
             }
@@ -364,6 +368,10 @@ def _map_size(x: Tensor, image: Pair | None) -> Pair | None:
         return _size(x)
     height, width = int(x.shape[-2]), int(x.shape[-1])
     return (height, width) if height * image[1] == width * image[0] else None
+
+
+def _channels(x: Tensor) -> int:
+    return int(x.shape[1]) if x.dim() == 4 and x.is_floating_point() else 0
 
 
 def _size(x: Any) -> Pair | None:

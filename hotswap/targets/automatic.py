@@ -1,0 +1,70 @@
+"""What the target "auto" is: of what a network has, that which gained most on real labels (docs/evidence.md)."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hotswap.errors import HotswapError
+from hotswap.network.dry_run import Inputs
+from hotswap.network.names import AUTO, INPUT
+from hotswap.targets.choose import PAPER
+from hotswap.targets.choose_enlargements import RESIZE
+from hotswap.targets.elsewhere import gives_scores
+from hotswap.targets.entries import Footprint, Resize
+from hotswap.targets.lookup import Names
+from hotswap.targets.output import CRF, OUTPUT_CRF, Output
+from hotswap.targets.sites import find
+from hotswap.targets.verdicts import verdict
+
+MEASURED_CRF = Output(CRF, dilations=(4, 16), steps=2)  # as the trial has it
+_NOTES = {
+    RESIZE: f'"{AUTO}" is "{RESIZE}" here, what gained most on real labels, before any training',
+    OUTPUT_CRF: f'"{AUTO}" is a small "{OUTPUT_CRF}" here, as no interpolation enlarges the scores: nothing changes '
+    "until it is trained, and on real labels it gained most of what is trained",
+    PAPER: f'"{AUTO}" is "{PAPER}" here, as the network gives no scores of classes for each pixel',
+}
+
+
+@contextmanager
+def explained(notes: Sequence[str]) -> Iterator[None]:
+    """In this block an error says first what "auto" is, where it was a target."""
+    try:
+        yield
+    except HotswapError as error:
+        if not notes:
+            raise
+        raise HotswapError("; ".join([*notes, str(error)])) from None
+
+
+def without_auto(
+    names: Names,
+    targets: Sequence[Any],
+    guide: Any,
+    scales: Any,
+    footprint: Footprint,
+    example_inputs: Inputs | None,
+    known: Iterable[Resize],
+) -> tuple[list[Any], Any, Any, tuple[str, ...]]:
+    """Targets, guide and scales with what "auto" is in its place, and a note that says what.
+
+    It is "resize" where guiding helps an enlargement, else a PAC-CRF where the network gives scores of classes at
+    about the image's size, else "paper". The image guides the first two: with any other guide it is "paper".
+    """
+    if not any(isinstance(x, str) and x == AUTO for x in targets):
+        return list(targets), guide, scales, ()
+    chosen = PAPER
+    if names.observation is not None and isinstance(guide, str) and guide in (AUTO, INPUT):
+        sites = find(names.model, example_inputs, known)
+        if any(verdict(site, footprint).taken for site in sites):
+            chosen = RESIZE
+        elif gives_scores(sites):
+            chosen = OUTPUT_CRF
+
+    def named(key: Any, known_as: Any) -> Any:
+        return known_as if isinstance(key, str) and key == AUTO else key
+
+    def keyed(value: Any) -> Any:
+        return {named(key, chosen): x for key, x in value.items()} if isinstance(value, Mapping) else value
+
+    target = MEASURED_CRF if chosen == OUTPUT_CRF else chosen
+    return [named(x, target) for x in targets], keyed(guide), keyed(scales), (_NOTES[chosen],)

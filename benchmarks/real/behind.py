@@ -76,6 +76,7 @@ class Place(NamedTuple):
     batch: int  # crops or frames a step
     whole: bool  # it is tuned on whole frames: its windows are larger than crops
     rates: tuple[float, ...]  # of these each arm's is chosen
+    slower: int = 1  # by so much less than that the decoder's own weights are moved
 
     def trained(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The decoder with its part of a whole network's weights, in evaluation."""
@@ -87,7 +88,7 @@ class Place(NamedTuple):
 PLACES = {
     "at_once": Place(AtOnceBehind, _stages, "head.0.0", ("head.0.0",), 4, False, (1e-4, 4e-4, 1.6e-3)),
     "fcn8s": Place(
-        Fcn8sBehind, _pools, "conv5_3", ("conv5_1", "conv5_2", "conv5_3"), 2, True, (6.25e-6, 2.5e-5, 1e-4)
+        Fcn8sBehind, _pools, "conv5_3", ("conv5_1", "conv5_2", "conv5_3"), 2, True, (1e-4, 4e-4), slower=64
     ),
 }
 

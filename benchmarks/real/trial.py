@@ -170,7 +170,7 @@ class Bench:
 
     def _tune(self, network: nn.Module, arm: Arm, seed: int, rate: float) -> None:
         """Steps; the statistics of batch normalisation stay as they are, and nothing is dropped."""
-        learning = optimiser(network, self.decoder, rate)
+        learning = optimiser(network, self.decoder, rate, self.place.slower)
         most = [group["lr"] for group in learning.param_groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(learning, most, total_steps=self.steps)
         for inputs, labels in self._batches(self.steps, seed):

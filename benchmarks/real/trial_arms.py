@@ -14,6 +14,7 @@ from benchmarks.real.behind import Place
 from benchmarks.real.camvid import MEAN, STD
 from benchmarks.real.train import DECAY
 from hotswap.errors import HotswapError
+from hotswap.targets.automatic import MEASURED_CRF
 from hotswap.targets.convolution import SwappedLayer
 
 Inputs = tuple[Tensor, ...]  # the image, the guide, then the maps that a decoder begins with
@@ -24,7 +25,6 @@ FLAT, FLAT_CRF = "output, flat guide", "output_crf, flat guide"
 # step of Adam moves by no more than its rate, can open within a trial.
 FASTER, GATES = 10, 100
 LEARNED_GUIDE = 8  # channels
-CRF = hotswap.Output("crf", dilations=(4, 16), steps=2)
 _LAB = hotswap.GuideSpace("lab", MEAN, STD)
 
 
@@ -94,14 +94,15 @@ def _constant(network: nn.Module, place: Place, data: Sequence[Inputs], learned:
     return network
 
 
-def optimiser(network: nn.Module, decoder: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW at a rate, at `GATES` times it for gates, and at `FASTER` times it for what else the decoder has not."""
+def optimiser(network: nn.Module, decoder: nn.Module, rate: float, slower: int) -> torch.optim.Optimizer:
+    """AdamW at a rate / slower, at `GATES` times the rate for gates, `FASTER` times it for what else was added."""
     plain = {name for name, _ in decoder.named_parameters()}
-    groups: dict[int, list[nn.Parameter]] = {1: [], FASTER: [], GATES: []}
+    own = 1 / slower
+    groups: dict[float, list[nn.Parameter]] = {own: [], FASTER: [], GATES: []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             is_plain = name.replace("parametrizations.weight.original", "weight") in plain
-            groups[1 if is_plain else GATES if name.endswith("gate") else FASTER].append(parameter)
+            groups[own if is_plain else GATES if name.endswith("gate") else FASTER].append(parameter)
     filled = [{"params": group, "lr": factor * rate} for factor, group in groups.items() if group]
     return torch.optim.AdamW(filled, weight_decay=DECAY, fused=True)
 
@@ -147,14 +148,14 @@ ARMS = {
     ),
     "all": Arm("gates on all 3x3", "all", gates=True, control=UNGUIDED),
     "output": Arm("two PAC layers on the scores, after the enlargement", "output", control=FLAT),
-    "output_crf": Arm("a PAC-CRF there", CRF, control=FLAT_CRF),
+    "output_crf": Arm("a PAC-CRF there", MEASURED_CRF, control=FLAT_CRF),
     UNGUIDED: Arm("control: gates on all 3x3, K a learned constant in each tap", constant=True),
     "frozen": Arm("control: the same, its constants not learned", constant=False),
     "another's guide": Arm(
         "control: gates on all 3x3, guided by another image", "all", gates=True, see=_others_guides
     ),
     FLAT: Arm("control: `output`, of an image of one colour", "output", see=_flat_image),
-    FLAT_CRF: Arm("control: `output_crf`, of the same", CRF, see=_flat_image),
+    FLAT_CRF: Arm("control: `output_crf`, of the same", MEASURED_CRF, see=_flat_image),
     ENLARGED: Arm("for comparison: the enlargement guided by the image, nothing added", "resize"),
     "enlargement, output": Arm("`output` behind that, which is its control", ("resize", "output"), control=ENLARGED),
 }

@@ -119,7 +119,7 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
         out = network(*arm.see(own, other))
         assert torch.equal(out, expected) == (key != "calibrated"), key
         before = {name: p.detach().clone() for name, p in network.named_parameters()}
-        learning = trial_arms.optimiser(network, bench.decoder, 1e-3)
+        learning = trial_arms.optimiser(network, bench.decoder, 1e-3, 4)
         out.square().mean().backward()
         learning.step()
         moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
@@ -129,6 +129,7 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
         assert (trial_arms.added(network, bench.decoder) > 0) == (trial_arms.opened(network) > 0) == bool(gates)
         faster = [group["params"] for group in learning.param_groups if group["lr"] > 1e-3]
         assert sum(p.numel() for group in faster for p in group) == trial_arms.added(network, bench.decoder)
+        assert min(group["lr"] for group in learning.param_groups) == 1e-3 / 4
 
 
 def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path):

@@ -20,7 +20,7 @@ def vgg16():
 def test_aliases_of_vgg16_are_the_papers_names(vgg16):
     convolutions = vgg16.convolutions
     assert [c.alias for c in convolutions] == PAPER_NAMES
-    assert {c.alias: c.automatic for c in convolutions if c.automatic} == {
+    assert {c.alias: c.paper for c in convolutions if c.paper} == {
         "conv2_2": "guide", "conv3_3": "target", "conv4_3": "target", "conv5_3": "target",
     }  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_json_and_table():
     assert json.loads(json.dumps(inspection.to_dict()))["convolutions"][2]["path"] == "target"
     text = str(inspection)
     assert "3x3, 8 -> 8, stride 2, groups 4" in text
-    assert 'note: "auto" needs spatial convolutions' in text
+    assert 'note: "paper" needs spatial convolutions' in text
 
 
 def test_a_network_that_cannot_run_is_still_listed():

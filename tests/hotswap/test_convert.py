@@ -158,8 +158,7 @@ def test_vgg16_with_the_papers_names_is_the_papers_swap():
     [code] = model.features.__dict__[CODE]["forward"]
     assert "guide_copy('features.7', _8)" in code.evaluation.source  # taken after its ReLU, features.8
 
-    auto = hotswap.convert(networks.thin_vgg16())
-    by_rule = hotswap.status(auto).plan
+    by_rule = hotswap.status(hotswap.convert(networks.thin_vgg16(), "paper")).plan
     assert dataclasses.replace(by_rule, notes=by_rule.notes[1:]) == hotswap.status(model).plan
 
 

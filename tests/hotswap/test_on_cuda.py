@@ -55,7 +55,7 @@ class Segmenter(nn.Module):
         return nn.functional.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
 
 
-AUTO = {"targets": "auto", "guide": "auto"}
+PAPER = {"targets": "paper", "guide": "auto"}
 CASES = {
     "a convolution": Case(networks.Plain),
     "grouped, strided": Case(lambda: networks.Plain(groups=2, stride=2)),
@@ -70,10 +70,10 @@ CASES = {
     "several guides": Case(networks.Plain, {"targets": "target", "guide": ["input", "guide"]}),
     "window conserved": Case(networks.Plain, {"targets": "target", "guide": "guide", "conserve": "window"}),
     "a learned scale": Case(networks.Plain, {"targets": "target", "guide": "guide", "learn_scale": True}),
-    "chosen by itself": Case(Segmenter, AUTO),
+    "chosen by itself": Case(Segmenter, PAPER),
     "enlargements": Case(Segmenter, {"targets": "resize_*", "guide": "input"}, ("fx",)),
     "enlargements, wide": Case(Segmenter, {"targets": "resize_*", "guide": "input", "footprint": 4}, ("fx",)),
-    "both": Case(Segmenter, {"targets": ["auto", "resize_*"], "guide": "input", "learn_scale": True}, ("fx",)),
+    "both": Case(Segmenter, {"targets": ["paper", "resize_*"], "guide": "input", "learn_scale": True}, ("fx",)),
 }
 PAIRS = [(name, method) for name, case in CASES.items() for method in case.methods]
 every_case = pytest.mark.parametrize(("name", "method"), PAIRS)

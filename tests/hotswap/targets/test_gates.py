@@ -235,7 +235,7 @@ def test_an_exported_program_keeps_the_gate_a_parameter():
         ("target", {"gate": -1}, "got -1"),
         ("target", {"gate": 3}, "must be one, or a divisor of its 8 output channels, got 3"),
         ("target", {"guide_scale": 0}, "guide_scale must be > 0"),
-        ("up", {"guide": "input"}, "gate must be False where only enlargements are targets"),
+        ("up", {"guide": "input"}, "gate must be False where no convolution is a target"),
         ("average", {"gate": 2}, "a pool takes one, got 2"),
     ],
 )

@@ -233,7 +233,7 @@ ENLARGING = nn.Sequential(conv(3, stride=2), nn.Upsample(scale_factor=2, mode="b
     [
         ({"kernel": "nonsense"}, 'kernel must be "gaussian" or'),
         ({"kernel": 5}, 'kernel must be "gaussian" or'),
-        ({"kernel": "inv_1_1_fixed"}, "kernel must be 'gaussian' where only enlargements are targets"),
+        ({"kernel": "inv_1_1_fixed"}, "kernel must be 'gaussian' where no convolution is a target"),
         ({"conserve": "bla"}, "conserve must be one of mean, window or None, got 'bla'"),
         ({"resize": "foo"}, "resize must be one of .*, got 'foo'"),
         ({"footprint": "2"}, "footprint must be one of 2, 4, 6, 8, or one of these for each step, got '2'"),

@@ -156,6 +156,7 @@ ARMS = {
     ),
     FLAT: Arm("control: `output`, of an image of one colour", "output", see=_flat_image),
     FLAT_CRF: Arm("control: `output_crf`, of the same", MEASURED_CRF, see=_flat_image),
-    ENLARGED: Arm("for comparison: the enlargement guided by the image, nothing added", "resize"),
+    # With a flat guide it is the plain network, which so is its control.
+    ENLARGED: Arm("the enlargement guided by the image, nothing added", "resize", control=PLAIN),
     "enlargement, output": Arm("`output` behind that, which is its control", ("resize", "output"), control=ENLARGED),
 }

@@ -47,6 +47,10 @@ class Fcn8sBehind(FCN8s):
         return self.scores(pool3, pool4, image.shape[2], image.shape[3])
 
 
+def _fcn8s() -> nn.Module:
+    return FCN8s(len(CLASSES), hidden=HIDDEN)
+
+
 def _stages(network: nn.Module, image: Tensor) -> Maps:
     maps = network.get_submodule("encoder")(image)
     return _shrunk(maps[1], maps[2]), *maps[2:]
@@ -77,6 +81,7 @@ class Place(NamedTuple):
     whole: bool  # it is tuned on whole frames: its windows are larger than crops
     rates: tuple[float, ...]  # of these each arm's is chosen
     slower: int = 1  # by so much less than that the decoder's own weights are moved
+    network: Callable[[], nn.Module] | None = None  # the whole, where it can be built of its weights alone
 
     def trained(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The decoder with its part of a whole network's weights, in evaluation."""
@@ -88,7 +93,15 @@ class Place(NamedTuple):
 PLACES = {
     "at_once": Place(AtOnceBehind, _stages, "head.0.0", ("head.0.0",), 4, False, (1e-4, 4e-4, 1.6e-3)),
     "fcn8s": Place(
-        Fcn8sBehind, _pools, "conv5_3", ("conv5_1", "conv5_2", "conv5_3"), 2, True, (1e-4, 4e-4), slower=64
+        Fcn8sBehind,
+        _pools,
+        "conv5_3",
+        ("conv5_1", "conv5_2", "conv5_3"),
+        2,
+        True,
+        (1e-4, 4e-4),
+        slower=64,
+        network=_fcn8s,
     ),
 }
 
@@ -96,4 +109,4 @@ PLACES = {
 @torch.no_grad()
 def maps_of(name: str, network: nn.Module, image: Tensor) -> Maps:
     """What the frozen part of a network makes of a normalised image, [1, 3, H, W], in 16 bits: [C, h, w] each."""
-    return tuple(x[0].half() for x in PLACES[name].maps(network, image))
+    return tuple(x[0].half().cpu() for x in PLACES[name].maps(network, image))

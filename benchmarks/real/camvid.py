@@ -1,5 +1,6 @@
 """CamVid: 367 frames to train on, 101 to choose on and to compare on; eleven classes, drawn by hand."""
 
+import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,25 @@ def _crop(frame: Frame, draw: random.Random) -> tuple[Tensor, Tensor]:
     return (image.flip(-1), labels.flip(-1)) if draw.random() < 0.5 else (image, labels)
 
 
+def encoded(frame: Frame) -> tuple[Tensor, Tensor]:
+    """A frame's image as a lossy picture, a sixth of the lossless one's size, and its labels: bytes, [N] each."""
+    picture, drawn = io.BytesIO(), io.BytesIO()
+    Image.fromarray(frame.image.permute(1, 2, 0).numpy()).save(picture, "webp", quality=85)
+    Image.fromarray(frame.labels.numpy()).save(drawn, "png")
+    image, labels = (torch.frombuffer(bytearray(x.getvalue()), dtype=torch.uint8) for x in (picture, drawn))
+    return image, labels
+
+
+def decoded(name: str, image: Tensor, labels: Tensor) -> Frame:
+    """The frame of what `encoded` made."""
+    picture, drawn = (Image.open(io.BytesIO(x.numpy().tobytes())) for x in (image, labels))
+    return _frame(name, picture, drawn)
+
+
 def _read(path: Path) -> Frame:
-    image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
-    return Frame(path.stem, image, torch.from_numpy(np.array(Image.open(path.with_suffix(".png")))))
+    return _frame(path.stem, Image.open(path), Image.open(path.with_suffix(".png")))
+
+
+def _frame(name: str, picture: Image.Image, drawn: Image.Image) -> Frame:
+    image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return Frame(name, image, torch.from_numpy(np.array(drawn)))

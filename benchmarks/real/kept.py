@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real.behind import PLACES, Maps, maps_of
-from benchmarks.real.camvid import Frame, normalised
+from benchmarks.real.camvid import Frame, decoded, encoded, normalised
 from hotswap.errors import HotswapError
 from hotswap.files.atomic import atomic_write
 
 CROP = (192, 256)
 GRID = 32  # pixels: where pixels of all maps begin
+_CPU = torch.device("cpu")
+_OVERHEAD = 2048  # bytes of a file for each frame beside its own, at most
 
 
 class Sample(NamedTuple):
@@ -72,33 +74,47 @@ def spread(every: Sequence[Frame], count: int) -> list[Frame]:
 
 def sample(name: str, network: nn.Module, frame: Frame) -> Sample:
     """A frame with its maps."""
-    return Sample(frame.image, frame.labels, maps_of(name, network, normalised(frame.image)[None]))
+    device = next(network.parameters(), frame.image).device
+    return Sample(frame.image, frame.labels, maps_of(name, network, normalised(frame.image)[None].to(device)))
 
 
-def write(
-    name: str, network: nn.Module, parts: Sequence[Sequence[Sample]], path: Path, dtype: torch.dtype = torch.float32
-) -> None:
-    """Keep the samples to train on, to choose on and to report on, and the decoder's weights in `dtype`."""
+def write(name: str, network: nn.Module, parts: Sequence[Sequence[Sample]], path: Path) -> None:
+    """Keep the samples to train on, to choose on and to report on, and the decoder's weights."""
     state = {key: network.state_dict()[key] for key in PLACES[name].decoder().state_dict()}
-    state = {key: x.to(dtype) if x.is_floating_point() else x for key, x in state.items()}
     with atomic_write(path) as temporary:
         torch.save({"name": name, "state": state, "parts": [[tuple(x) for x in part] for part in parts]}, temporary)
 
 
-def pack(name: str, network: nn.Module, parts: Sequence[Sequence[Sample]], path: Path, limit: float) -> None:
-    """Keep as many samples as fit into so many MiB, one crop of each where it suffices, and weights in 16 bits."""
-    draw = random.Random(0)  # noqa: S311 (no secret)
-    cut = [[x if PLACES[name].whole else cut_at_random(x, draw) for x in part] for part in parts]
-    write(name, network, [[]] * len(parts), path, torch.float16)
-    share = (0.99 * limit * 2**20 - path.stat().st_size) / sum(x.size for part in cut for x in part)
-    fitting = [part[: int(min(1.0, max(0.0, share)) * len(part))] for part in cut]
+def pack(name: str, network: nn.Module, parts: Sequence[Sequence[Frame]], path: Path, limit: float) -> None:
+    """Keep weights in 16 bits, and as many frames as fit into so many MiB beside them.
+
+    Where the whole network can be built from these weights alone, they are lossy pictures, of which `read` makes
+    maps; else one crop of each with its maps.
+
+    Raises:
+        HotswapError: where there is no room for any.
+    """
+    if PLACES[name].network is None:
+        draw = random.Random(0)  # noqa: S311 (no secret)
+        samples = [[cut_at_random(sample(name, network, frame), draw) for frame in part] for part in parts]
+        every = [[(x.size, tuple(x)) for x in part] for part in samples]
+        keys = PLACES[name].decoder().state_dict().keys()
+    else:
+        pictures = [[encoded(frame) for frame in part] for part in parts]
+        every = [[(sum(x.nbytes for x in pair), pair) for pair in part] for part in pictures]
+        keys = network.state_dict().keys()
+    state = {key: x.half() if x.is_floating_point() else x for key, x in network.state_dict().items() if key in keys}
+    room = 0.99 * limit * 2**20 - sum(x.nbytes for x in state.values())
+    share = min(1.0, max(0.0, room / sum(size + _OVERHEAD for part in every for size, _ in part)))
+    fitting = [[values for _, values in part[: int(share * len(part))]] for part in every]
     if not all(fitting):
-        raise HotswapError(f"--packed must have room for the decoder and for crops of each part, got {limit:g} MiB")
-    write(name, network, fitting, path, torch.float16)
+        raise HotswapError(f"--packed must have room for the weights and for frames of each part, got {limit:g} MiB")
+    with atomic_write(path) as temporary:
+        torch.save({"name": name, "state": state, "parts": fitting}, temporary)
 
 
-def read(path: Path) -> Kept:
-    """What `write` wrote.
+def read(path: Path, device: torch.device = _CPU) -> Kept:
+    """What `write` or `pack` wrote; maps of pictures are made on a device, and kept on the CPU.
 
     Raises:
         HotswapError: where there is no such file.
@@ -106,8 +122,19 @@ def read(path: Path) -> Kept:
     if not path.exists():
         raise HotswapError(f"there is no {str(path)!r}; make it by python -m benchmarks.real.trial keep")
     data = torch.load(path, weights_only=True)
-    train, choosing, reporting = ([Sample(*x) for x in part] for part in data["parts"])
-    return Kept(data["name"], PLACES[data["name"]].trained(data["state"]), train, choosing, reporting)
+    place, state = PLACES[data["name"]], data["state"]
+    if len(data["parts"][0][0]) == len(Sample._fields):
+        train, choosing, reporting = ([Sample(*x) for x in part] for part in data["parts"])
+    else:
+        assert place.network is not None
+        network = place.network()
+        network.load_state_dict({key: x.float() if x.is_floating_point() else x for key, x in state.items()})
+        network.to(device).eval()
+        train, choosing, reporting = (
+            [sample(data["name"], network, decoded(str(index), *x)) for index, x in enumerate(part)]
+            for part in data["parts"]
+        )
+    return Kept(data["name"], place.trained(state), train, choosing, reporting)
 
 
 def batch(samples: Sequence[Sample], device: torch.device) -> Batch:

@@ -64,7 +64,7 @@ def main() -> None:
 @click.argument("name", type=click.Choice(sorted(PLACES)))
 @click.option("--nets", type=click.Path(exists=True, path_type=Path), required=True, help="Of benchmarks.real.train.")
 @click.option("--train", default=367, show_default=True, help="Frames to train on, spread over all.")
-@click.option("--packed", type=float, help="MiB: one crop a frame, as many as fit, and weights in 16 bits.")
+@click.option("--packed", type=float, help="MiB: a smaller file, of as many frames as fit, for another machine.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @torch.no_grad()
 def keep(name: str, nets: Path, train: int, packed: float | None, out: Path) -> None:
@@ -74,11 +74,11 @@ def keep(name: str, nets: Path, train: int, packed: float | None, out: Path) -> 
         network, pair = trained(name, 1, nets), PAIRS[f"camvid_{name}"]
         val = frames("val")
         parts = [kept.spread(frames("train"), train), val[: pair.choosing : pair.step], val[pair.choosing :]]
-        samples = [[kept.sample(name, network, frame) for frame in part] for part in parts]
         if packed is None:
+            samples = [[kept.sample(name, network, frame) for frame in part] for part in parts]
             kept.write(name, network, samples, out)
         else:
-            kept.pack(name, network, samples, out, packed)
+            kept.pack(name, network, parts, out, packed)
     except (HotswapError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {out.stat().st_size / 2**20:.0f} MiB")
@@ -96,7 +96,7 @@ def run(file: Path, seeds: int, steps: int, chosen: tuple[str, ...], device: str
     if device == "cpu":
         torch.set_num_threads(1)
     try:
-        given = kept.read(file)
+        given = kept.read(file, torch.device(device))
         bench, wanted = Bench(given, steps, torch.device(device)), arms(PLACES[given.name], chosen)
         for row in bench.runs(wanted, seeds, read(Trial, output)):
             write([*read(Trial, output), row], output)

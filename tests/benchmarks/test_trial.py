@@ -156,20 +156,42 @@ def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path):
 
 
 def test_packed_files_keep_to_their_limit(file, tmp_path):
-    given, path = kept.read(file), tmp_path / "packed.pt"
-    parts = (given.train, given.choosing, given.reporting)
-    for limit, counts in ((2.0, (3, 2, 2)), (0.14, (2, 1, 1))):
-        kept.pack("at_once", given.decoder, parts, path, limit)
+    decoder, path = kept.read(file).decoder, tmp_path / "packed.pt"
+    frames = [frame(index) for index in range(7)]
+    parts = (frames[:3], frames[3:5], frames[5:])
+    for limit, counts in ((2.0, (3, 2, 2)), (0.17, (2, 1, 1))):
+        kept.pack("at_once", decoder, parts, path, limit)
         assert path.stat().st_size < limit * 2**20
         packed = kept.read(path)
         assert tuple(map(len, (packed.train, packed.choosing, packed.reporting))) == counts
         assert {x.labels.shape for x in packed.train} == {(64, 96)}
-        assert torch.equal(packed.decoder.mix.weight, given.decoder.mix.weight.half().float())
+        assert torch.equal(packed.decoder.mix.weight, decoder.mix.weight.half().float())
     for limit in (0.001, 0.05):
-        with pytest.raises(HotswapError, match="--packed must have room for the decoder and for crops of each part"):
-            kept.pack("at_once", given.decoder, parts, path, limit)
+        with pytest.raises(HotswapError, match="--packed must have room for the weights and for frames of each part"):
+            kept.pack("at_once", decoder, parts, path, limit)
     with pytest.raises(HotswapError, match="make it by"):
         kept.read(tmp_path / "none.pt")
+
+
+def test_packed_whole_frames_have_the_maps_of_their_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(behind, "HIDDEN", 8)
+    place = behind.PLACES["fcn8s"]._replace(decoder=lambda: behind.Fcn8sBehind(8))
+    monkeypatch.setitem(behind.PLACES, "fcn8s", place)
+    torch.manual_seed(0)
+    network, frames = place.network().eval(), [frame(index) for index in range(4)]
+    for parameter in network.parameters():
+        if not parameter.any():  # scores begin at 0
+            nn.init.normal_(parameter, std=0.1)
+        parameter.data = parameter.data.half().float()
+    kept.pack("fcn8s", network, (frames[:2], frames[2:3], frames[3:]), tmp_path / "packed.pt", 64)
+    packed = kept.read(tmp_path / "packed.pt")
+    assert [x.labels.tolist() for x in packed.train] == [x.labels.tolist() for x in frames[:2]]
+    ours, exact = packed.reporting[0], frames[3].image
+    assert float((ours.image.float() - exact.float()).abs().mean()) < 15  # of noise of 50
+    with torch.no_grad():
+        expected = network(normalised(ours.image)[None])
+        scores = packed.decoder(*kept.batch([ours], CPU).inputs)
+    assert float((scores - expected).abs().max()) < 1e-2 * float(expected.abs().max())
 
 
 def made(gains):

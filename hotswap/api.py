@@ -22,6 +22,7 @@ from hotswap.surgery.prepare import IN_PLACE, Preparation, Prepared, carry_out, 
 from hotswap.surgery.self_check import SelfCheck
 from hotswap.targets.automatic import explained, without_auto
 from hotswap.targets.choose import Guides, Targets, choose, listed
+from hotswap.targets.choose import scale as checked
 from hotswap.targets.choose_enlargements import split
 from hotswap.targets.convolution import shape_of
 from hotswap.targets.entries import Resize, Swap
@@ -329,7 +330,10 @@ def _planned(
     spaces, further = form.spaces(model, {each.name: each.guide for each in wanted.enlargements}, inputs.images)
     if asked is not None:
         with explained(about):
-            output, on_output = found(asked, names.model, inputs.numbers, form, inputs.images)
+            if not chosen:
+                _require_of_output(guide_scale, swapping, form)
+            given = None if guide_scale is None or isinstance(guide_scale, Mapping) else checked(guide_scale)
+            output, on_output = found(asked, names.model, inputs.numbers, form, inputs.images, given)
         notes += on_output
     earlier = () if swapped is None else swapped.notes
     notes += (*(note for note in earlier if note.startswith(GUIDES_AS) and note not in further), *further)
@@ -388,6 +392,20 @@ def _planned(
         resolved = replace(resolved, swaps=tuple(started))
         prepared = Preparation(example_inputs, None, by_fx).prepare(names, resolved, method)
     return prepared.noted(*(graft.note for graft in prepared.grafts))
+
+
+def _require_of_output(guide_scale: Scales | None, swapping: Mapping[str, Any], form: Form) -> None:
+    """Refuse what says nothing where only the output is a target."""
+    if isinstance(guide_scale, Mapping):
+        raise HotswapError(f"guide_scale must be a number where only the output is a target, got {guide_scale!r}")
+    usual = {"learn_scale": False, "conserve": None, "resize": "bilinear", "after_activation": True}
+    given = {**swapping, "footprint": form.footprint, "bounded": form.bounded}
+    for option, value in {**usual, "footprint": AUTO, "bounded": AUTO}.items():
+        if given[option] != value:
+            raise HotswapError(
+                f"{option} must be {value!r} where only the output is a target, which it does nothing to, "
+                f"got {given[option]!r}"
+            )
 
 
 def _by_path(model: nn.Module, named: Any) -> Any:

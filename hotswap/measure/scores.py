@@ -33,7 +33,12 @@ def without_output(targets: Sequence[Any]) -> tuple[list[Any], Output | None]:
 
 
 def found(
-    entry: Output, model: nn.Module, inputs: Inputs | None, form: Form, images: Callable[[], Iterable[Any]]
+    entry: Output,
+    model: nn.Module,
+    inputs: Inputs | None,
+    form: Form,
+    images: Callable[[], Iterable[Any]],
+    given_scale: float | None,
 ) -> tuple[Output, tuple[str, ...]]:
     """The refinement for the network at hand, with its gates as they start; also returns notes.
 
@@ -43,6 +48,7 @@ def found(
         inputs: what it is run on; None for a random image of its usual size.
         form: in which space the image guides.
         images: gives images as the network receives them.
+        given_scale: what the image is multiplied by, where a person said it.
 
     Raises:
         HotswapError: where the network gives no scores, or it is not known how images are normalised.
@@ -80,6 +86,6 @@ def found(
                 "calibrate_on, or space=hotswap.GuideSpace('lab', mean, std)"
             )
         space = chosen
-    scale = entry.guide_scale or scale_of(space) or 1.0
+    scale = (entry.guide_scale or scale_of(space) or 1.0) if given_scale is None else given_scale
     resolved = replace(entry, where=layout.where, channels=layout.channels, space=space, guide_scale=scale)
     return replace(resolved, gate=(entry.first_gate,) * layout.channels), notes

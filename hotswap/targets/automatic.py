@@ -23,6 +23,7 @@ _NOTES = {
     "until it is trained, and on real labels it gained most of what is trained",
     PAPER: f'"{AUTO}" is "{PAPER}" here, as the network gives no scores of classes for each pixel',
 }
+_BY_ANOTHER = f'"{AUTO}" is "{PAPER}" here, as only convolutions have a guide other than the image'
 
 
 @contextmanager
@@ -52,8 +53,8 @@ def without_auto(
     """
     if not any(isinstance(x, str) and x == AUTO for x in targets):
         return list(targets), guide, scales, ()
-    chosen = PAPER
-    if names.observation is not None and isinstance(guide, str) and guide in (AUTO, INPUT):
+    chosen, by_image = PAPER, isinstance(guide, str) and guide in (AUTO, INPUT)
+    if names.observation is not None and by_image:
         sites = find(names.model, example_inputs, known)
         if any(verdict(site, footprint).taken for site in sites):
             chosen = RESIZE
@@ -67,4 +68,5 @@ def without_auto(
         return {named(key, chosen): x for key, x in value.items()} if isinstance(value, Mapping) else value
 
     target = MEASURED_CRF if chosen == OUTPUT_CRF else chosen
-    return [named(x, target) for x in targets], keyed(guide), keyed(scales), (_NOTES[chosen],)
+    note = _NOTES[chosen] if by_image else _BY_ANOTHER
+    return [named(x, target) for x in targets], keyed(guide), keyed(scales), (note,)

@@ -72,6 +72,7 @@ def test_auto_is_what_gained_most_of_what_there_is(case):
     assert kinds(plan) == expected
     name = "paper" if expected[0] else "output_crf" if expected[2] else "resize"
     assert sum(f'"{name}" here' in note for note in plan.notes) == 1
+    assert any("guide other than the image" in note for note in plan.notes) == ("guides" in case or "several" in case)
     named = MEASURED_CRF if expected[2] else name
     by_name = hotswap.plan(model, named, **options, space=LAB if not expected[0] else "auto", example_inputs=IMAGE)
     assert by_name.entries == plan.entries

@@ -21,6 +21,7 @@ from hotswap.rates import parameters_of
 from pac_ops import PacCRF, srgb_to_lab
 
 IMAGE = torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(3))
+LAB = hotswap.GuideSpace("lab", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 KINDS = {"layers": "output", "crf": hotswap.Output("crf", dilations=(2,))}
 
 
@@ -295,3 +296,32 @@ def test_a_deviation_by_number_sets_its_scale(kind, tmp_path):
     with pytest.raises(HotswapError, match="is one value all over these batches"):
         hotswap.calibrate(swapped, [torch.full((1, 3, 12, 10), 0.5)], deviation=0.2)
     assert torch.equal(swapped(IMAGE), before)
+
+
+@pytest.mark.parametrize("target", ["output", "output_crf", "output_guided"])
+@pytest.mark.parametrize("scale", [0, 3.5])
+def test_a_scale_that_is_given_is_the_outputs(target, scale):
+    net = segmenter()
+    assert hotswap.status(refined(net, target, guide_scale=scale)).plan.output.guide_scale == scale
+    assert hotswap.plan(net, target, guide_scale=scale, space=LAB, example_inputs=IMAGE).output.guide_scale == scale
+    if target == "output_guided" and not scale:
+        torch.testing.assert_close(refined(net, target, guide_scale=0)(IMAGE), net(IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guide_scale": {"*": 2}}, "guide_scale must be a number where only the output is a target"),
+        ({"guide_scale": -1}, "guide_scale must be a number >= 0"),
+        ({"guide_scale": "big"}, "guide_scale must be a number >= 0"),
+        ({"learn_scale": True}, "learn_scale must be False where only the output is a target"),
+        ({"conserve": "window"}, "conserve must be None where only"),
+        ({"resize": "area"}, "resize must be 'bilinear' where only"),
+        ({"after_activation": False}, "after_activation must be True where only"),
+        ({"footprint": 4}, "footprint must be 'auto' where only"),
+        ({"bounded": True}, "bounded must be 'auto' where only"),
+    ],
+)
+def test_what_would_do_nothing_to_an_output_is_refused(options, message):
+    with pytest.raises(HotswapError, match=message):
+        hotswap.plan(segmenter(), "output_guided", space=LAB, example_inputs=IMAGE, **options)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from hotswap.arguments import check_values, parse_projection, require_nothing_measured
+from hotswap.arguments import check_values, parse_projection, require_nothing_measured, require_of_output
 from hotswap.choices import FX, METHODS
 from hotswap.errors import HotswapError
 from hotswap.measure.calibrate import calibrate
@@ -16,7 +16,7 @@ from hotswap.measure.scores import found, without_output
 from hotswap.network.batches import Batches, KnownInputs, Pick, as_batches
 from hotswap.network.copying import checked_copy
 from hotswap.network.dry_run import Inputs, compiled_in_place
-from hotswap.network.names import AUTO, INPUT
+from hotswap.network.names import AUTO
 from hotswap.surgery import install
 from hotswap.surgery.prepare import IN_PLACE, Preparation, Prepared, carry_out, sharing_weights
 from hotswap.surgery.self_check import SelfCheck
@@ -310,11 +310,9 @@ def _planned(
         names, named, guide, guide_scale, form.footprint, example_inputs, resizes
     )
     others, asked = without_output(named)
-    if asked is not None and not others and not (isinstance(guide, str) and guide in (AUTO, INPUT)):
-        raise HotswapError(
-            f'guide must be "{AUTO}" or "{INPUT}" where only the output is a target, which the image guides, '
-            f"got {guide!r}"
-        )
+    if asked is not None and not others:
+        with explained(about):
+            require_of_output(guide, guide_scale, {**swapping, "footprint": form.footprint, "bounded": form.bounded})
     alias_of = names.alias_of
     before = {swap.target for swap in swaps} | {resize.name for resize in resizes}
     scales = PAPER_SCALE if guide_scale is None else guide_scale
@@ -330,8 +328,6 @@ def _planned(
     spaces, further = form.spaces(model, {each.name: each.guide for each in wanted.enlargements}, inputs.images)
     if asked is not None:
         with explained(about):
-            if not chosen:
-                _require_of_output(guide_scale, swapping, form)
             given = None if guide_scale is None or isinstance(guide_scale, Mapping) else checked(guide_scale)
             output, on_output = found(asked, names.model, inputs.numbers, form, inputs.images, given)
         notes += on_output
@@ -392,20 +388,6 @@ def _planned(
         resolved = replace(resolved, swaps=tuple(started))
         prepared = Preparation(example_inputs, None, by_fx).prepare(names, resolved, method)
     return prepared.noted(*(graft.note for graft in prepared.grafts))
-
-
-def _require_of_output(guide_scale: Scales | None, swapping: Mapping[str, Any], form: Form) -> None:
-    """Refuse what says nothing where only the output is a target."""
-    if isinstance(guide_scale, Mapping):
-        raise HotswapError(f"guide_scale must be a number where only the output is a target, got {guide_scale!r}")
-    usual = {"learn_scale": False, "conserve": None, "resize": "bilinear", "after_activation": True}
-    given = {**swapping, "footprint": form.footprint, "bounded": form.bounded}
-    for option, value in {**usual, "footprint": AUTO, "bounded": AUTO}.items():
-        if given[option] != value:
-            raise HotswapError(
-                f"{option} must be {value!r} where only the output is a target, which it does nothing to, "
-                f"got {given[option]!r}"
-            )
 
 
 def _by_path(model: nn.Module, named: Any) -> Any:

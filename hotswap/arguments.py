@@ -5,7 +5,7 @@ from typing import Any
 
 from hotswap.choices import CONSERVE_MODES, RESIZE_MODES
 from hotswap.errors import HotswapError
-from hotswap.network.names import AUTO
+from hotswap.network.names import AUTO, INPUT
 from hotswap.targets.entries import PROJECTION_WINDOWS
 from hotswap.targets.kernels import parse
 
@@ -27,6 +27,33 @@ def require_nothing_measured(guide_scale: Any, conserve: str | None, projection:
         raise HotswapError(
             "projection starts from what is measured on data: give convert some as calibrate_on, or leave it out"
         )
+
+
+# What does nothing to the output, and what it is where nobody said it.
+_USUAL = {
+    "learn_scale": False,
+    "conserve": None,
+    "resize": RESIZE_MODES[0],
+    "after_activation": True,
+    "footprint": AUTO,
+    "bounded": AUTO,
+}
+
+
+def require_of_output(guide: Any, guide_scale: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what says nothing where only the output is a target.
+
+    Raises:
+        HotswapError: with what is possible.
+    """
+    alone = "where only the output is a target"
+    if not (isinstance(guide, str) and guide in (AUTO, INPUT)):
+        raise HotswapError(f'guide must be "{AUTO}" or "{INPUT}" {alone}, which the image guides, got {guide!r}')
+    if isinstance(guide_scale, Mapping):
+        raise HotswapError(f"guide_scale must be a number {alone}, got {guide_scale!r}")
+    for option, usual in _USUAL.items():
+        if given[option] != usual:
+            raise HotswapError(f"{option} must be {usual!r} {alone}, which it does nothing to, got {given[option]!r}")
 
 
 def parse_projection(given: Any) -> tuple[int, int]:

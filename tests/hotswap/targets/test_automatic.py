@@ -105,6 +105,8 @@ def test_refusals_say_what_auto_is():
         hotswap.convert(nn.Sequential(nn.Conv2d(3, 3, 3)), example_inputs=IMAGE)
     with pytest.raises(HotswapError, match="gate must be False where no convolution is a target"):
         hotswap.convert(net("interpolated"), gate=True, example_inputs=IMAGE)
+    with pytest.raises(HotswapError, match=r'^"auto" is a small "output_crf" here.*; learn_scale must be False'):
+        hotswap.convert(net("learned"), learn_scale=True, example_inputs=IMAGE)
 
 
 class OfTwo(Net):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -32,6 +33,7 @@ from hotswap.targets.kernels import DEFAULT_KERNEL
 from hotswap.targets.lookup import Name, look_up
 from hotswap.targets.output import Output
 from hotswap.targets.plan import Plan
+from hotswap.targets.sites import find
 
 PAPER_SCALE = 1e-4
 Scales = float | Mapping[Name, float] | Literal["auto"]
@@ -306,9 +308,8 @@ def _planned(
     names = look_up(model if swapped is None else plain_copy(model), example_inputs)
     swaps = [] if swapped is None else list(swapped.swaps)
     resizes = [] if swapped is None else list(swapped.resizes)
-    named, guide, guide_scale, about = without_auto(
-        names, named, guide, guide_scale, form.footprint, example_inputs, resizes
-    )
+    sites = cache(partial(find, names.model, example_inputs, tuple(resizes)))  # one run, where anything needs it
+    named, guide, guide_scale, about = without_auto(names, named, guide, guide_scale, form.footprint, sites)
     others, asked = without_output(named)
     if asked is not None and not others:
         with explained(about):
@@ -319,7 +320,7 @@ def _planned(
     output = None if swapped is None else swapped.output
     if asked is not None and output is not None:
         raise HotswapError("the output is refined already: hotswap.revert the network first")
-    wanted = split(names, others, guide, scales, form.footprint, example_inputs, resizes)
+    wanted = split(names, others, guide, scales, form.footprint, sites)
     chosen, notes = wanted.enlargements, about + wanted.notes
     if wanted.others or not (chosen or asked):
         with explained(about):

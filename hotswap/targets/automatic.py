@@ -1,19 +1,18 @@
 """What the target "auto" is: of what a network has, that which gained most on real labels (docs/evidence.md)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from hotswap.errors import HotswapError
-from hotswap.network.dry_run import Inputs
 from hotswap.network.names import AUTO, INPUT
 from hotswap.targets.choose import PAPER
 from hotswap.targets.choose_enlargements import RESIZE
 from hotswap.targets.elsewhere import gives_scores
-from hotswap.targets.entries import Footprint, Resize
+from hotswap.targets.entries import Footprint
 from hotswap.targets.lookup import Names
 from hotswap.targets.output import CRF, OUTPUT_CRF, Output
-from hotswap.targets.sites import find
+from hotswap.targets.sites import Sites
 from hotswap.targets.verdicts import verdict
 
 MEASURED_CRF = Output(CRF, dilations=(4, 16), steps=2)  # as the trial has it
@@ -43,8 +42,7 @@ def without_auto(
     guide: Any,
     scales: Any,
     footprint: Footprint,
-    example_inputs: Inputs | None,
-    known: Iterable[Resize],
+    sites: Callable[[], Sites],
 ) -> tuple[list[Any], Any, Any, tuple[str, ...]]:
     """Targets, guide and scales with what "auto" is in its place, and a note that says what.
 
@@ -55,10 +53,9 @@ def without_auto(
         return list(targets), guide, scales, ()
     chosen, by_image = PAPER, isinstance(guide, str) and guide in (AUTO, INPUT)
     if names.observation is not None and by_image:
-        sites = find(names.model, example_inputs, known)
-        if any(verdict(site, footprint).taken for site in sites):
+        if any(verdict(site, footprint).taken for site in sites()):
             chosen = RESIZE
-        elif gives_scores(sites):
+        elif gives_scores(sites()):
             chosen = OUTPUT_CRF
 
     def named(key: Any, known_as: Any) -> Any:

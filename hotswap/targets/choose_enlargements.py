@@ -1,21 +1,20 @@
 """Picks the enlargements among the targets, and finds their guides."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from hotswap.errors import HotswapError
-from hotswap.network.dry_run import Inputs
 from hotswap.network.names import INPUT, closest, is_pattern, match
 from hotswap.targets.choose import Chosen, by_target, is_general, scale, usable
 from hotswap.targets.considered import Considered
 from hotswap.targets.elsewhere import behind, elsewhere
 from hotswap.targets.enlargement import mode_of
-from hotswap.targets.entries import Footprint, Resize, why_not_guided
+from hotswap.targets.entries import Footprint, why_not_guided
 from hotswap.targets.lookup import Name, Names, shown
-from hotswap.targets.sites import ALIAS, Site, Sites, find, fine_enough
+from hotswap.targets.sites import ALIAS, Site, Sites, fine_enough
 from hotswap.targets.verdicts import EVERY, factor, in_short, row, verdict
 
 _FEW = 4  # names that a message lists without leaving some out
@@ -40,14 +39,13 @@ def split(
     guide: Any,
     guide_scale: Any,
     footprint: Footprint,
-    example_inputs: Inputs | None,
-    known: Iterable[Resize] = (),
+    find: Callable[[], Sites],
 ) -> SplitRequest:
     """Tell enlargements from convolutions in `wanted`, and in `guide` and `guide_scale` where they are mappings.
 
     An enlargement is named by "resize" (those that guiding helps: see `verdict`), by its alias `resize_{i}` or a
     pattern over these, or, where it is a module, by that or its path. A pattern that matches no convolution is tried
-    on these paths, and "resize_*" always. Those `known`, which are guided already, keep their names.
+    on these paths, and "resize_*" always. `find` finds them.
 
     Raises:
         HotswapError: where one that was named cannot be guided, or its guide is too coarse, with what would work.
@@ -58,7 +56,7 @@ def split(
         raise HotswapError(
             f"enlargements are found in one run of the network on fake inputs, and {names.why_unobserved}"
         )
-    sites = find(names.model, example_inputs, known)
+    sites = find()
     convolutions: list[Name] = []
     taken: dict[Site, None] = {}  # an ordered set
     notes: list[str] = []

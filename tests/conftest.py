@@ -1,3 +1,6 @@
+import copy
+import functools
+import gc
 import os
 import signal
 import sys
@@ -5,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.onnx._internal.exporter import _registration
 
 # Test helpers are imported by name: tests/support/networks.py as `networks`, those of attack likewise.
 for folder in ("attack", "support"):
@@ -19,6 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs the tests in the background has them ignore Ctrl-C, and so would the processes they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The collector would look through all that torch keeps every few tests, which is a twentieth of their time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 
 LONG = (
     "test_commands_run_as_written",
@@ -31,6 +38,22 @@ LONG = (
 def pytest_collection_modifyitems(items):
     """The longest first: one that starts last has the other workers wait."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_of_onnx_read_once():
+    """PyTorch's exporter reads the source of 500 operators at every export, for half a second."""
+    registry = _registration.ONNXRegistry
+    read = functools.cache(registry.from_torchlib)
+
+    def from_torchlib(*arguments, **named):
+        found = copy.copy(read(*arguments, **named))
+        found.functions = {target: list(known) for target, known in found.functions.items()}
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", from_torchlib)
+        yield
 
 
 @pytest.fixture(autouse=True)

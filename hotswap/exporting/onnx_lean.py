@@ -10,7 +10,7 @@ _MOST = 2**28  # elements of what is folded: weights, and what is made of them
 
 
 def simplify(model: Any) -> None:
-    """Fold in place: constants of any size, norms behind convolutions, slices of slices, shapes of what is gathered.
+    """Fold in place: constants of any size, norms behind convolutions, slices, shapes of what is gathered.
 
     Args:
         model: an `onnx_ir.Model`.
@@ -22,6 +22,7 @@ def simplify(model: Any) -> None:
     optimizer.fold_constants(model, input_size_limit=_MOST, output_size_limit=_MOST)
     rewriter.rewrite(model, [common.fuse_batchnorm_into_conv_rule, _gathered_in_shape()])
     _fuse_slices(model.graph)
+    _split_in_two(model.graph)
     CommonSubexpressionEliminationPass()(model)
     optimizer.remove_unused_nodes(model)
 
@@ -67,15 +68,43 @@ def _fuse_slices(graph: Any) -> None:
             continue
         node.replace_input_with(0, inner.inputs[0])
         for place, (first, second) in enumerate(zip(*bounds, strict=True), 1):
-            tensor = ir.tensor(np.array([*first, *second], dtype=np.int64), name=f"{node.outputs[0].name}_{place}")
-            value = ir.Value(
-                name=tensor.name,
-                const_value=tensor,
-                shape=ir.Shape([len(first) + len(second)]),
-                type=ir.TensorType(tensor.dtype),
-            )
-            graph.register_initializer(value)
+            value = _whole_numbers(graph, [*first, *second], f"{node.outputs[0].name}_{place}")
             node.replace_input_with(place, value)
+
+
+def _split_in_two(graph: Any) -> None:
+    """Two slices that part an axis, which PyTorch's exporter cannot write as one node."""
+    for node in list(graph):
+        first = _only_slice(node)
+        whole = node.inputs[0] if first else None
+        if first is None or whole is None or whole.shape is None or not isinstance(whole.shape[first[2]], int):
+            continue
+        for other in [use.node for use in whole.uses()]:
+            start, end, axis = first
+            if _only_slice(other) == (end, whole.shape[axis], axis) and start == 0:
+                sizes = _whole_numbers(graph, [end, whole.shape[axis] - end], f"{node.outputs[0].name}_sizes")
+                split = ir.node("Split", [whole, sizes], {"axis": axis}, num_outputs=2)
+                graph.insert_before(node, split)
+                outputs = [*node.outputs, *other.outputs]
+                ir.convenience.replace_all_uses_with(outputs, split.outputs)
+                break
+
+
+def _only_slice(node: Any) -> tuple[int, int, int] | None:
+    """Start, end and axis of a slice of one axis, in steps of 1; None of other nodes."""
+    bounds = _bounds(node) if node.op_type == "Slice" else []
+    if [len(x) for x in bounds] != [1] * 4 or bounds[3] != [1]:
+        return None
+    (start,), (end,), (axis,), _ = bounds
+    return start, end, axis
+
+
+def _whole_numbers(graph: Any, numbers: list[int], name: str) -> Any:
+    """A constant of a graph."""
+    tensor = ir.tensor(np.array(numbers, dtype=np.int64), name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
 
 
 def _bounds(node: Any) -> list[list[int]]:

@@ -45,6 +45,7 @@ def _enlarged(
 ) -> Any:
     double = ir.DataType.DOUBLE in (input.dtype, guide.dtype)
     narrow, kind = input.dtype, ir.DataType.DOUBLE if double else ir.DataType.FLOAT
+    channels = [guide.shape[1], input.shape[1]]
     input, guide, scale = (cast(x, kind) for x in (input, guide, scale))
     factor = op.Mul(scale, constant(0.5**0.5, kind))  # so that half of a squared distance is left
     fine = op.Mul(guide, factor)
@@ -56,11 +57,11 @@ def _enlarged(
     guides = _Guides(fine, given, input, ratio, kind)
     out = maps[0]
     for number, (step, image, coarse) in enumerate(guides.steps(where, footprints, halvings)):
-        out = _step(out, image, coarse, step, kind, residual=residual)
+        out = _step(out, image, coarse, step, kind, channels, residual=residual)
         if number < halvings:
             out = _with_detail(out, maps[number + 1], maps[number])
     if bounded:
-        among = gathered(input, four(fine, input, where))
+        (among,) = gathered([input], channels[1:], four(fine, input, where))
         axes = constant([2])
         lowest, highest = op.ReduceMin(among, axes, keepdims=0), op.ReduceMax(among, axes, keepdims=0)
         out = op.Min(op.Max(out, lowest), highest)
@@ -104,7 +105,7 @@ class _Guides(NamedTuple):
         guides = [*(self._between(count, align_corners=where.align_corners) if count else []), self.fine]
         coarse = self.coarse
         if coarse is None:
-            coarse = _halved(guides[0]) if count else self._average(1, exact=halvings > 0)
+            coarse = _halved(guides[0]) if count else self._average(1)
         if self.ratio and where.scale_factor is None:
             where = where._replace(scale_factor=[float(n) for n in self.ratio])
         steps = [
@@ -134,30 +135,41 @@ class _Guides(NamedTuple):
             guides.insert(0, _halved(guides[0]))
         return guides
 
-    def _average(self, times: int, *, exact: bool = True) -> Any:
+    def _average(self, times: int) -> Any:
         """The finest at so many times the size of the input."""
         if self.ratio and not any(n % times for n in self.ratio):
             window = [n // times for n in self.ratio]
             return op.AveragePool(self.fine, kernel_shape=window, strides=window) if max(window) > 1 else self.fine
         size = size_of(self.input) if times == 1 else op.Mul(size_of(self.input), constant(times))
-        return _by_matrices(self.fine, average_weights(self.fine, size, self.kind, exact=exact))
+        return _by_matrices(self.fine, average_weights(self.fine, size, self.kind, small=times == 1))
 
 
-def _step(input: Any, guide: Any, coarse_guide: Any, where: Where, kind: ir.DataType, *, residual: bool) -> Any:
+def _step(
+    input: Any,
+    guide: Any,
+    coarse_guide: Any,
+    where: Where,
+    kind: ir.DataType,
+    channels: Sequence[int],
+    *,
+    residual: bool,
+) -> Any:
     """With weights w K over their sum, K divided by that of the nearest guide, so that something is left."""
     near = neighbours(guide, input, where, kind, residual=residual)
-    apart = op.Sub(op.Unsqueeze(guide, constant([2])), gathered(coarse_guide, near))
+    of_guide, of_map = gathered([coarse_guide, input], channels, near)
+    apart = op.Sub(op.Unsqueeze(guide, constant([2])), of_guide)
     distances = op.ReduceSumSquare(apart, constant([1]))  # [B, 1, n n, H, W]
     kernel = op.Exp(op.Sub(op.ReduceMin(distances, constant([2])), distances))
     weights = op.LpNormalization(op.Mul(kernel, near.weights), axis=2, p=1)
     if near.residual is not None:
         weights = op.Add(weights, near.residual)
-    return op.ReduceSum(op.Mul(gathered(input, near), weights), constant([2]), keepdims=0)
+    return op.ReduceSum(op.Mul(of_map, weights), constant([2]), keepdims=0)
 
 
 def _by_matrices(image: Any, weights: tuple[Any, Any]) -> Any:
     down, across = weights
-    made = op.MatMul(down, op.MatMul(image, across))
+    turned = op.Transpose(op.MatMul(down, image), perm=[0, 1, 3, 2])
+    made = op.Transpose(op.MatMul(across, turned), perm=[0, 1, 3, 2])  # which a gather turns back
     return made if len(image.shape or ()) != 3 else op.Squeeze(made, constant([0]))
 
 

@@ -2,9 +2,11 @@
 
 It is worked out in whole numbers, and for rows and columns together: tables are [2, n n, 1, m], m the longer side of
 the image, and cut to its height and width in the end. Of the n n neighbours of a pixel, side by side on the second
-axis, number j is that of row j % n and column j // n. No number is divided that may be negative.
+axis, number j is that of row j % n and column j // n. No number is divided that may be negative; the rest
+of one has the divisor's sign.
 """
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -36,6 +38,7 @@ class Neighbours(NamedTuple):
 
     rows: Any  # [n n, H], of a map with the n columns of a pixel below each other
     columns: Any  # [n, W]
+    beyond: bool  # whether they count from a pixel outside, which the map's first one is repeated in
     below: Any  # what such a map is reshaped to
     weights: Any  # w times some number that all those of a pixel have in common, [1, n n, H, W]
     residual: Any  # what is added to normalised weights, likewise; None where nothing is
@@ -56,14 +59,28 @@ def size_of(image: Any) -> Any:
     return op.Shape(image, start=-2)
 
 
-def gathered(x: Any, near: Neighbours) -> Any:
-    """A coarse map's pixels near each fine one: [B, C, h, w] -> [B, C, n n, H, W].
+def gathered(maps: Sequence[Any], channels: Sequence[int], near: Neighbours) -> list[Any]:
+    """The pixels of coarse maps near each fine one, of so many channels each: [B, C, h, w] -> [B, C, n n, H, W].
 
-    Not along the last axis, where a runtime copies single numbers.
+    Maps with a border go together as far as they are small, for fewer operations; of large ones the copies cost.
     """
-    columns = op.Gather(op.Transpose(x, perm=[0, 1, 3, 2]), near.columns, axis=2)  # [B, C, n, W, h]
-    across = op.Reshape(op.Transpose(columns, perm=[0, 1, 4, 2, 3]), near.below)
-    return op.Gather(across, near.rows, axis=2)
+    turned = [op.Transpose(x, perm=[0, 1, 3, 2]) for x in maps]
+    if not near.beyond:
+        return [op.Gather(_across(x, near), near.rows, axis=2) for x in turned]
+    across = _across(op.Pad(op.Concat(*turned, axis=1), constant([0, 0, 1, 1, 0, 0, 1, 1]), mode="edge"), near)
+    across.shape = ir.Shape([None, sum(channels), None, None])  # by which `onnx_lean` makes the slices one operation
+    ends = list(itertools.accumulate(channels, initial=0))
+    parts = [op.Slice(across, *(constant([k]) for k in (*bounds, 1, 1))) for bounds in itertools.pairwise(ends)]
+    return [op.Gather(part, near.rows, axis=2) for part in parts]
+
+
+def _across(turned: Any, near: Neighbours) -> Any:
+    """The columns of a map, [B, C, w, h], near those of fine pixels, below each other: [B, C, h n, W].
+
+    Not gathered along the last axis, where a runtime copies single numbers.
+    """
+    columns = op.Gather(turned, near.columns, axis=2)  # [B, C, n, W, h]
+    return op.Reshape(op.Transpose(columns, perm=[0, 1, 4, 2, 3]), near.below)
 
 
 def neighbours(fine: Any, coarse: Any, where: Where, kind: ir.DataType, *, residual: bool = False) -> Neighbours:
@@ -75,27 +92,31 @@ def neighbours(fine: Any, coarse: Any, where: Where, kind: ir.DataType, *, resid
     if n > 2 and not (where.doubling or where.align_corners):
         first = parts if ahead == 1 else op.Mul(parts, constant(ahead))
         place = op.Min(op.Max(place, first), op.Add(first, op.Mul(last, parts)))
-    number, cut, rest = _numbers(n), _Cut(fine, n), op.Mod(place, parts)
+    number, cut = _numbers(n), _Cut(fine, size_of(coarse), n)
     outermost = np.asarray(number == n - 1, dtype=np.int64)
     offset = number + 1 - n // 2
     # On a coarse pixel the outermost neighbour has no weight, and is the same as the one before.
-    near = op.Add(op.Div(op.Sub(place, constant(outermost)), parts), constant(offset - ahead))
-    if n == 2:  # at the edge both are one pixel, whatever their weights
-        weights = op.Abs(op.Sub(rest, op.Mul(parts, constant(1 - number))))
-        pixels = near if where.doubling else _inside(near, last)
-        return Neighbours(*cut.indices(pixels), cut.below, cut.product(op.Cast(weights, to=kind)), None)
+    before = op.Sub(place, constant(outermost))
+    near = op.Div(before, parts)
+    if n == 2:  # on a coarse pixel and at the edge both are one pixel, whatever their weights
+        from_other = op.Add(op.Mod(op.Mul(before, constant(2 * number - 1)), parts), constant(outermost))
+        weights = cut.product(op.Cast(from_other, to=kind))
+        if where.refined:  # further outside than by a pixel
+            return cut.neighbours(_inside(op.Add(near, constant(offset - ahead)), last), weights)
+        return cut.neighbours(near, weights, offset=offset - ahead, beyond=not where.doubling)
+    near = op.Add(near, constant(offset - ahead))
     pixels = _inside(near, last)
     outside = op.Cast(op.Abs(op.Sub(near, pixels)), to=kind)  # by a pixel or more
-    part = op.Div(op.Cast(rest, to=kind), op.Cast(parts, to=kind))  # of the way to the next one
+    part = op.Div(op.Cast(op.Mod(place, parts), to=kind), op.Cast(parts, to=kind))  # of the way to the next one
     gaps = op.Abs(op.Sub(part, constant(offset, kind)))
     one = constant(1, kind)
     tent = op.Relu(op.Sub(op.Sub(one, op.Mul(gaps, constant(2 / n, kind))), outside))
-    indices, weights = cut.indices(pixels), cut.product(tent)
+    found = cut.neighbours(pixels, cut.product(tent))
     if not residual:
-        return Neighbours(*indices, cut.below, weights, None)
+        return found
     plain = op.Relu(op.Sub(op.Sub(one, gaps), outside))
     smooth = op.Mul(op.LpNormalization(tent, axis=1, p=1), constant(n, kind))  # each is there n times
-    return Neighbours(*indices, cut.below, weights, op.Sub(cut.product(plain), cut.product(smooth)))
+    return found._replace(residual=op.Sub(cut.product(plain), cut.product(smooth)))
 
 
 def four(fine: Any, coarse: Any, where: Where) -> Neighbours:
@@ -104,20 +125,24 @@ def four(fine: Any, coarse: Any, where: Where) -> Neighbours:
     last = op.Sub(length, constant(1))
     place, parts, ahead = _places(_both(size_of(fine)), length, last, where)
     near = op.Add(op.Div(place, parts), constant(_numbers(2) - ahead))
-    cut = _Cut(fine, 2)
-    return Neighbours(*cut.indices(_inside(near, last)), cut.below, None, None)
+    return _Cut(fine, size_of(coarse), 2).neighbours(_inside(near, last), None)
 
 
-def average_weights(image: Any, size: Any, kind: ir.DataType, *, exact: bool = True) -> tuple[Any, Any]:
-    """The matrices of `pac_ops.area.area_average2d`, [1, 1, h, H] and [1, 1, W, w]; not `exact`, more rows of zeros.
+def average_weights(image: Any, size: Any, kind: ir.DataType, *, small: bool = False) -> tuple[Any, Any]:
+    """The matrices of `pac_ops.area.area_average2d`, [1, 1, h, H] and [1, 1, w, W].
 
-    Pixel p is in bin i where |(2p + 1) w - (2i + 1) n| < n + w.
+    To a `small` size, bins are as many as both sides have together, which takes an operation less.
+
+    Pixel p is in bin i, counted from 1, where |(2p + 1) w + n - 2 i n| < n + w.
     """
     given, wanted = _both(size_of(image)), _both(size)
-    pixels, bins = (_odd_numbers(op.Add(x, x)) for x in (given, wanted))
-    apart = _apart(pixels, wanted, bins, given)
+    twice = op.Add(given, given)
+    place = op.Add(op.Mul(_odd_numbers(twice), wanted), given)
+    after = op.ReduceSum(size, keepdims=0) if small else op.ReduceMax(op.Add(size, constant(1)), keepdims=0)
+    bins = op.Range(constant(1), after, constant(1))
+    apart = op.Abs(op.Sub(place, op.Mul(op.Unsqueeze(bins, constant([1])), twice)))
     inside = op.Clip(op.Sub(op.Add(given, wanted), apart), constant(0), constant(1))
-    return _matrices(inside, image, size if exact else None, kind)
+    return _matrices(inside, image, size, kind)
 
 
 def aligned_weights(image: Any, size: Any, kind: ir.DataType) -> tuple[Any, Any]:
@@ -128,34 +153,36 @@ def aligned_weights(image: Any, size: Any, kind: ir.DataType) -> tuple[Any, Any]
     given, wanted = (op.Sub(_both(x), constant(1)) for x in (size_of(image), size))
     wanted = op.Max(wanted, constant(1))
     pixels, bins = (_whole_numbers(op.Add(x, constant(1))) for x in (given, wanted))
-    apart = _apart(pixels, wanted, bins, given)
+    apart = op.Abs(op.Sub(op.Mul(pixels, wanted), op.Mul(op.Unsqueeze(bins, constant([1])), given)))
     return _matrices(op.Max(op.Sub(wanted, apart), constant(0)), image, size, kind)
 
 
 def _matrices(weights: Any, image: Any, size: Any, kind: ir.DataType) -> tuple[Any, Any]:
-    """Of weights of rows and columns, [2, 1, k, m], normalised and cut to the image and a size; None for all k."""
-    down, across = _Cut(image, 2).parts(op.LpNormalization(op.Cast(weights, to=kind), axis=3, p=1))
-    if size is not None:
-        sides = op.Split(size, axis=0, num_outputs=2)
-        down, across = (
-            op.Slice(x, constant([0]), n, constant([2])) for x, n in zip((down, across), sides, strict=True)
-        )
-    return down, op.Transpose(across, perm=[0, 1, 3, 2])
+    """Of weights of rows and columns, [2, 1, k, m], normalised and cut to the image and a size."""
+    down, across = _Cut(image, size).parts(op.LpNormalization(op.Cast(weights, to=kind), axis=3, p=1))
+    return down, across
 
 
 class _Cut:
-    """Tables of rows and columns, cut to the sides of an image."""
+    """Tables of rows and columns, cut to the sides of an image, and those of pairs with a map to both's."""
 
-    def __init__(self, fine: Any, footprint: int) -> None:
+    def __init__(self, fine: Any, coarse: Any, footprint: int = 2) -> None:
         self._footprint = footprint
-        sides = op.Split(size_of(fine), axis=0, num_outputs=2)
-        self.below = op.Concat(constant([0, 0, -1]), sides[1], axis=0)
-        self._ends = [op.Concat(constant([k + 1, footprint**2]), side, axis=0) for k, side in enumerate(sides)]
+        sides, others = (op.Split(size, axis=0, num_outputs=2) for size in (size_of(fine), coarse))
+        self._below = op.Concat(constant([0, 0, -1]), sides[1], axis=0)
+        self._ends = [
+            op.Concat(constant([k + 1, footprint**2]), *lengths, axis=0)
+            for k, lengths in enumerate(zip(others, sides, strict=True))
+        ]
 
     def parts(self, table: Any, step: int = 1) -> list[Any]:
-        """That of rows, [1, n n, 1, H], and that of columns, of each `step`-th neighbour, [1, n n / step, 1, W]."""
+        """That of rows, [1, n n, 1, H], and that of columns, of each `step`-th neighbour, [1, n n / step, 1, W].
+
+        Of a table of pairs, the third axis is as long as the map.
+        """
+        axes = constant([0, 1, 2, 3])
         return [
-            op.Slice(table, constant([k, 0, 0]), end, constant([0, 1, 3]), constant([1, step if k else 1, 1]))
+            op.Slice(table, constant([k, 0, 0, 0]), end, axes, constant([1, step if k else 1, 1, 1]))
             for k, end in enumerate(self._ends)
         ]
 
@@ -164,11 +191,14 @@ class _Cut:
         rows, columns = self.parts(table)
         return op.Mul(op.Transpose(rows, perm=[0, 1, 3, 2]), columns)
 
-    def indices(self, pixels: Any) -> tuple[Any, Any]:
-        """Rows of a map with the columns of a pixel below each other, [n n, H]; columns, [n, W]."""
+    def neighbours(self, pixels: Any, weights: Any, *, offset: Any = 0, beyond: bool = False) -> Neighbours:
+        """These pixels, at an offset each, and weights; `beyond` as in `Neighbours`, and pixels count from 0."""
         n = self._footprint
-        rows, columns = (op.Squeeze(x, constant([0, 2])) for x in self.parts(pixels, n))
-        return op.Add(op.Mul(rows, constant(n)), constant(np.arange(n * n)[:, None] // n)), columns
+        steps = np.array([n, 1]).reshape(2, 1, 1, 1)  # from row to row with n columns below each other, and to column
+        of_column = np.stack([np.arange(n * n) // n, np.zeros(n * n, np.int64)])[:, :, None, None]
+        table = op.Add(op.Mul(pixels, constant(steps)), constant((offset + beyond) * steps + of_column))
+        rows, columns = (op.Squeeze(x, constant([0, 2])) for x in self.parts(table, n))
+        return Neighbours(rows, columns, beyond, self._below, weights, None)
 
 
 def _numbers(n: int) -> Any:
@@ -179,11 +209,6 @@ def _numbers(n: int) -> Any:
 
 def _both(size: Any) -> Any:
     return op.Unsqueeze(size, constant([1, 2, 3]))
-
-
-def _apart(pixels: Any, wanted: Any, bins: Any, given: Any) -> Any:
-    """How far pixels are from bins, in parts of both: [2, 1, bins, pixels]."""
-    return op.Abs(op.Sub(op.Mul(pixels, wanted), op.Mul(op.Unsqueeze(bins, constant([1])), given)))
 
 
 def _whole_numbers(below: Any) -> Any:

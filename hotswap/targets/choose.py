@@ -23,8 +23,8 @@ PAPER = "paper"  # as a target: what the paper swaps
 _GUIDE_STAGE = 2  # its guide is the last convolution of the second stage
 _TARGET_STAGES = 3  # its targets are the last convolutions of the last three stages
 _NOTE = (
-    f'"{PAPER}" swaps convolutions; on real labels that gained 0.3 points at most over plain fine-tuning, and the '
-    'target "resize" about 2 (docs/evidence.md)'
+    f'"{PAPER}" swaps convolutions; on real labels that gained 0.3 points on one network of two over plain '
+    'fine-tuning, where it was calibrated, and else nothing; the target "resize" gained about 2 (docs/evidence.md)'
 )
 
 

@@ -79,11 +79,11 @@ def _idle(node, known):
     ("kind", "dynamic", "footprint", "most"),
     [
         (Enlarging, False, 2, 25),
-        (Enlarging, False, (6, 4, 2), 85),
-        (ToAGuide, True, 2, 54),
-        (ToTheImage, True, 2, 66),
-        (Enlarging, True, 2, 92),
-        (ToTheImage, True, (6, 4, 2), 231),
+        (Enlarging, False, (6, 4, 2), 80),
+        (ToAGuide, True, 2, 49),
+        (ToTheImage, True, 2, 60),
+        (Enlarging, True, 2, 88),
+        (ToTheImage, True, (6, 4, 2), 235),
     ],
 )
 @torch.no_grad()

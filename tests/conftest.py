@@ -52,7 +52,7 @@ def operators_of_onnx_read_once():
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", from_torchlib)
+        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
         yield
 
 

@@ -75,19 +75,18 @@ def _fuse_slices(graph: Any) -> None:
 def _split_in_two(graph: Any) -> None:
     """Two slices that part an axis, which PyTorch's exporter cannot write as one node."""
     for node in list(graph):
-        first = _only_slice(node)
-        whole = node.inputs[0] if first else None
-        if first is None or whole is None or whole.shape is None or not isinstance(whole.shape[first[2]], int):
+        if (first := _only_slice(node)) is None:
             continue
-        for other in [use.node for use in whole.uses()]:
-            start, end, axis = first
-            if _only_slice(other) == (end, whole.shape[axis], axis) and start == 0:
-                sizes = _whole_numbers(graph, [end, whole.shape[axis] - end], f"{node.outputs[0].name}_sizes")
-                split = ir.node("Split", [whole, sizes], {"axis": axis}, num_outputs=2)
-                graph.insert_before(node, split)
-                outputs = [*node.outputs, *other.outputs]
-                ir.convenience.replace_all_uses_with(outputs, split.outputs)
-                break
+        (start, end, axis), whole = first, node.inputs[0]
+        length = None if whole.shape is None else whole.shape[axis]
+        if start != 0 or not isinstance(length, int):
+            continue
+        rest = next((use.node for use in whole.uses() if _only_slice(use.node) == (end, length, axis)), None)
+        if rest is not None:
+            sizes = _whole_numbers(graph, [end, length - end], f"{node.outputs[0].name}_sizes")
+            split = ir.node("Split", [whole, sizes], {"axis": axis}, num_outputs=2)
+            graph.insert_before(node, split)
+            ir.convenience.replace_all_uses_with([*node.outputs, *rest.outputs], split.outputs)
 
 
 def _only_slice(node: Any) -> tuple[int, int, int] | None:

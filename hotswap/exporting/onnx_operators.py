@@ -1,6 +1,7 @@
 """What the operators of `pac_ops.whole` compute, in ONNX of open sizes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
@@ -141,7 +142,8 @@ class _Guides(NamedTuple):
             window = [n // times for n in self.ratio]
             return op.AveragePool(self.fine, kernel_shape=window, strides=window) if max(window) > 1 else self.fine
         size = size_of(self.input) if times == 1 else op.Mul(size_of(self.input), constant(times))
-        return _by_matrices(self.fine, average_weights(self.fine, size, self.kind, small=times == 1))
+        weights = average_weights(self.fine, size, self.kind, small=times == 1)
+        return _by_matrices(self.fine, weights, for_a_gather=times == 1)
 
 
 def _step(
@@ -166,10 +168,13 @@ def _step(
     return op.ReduceSum(op.Mul(of_map, weights), constant([2]), keepdims=0)
 
 
-def _by_matrices(image: Any, weights: tuple[Any, Any]) -> Any:
+def _by_matrices(image: Any, weights: tuple[Any, Any], *, for_a_gather: bool = False) -> Any:
+    """The product with both; where it is gathered from, which turns it, written so that two transposes cancel."""
     down, across = weights
-    turned = op.Transpose(op.MatMul(down, image), perm=[0, 1, 3, 2])
-    made = op.Transpose(op.MatMul(across, turned), perm=[0, 1, 3, 2])  # which a gather turns back
+    turn = partial(op.Transpose, perm=[0, 1, 3, 2])
+    if for_a_gather:
+        return turn(op.MatMul(across, turn(op.MatMul(down, image))))
+    made = op.MatMul(down, op.MatMul(image, turn(across)))
     return made if len(image.shape or ()) != 3 else op.Squeeze(made, constant([0]))
 
 

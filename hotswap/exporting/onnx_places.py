@@ -92,7 +92,8 @@ def neighbours(fine: Any, coarse: Any, where: Where, kind: ir.DataType, *, resid
     if n > 2 and not (where.doubling or where.align_corners):
         first = parts if ahead == 1 else op.Mul(parts, constant(ahead))
         place = op.Min(op.Max(place, first), op.Add(first, op.Mul(last, parts)))
-    number, cut = _numbers(n), _Cut(fine, size_of(coarse), n)
+    beyond = n == 2 and not (where.doubling or where.refined)  # else inside, or further outside than by a pixel
+    number, cut = _numbers(n), _Cut(fine, size_of(coarse) if beyond else None, n)
     outermost = np.asarray(number == n - 1, dtype=np.int64)
     offset = number + 1 - n // 2
     # On a coarse pixel the outermost neighbour has no weight, and is the same as the one before.
@@ -101,9 +102,9 @@ def neighbours(fine: Any, coarse: Any, where: Where, kind: ir.DataType, *, resid
     if n == 2:  # on a coarse pixel and at the edge both are one pixel, whatever their weights
         from_other = op.Add(op.Mod(op.Mul(before, constant(2 * number - 1)), parts), constant(outermost))
         weights = cut.product(op.Cast(from_other, to=kind))
-        if where.refined:  # further outside than by a pixel
+        if where.refined:
             return cut.neighbours(_inside(op.Add(near, constant(offset - ahead)), last), weights)
-        return cut.neighbours(near, weights, offset=offset - ahead, beyond=not where.doubling)
+        return cut.neighbours(near, weights, offset=offset - ahead, beyond=beyond)
     near = op.Add(near, constant(offset - ahead))
     pixels = _inside(near, last)
     outside = op.Cast(op.Abs(op.Sub(near, pixels)), to=kind)  # by a pixel or more
@@ -125,7 +126,7 @@ def four(fine: Any, coarse: Any, where: Where) -> Neighbours:
     last = op.Sub(length, constant(1))
     place, parts, ahead = _places(_both(size_of(fine)), length, last, where)
     near = op.Add(op.Div(place, parts), constant(_numbers(2) - ahead))
-    return _Cut(fine, size_of(coarse), 2).neighbours(_inside(near, last), None)
+    return _Cut(fine).neighbours(_inside(near, last), None)
 
 
 def average_weights(image: Any, size: Any, kind: ir.DataType, *, small: bool = False) -> tuple[Any, Any]:
@@ -164,11 +165,15 @@ def _matrices(weights: Any, image: Any, size: Any, kind: ir.DataType) -> tuple[A
 
 
 class _Cut:
-    """Tables of rows and columns, cut to the sides of an image, and those of pairs with a map to both's."""
+    """Tables of rows and columns, cut to the sides of an image, and those of pairs with a map to both's.
 
-    def __init__(self, fine: Any, coarse: Any, footprint: int = 2) -> None:
+    Where there are no pairs, the map's size may be given to share the operations that cut the pairs of an average.
+    """
+
+    def __init__(self, fine: Any, coarse: Any = None, footprint: int = 2) -> None:
         self._footprint = footprint
-        sides, others = (op.Split(size, axis=0, num_outputs=2) for size in (size_of(fine), coarse))
+        sides = op.Split(size_of(fine), axis=0, num_outputs=2)
+        others = [constant([1])] * 2 if coarse is None else op.Split(coarse, axis=0, num_outputs=2)
         self._below = op.Concat(constant([0, 0, -1]), sides[1], axis=0)
         self._ends = [
             op.Concat(constant([k + 1, footprint**2]), *lengths, axis=0)

@@ -82,8 +82,8 @@ def _idle(node, known):
         (Enlarging, False, (6, 4, 2), 80),
         (ToAGuide, True, 2, 49),
         (ToTheImage, True, 2, 60),
-        (Enlarging, True, 2, 88),
-        (ToTheImage, True, (6, 4, 2), 235),
+        (Enlarging, True, 2, 87),
+        (ToTheImage, True, (6, 4, 2), 231),
     ],
 )
 @torch.no_grad()

@@ -94,21 +94,29 @@ INLINE void pack_gradient(const Window *w, const float *grad, int64_t panels, in
         }
 }
 
-/* q of a panel that finds a tap side by side, to the gradients of input and K: see `share_out`. `q_t` is the tap's share
- * of the first channel, `apart` from that of the next; `inside` is null where all pixels are. */
-INLINE void share_in_line(const Tap *tap, const int32_t *inside, const float *q_t, int64_t apart, const float *input,
-                          int64_t channels, int64_t plane, float *grad_input, float *grad_kernel) {
+/* q of a panel that finds a tap side by side, or at every `second` place, to the gradients of input and K: see `share_out`.
+ * `q_t` is the tap's share of the first channel, `apart` from that of the next; `inside` is null where all pixels are. */
+INLINE void share_in_line(const Tap *tap, const int32_t *inside, int second, const float *q_t, int64_t apart,
+                          const float *input, int64_t channels, int64_t plane, float *grad_input, float *grad_kernel) {
     vec left = get(tap->k), right = get(tap->k + LANES), sum_left = {0}, sum_right = {0};
     for (int64_t c = 0; c < channels; c++, q_t += apart) {
         const float *v = input + c * plane + tap->offset;
         vec q_left = get(q_t), q_right = get(q_t + LANES);
-        sum_left += q_left * get(v);
-        sum_right += q_right * get(v + LANES);
+        sum_left += q_left * (second ? even(get(v), get(v + LANES)) : get(v));
+        sum_right += q_right * (second ? even(get(v + 2 * LANES), get(v + 3 * LANES)) : get(v + LANES));
         if (grad_input) {
             float *to = grad_input + c * plane + tap->offset;
             vec add_left = q_left * left, add_right = q_right * right;
-            put(to, get(to) + (inside ? only(add_left, inside) : add_left));
-            put(to + LANES, get(to + LANES) + (inside ? only(add_right, inside + LANES) : add_right));
+            if (inside) add_left = only(add_left, inside), add_right = only(add_right, inside + LANES);
+            if (second) {
+                put(to, get(to) + spread_lower(add_left));
+                put(to + LANES, get(to + LANES) + spread_upper(add_left));
+                put(to + 2 * LANES, get(to + 2 * LANES) + spread_lower(add_right));
+                put(to + 3 * LANES, get(to + 3 * LANES) + spread_upper(add_right));
+            } else {
+                put(to, get(to) + add_left);
+                put(to + LANES, get(to + LANES) + add_right);
+            }
         }
     }
     if (grad_kernel) {
@@ -116,6 +124,21 @@ INLINE void share_in_line(const Tap *tap, const int32_t *inside, const float *q_
         float *to = grad_kernel + LANES;
         put(to, get(to) + (inside ? only(sum_right, inside + LANES) : sum_right));
     }
+}
+
+/* As `share_in_line`, where each pixel finds the tap by itself. Channel by channel: planes of a power of two share
+ * cache lines, and would push each other out. */
+INLINE void share_scattered(const Tap *tap, int64_t count, const float *q_t, int64_t apart, const float *input,
+                            int64_t channels, int64_t plane, float *grad_input, float *grad_kernel) {
+    float sums[PIXELS] = {0};
+    for (int64_t c = 0; c < channels; c++, q_t += apart, input += plane) {
+        for (int64_t q = 0; q < count; q++)
+            if (tap->each[q] >= 0) sums[q] += q_t[q] * input[tap->each[q]];
+        if (!grad_input) continue;
+        for (int64_t q = 0; q < count; q++)
+            if (tap->each[q] >= 0) grad_input[c * plane + tap->each[q]] += q_t[q] * tap->k[q];
+    }
+    for (int64_t q = 0; grad_kernel && q < count; q++) grad_kernel[q] += sums[q];
 }
 
 /* q of a panel, [channels, taps, PIXELS], to the gradients of input and K, either of which may be null. Tap by tap, so
@@ -127,22 +150,18 @@ INLINE void share_out(const Tap *taps, int64_t tap_count, int64_t count, const f
         const float *q_t = product + t * PIXELS;
         float *to_kernel = grad_kernel ? grad_kernel + t * PIXELS : NULL;
         int64_t apart = tap_count * PIXELS;
-        if (tap->kind == ALL)
-            share_in_line(tap, NULL, q_t, apart, input, channels, plane, grad_input, to_kernel);
-        else if (tap->kind == SOME)
-            share_in_line(tap, tap->inside, q_t, apart, input, channels, plane, grad_input, to_kernel);
-        else if (tap->kind != NONE)
-            for (int64_t q = 0; q < count; q++) {
-                int64_t place = tap->kind == SCATTERED ? tap->each[q] : tap->offset + 2 * q;
-                if (place < 0) continue;
-                float sum = 0;
-                for (int64_t c = 0; c < channels; c++) {
-                    float from = q_t[c * apart + q];
-                    sum += from * input[c * plane + place];
-                    if (grad_input) grad_input[c * plane + place] += from * tap->k[q];
-                }
-                if (to_kernel) to_kernel[q] += sum;
-            }
+        switch (tap->kind) {
+        case ALL: share_in_line(tap, NULL, 0, q_t, apart, input, channels, plane, grad_input, to_kernel); break;
+        case SOME: share_in_line(tap, tap->inside, 0, q_t, apart, input, channels, plane, grad_input, to_kernel); break;
+        case ALL_SECOND: share_in_line(tap, NULL, 1, q_t, apart, input, channels, plane, grad_input, to_kernel); break;
+        case SOME_SECOND:
+            share_in_line(tap, tap->inside, 1, q_t, apart, input, channels, plane, grad_input, to_kernel);
+            break;
+        case SCATTERED:
+            share_scattered(tap, count, q_t, apart, input, channels, plane, grad_input, to_kernel);
+            break;
+        default: break;
+        }
     }
 }
 

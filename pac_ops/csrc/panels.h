@@ -23,6 +23,24 @@ INLINE vec even(vec a, vec b) {
 #endif
 }
 
+/* x with a zero behind each element: the lower half of that, and the upper. */
+INLINE vec spread_lower(vec x) {
+    vec zero = {0};
+#if LANES == 16
+    return __builtin_shufflevector(x, zero, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16);
+#else
+    return __builtin_shufflevector(x, zero, 0, 8, 1, 8, 2, 8, 3, 8);
+#endif
+}
+INLINE vec spread_upper(vec x) {
+    vec zero = {0};
+#if LANES == 16
+    return __builtin_shufflevector(x, zero, 8, 16, 9, 16, 10, 16, 11, 16, 12, 16, 13, 16, 14, 16, 15, 16);
+#else
+    return __builtin_shufflevector(x, zero, 4, 8, 5, 8, 6, 8, 7, 8);
+#endif
+}
+
 /* x where a lane is inside the image, 0 elsewhere, whatever x is there. */
 INLINE vec only(vec x, const int32_t *inside) { return (vec)((mask)x & *(const mask *)inside); }
 
@@ -70,10 +88,10 @@ static void find_pixels(const Window *w, int64_t pixel, int64_t count, Panel *pa
     panel->placed_in_line = panel->place[count - 1] - panel->place[0] == count - 1;
 }
 
-/* Where the pixels of a panel find one tap: side by side from `offset` on, all of them or those `inside` the image; at
- * every second place from there on; or each by itself. */
+/* Where the pixels of a panel find one tap: side by side from `offset` on, or at every second place from there on, all
+ * of them or those `inside` the image; or each by itself. */
 typedef struct {
-    enum { NONE, ALL, SOME, EVERY_SECOND, SCATTERED } kind;
+    enum { NONE, ALL, SOME, ALL_SECOND, SOME_SECOND, SCATTERED } kind;
     int64_t offset;
     int32_t inside[PIXELS]; /* of SOME: all bits set, or none */
     int64_t each[PIXELS];   /* of SCATTERED: -1 outside the image */
@@ -93,7 +111,7 @@ INLINE void find_taps(const Window *w, const float *kernel, const Panel *panel, 
     /* An output as wide as the input finds its taps side by side from row to row. */
     int as_wide = w->stride[0] == 1 && w->out_width == w->width;
     int in_line = w->stride[1] == 1 && (panel->in_one_row || as_wide);
-    int every_second = w->stride[1] == 2 && panel->in_one_row && count == PIXELS;
+    int every_second = w->stride[1] == 2 && panel->in_one_row;
     for (int64_t i = 0; i < w->kernel[0]; i++)
         for (int64_t j = 0; j < w->kernel[1]; j++, tap++) {
             const float *k = kernel + i * w->kernel_step[1] + j * w->kernel_step[2];
@@ -113,15 +131,16 @@ INLINE void find_taps(const Window *w, const float *kernel, const Panel *panel, 
                 tap->kind = ALL;
                 continue;
             }
-            if (every_second && column >= 0 && column + 2 * PIXELS <= w->width) {
-                tap->kind = EVERY_SECOND;
+            if (every_second && count == PIXELS && column >= 0 && column + 2 * PIXELS <= w->width) {
+                tap->kind = ALL_SECOND;
                 continue;
             }
-            if (in_line && tap->offset >= 0 && tap->offset + PIXELS <= plane) {
-                tap->kind = SOME;
+            int64_t apart = every_second ? 2 : 1;
+            if ((in_line || every_second) && tap->offset >= 0 && tap->offset + apart * PIXELS <= plane) {
+                tap->kind = every_second ? SOME_SECOND : SOME;
                 for (int64_t q = 0; q < PIXELS; q++) {
-                    int inside = is_inside(w, panel->row[q] * w->stride[0] + down, panel->column[q] + across);
-                    tap->inside[q] = -((q < count) & inside);
+                    int64_t r = panel->row[q] * w->stride[0] + down, c = panel->column[q] * apart + across;
+                    tap->inside[q] = -((q < count) & is_inside(w, r, c));
                 }
                 continue;
             }
@@ -145,9 +164,14 @@ INLINE void pack_panel(const Tap *taps, int64_t count, const float *channel, int
                 put(panel, get(v) * get(tap->k));
                 put(panel + LANES, get(v + LANES) * get(tap->k + LANES));
                 break;
-            case EVERY_SECOND:
+            case ALL_SECOND:
                 put(panel, even(get(v), get(v + LANES)) * get(tap->k));
                 put(panel + LANES, even(get(v + 2 * LANES), get(v + 3 * LANES)) * get(tap->k + LANES));
+                break;
+            case SOME_SECOND:
+                put(panel, only(even(get(v), get(v + LANES)), tap->inside) * get(tap->k));
+                put(panel + LANES, only(even(get(v + 2 * LANES), get(v + 3 * LANES)), tap->inside + LANES) *
+                                       get(tap->k + LANES));
                 break;
             case SCATTERED:
                 for (int64_t q = 0; q < PIXELS; q++)

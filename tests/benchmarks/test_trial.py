@@ -155,6 +155,26 @@ def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path):
     assert "arms are start, plain" in result.output
 
 
+def test_a_decoder_is_settled_where_no_rate_gains(file, tmp_path):
+    settled = tmp_path / "settled.pt"
+    said = []
+    for path in (file, settled):
+        result = CliRunner().invoke(trial.settle, [str(path), "--steps", "30", "--out", str(settled)])
+        assert result.exit_code == 0, result.output
+        said.append(result.output.splitlines())
+    assert len(said[0]) > 1
+    assert said[0][-1].split(":")[1] == said[1][0].split(":")[1]
+    before, after = (kept.read(path) for path in (file, settled))
+    assert len(after.train) == len(before.train)
+    for ours, theirs in zip(after.reporting, before.reporting, strict=True):
+        assert all(map(torch.equal, (ours.image, ours.labels, *ours.maps), (theirs.image, theirs.labels, *theirs.maps)))
+    best = [trial.Bench(x, 1, CPU)._measured(x.decoder, ARMS[PLAIN], x.choosing) for x in (before, after)]
+    assert sum(best[1]) > sum(best[0])
+    result = CliRunner().invoke(trial.settle, [str(tmp_path / "none.pt"), "--out", str(settled)])
+    assert result.exit_code == 1
+    assert "make it by" in result.output
+
+
 def test_packed_files_keep_to_their_limit(file, tmp_path):
     decoder, path = kept.read(file).decoder, tmp_path / "packed.pt"
     frames = [frame(index) for index in range(7)]

@@ -177,6 +177,8 @@ BEYOND_ONE_BLOCK = [
     Case(channels=5, out_channels=44, height=7, width=70),
     Case(channels=5, out_channels=30, height=9, width=140, stride=(2, 2)),
     Case(channels=70, out_channels=32, height=9, width=56),
+    Case(channels=5, out_channels=6, height=7, width=128, stride=(2, 2), padding=(1, 1)),
+    Case(channels=3, out_channels=6, height=8, width=91, stride=(1, 2), padding=(2, 3), kernel_size=(5, 7)),
 ]
 
 
@@ -212,21 +214,23 @@ def test_compiled_kernels_of_double_precision_at_any_size(case, threads, monkeyp
 @pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("lanes", LANES)
-def test_what_is_infinite_stays_under_the_windows_that_see_it(lanes, dtype, monkeypatch):
+@pytest.mark.parametrize(("stride", "width"), [(1, 20), (2, 140)])
+def test_what_is_infinite_stays_under_the_windows_that_see_it(stride, width, lanes, dtype, monkeypatch):
     """Where a row of an image ends the next begins in memory, and vectors read on."""
     monkeypatch.setattr(compiled, "lanes", lambda: lanes)
-    x = torch.randn(2, 3, 9, 20, dtype=dtype)
+    x = torch.randn(2, 3, 9, width, dtype=dtype)
     x[:, :, 4, 0] = torch.inf
     x[:, :, 6, -1] = torch.nan
-    tensors = {"input": x, "kernel": torch.rand(2, 1, 3, 3, 9, 20), "weight": torch.randn(5, 3, 3, 3)}
+    size = (9, width) if stride == 1 else (5, width // 2)
+    tensors = {"input": x, "kernel": torch.rand(2, 1, 3, 3, *size), "weight": torch.randn(5, 3, 3, 3)}
     tensors = {name: value.to(dtype) for name, value in tensors.items()}
-    gradient = torch.randn(2, 5, 9, 20, dtype=dtype)
+    gradient = torch.randn(2, 5, *size, dtype=dtype)
     gradient[:, :, 2, -1] = torch.inf
 
     def run(backend):
         leaves = {name: value.clone().requires_grad_() for name, value in tensors.items()}
         with pac_ops.use_backend(backend):
-            out = pac_ops.pacconv2d(leaves["input"], leaves["kernel"], leaves["weight"], padding=1)
+            out = pac_ops.pacconv2d(leaves["input"], leaves["kernel"], leaves["weight"], stride=stride, padding=1)
         return out, *torch.autograd.grad(out, [leaves["input"], leaves["kernel"]], gradient)
 
     for actual, expected in zip(run("native"), run("reference"), strict=True):

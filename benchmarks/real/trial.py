@@ -1,8 +1,8 @@
 """A fair trial of swaps, at one budget: `python -m benchmarks.real.trial run FILE`, where `keep` made the file.
 
 `keep` computes once what the frozen part of a trained network makes of each frame; `settle` tunes the decoder behind
-it until plain tuning gains nothing; `run` goes on from there, every arm on the same crops in the same order. Rates are
-chosen on one part of the frames, arms compared on another.
+it until plain tuning gains nothing; `run` goes on from there, every arm on the same crops in the same order. Rates
+are chosen on one part of the frames, arms compared on another.
 """
 
 import copy
@@ -99,7 +99,9 @@ def settle(file: Path, steps: int, out: Path) -> None:
         bench = Bench(given, steps, torch.device("cpu"))
         for count, (rate, quality, near) in enumerate(bench.settled()):
             kept.write(given.name, bench.decoder, given[2:], out)
-            click.echo(f"{given.name}, {count * steps} steps, the last at {rate:g}: {quality:.2f}, near edges {near:.2f}")
+            click.echo(
+                f"{given.name}, {count * steps} steps, the last at {rate:g}: {quality:.2f}, near edges {near:.2f}"
+            )
     except HotswapError as error:
         raise click.ClickException(str(error)) from error
 

@@ -20,7 +20,12 @@ ENVIRONMENT_VARIABLE = "PAC_OPS_BACKEND"
 _MODULES = {"triton": "triton", "native": "native", "cpu": "blocked", "reference": "reference"}
 BACKENDS = tuple(_MODULES)  # in the order they are tried
 _CPU_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_NATIVE_DTYPES = (torch.float32, torch.float64)
+_NATIVE = {  # its modules
+    torch.float32: "native",
+    torch.float64: "native.double",
+    torch.float16: "native.half",
+    torch.bfloat16: "native.half",
+}
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_CAPABILITY = (8, 0)
 
@@ -52,7 +57,7 @@ def why_not(name: str, x: Tensor) -> str | None:
     if name == "triton":
         return _why_not_triton(x)
     if name in ("native", "cpu"):
-        dtypes = _CPU_DTYPES if name == "cpu" else _NATIVE_DTYPES
+        dtypes = _CPU_DTYPES if name == "cpu" else _NATIVE
         if x.device.type != "cpu":
             return f"it runs on cpu tensors, and these are on {x.device}"
         if x.dtype not in dtypes:
@@ -103,7 +108,7 @@ def backend_for(x: Tensor) -> str:
         if reason := why_not(forced, x):
             raise ValueError(f"backend {forced!r} was asked for but cannot run: {reason}")
         return forced
-    if x.is_cpu and x.dtype in _NATIVE_DTYPES and load("native").why_not_built(x.dtype) is None:
+    if x.is_cpu and x.dtype in _NATIVE and load("native").why_not_built(x.dtype) is None:
         return "native"
     if x.is_cuda and (reason := why_not("triton", x)):
         _warn(f"pac_ops takes the slow reference path on this GPU, since backend 'triton' cannot run: {reason}")
@@ -156,13 +161,13 @@ def implementation(x: Tensor) -> Any:
 
 def _module(x: Tensor) -> Any:
     name = backend_for(x)
-    return load("double" if name == "native" and x.dtype is torch.float64 else name)
+    return load(_NATIVE[x.dtype] if name == "native" else name)
 
 
 @cache
 def load(name: str) -> Any:
-    """The module that implements backend `name`, imported on first use; "double" is that of `native` for float64."""
-    return import_module(f"pac_ops.backends.{'native.double' if name == 'double' else _MODULES[name]}")
+    """The module that implements backend `name`, or one of `native`'s for a dtype, imported on first use."""
+    return import_module(f"pac_ops.backends.{_MODULES.get(name, name)}")
 
 
 def _check_name(name: str, argument: str) -> str:

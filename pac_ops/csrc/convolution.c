@@ -2,16 +2,17 @@
 #include "panels.h"
 
 enum {
-    DEEP = 1152,               /* as DEPTH, forward: sums of up to 128 input channels of 3 x 3 taps stay in registers */
-    NEAR = DEEP * 4 * PIXELS,  /* packed taps of a band: 288 KiB, or 576 where the second-level cache is larger */
+    STEPS = 1152,              /* as DEPTH, forward: sums of up to 128 input channels of 3 x 3 taps stay in registers */
+    NEAR = STEPS * 4 * PIXELS, /* packed taps of a band: 288 KiB, or 576 where the second-level cache is larger */
     LEAST_PIXELS = 4 * PIXELS, /* of a band */
     MOST_PIXELS = 256,
     FEW = 4,                   /* input channels packed at a time */
 };
 
-/* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them: [depth, rows]. */
+/* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them: [steps, rows]. */
 FOR_EVERY_CPU
-static void pack_weights(const Window *w, const float *weight, int64_t rows, float *packed) {
+static void pack_weights(const Window *w, const float *weight, int64_t rows, element *elements, float *spare) {
+    float *packed = lines_of(elements, spare);
     const int64_t *step = w->weight_step, taps = w->kernel[0] * w->kernel[1], in = w->channels / w->groups;
     int64_t depth = in * taps, d = 0;
     int64_t whole = (rows + 7) / 8 * 8;
@@ -25,41 +26,50 @@ static void pack_weights(const Window *w, const float *weight, int64_t rows, flo
         for (int64_t r = 0; r < rows; r++)
             packed[d * rows + r] = weight[r * step[1] + c * step[2] + i * step[3] + j * step[4]];
     }
+    as_elements(packed, depth, rows, elements);
 }
 
 /* What a thread works with: the pixels of a band, where they find their taps, and these times K. */
 typedef struct {
     Panel *panels;
     Tap *found;
-    float *packed;
+    element *packed;
+    float *spare; /* what is to be elements, which is not float32; or null */
 } Band;
+
+/* Input channels whose products are summed in a tile at a time. Of an even number they are whole elements deep. */
+INLINE int64_t sliced_channels(int64_t taps) { return most(2, STEPS * DEPTHS / most(1, taps) / 2 * 2); }
 
 /* One band of output pixels of one image, all groups and output channels. */
 FOR_EVERY_CPU
-static void convolve_band(const Window *w, const float *image, const float *kernel, const float *weights,
+static void convolve_band(const Window *w, const float *image, const float *kernel, const element *weights,
                           const float *bias, float *out, int64_t from, int64_t to, Band band) {
     int64_t taps = w->kernel[0] * w->kernel[1], plane = w->height * w->width;
-    int64_t in = w->channels / w->groups, rows = w->out_channels / w->groups, depth = in * taps;
+    int64_t in = w->channels / w->groups, rows = w->out_channels / w->groups, depth = steps_of(in * taps);
     int64_t tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
-    int64_t panels = (to - from + PIXELS - 1) / PIXELS, step = most(1, DEEP / taps);
+    int64_t panels = (to - from + PIXELS - 1) / PIXELS, step = sliced_channels(taps);
     for (int64_t p = 0; p < panels; p++) {
         find_pixels(w, from + p * PIXELS, least(PIXELS, to - from - p * PIXELS), band.panels + p);
         find_taps(w, kernel, band.panels + p, band.found + p * taps);
     }
     for (int64_t g = 0; g < w->groups; g++)
         for (int64_t first = 0; first < in; first += step) {
-            int64_t last = least(in, first + step), slice = (last - first) * taps;
+            int64_t last = least(in, first + step), slice = steps_of((last - first) * taps);
             /* A few channels at a time: planes of a power of two share cache lines, and would push each other out. */
             for (int64_t c = first; c < last; c += FEW)
-                for (int64_t p = 0; p < panels; p++)
-                    pack_panel(band.found + p * taps, taps, image + (g * in + c) * plane, least(FEW, last - c), plane,
-                               band.packed + (p * slice + (c - first) * taps) * PIXELS);
+                for (int64_t p = 0; p < panels; p++) {
+                    element *to = band.packed + (p * slice + (c - first) * taps / DEPTHS) * PIXELS;
+                    float *lines = lines_of(to, band.spare);
+                    int64_t few = least(FEW, last - c);
+                    pack_panel(band.found + p * taps, taps, image + (g * in + c) * plane, few, plane, lines);
+                    as_elements(lines, few * taps, PIXELS, to);
+                }
             for (int64_t slab = 0; slab < row_tiles; slab += SLAB)
                 for (int64_t p = 0; p < panels; p++)
                     for (int64_t r = slab; r < least(row_tiles, slab + SLAB); r++) {
                         int64_t channel = g * rows + r * tall, real = least(tall, rows - r * tall);
-                        const float *factors = weights + channel * depth + first * taps * real;
-                        const float *adapted = band.packed + p * slice * PIXELS;
+                        const element *factors = weights + channel * depth + first * taps / DEPTHS * real;
+                        const element *adapted = band.packed + p * slice * PIXELS;
                         const Panel *panel = band.panels + p;
                         float *to_out = out + channel * w->out_step[1], starts[ROWS] = {0};
                         if (bias && first == 0)
@@ -78,13 +88,13 @@ typedef struct {
 
 /* How a part is carried out. */
 typedef struct {
-    int64_t taps, depth, pixels; /* `pixels` of a band */
+    int64_t taps, depth, pixels; /* `depth` in elements; `pixels` of a band */
     int64_t packed;              /* where its packed weights begin */
 } Plan;
 
 INLINE int64_t all_pixels(const Window *w) { return w->out_height * w->out_width; }
 INLINE int64_t sliced_depth(const Window *w, int64_t taps) {
-    return least(w->channels / w->groups, most(1, DEEP / most(1, taps))) * taps;
+    return steps_of(least(w->channels / w->groups, sliced_channels(taps)) * taps);
 }
 
 /* How to carry out each part; returns the number of bands, which is that of all. */
@@ -94,7 +104,7 @@ static int64_t plan_parts(const Part *parts, int64_t count, int64_t threads, Pla
         const Window *w = &parts[p].window;
         Plan *plan = plans + p;
         plan->taps = w->kernel[0] * w->kernel[1];
-        plan->depth = w->channels / w->groups * plan->taps;
+        plan->depth = steps_of(w->channels / w->groups * plan->taps);
         plan->packed = packed;
         packed += w->out_channels * plan->depth;
         int64_t wanted = most(LEAST_PIXELS, least(MOST_PIXELS, NEAR / most(1, sliced_depth(w, plan->taps))));
@@ -108,13 +118,13 @@ static int64_t plan_parts(const Part *parts, int64_t count, int64_t threads, Pla
 }
 
 /* The weights of a part, by all threads. */
-static void pack_part(const Window *w, const float *weight, int64_t depth, float *packed) {
+static void pack_part(const Window *w, const float *weight, int64_t depth, element *packed, float *spare) {
     int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows), row_tiles = (rows + tall - 1) / tall;
 #pragma omp for nowait
     for (int64_t n = 0; n < w->groups * row_tiles; n++) {
         int64_t group = n / row_tiles, row = n % row_tiles * tall;
         pack_weights(w, weight + group * w->weight_step[0] + row * w->weight_step[1], least(tall, rows - row),
-                     packed + (group * rows + row) * depth);
+                     packed + (group * rows + row) * depth, spare);
     }
 }
 
@@ -125,13 +135,14 @@ int pac_convolution(const Part *parts, int64_t count, const float *input, const 
     const Window *any = &parts->window;
     Plan *plans = malloc((size_t)count * sizeof(Plan));
     if (!plans) return 1;
-    int64_t bands = plan_parts(parts, count, threads, plans), panels = 0, found = 0, taps_times_k = 0;
+    int64_t bands = plan_parts(parts, count, threads, plans), panels = 0, found = 0, taps_times_k = 0, spare = 0;
     for (int64_t p = 0; p < count; p++) {
         panels = most(panels, plans[p].pixels / PIXELS);
         found = most(found, plans[p].pixels / PIXELS * plans[p].taps);
         taps_times_k = most(taps_times_k, plans[p].pixels * sliced_depth(&parts[p].window, plans[p].taps));
+        spare = most(spare, most(FEW * plans[p].taps * PIXELS, DEPTHS * plans[p].depth * ROWS));
     }
-    float *packed = buffer(plans[count - 1].packed + any->out_channels * plans[count - 1].depth);
+    element *packed = (element *)buffer(plans[count - 1].packed + any->out_channels * plans[count - 1].depth);
     if (!packed) {
         free(plans);
         return 1;
@@ -140,14 +151,14 @@ int pac_convolution(const Part *parts, int64_t count, const float *input, const 
 #pragma omp parallel num_threads(threads)
     {
         Band band = {malloc((size_t)most(1, panels) * sizeof(Panel)), malloc((size_t)most(1, found) * sizeof(Tap)),
-                     buffer(taps_times_k)};
-        if (!band.panels || !band.found || !band.packed) {
+                     (element *)buffer(taps_times_k), DEPTHS > 1 ? buffer(spare) : NULL};
+        if (!band.panels || !band.found || !band.packed || (DEPTHS > 1 && !band.spare)) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
         for (int64_t p = 0; p < count && !failed; p++)
-            pack_part(&parts[p].window, weight + parts[p].weight, plans[p].depth, packed + plans[p].packed);
+            pack_part(&parts[p].window, weight + parts[p].weight, plans[p].depth, packed + plans[p].packed, band.spare);
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t n = 0; n < any->batch; n++)
@@ -163,6 +174,7 @@ int pac_convolution(const Part *parts, int64_t count, const float *input, const 
         free(band.panels);
         free(band.found);
         free(band.packed);
+        free(band.spare);
     }
     free(packed);
     free(plans);

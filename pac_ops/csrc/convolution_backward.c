@@ -15,14 +15,16 @@ enum { PRODUCT_ROWS = LANES == 16 ? 288 : 144 };
 /* A thread's share, and what it works with. */
 typedef struct {
     int64_t begin, end; /* input channels */
-    float *weights;     /* of these, as pack_product_weights orders them */
+    element *weights;   /* of these, as pack_product_weights orders them */
     float *grad_weight; /* the sums so far: tiles, as sum_weight_gradient orders them */
     float *grad_kernel; /* [panels of an image, taps, PIXELS], or null */
     float *product;     /* q: [PRODUCT_ROWS, PIXELS] */
-    float *by_panel;    /* g of a band: [panels, output channels of a group, PIXELS] */
-    float *by_pixel;    /* g of a band: [tiles of output channels, pixels, rows of a tile] */
+    element *by_panel;  /* g of a band: [panels, output channels of a group, PIXELS] */
+    element *by_pixel;  /* g of a band: [tiles of output channels, pixels, rows of a tile] */
     float *adapted;     /* K * taps of a band: [panels, PRODUCT_ROWS, PIXELS] */
-    float *turned;      /* PIXELS rows of it: [pixels, PIXELS] */
+    element *turned;    /* PIXELS rows of it: [pixels, PIXELS] */
+    float *panel_lines; /* `by_panel` before its elements, which are not float32; or null */
+    float *spare;       /* likewise of the others */
     Panel *panels;
     Tap *found;
 } Share;
@@ -54,7 +56,7 @@ static int64_t rounds(const Window *w, int64_t begin, int64_t end) {
 static void pack_product_weights(const Window *w, const float *weight, Share *share) {
     int64_t taps = w->kernel[0] * w->kernel[1], in = w->channels / w->groups, out = w->out_channels / w->groups;
     const int64_t *step = w->weight_step;
-    float *to = share->weights;
+    element *to = share->weights;
     for (int64_t first = share->begin, last; first < share->end; first = last) {
         last = next_channels(w, first, share->end);
         int64_t rows = (last - first) * taps, tall = tile_rows(rows);
@@ -65,8 +67,11 @@ static void pack_product_weights(const Window *w, const float *weight, Share *sh
                 int64_t c = (r + i) / taps, t = (r + i) % taps;
                 from[i] = c * step[2] + t / w->kernel[1] * step[3] + t % w->kernel[1] * step[4];
             }
+            float *lines = lines_of(to, share->spare), *line = lines;
             for (int64_t o = 0; o < out; o++)
-                for (int64_t i = 0; i < real; i++) *to++ = group[o * step[1] + from[i]];
+                for (int64_t i = 0; i < real; i++) *line++ = group[o * step[1] + from[i]];
+            as_elements(lines, out, real, to);
+            to += steps_of(out) * real;
         }
     }
 }
@@ -74,24 +79,32 @@ static void pack_product_weights(const Window *w, const float *weight, Share *sh
 /* g of a band, both ways. `grad` is the group's first output channel. */
 INLINE void pack_gradient(const Window *w, const float *grad, int64_t panels, int64_t pixels, Share *share) {
     int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows);
-    for (int64_t p = 0; p < panels; p++)
+    float *lines = lines_of(share->by_panel, share->panel_lines);
+    for (int64_t p = 0; p < panels; p++) {
         for (int64_t o = 0; o < rows; o++) {
             const Panel *panel = share->panels + p;
             const float *from = grad + o * w->out_step[1];
-            float *to = share->by_panel + (p * rows + o) * PIXELS;
+            float *to = lines + (p * rows + o) * PIXELS;
             if (panel->count == PIXELS && panel->placed_in_line) {
                 memcpy(to, from + panel->place[0], PIXELS * sizeof(float));
                 continue;
             }
             for (int64_t q = 0; q < PIXELS; q++) to[q] = q < panel->count ? from[panel->place[q]] : 0.0f;
         }
-    float *to = share->by_pixel;
-    for (int64_t o = 0; o < rows; o += tall)
+        as_elements(lines + p * rows * PIXELS, rows, PIXELS, share->by_panel + p * steps_of(rows) * PIXELS);
+    }
+    element *to = share->by_pixel;
+    for (int64_t o = 0; o < rows; o += tall) {
+        int64_t real = least(tall, rows - o);
+        float *turned = lines_of(to, share->spare), *line = turned;
         for (int64_t p = 0; p < panels; p++) {
-            const float *from = share->by_panel + (p * rows + o) * PIXELS;
+            const float *from = lines + (p * rows + o) * PIXELS;
             for (int64_t q = 0; q < least(PIXELS, pixels - p * PIXELS); q++)
-                for (int64_t r = 0; r < least(tall, rows - o); r++) *to++ = from[r * PIXELS + q];
+                for (int64_t r = 0; r < real; r++) *line++ = from[r * PIXELS + q];
         }
+        as_elements(turned, pixels, real, to);
+        to += steps_of(pixels) * real;
+    }
 }
 
 /* q of a panel that finds a tap side by side, or at every `second` place, to the gradients of input and K: see `share_out`.
@@ -168,16 +181,18 @@ INLINE void share_out(const Tap *taps, int64_t tap_count, int64_t count, const f
 /* g (K * taps)^T of a band, added to the tiles of one round: [panels of (channel, tap), tiles, rows, PIXELS]. */
 INLINE void sum_weight_gradient(const Window *w, int64_t panels, int64_t pixels, int64_t product_rows, Share *share,
                                 float *sums, const Panel *whole) {
-    int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows);
+    int64_t rows = w->out_channels / w->groups, tall = tile_rows(rows), steps = steps_of(pixels);
+    float *lines = lines_of(share->turned, share->spare);
     for (int64_t r = 0; r < product_rows; r += PIXELS) {
         for (int64_t p = 0; p < panels; p++)
             for (int64_t q = 0; q < PIXELS; q += 8) {
                 const float *from = share->adapted + (p * most_product_rows(w) + r) * PIXELS + q;
-                float *to = share->turned + (p * PIXELS + q) * PIXELS;
+                float *to = lines + (p * PIXELS + q) * PIXELS;
                 for (int64_t i = 0; i < PIXELS; i += 8) turn8(from + i * PIXELS, PIXELS, 8, to + i, PIXELS);
             }
+        as_elements(lines, pixels, PIXELS, share->turned);
         for (int64_t o = 0; o < rows; o += tall, sums += tall * PIXELS)
-            tile(least(tall, rows - o), pixels, share->by_pixel + o * pixels, share->turned, sums, PIXELS, whole, NULL);
+            tile(least(tall, rows - o), steps, share->by_pixel + o * steps, share->turned, sums, PIXELS, whole, NULL);
     }
 }
 
@@ -194,7 +209,7 @@ static void convolve_band_backward(const Window *w, const float *input, const fl
         find_pixels(w, from + p * PIXELS, least(PIXELS, to - from - p * PIXELS), share->panels + p);
         find_taps(w, kernel, share->panels + p, share->found + p * taps);
     }
-    const float *weights = share->weights;
+    const element *weights = share->weights;
     float *sums = share->grad_weight;
     for (int64_t first = share->begin, last, group = -1; first < share->end; first = last) {
         last = next_channels(w, first, share->end);
@@ -213,15 +228,15 @@ static void convolve_band_backward(const Window *w, const float *input, const fl
         for (int64_t p = 0; p < panels && (grad_input || share->grad_kernel); p++) {
             for (int64_t o = 0; o < out; o += DEPTH) /* a panel of g at a time that stays in the first-level cache */
                 for (int64_t r = 0; r < rows; r += tall)
-                    tile(least(tall, rows - r), least(DEPTH, out - o),
-                         weights + r * out + o * least(tall, rows - r),
-                         share->by_panel + (p * out + o) * PIXELS, share->product + r * PIXELS, PIXELS, &whole,
-                         o == 0 ? zeros : NULL);
+                    tile(least(tall, rows - r), steps_of(least(DEPTH, out - o)),
+                         weights + r * steps_of(out) + o / DEPTHS * least(tall, rows - r),
+                         share->by_panel + (p * steps_of(out) + o / DEPTHS) * PIXELS, share->product + r * PIXELS,
+                         PIXELS, &whole, o == 0 ? zeros : NULL);
             float *to_kernel = share->grad_kernel ? share->grad_kernel + (from / PIXELS + p) * taps * PIXELS : NULL;
             share_out(share->found + p * taps, taps, share->panels[p].count, share->product, input + first * plane,
                       last - first, plane, grad_input ? grad_input + first * plane : NULL, to_kernel);
         }
-        weights += rows * out;
+        weights += rows * steps_of(out);
     }
 }
 
@@ -264,19 +279,22 @@ static int allocate(const Window *w, Share *share, int needs_kernel, int needs_w
     int64_t taps = w->kernel[0] * w->kernel[1], out = w->out_channels / w->groups;
     int64_t panels = (w->out_height * w->out_width + PIXELS - 1) / PIXELS, near = least(panels, BAND / PIXELS);
     int64_t sums = needs_weight ? rounds(w, share->begin, share->end) * tiles_size(w) : 0;
-    share->weights = buffer((share->end - share->begin) * taps * out);
+    share->weights = (element *)buffer((share->end - share->begin) * taps * steps_of(out));
     share->grad_weight = buffer(sums);
     share->grad_kernel = needs_kernel ? buffer(panels * taps * PIXELS) : NULL;
     share->product = buffer(most_product_rows(w) * PIXELS);
-    share->by_panel = buffer(BAND * out);
-    share->by_pixel = buffer(BAND * out);
+    share->by_panel = (element *)buffer(BAND * steps_of(out));
+    share->by_pixel = (element *)buffer(BAND * out);
     /* turn8 reads whole panels of rows, and so beyond the last */
     share->adapted = buffer((near * most_product_rows(w) + PIXELS) * PIXELS);
-    share->turned = buffer(BAND * PIXELS);
+    share->turned = (element *)buffer(BAND * PIXELS);
+    share->panel_lines = DEPTHS > 1 ? buffer(BAND * out) : NULL;
+    share->spare = DEPTHS > 1 ? buffer(most(out * ROWS, BAND * PIXELS)) : NULL;
     share->panels = malloc((size_t)near * sizeof(Panel));
     share->found = malloc((size_t)(near * taps) * sizeof(Tap));
     if (!share->weights || !share->grad_weight || (needs_kernel && !share->grad_kernel) || !share->product ||
-        !share->by_panel || !share->by_pixel || !share->adapted || !share->turned || !share->panels || !share->found)
+        !share->by_panel || !share->by_pixel || !share->adapted || !share->turned || !share->panels || !share->found ||
+        (DEPTHS > 1 && (!share->panel_lines || !share->spare)))
         return 0;
     memset(share->grad_weight, 0, sums * sizeof(float));
     memset(share->adapted, 0, (near * most_product_rows(w) + PIXELS) * PIXELS * sizeof(float));
@@ -292,6 +310,8 @@ static void release(Share *share) {
     free(share->by_pixel);
     free(share->adapted);
     free(share->turned);
+    free(share->panel_lines);
+    free(share->spare);
     free(share->panels);
     free(share->found);
 }

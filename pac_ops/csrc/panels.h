@@ -6,6 +6,15 @@
 
 typedef int32_t mask __attribute__((vector_size(4 * LANES), aligned(4)));
 
+/* What a tile is multiplied of: float32, or in bfloat16 pairs of neighbours in depth, the first in the lower half. */
+#ifdef BFLOAT16
+typedef uint32_t element;
+#define DEPTHS 2
+#else
+typedef float element;
+#define DEPTHS 1
+#endif
+
 enum {
     /* Of a tile of the matrix product: output channels. 6 x 16 fills the registers of AVX2, 14 x 32 those of AVX-512. */
     ROWS = LANES == 16 ? 14 : 6,
@@ -186,16 +195,53 @@ INLINE void pack_panel(const Tap *taps, int64_t count, const float *channel, int
         }
 }
 
-/* out[rows, pixels] (+)= weights[depth, rows]^T taps[depth, PIXELS], started from `start` where given. */
-INLINE void tile_of(int rows, int64_t depth, const float *weights, const float *taps, float *out, int64_t out_step,
-                 const Panel *panel, const float *start) {
+/* How many elements deep so many products are. */
+INLINE int64_t steps_of(int64_t depth) { return (depth + DEPTHS - 1) / DEPTHS; }
+
+#ifdef BFLOAT16
+/* Lines of floats, [depth, width], as elements, [steps, width]; rounded to nearest even, with zeros behind an odd last. */
+INLINE void pair_lines(const float *from, int64_t depth, int64_t width, element *to) {
+    static const uint16_t places[] = {0,  16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i in_pairs = _mm512_loadu_si512(places);
+    for (int64_t d = 0; d < depth; d += 2, from += 2 * width, to += width)
+        for (int64_t i = 0; i < width; i += LANES) {
+            int64_t count = least(LANES, width - i);
+            vec lower = get_some(from + i, count), upper = d + 1 < depth ? get_some(from + width + i, count) : (vec){0};
+            __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)upper, (__m512)lower);
+            put_some((float *)to + i, (vec)_mm512_permutexvar_epi16(in_pairs, both), count);
+        }
+}
+
+/* Where lines are written that `as_elements` makes elements of: somewhere else. */
+INLINE float *lines_of(element *to, float *spare) { return (void)to, spare; }
+INLINE void as_elements(const float *lines, int64_t depth, int64_t width, element *to) {
+    pair_lines(lines, depth, width, to);
+}
+
+INLINE vec add_product(vec sum, vec taps, element weight) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)taps, (__m512bh)_mm512_set1_epi32((int)weight));
+}
+#else
+/* Where lines are written that `as_elements` makes elements of: in their place, as they are that. */
+INLINE float *lines_of(element *to, float *spare) { return (void)spare, to; }
+INLINE void as_elements(const float *lines, int64_t depth, int64_t width, element *to) {
+    (void)lines, (void)depth, (void)width, (void)to;
+}
+
+INLINE vec add_product(vec sum, vec taps, element weight) { return sum + taps * weight; }
+#endif
+
+/* out[rows, pixels] (+)= weights[steps, rows]^T taps[steps, PIXELS], started from `start` where given. */
+INLINE void tile_of(int rows, int64_t steps, const element *weights, const element *taps, float *out, int64_t out_step,
+                    const Panel *panel, const float *start) {
     vec sum[ROWS][2];
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vec){0};
-    for (int64_t d = 0; d < depth; d++, weights += rows, taps += PIXELS) {
-        vec left = get(taps), right = get(taps + LANES);
+    for (int64_t d = 0; d < steps; d++, weights += rows, taps += PIXELS) {
+        vec left = get((const float *)taps), right = get((const float *)taps + LANES);
         for (int r = 0; r < rows; r++) {
-            sum[r][0] += left * weights[r];
-            sum[r][1] += right * weights[r];
+            sum[r][0] = add_product(sum[r][0], left, weights[r]);
+            sum[r][1] = add_product(sum[r][1], right, weights[r]);
         }
     }
     for (int r = 0; r < rows; r++, out += out_step) {
@@ -216,24 +262,24 @@ INLINE void tile_of(int rows, int64_t depth, const float *weights, const float *
 }
 
 /* `tile_of` with a constant number of rows, so that the sums stay in registers. */
-INLINE void tile(int64_t rows, int64_t depth, const float *weights, const float *taps, float *out, int64_t out_step,
+INLINE void tile(int64_t rows, int64_t steps, const element *weights, const element *taps, float *out, int64_t out_step,
                  const Panel *panel, const float *start) {
     switch (rows) {
 #if LANES == 16
-    case 14: tile_of(14, depth, weights, taps, out, out_step, panel, start); break;
-    case 13: tile_of(13, depth, weights, taps, out, out_step, panel, start); break;
-    case 12: tile_of(12, depth, weights, taps, out, out_step, panel, start); break;
-    case 11: tile_of(11, depth, weights, taps, out, out_step, panel, start); break;
-    case 10: tile_of(10, depth, weights, taps, out, out_step, panel, start); break;
-    case 9: tile_of(9, depth, weights, taps, out, out_step, panel, start); break;
-    case 8: tile_of(8, depth, weights, taps, out, out_step, panel, start); break;
-    case 7: tile_of(7, depth, weights, taps, out, out_step, panel, start); break;
+    case 14: tile_of(14, steps, weights, taps, out, out_step, panel, start); break;
+    case 13: tile_of(13, steps, weights, taps, out, out_step, panel, start); break;
+    case 12: tile_of(12, steps, weights, taps, out, out_step, panel, start); break;
+    case 11: tile_of(11, steps, weights, taps, out, out_step, panel, start); break;
+    case 10: tile_of(10, steps, weights, taps, out, out_step, panel, start); break;
+    case 9: tile_of(9, steps, weights, taps, out, out_step, panel, start); break;
+    case 8: tile_of(8, steps, weights, taps, out, out_step, panel, start); break;
+    case 7: tile_of(7, steps, weights, taps, out, out_step, panel, start); break;
 #endif
-    case 6: tile_of(6, depth, weights, taps, out, out_step, panel, start); break;
-    case 5: tile_of(5, depth, weights, taps, out, out_step, panel, start); break;
-    case 4: tile_of(4, depth, weights, taps, out, out_step, panel, start); break;
-    case 3: tile_of(3, depth, weights, taps, out, out_step, panel, start); break;
-    case 2: tile_of(2, depth, weights, taps, out, out_step, panel, start); break;
-    default: tile_of(1, depth, weights, taps, out, out_step, panel, start);
+    case 6: tile_of(6, steps, weights, taps, out, out_step, panel, start); break;
+    case 5: tile_of(5, steps, weights, taps, out, out_step, panel, start); break;
+    case 4: tile_of(4, steps, weights, taps, out, out_step, panel, start); break;
+    case 3: tile_of(3, steps, weights, taps, out, out_step, panel, start); break;
+    case 2: tile_of(2, steps, weights, taps, out, out_step, panel, start); break;
+    default: tile_of(1, steps, weights, taps, out, out_step, panel, start);
     }
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pac_ops import formats, library, whole
@@ -85,7 +86,8 @@ def pacresize2d(
     steps = guided_steps(guide, coarse_guide, coarse, where, planned, scale, residual, halvings, bounded)
     if not library.may_split(input, guide, coarse_guide, scale):
         out = steps.whole(input, recorded=True)
-        return formats.like(out, input) if library.untraced(input) else out
+        kept = library.untraced(input) and formats.channels_last(input)
+        return out.contiguous(memory_format=torch.channels_last) if kept else out
     if steps.at_once(input):
         return formats.like(steps.whole(input, recorded=False), input)
     made: Tensor | None = None

@@ -167,7 +167,9 @@ def test_a_decoder_is_settled_where_no_rate_gains(file, tmp_path):
     before, after = (kept.read(path) for path in (file, settled))
     assert len(after.train) == len(before.train)
     for ours, theirs in zip(after.reporting, before.reporting, strict=True):
-        assert all(map(torch.equal, (ours.image, ours.labels, *ours.maps), (theirs.image, theirs.labels, *theirs.maps)))
+        assert all(
+            map(torch.equal, (ours.image, ours.labels, *ours.maps), (theirs.image, theirs.labels, *theirs.maps))
+        )
     best = [trial.Bench(x, 1, CPU)._measured(x.decoder, ARMS[PLAIN], x.choosing) for x in (before, after)]
     assert sum(best[1]) > sum(best[0])
     result = CliRunner().invoke(trial.settle, [str(tmp_path / "none.pt"), "--out", str(settled)])

@@ -113,9 +113,9 @@ CASES = [
 
 
 def pairs(dtypes):
-    """Every backend with each of these dtypes it has; the compiled one, of few dtypes, with float32 anyway."""
+    """Every backend with each of these dtypes; the compiled one with float32 anyway."""
     compiled = []
-    for dtype in (torch.float32, torch.float64) if torch.float64 in dtypes else (torch.float32,):
+    for dtype in dict.fromkeys((torch.float32, *dtypes)):
         missing = why_not("native", torch.zeros((), dtype=dtype))
         skip = [pytest.mark.skip(reason=missing)] if missing else []
         compiled.append(pytest.param("native", dtype, id=f"native-{dtype}", marks=skip))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pac_ops.backends.native.compiled import run
+from pac_ops.formats import contiguous
 
 
 class _Colours(ctypes.Structure):
@@ -18,5 +19,5 @@ def srgb_to_lab(image: Tensor, mean: Sequence[float], std: Sequence[float], bgr:
     """See `functional.colour`."""
     out = image.new_empty(image.shape)
     shapes = _Colours(image.shape[0], image.shape[1], image.shape[2] * image.shape[3], int(bgr and len(mean) == 3))
-    run("pac_lab", shapes, image.contiguous(), image.new_tensor(mean), image.new_tensor(std), out)
+    run("pac_lab", shapes, contiguous(image), image.new_tensor(mean), image.new_tensor(std), out)
     return out

@@ -15,7 +15,9 @@ from pac_ops.geometry import Window
 # What each kernel takes between its shapes and the number of threads: p, a pointer, or n, a number; f, a float32.
 _ARGUMENTS = {
     "pac_convolution": "nppppp",
+    "pac_convolution_bfloat16": "nppppp",
     "pac_convolution_backward": "ppppppp",
+    "pac_convolution_backward_bfloat16": "ppppppp",
     "pac_convolution_double": "ppppp",
     "pac_convolution_backward_double": "ppppppp",
     "pac_distance": "pp",
@@ -35,6 +37,7 @@ _ARGUMENTS = {
     "pac_enlarge_input_gradient": "ppppp",
     "pac_enlarge_kernel_gradient": "ppppp",
 }
+FLOAT32, BFLOAT16 = "", "_bfloat16"  # end the names of a convolution's kernels by what they multiply
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 
 
@@ -104,6 +107,15 @@ def lanes() -> int:
     """Floats in a vector of the compiled kernels (enlargement aside): 16 with AVX-512, where PyTorch uses it too."""
     wide = hasattr(_load(), "pac_convolution_avx512") and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return 16 if wide else 8
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether the compiled kernels multiply bfloat16 by instructions of this processor's."""
+    library = _load()
+    if isinstance(library, str) or not has("pac_has_bfloat16"):
+        return False
+    return lanes() == 16 and bool(library.pac_has_bfloat16())
 
 
 @cache

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pac_ops.backends.blocked import convolution as blocked
-from pac_ops.backends.native.compiled import CWindow, new_gradients, run
-from pac_ops.backends.native.pooling import contiguous, depthwise, pool_backward
+from pac_ops.backends.native.compiled import FLOAT32, CWindow, new_gradients, run
+from pac_ops.backends.native.pooling import depthwise, pool_backward
 from pac_ops.backends.signatures import Gradients, Needs
+from pac_ops.formats import channels_last, contiguous
 from pac_ops.geometry import Window
 
 
@@ -47,15 +48,22 @@ def pacconv2d(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:
     """See `reference.pacconv2d`."""
+    return convolved(input, kernel, weight, bias, window, groups, FLOAT32)
+
+
+def convolved(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int, products: str
+) -> Tensor:
+    """A convolution of float32 tensors; `products` is what their products are of, FLOAT32 or BFLOAT16."""
     if not input.shape[1]:  # nothing to sum
         return blocked.pacconv2d(input, kernel, weight, bias, window, groups)
     out = input.new_empty(input.shape[0], weight.shape[0], *kernel.shape[-2:])
     if is_depthwise(weight, groups):
         depthwise(input, kernel, weight, bias, window, out)
     else:
-        input, kernel = input.contiguous(), kernel.float()
+        input, kernel = contiguous(input), kernel.float()
         part = part_of(input, kernel, Weights.all_of(weight, groups), window, groups, out)
-        run("pac_convolution", part, 1, input, kernel, weight, contiguous(bias), out)
+        run(f"pac_convolution{products}", part, 1, input, kernel, weight, contiguous(bias), out)
     return out
 
 
@@ -63,6 +71,20 @@ def pacconv2d_backward(
     grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
 ) -> Gradients:
     """See `reference.pacconv2d_backward`."""
+    return gradients(grad, input, kernel, weight, window, groups, needs, FLOAT32)
+
+
+def gradients(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+    needs: Needs,
+    products: str,
+) -> Gradients:
+    """The gradients of `convolved`."""
     if not (grad.numel() and input.numel()):
         return blocked.pacconv2d_backward(grad, input, kernel, weight, window, groups, needs)
     grads = new_gradients(input, kernel, weight, needs)
@@ -70,7 +92,9 @@ def pacconv2d_backward(
         pool_backward(grad, input, kernel, weight, window, *grads)
         return grads
     into = None if grads[2] is None else Weights.all_of(grads[2], groups)
-    convolve_backward(grad, input, kernel, Weights.all_of(weight, groups), window, groups, grads[0], grads[1], into)
+    grad = contiguous(grad) if channels_last(grad) else grad
+    weights = Weights.all_of(weight, groups)
+    convolve_backward(grad, input, kernel, weights, window, groups, grads[0], grads[1], into, products)
     return grads
 
 
@@ -95,14 +119,16 @@ def convolve_backward(
     grad_input: Tensor | None,
     grad_kernel: Tensor | None,
     grad_weights: Weights | None,
+    products: str,
 ) -> None:
     """Write the gradients of one convolution; the input's, which is contiguous, is added to."""
-    input, kernel = input.contiguous(), kernel.float()
+    input, kernel = contiguous(input), kernel.float()
     of_grads = () if grad_kernel is None else grad_kernel.stride(), () if grad_weights is None else grad_weights.step
     steps = (kernel.stride(), weights.step, grad.stride(), *of_grads)
     shapes = _shapes(input.shape, grad.shape, window, groups, *steps)
     to_weights = None if grad_weights is None else grad_weights.pointer
-    run("pac_convolution_backward", shapes, input, kernel, weights.pointer, grad, grad_input, grad_kernel, to_weights)
+    given = (input, kernel, weights.pointer, grad)
+    run(f"pac_convolution_backward{products}", shapes, *given, grad_input, grad_kernel, to_weights)
 
 
 @lru_cache(maxsize=1024)  # of a small map, the convolution takes less time than this

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pac_ops.backends.blocked import distance as blocked
 from pac_ops.backends.native.compiled import CWindow, has, run
+from pac_ops.formats import contiguous
 from pac_ops.geometry import Window
 
 
@@ -29,14 +30,14 @@ def squared_distance2d_backward(grad: Tensor, guide: Tensor, window: Window) -> 
 
 def pulled(function: str, grad: Tensor, guide: Tensor, window: Window) -> Tensor:
     """The gradient of distances, by the kernel for the guide's dtype."""
-    grad, guide = grad.to(guide.dtype).contiguous(), guide.contiguous()
+    grad, guide = contiguous(grad.to(guide.dtype)), contiguous(guide)
     out = torch.empty_like(guide)
     run(function, sizes_of_distances(guide.shape, window)[1], grad, guide, out)
     return out
 
 
 def _distances(function: str, guide: Tensor, window: Window) -> Tensor:
-    guide = guide.contiguous()
+    guide = contiguous(guide)
     size, shapes = sizes_of_distances(guide.shape, window)
     out = guide.new_empty(size)
     run(function, shapes, guide, out)

@@ -16,8 +16,8 @@ from pac_ops.backends.blocked.enlargement import (
 )
 from pac_ops.backends.native.compiled import run, shapes_of
 from pac_ops.backends.native.distance import pulled, sizes_of_distances
-from pac_ops.backends.native.pooling import contiguous
 from pac_ops.backends.signatures import Gradients, Needs
+from pac_ops.formats import contiguous
 from pac_ops.geometry import Window, gather, spread, turned
 
 __all__ = [

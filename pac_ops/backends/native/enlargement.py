@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pac_ops.backends.native.compiled import run
 from pac_ops.enlargement import Enlargement
+from pac_ops.formats import contiguous
 from pac_ops.geometry import Pair, size_of
 
 _CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ def resize_distance2d(guide: Tensor, coarse: Tensor, where: Enlargement) -> Tens
     out = guide.new_empty(guide.shape[0], 1, n, n, *guide.shape[2:])
     if not guide.shape[1]:
         return out.zero_()
-    _run("pac_enlarge_distance", where, guide, coarse, guide.contiguous(), coarse.contiguous(), out)
+    _run("pac_enlarge_distance", where, guide, coarse, contiguous(guide), contiguous(coarse), out)
     return out
 
 
@@ -49,8 +50,8 @@ def guided_resize2d(
     """
     out = guide.new_empty(*input.shape[:2], *guide.shape[2:])
     tables = _tables(where.hashable, size_of(coarse), size_of(guide), residual)
-    tensors = (guide.contiguous(), coarse.contiguous(), *tables, tables[1].shape[2])
-    more = (0.5 * float(scale) ** 2, int(residual), input.float().contiguous(), input.shape[1])
+    tensors = (contiguous(guide), contiguous(coarse), *tables, tables[1].shape[2])
+    more = (0.5 * float(scale) ** 2, int(residual), contiguous(input).float(), input.shape[1])
     _run("pac_enlarge_guided", where, guide, coarse, *tensors, *more, out)
     return out.to(input.dtype)
 
@@ -60,7 +61,7 @@ def resize_distance2d_backward(
 ) -> tuple[Tensor, Tensor]:
     """See `reference.resize_distance2d_backward`."""
     to_guide, to_coarse = guide.new_empty(guide.shape), coarse.new_zeros(coarse.shape)
-    inputs = (grad.contiguous(), guide.contiguous(), coarse.contiguous())
+    inputs = (contiguous(grad), contiguous(guide), contiguous(coarse))
     _run("pac_enlarge_distance_gradients", where, guide, coarse, *inputs, to_guide, to_coarse)
     return to_guide, to_coarse
 
@@ -68,7 +69,7 @@ def resize_distance2d_backward(
 def pacresize2d(input: Tensor, kernel: Tensor, where: Enlargement) -> Tensor:
     """See `reference.pacresize2d`."""
     out = input.new_empty(*input.shape[:2], *kernel.shape[4:])
-    _run("pac_enlarge", where, out, input, input.contiguous(), kernel.float().contiguous(), out)
+    _run("pac_enlarge", where, out, input, contiguous(input), kernel.float().contiguous(), out)
     return out
 
 
@@ -77,13 +78,13 @@ def pacresize2d_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `reference.pacresize2d_backward`."""
     grad_input = grad_kernel = None
-    grad = grad.contiguous()
+    grad = contiguous(grad)
     if needs[0]:
         grad_input = input.new_zeros(input.shape)
         _run("pac_enlarge_input_gradient", where, grad, input, grad, kernel.float().contiguous(), grad_input)
     if needs[1]:
         grad_kernel = input.new_zeros(kernel.shape)
-        _run("pac_enlarge_kernel_gradient", where, grad, input, grad, input.contiguous(), grad_kernel)
+        _run("pac_enlarge_kernel_gradient", where, grad, input, grad, contiguous(input), grad_kernel)
         grad_kernel = grad_kernel.to(kernel.dtype)
     return grad_input, grad_kernel
 

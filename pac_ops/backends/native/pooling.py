@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pac_ops.backends.native.compiled import new_gradients, run, shapes_of
+from pac_ops.formats import contiguous
 from pac_ops.geometry import Window
 
 
@@ -10,19 +11,14 @@ def depthwise(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, out: Tensor
 ) -> None:
     """Write a depthwise convolution to `out`."""
-    input, kernel = input.contiguous(), kernel.float().contiguous()
+    input, kernel = contiguous(input), kernel.float().contiguous()
     shapes = shapes_of(input, out, window, input.shape[1])
     run("pac_pooling", shapes, input, kernel, 1, weight.contiguous(), contiguous(bias), out)
 
 
-def contiguous(x: Tensor | None) -> Tensor | None:
-    """`x.contiguous()`, and None for None."""
-    return None if x is None else x.contiguous()
-
-
 def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:
     """See `reference.pacpool2d`."""
-    input, kernel = input.contiguous(), kernel.float().contiguous()
+    input, kernel = contiguous(input), kernel.float().contiguous()
     out = input.new_empty(*input.shape[:2], *kernel.shape[-2:])
     run("pac_pooling", shapes_of(input, out, window), input, kernel, kernel.shape[1], None, None, out)
     return out
@@ -48,6 +44,6 @@ def pool_backward(
     grad_weight: Tensor | None,
 ) -> None:
     """Write the gradients that are needed, of pooling or, with a weight, of a depthwise convolution."""
-    input, kernel, grad = input.contiguous(), kernel.float().contiguous(), grad.contiguous()
+    input, kernel, grad = contiguous(input), kernel.float().contiguous(), contiguous(grad)
     given = (input, kernel, kernel.shape[1], contiguous(weight), grad)
     run("pac_pooling_backward", shapes_of(input, grad, window), *given, grad_input, grad_kernel, grad_weight)

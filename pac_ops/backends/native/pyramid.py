@@ -5,6 +5,7 @@ import ctypes
 from torch import Tensor
 
 from pac_ops.backends.native.compiled import run
+from pac_ops.formats import contiguous
 
 
 class _Halving(ctypes.Structure):
@@ -29,7 +30,7 @@ def halved(map: Tensor) -> Tensor:
     """See `functional.pyramid`."""
     height, width = map.shape[2:]
     out = map.new_empty(*map.shape[:2], height // 2 + 1, width // 2 + 1)
-    run("pac_halve", _Halving(_planes(map), height, width, *out.shape[2:]), map.contiguous(), out)
+    run("pac_halve", _Halving(_planes(map), height, width, *out.shape[2:]), contiguous(map), out)
     return out
 
 
@@ -37,7 +38,7 @@ def with_detail(enlarged: Tensor, map: Tensor, half: Tensor, first: int) -> Tens
     """See `functional.pyramid`; `map` and `half` begin at row `first` of the map and at `first // 2` of its half."""
     out = map.new_empty(map.shape)
     shapes = _Halving(_planes(map), *map.shape[2:], *half.shape[2:], *enlarged.shape[2:], first)
-    run("pac_with_detail", shapes, *(x.contiguous() for x in (enlarged, map, half)), out)
+    run("pac_with_detail", shapes, *(contiguous(x) for x in (enlarged, map, half)), out)
     return out
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pac_ops.backends.blocked import convolution as blocked
-from pac_ops.backends.native.compiled import new_gradients, run
+from pac_ops.backends.native.compiled import FLOAT32, new_gradients, run
 from pac_ops.backends.native.convolution import Part, Weights, convolve_backward, is_depthwise, part_of
-from pac_ops.backends.native.pooling import contiguous, depthwise
+from pac_ops.backends.native.pooling import depthwise
 from pac_ops.backends.signatures import Gradients, Needs
+from pac_ops.formats import contiguous
 from pac_ops.geometry import Window
 
 
@@ -52,10 +53,17 @@ def pacconv_transpose2d(
     input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:
     """See `reference.pacconv_transpose2d`."""
+    return convolved_transposed(input, kernel, weight, bias, window, groups, FLOAT32)
+
+
+def convolved_transposed(
+    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int, products: str
+) -> Tensor:
+    """A transposed convolution of float32 tensors; see `convolution.convolved`."""
     if not input.shape[1]:
         return blocked.pacconv_transpose2d(input, kernel, weight, bias, window, groups)
     out = input.new_empty(input.shape[0], weight.shape[1] * groups, *kernel.shape[-2:])
-    input, kernel, parts = input.contiguous(), kernel.float(), []
+    input, kernel, parts = contiguous(input), kernel.float(), []
     for phase in _phases(window):
         pixels, k_ij = phase.of(out), phase.of_kernel(kernel)
         if not k_ij.numel():  # no tap meets an input pixel
@@ -72,7 +80,7 @@ def pacconv_transpose2d(
             parts.append(part)
     if parts:
         all_parts = (Part * len(parts))(*parts)
-        run("pac_convolution", all_parts, len(parts), input, kernel, weight, contiguous(bias), out)
+        run(f"pac_convolution{products}", all_parts, len(parts), input, kernel, weight, contiguous(bias), out)
     return out
 
 
@@ -80,6 +88,20 @@ def pacconv_transpose2d_backward(
     grad: Tensor, input: Tensor, kernel: Tensor, weight: Tensor, window: Window, groups: int, needs: Needs
 ) -> Gradients:
     """See `reference.pacconv_transpose2d_backward`."""
+    return transposed_gradients(grad, input, kernel, weight, window, groups, needs, FLOAT32)
+
+
+def transposed_gradients(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+    needs: Needs,
+    products: str,
+) -> Gradients:
+    """The gradients of `convolved_transposed`."""
     if is_depthwise(weight, groups) or not (grad.numel() and input.numel()):
         return blocked.pacconv_transpose2d_backward(grad, input, kernel, weight, window, groups, needs)
     grad_input, grad_kernel, grad_weight = grads = new_gradients(input, kernel, weight, needs)
@@ -91,7 +113,7 @@ def pacconv_transpose2d_backward(
         into_kernel = None if grad_kernel is None else phase.of_kernel(grad_kernel)
         into_weight = None if grad_weight is None else phase.of_weight(grad_weight, groups)
         seen = (phase.window, groups)
-        convolve_backward(phase.of(grad), input, k_ij, filters, *seen, grad_input, into_kernel, into_weight)
+        convolve_backward(phase.of(grad), input, k_ij, filters, *seen, grad_input, into_kernel, into_weight, products)
     return grads
 
 

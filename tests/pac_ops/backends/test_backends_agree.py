@@ -263,7 +263,7 @@ def test_a_window_for_every_pixel(lanes, data):
     torch.testing.assert_close(gaussian.double(), (-expected / 2).exp(), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["triton", "native", "double", "cpu"])
+@pytest.mark.parametrize("name", ["triton", "native", "native.double", "native.half", "cpu"])
 def test_every_backend_has_the_oracles_functions(name):
     """And with the same arguments: which one is called does not depend on the backend."""
     module = choose.load(name)

@@ -14,6 +14,8 @@ from oracle import TOLERANCE
 
 import pac_ops
 from pac_ops import area
+from pac_ops.backends.choose import why_not
+from pac_ops.backends.native import half
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -208,8 +210,11 @@ def check(what, actual, expected, roundings):
 
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_outputs_and_gradients(backend, dtype, name):
+@pytest.mark.parametrize("backend", ["native", "cpu", "reference"])
+def test_outputs_and_gradients(backend, dtype, name, monkeypatch):
+    if backend == "native" and (reason := why_not("native", torch.zeros((), dtype=dtype))):
+        pytest.skip(reason)
+    monkeypatch.setattr(half, "has_bfloat16", lambda: False)  # their products are rounded: see the next test
     row = TABLE[name]
     tensors = rounded(row.shapes, dtype)
     with pac_ops.use_backend(backend):
@@ -220,3 +225,36 @@ def test_outputs_and_gradients(backend, dtype, name):
     for key, value in gradients.items():
         assert value.dtype == dtype
         check(f"the gradient of {key}", value, exact[key], row.rounded.get(key))
+
+
+@pytest.mark.skipif(not half.has_bfloat16(), reason="this CPU has no instructions for bfloat16, or PyTorch avoids them")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("channels", [(3, 9), (150, 21), (15, 402)], ids=str)
+def test_instructions_for_bfloat16_round_products_with_k_and_nothing_else(channels, groups, transposed):
+    """Half a unit of each product, and so of a sum's norm; the results are rounded once more."""
+    inputs, outputs = channels
+    weight = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+    fine = (13, 77) if transposed else (7, 39)
+    shapes = {"v": (2, inputs, 7, 39), "k": (2, 1, 3, 3, *fine), "weight": (*weight, 3, 3), "bias": (outputs,)}
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    made |= {name: made[name].bfloat16() for name in ("v", "weight", "bias")}
+    options = (2, 1, 0, groups) if transposed else (1, 1, 1, groups)
+    run = pac_ops.pacconv_transpose2d if transposed else pac_ops.pacconv2d
+    grad = torch.randn(2, outputs, *fine, generator=generator).bfloat16()
+
+    def results(tensors, backend):
+        leaves = [x.clone().requires_grad_() for x in tensors.values()]
+        with pac_ops.use_backend(backend):
+            out = run(*leaves, *options)
+            return out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))
+
+    exact = results({name: x.double() for name, x in made.items()}, "reference")
+    unit = torch.finfo(torch.bfloat16).eps / 2
+    for name, actual, expected in zip(("output", *shapes), results(made, "native"), exact, strict=True):
+        error = ((actual.double() - expected).norm() / expected.norm()).item()
+        # K's gradient stays float32, and neither it nor those of input and bias have K in a product
+        assert error <= {"output": 1, "v": 0.7, "k": 1e-3, "weight": 1, "bias": 0.7}[name] * unit, name
+        assert error > 0 or name == "bias"
+    assert torch.equal(results(made, "native")[0], results(made, "native")[0])

@@ -6,7 +6,7 @@ enum {
     NEAR = STEPS * 4 * PIXELS, /* packed taps of a band: 288 KiB, or 576 where the second-level cache is larger */
     LEAST_PIXELS = 4 * PIXELS, /* of a band */
     MOST_PIXELS = 256,
-    FEW = 4,                   /* input channels packed at a time */
+    FEW = 2,                   /* input channels packed at a time; an even number, for pairs */
 };
 
 /* The weights of `rows` output channels from `weight` on, in the order in which a tile reads them: [steps, rows]. */
@@ -40,6 +40,12 @@ typedef struct {
 /* Input channels whose products are summed in a tile at a time. Of an even number they are whole elements deep. */
 INLINE int64_t sliced_channels(int64_t taps) { return most(2, STEPS * DEPTHS / most(1, taps) / 2 * 2); }
 
+/* Have the last row of taps of some pixels come near, from memory perhaps; the rows before it were in bands before. */
+INLINE void fetch(const float *channel, int64_t channels, int64_t plane, const Tap *last) {
+    for (int64_t c = 0; c < channels; c++)
+        for (int64_t q = 0; q < PIXELS; q += 16) __builtin_prefetch(channel + c * plane + last->offset + q);
+}
+
 /* One band of output pixels of one image, all groups and output channels. */
 FOR_EVERY_CPU
 static void convolve_band(const Window *w, const float *image, const float *kernel, const element *weights,
@@ -60,8 +66,11 @@ static void convolve_band(const Window *w, const float *image, const float *kern
                 for (int64_t p = 0; p < panels; p++) {
                     element *to = band.packed + (p * slice + (c - first) * taps / DEPTHS) * PIXELS;
                     float *lines = lines_of(to, band.spare);
+                    const float *channel = image + (g * in + c) * plane;
+                    const Tap *found = band.found + p * taps;
                     int64_t few = least(FEW, last - c);
-                    pack_panel(band.found + p * taps, taps, image + (g * in + c) * plane, few, plane, lines);
+                    fetch(channel + FEW * plane, least(FEW, last - c - FEW), plane, found + taps - 1);
+                    pack_panel(found, taps, channel, few, plane, lines);
                     as_elements(lines, few * taps, PIXELS, to);
                 }
             for (int64_t slab = 0; slab < row_tiles; slab += SLAB)
@@ -147,6 +156,7 @@ int pac_convolution(const Part *parts, int64_t count, const float *input, const 
         free(plans);
         return 1;
     }
+    int64_t together = most(1, any->batch * bands / (8 * threads));
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -160,7 +170,8 @@ int pac_convolution(const Part *parts, int64_t count, const float *input, const 
         for (int64_t p = 0; p < count && !failed; p++)
             pack_part(&parts[p].window, weight + parts[p].weight, plans[p].depth, packed + plans[p].packed, band.spare);
 #pragma omp barrier
-#pragma omp for collapse(2) schedule(dynamic)
+        /* Bands beside each other write to the same pages of memory, for which threads would wait for each other. */
+#pragma omp for collapse(2) schedule(dynamic, together)
         for (int64_t n = 0; n < any->batch; n++)
             for (int64_t b = 0; b < bands; b++)
                 for (int64_t p = 0; p < count && !failed; p++) {

@@ -2,20 +2,20 @@
  * window for every pixel (`pairs.h`), else row by row. */
 #include "pairs.h"
 
-enum { CHANNELS = 4 }; /* channels summed in registers before the sum is stored */
+enum { CHANNELS = 8 }; /* channels summed in registers before the sum is stored */
 
 /* What a thread works with. */
 typedef struct {
     float *sums; /* [rows, taps, outputs of a row, padded to whole vectors] */
-    float *seen; /* [CHANNELS, rows of the guide that these rows of windows see, `length`], padded */
+    float *seen; /* [CHANNELS, rows of the guide that these rows of windows see, `length`], padded; see `fill_row` */
     int64_t length, apart; /* of a row, of a channel */
     int64_t *read;  /* which rows `seen` holds; they may be outside the image */
     int64_t *place; /* [rows, kernel height]: where in `seen` */
 } Rows;
 
-/* The columns that a row of windows sees, the whole vectors that its last tap reads included. */
-INLINE int64_t row_length(const Window *w) {
-    return (w->kernel[1] - 1) * w->dilation[1] + w->stride[1] * whole_vectors(w->out_width);
+/* Every stride-th column that a row of windows sees, the whole vectors that its last tap reads included. */
+INLINE int64_t part_length(const Window *w) {
+    return (w->kernel[1] - 1) * w->dilation[1] / w->stride[1] + whole_vectors(w->out_width);
 }
 
 /* Rows of windows that are summed together, so that a channel is read about once: their sums stay in the nearest cache.
@@ -27,13 +27,31 @@ INLINE int64_t rows_together(const Window *w, int64_t threads) {
     return (w->out_height + blocks - 1) / blocks;
 }
 
-/* One row of the guide between its padding, which is zero since the start; so is what lies outside the image. */
-INLINE void fill_row(const Window *w, const float *channel, int64_t y, int64_t length, float *to) {
-    int64_t inside = most(0, least(w->width, length - w->padding[1]));
-    if (y >= 0 && y < w->height)
-        memcpy(to + w->padding[1], channel + y * w->width, inside * sizeof(float));
-    else
-        memset(to + w->padding[1], 0, inside * sizeof(float));
+/* One row of the guide between its padding, which is zero since the start; so is what lies outside the image. Columns that
+ * are `stride` apart lie side by side: of [stride, part] the first row has columns 0, stride, 2 * stride of the padded row.
+ * So a tap sees all its outputs in vectors. */
+INLINE void fill_row(const Window *w, const float *channel, int64_t y, float *to) {
+    int64_t stride = w->stride[1], part = part_length(w);
+    int64_t inside = most(0, least(w->width, stride * part - w->padding[1]));
+    const float *from = channel + y * w->width;
+    if (y < 0 || y >= w->height) {
+        memset(to, 0, stride * part * sizeof(float));
+        return;
+    }
+    if (stride == 1) {
+        memcpy(to + w->padding[1], from, inside * sizeof(float));
+        return;
+    }
+    for (int64_t f = 0; f < stride; f++) {
+        int64_t begin = (w->padding[1] + f) / stride, x = 0, i = 0;
+        float *line = to + (w->padding[1] + f) % stride * part + begin;
+        /* Most strides are 2. Behind the row there is padding, as far as there is room for whole vectors. */
+        for (; stride == 2 && x < inside && begin + i + LANES <= part; x += 2 * LANES, i += LANES) {
+            vec left = get_up_to(from + x, inside - x), right = get_up_to(from + x + LANES, inside - x - LANES);
+            put(line + i, f ? odd(left, right) : even(left, right));
+        }
+        for (x += f; x < inside; x += stride) line[i++] = from[x];
+    }
 }
 
 /* Each row of the guide that the rows of windows from `from` to `to` see, once. Returns how many. */
@@ -49,30 +67,24 @@ INLINE int64_t rows_read(const Window *w, int64_t from, int64_t to, Rows rows) {
     return count;
 }
 
-/* Outputs of one row from `x` on: a vector of them whose guide features lie `stride` columns apart. */
-INLINE vec seen_at(const float *row, int64_t x, int64_t stride) {
-    if (stride == 1) return get(row + x);
-    vec found;
-    for (int64_t lane = 0; lane < LANES; lane++) found[lane] = row[(x + lane) * stride];
-    return found;
-}
-
 /* |centre - other|^2 over CHANNELS channels to the sums of one row of windows, whose taps read the rows at these places
- * of `seen`. All rows are padded to whole vectors. The stride is an argument so that it can be a constant. */
-INLINE void add_channels(const Window *w, int64_t stride, const int64_t *place, Rows rows, float *sums) {
+ * of `seen`. All rows are padded to whole vectors. */
+INLINE void add_channels(const Window *w, const int64_t *place, Rows rows, float *sums) {
     int64_t middle[2] = {w->kernel[0] / 2, w->kernel[1] / 2}, wide = whole_vectors(w->out_width);
-    const float *centre_row = rows.seen + place[middle[0]] * rows.length + middle[1] * w->dilation[1];
+    int64_t stride = w->stride[1], part = part_length(w), apart = w->dilation[1];
+    const float *centre_row = rows.seen + place[middle[0]] * rows.length + middle[1] * apart % stride * part +
+                              middle[1] * apart / stride;
     for (int64_t x = 0; x < wide; x += LANES) {
         vec centre[CHANNELS];
-        for (int64_t c = 0; c < CHANNELS; c++) centre[c] = seen_at(centre_row + c * rows.apart, x, stride);
+        for (int64_t c = 0; c < CHANNELS; c++) centre[c] = get(centre_row + c * rows.apart + x);
         for (int64_t i = 0; i < w->kernel[0]; i++)
             for (int64_t j = 0; j < w->kernel[1]; j++) {
                 if (i == middle[0] && j == middle[1]) continue;
-                const float *other = rows.seen + place[i] * rows.length + j * w->dilation[1];
+                const float *other = rows.seen + place[i] * rows.length + j * apart % stride * part + j * apart / stride;
                 float *sum = sums + (i * w->kernel[1] + j) * wide + x;
                 vec total = get(sum);
                 for (int64_t c = 0; c < CHANNELS; c++) {
-                    vec away = centre[c] - seen_at(other + c * rows.apart, x, stride);
+                    vec away = centre[c] - get(other + c * rows.apart + x);
                     total += away * away;
                 }
                 put(sum, total);
@@ -90,16 +102,10 @@ static void distance_rows(const Window *w, const float *guide, int as_gaussian, 
     for (int64_t g = 0; g < w->channels; g += CHANNELS) {
         for (int64_t c = g; c < g + CHANNELS; c++)
             for (int64_t r = 0; r < count; r++)
-                fill_row(w, guide + c * image, c < w->channels ? rows.read[r] : -1, rows.length,
+                fill_row(w, guide + c * image, c < w->channels ? rows.read[r] : -1,
                          rows.seen + (c - g) * rows.apart + r * rows.length);
-        for (int64_t y = 0; y < to - from; y++) {
-            const int64_t *place = rows.place + y * w->kernel[0];
-            float *sums = rows.sums + y * taps * wide;
-            if (w->stride[1] == 1)
-                add_channels(w, 1, place, rows, sums);
-            else
-                add_channels(w, w->stride[1], place, rows, sums);
-        }
+        for (int64_t y = 0; y < to - from; y++)
+            add_channels(w, rows.place + y * w->kernel[0], rows, rows.sums + y * taps * wide);
     }
     for (int64_t y = from; y < to; y++)
         for (int64_t t = 0; t < taps; t++) {
@@ -112,7 +118,7 @@ static void distance_rows(const Window *w, const float *guide, int as_gaussian, 
 /* As `distances`, for all windows. */
 static int row_distances(const Window *w, const float *guide, int as_gaussian, float *out, int64_t threads) {
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width;
-    int64_t image = w->channels * w->height * w->width, wide = whole_vectors(w->out_width), length = row_length(w);
+    int64_t image = w->channels * w->height * w->width, wide = whole_vectors(w->out_width), length = w->stride[1] * part_length(w);
     int64_t together = rows_together(w, threads), blocks = (w->out_height + together - 1) / together;
     int failed = 0;
 #pragma omp parallel num_threads(threads)

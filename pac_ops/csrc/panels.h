@@ -24,14 +24,6 @@ enum {
     SLAB = 12, /* tiles of rows that share a panel before the next one: their weights stay in the second level */
 };
 
-INLINE vec even(vec a, vec b) {
-#if LANES == 16
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-#else
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-#endif
-}
-
 /* x with a zero behind each element: the lower half of that, and the upper. */
 INLINE vec spread_lower(vec x) {
     vec zero = {0};

@@ -62,8 +62,28 @@ INLINE void put_some(float *p, vec x, int64_t count) {
     for (int64_t i = 0; i < count; i++) p[i] = x[i];
 #endif
 }
+/* Every second of two vectors, from the first or the second on. */
+INLINE vec even(vec a, vec b) {
+#if LANES == 16
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#else
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#endif
+}
+INLINE vec odd(vec a, vec b) {
+#if LANES == 16
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#endif
+}
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* A vector of which `count` elements are there, which may be more than it has, or none. */
+INLINE vec get_up_to(const float *p, int64_t count) {
+    return count >= LANES ? get(p) : count > 0 ? get_some(p, count) : (vec){0};
+}
 
 static float *buffer(int64_t elements) { return aligned_alloc(64, ((size_t)most(elements, 16) * 4 + 63) / 64 * 64); }
 

@@ -127,7 +127,7 @@ def random_cases(draw):
         batch=draw(st.integers(1, 3)),
         channels=groups * draw(st.integers(1, 3)),
         out_channels=groups * draw(st.integers(1, 3)),
-        guide_channels=draw(st.integers(1, 5)),
+        guide_channels=draw(st.integers(1, 12)),
         height=draw(st.integers(1, 8)),
         width=draw(st.one_of(st.integers(1, 8), st.integers(16, 60))),
         kernel_size=draw(st.tuples(odd, odd)),

@@ -276,11 +276,12 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """The name of the CPU, which may be that of several kinds, and the vectors that PyTorch uses there."""
+    name = "cpu"
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "cpu"
+            name = line.split(":", 1)[1].strip()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _version(package: str) -> str:

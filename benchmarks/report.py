@@ -117,6 +117,18 @@ def machines(every: list[Results]) -> str:
     )
 
 
+def narrow(results: Results, wide: Results) -> str:
+    """Convolutions in bfloat16: our time, of conv's in it and of ours in float32."""
+    table = []
+    for mode in (FORWARD, BOTH):
+        in_float32 = dict(_in_table(wide, mode))
+        for workload, rows in _in_table(results, mode):
+            own, conv = ms(rows["pac_ops"]), ms(faster_conv(rows))
+            of_wide = own / ms(in_float32[workload]["pac_ops"])
+            table.append([workload, mode, f"{own:.1f}", f"{own / conv:.2f}", f"{of_wide:.2f}"])
+    return markdown.table(["shape", "", "ms", "of conv's time", "of our float32"], table)
+
+
 def adapting_kernels(results: Results) -> str:
     """K from 128 channels: our time, unfolding's, and the share of a 256-channel convolution."""
     table = []
@@ -271,6 +283,7 @@ def main(source: Path, device: str | None, dtype: str) -> None:
         "machines": machines([Results(rows, device, dtype) for device in devices]),
         "forward": layers(results, FORWARD),
         "forward+backward": layers(results, BOTH),
+        "bfloat16": narrow(Results(rows, results.device, "bfloat16"), results),
         "adapting kernel": adapting_kernels(results),
         "transposed": transposed(results),
         "enlargements": enlargements(results),

@@ -227,7 +227,9 @@ def test_outputs_and_gradients(backend, dtype, name, monkeypatch):
         check(f"the gradient of {key}", value, exact[key], row.rounded.get(key))
 
 
-@pytest.mark.skipif(not half.has_bfloat16(), reason="this CPU has no instructions for bfloat16, or PyTorch avoids them")
+@pytest.mark.skipif(
+    not half.has_bfloat16(), reason="this CPU has no instructions for bfloat16, or PyTorch avoids them"
+)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("channels", [(3, 9), (150, 21), (15, 402)], ids=str)

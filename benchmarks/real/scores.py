@@ -88,6 +88,9 @@ _STREETS = "CamVid, EfficientNet-Lite0"
 PAIRS = {
     "horses": Pair("Weizmann horses, DeepLabV3 with MobileNetV2, x8", True, 40, wanted=_HORSE),
     "camvid_at_once": Pair(f"{_STREETS}, x8 at once", False, 50, 5, ignore=camvid.VOID),
+    "camvid_at_once_longer": Pair(
+        f"{_STREETS}, x8 at once, trained for 4,400 steps", False, 50, 5, ignore=camvid.VOID
+    ),
     "camvid_pyramid": Pair(f"{_STREETS}, feature pyramid, x4", False, 50, 5, ignore=camvid.VOID),
     "camvid_ladder": Pair(f"{_STREETS}, U-Net's ladder, its last x2", False, 50, 5, ignore=camvid.VOID),
     "camvid_fcn8s": Pair("CamVid, FCN-8s on HED's VGG16, x8", False, 50, 5, ignore=camvid.VOID),
@@ -116,7 +119,8 @@ def main(names: tuple[str, ...], nets: Path | None, seed: int, out: Path) -> Non
     try:
         for name in names or PAIRS:
             if not (out / f"{name}.pt").exists():
-                samples = list(_horses() if name == "horses" else _streets(name.removeprefix("camvid_"), nets, seed))
+                network = name.removeprefix("camvid_").removesuffix("_longer")
+                samples = list(_horses() if name == "horses" else _streets(network, nets, seed))
                 write(samples, out / f"{name}.pt")
                 click.echo(f"{name}: {len(samples)} images, scores {list(samples[0].scores.shape[1:])}")
     except (HotswapError, ImportError, FileNotFoundError) as error:

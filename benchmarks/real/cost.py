@@ -16,7 +16,7 @@ import hotswap
 from benchmarks.harness import commit, processor
 from benchmarks.real.networks import NETWORKS
 from benchmarks.real.rows import write
-from benchmarks.real.scores import PAIRS, deeplab
+from benchmarks.real.scores import deeplab
 from hotswap.errors import HotswapError
 from hotswap.versions import installed
 
@@ -53,8 +53,7 @@ def main(rounds: int, output: Path) -> None:
     networks |= {f"camvid_{name}": (make, (360, 480)) for name, make in NETWORKS.items()}
     rows = []
     try:
-        for pair in PAIRS:
-            make, size = networks[pair]
+        for pair, (make, size) in networks.items():
             plain, guided = _times(make().eval(), size, rounds)
             rows.append(
                 Cost(

@@ -84,11 +84,12 @@ class Pair:
         ]
 
 
+LONGER = "_longer"  # ends the names of pairs whose network, in a folder in that of the others, was trained for longer
 _STREETS = "CamVid, EfficientNet-Lite0"
 PAIRS = {
     "horses": Pair("Weizmann horses, DeepLabV3 with MobileNetV2, x8", True, 40, wanted=_HORSE),
     "camvid_at_once": Pair(f"{_STREETS}, x8 at once", False, 50, 5, ignore=camvid.VOID),
-    "camvid_at_once_longer": Pair(
+    f"camvid_at_once{LONGER}": Pair(
         f"{_STREETS}, x8 at once, trained for 4,400 steps", False, 50, 5, ignore=camvid.VOID
     ),
     "camvid_pyramid": Pair(f"{_STREETS}, feature pyramid, x4", False, 50, 5, ignore=camvid.VOID),
@@ -119,8 +120,7 @@ def main(names: tuple[str, ...], nets: Path | None, seed: int, out: Path) -> Non
     try:
         for name in names or PAIRS:
             if not (out / f"{name}.pt").exists():
-                network = name.removeprefix("camvid_").removesuffix("_longer")
-                samples = list(_horses() if name == "horses" else _streets(network, nets, seed))
+                samples = list(_horses() if name == "horses" else _streets(name.removeprefix("camvid_"), nets, seed))
                 write(samples, out / f"{name}.pt")
                 click.echo(f"{name}: {len(samples)} images, scores {list(samples[0].scores.shape[1:])}")
     except (HotswapError, ImportError, FileNotFoundError) as error:
@@ -178,6 +178,8 @@ def _streets(name: str, nets: Path | None, seed: int) -> Iterator[Sample]:
 
     if nets is None:
         raise HotswapError("--nets must be the folder with networks trained by benchmarks.real.train")
+    if name.endswith(LONGER):
+        name, nets = name.removesuffix(LONGER), nets / LONGER[1:]
     model = trained(name, seed, nets)
     caught: list[Tensor] = []
 

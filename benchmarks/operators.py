@@ -91,7 +91,8 @@ def convolution(w: Workload, device: torch.device, *, backward: bool, peers: boo
         UNFOLD: unfold,
         DEFORM: lambda: deform_conv2d(x_d, offset, weight_d, bias_d, *geometry, mask=kernel_d),
     }
-    if w.batch > 1:  # their time goes with the batch, and is minutes
+    narrow = w.dtype in (torch.float16, torch.bfloat16) and not gpu.is_gpu(device)
+    if w.batch > 1 or narrow:  # their time goes with the batch, or 16 bits take them long, and is minutes
         _check(forward, UNFOLD, own)
         del forward[UNFOLD], forward[DEFORM]
     else:

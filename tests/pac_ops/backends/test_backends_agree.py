@@ -127,7 +127,7 @@ def random_cases(draw):
         batch=draw(st.integers(1, 3)),
         channels=groups * draw(st.integers(1, 3)),
         out_channels=groups * draw(st.integers(1, 3)),
-        guide_channels=draw(st.integers(1, 12)),
+        guide_channels=draw(st.integers(1, 5)),
         height=draw(st.integers(1, 8)),
         width=draw(st.one_of(st.integers(1, 8), st.integers(16, 60))),
         kernel_size=draw(st.tuples(odd, odd)),
@@ -159,7 +159,7 @@ def test_random_combinations(case):
 LANES = [8] if compiled.lanes() == 8 else [8, 16]
 
 # Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, backward 384 output channels
-# and 256 pixels; depthwise 2 channels (4 with vectors of 16), bands of 4 rows or fewer, 4 vectors of a row and then fewer.
+# and 256 pixels; distances of strided windows 8 channels; depthwise 2 channels (4 with vectors of 16), bands of 4 rows or fewer, 4 vectors of a row and then fewer.
 BEYOND_ONE_BLOCK = [
     Case(channels=140, out_channels=7, height=6, width=23),
     Case(channels=5, out_channels=5, groups=5, height=11, width=61, padding=(1, 1)),
@@ -177,8 +177,28 @@ BEYOND_ONE_BLOCK = [
     Case(channels=5, out_channels=44, height=7, width=70),
     Case(channels=5, out_channels=30, height=9, width=140, stride=(2, 2)),
     Case(channels=70, out_channels=32, height=9, width=56),
-    Case(channels=5, out_channels=6, height=7, width=128, stride=(2, 2), padding=(1, 1)),
-    Case(channels=3, out_channels=6, height=8, width=91, stride=(1, 2), padding=(2, 3), kernel_size=(5, 7)),
+    Case(channels=5, out_channels=6, guide_channels=19, height=7, width=128, stride=(2, 2), padding=(1, 1)),
+    Case(
+        channels=3,
+        out_channels=6,
+        guide_channels=9,
+        height=8,
+        width=91,
+        stride=(1, 2),
+        padding=(2, 3),
+        kernel_size=(5, 7),
+    ),
+    Case(
+        channels=3,
+        out_channels=2,
+        guide_channels=11,
+        height=20,
+        width=70,
+        stride=(3, 3),
+        padding=(1, 4),
+        dilation=(1, 2),
+        kernel_size=(3, 5),
+    ),
 ]
 
 

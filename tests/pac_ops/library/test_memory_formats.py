@@ -6,6 +6,7 @@ from operator_examples import CONFIGS, OPS, REGISTERED, arguments
 from oracle import PLAIN
 
 import pac_ops
+from pac_ops import formats as memory_formats
 
 LAST = torch.channels_last
 
@@ -67,3 +68,48 @@ def test_a_part_of_a_wider_image():
     assert kernel.is_contiguous()
     assert pac_ops.pacconv2d(x, kernel, torch.randn(5, 4, 3, 3), padding=1).is_contiguous(memory_format=LAST)
     assert pac_ops.pacconv2d(x.contiguous(), kernel, torch.randn(5, 4, 3, 3), padding=1).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(3, 20, 21, 17), (1, 3, 60, 61), (2, 300, 4, 3)], ids=str)
+def test_images_that_are_copied_as_matrices(size, dtype):
+    """They are large enough for PyTorch's transposed copy; and one that is cut out of a wider one."""
+    x = torch.randn(size).to(dtype)
+    last = x.contiguous(memory_format=LAST)
+    wider = torch.randn(*size[:3], size[3] + 2).to(dtype).contiguous(memory_format=LAST)
+    for given in (last, wider[..., 1:-1]):
+        actual = memory_formats.contiguous(given)
+        assert actual.is_contiguous()
+        assert torch.equal(actual, given)
+    for given in (x, wider[..., 1:-1], last):
+        actual = memory_formats.like(given, last)
+        assert actual.is_contiguous(memory_format=LAST)
+        assert torch.equal(actual, given)
+    assert memory_formats.like(x, x) is x
+    assert memory_formats.contiguous(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_images_give_the_same_in_either_format(dtype):
+    shape = (2, 16, 33, 35)
+    x, grad, weight = (torch.randn(n).to(dtype) for n in (shape, shape, (16, 16, 3, 3)))
+    guide, kernel = torch.randn(2, 4, 66, 70).to(dtype), torch.rand(2, 1, 3, 3, 33, 35)
+    calls = {
+        "pacconv2d": (lambda v: pac_ops.pacconv2d(v, kernel, weight, padding=1), x),
+        "pacpool2d": (lambda v: pac_ops.pacpool2d(v, kernel, 3, padding=1), x),
+        "packernel2d": (lambda f: pac_ops.packernel2d(f, None, 3, padding=1)[0], x),
+        "pacresize2d": (lambda v: pac_ops.pacresize2d(v, guide), x),
+        "its guide": (lambda f: pac_ops.pacresize2d(grad[:, :, ::2, ::2].contiguous(), f), x),
+    }
+    for name, (run, image) in calls.items():
+        found = []
+        for form in (torch.contiguous_format, LAST):
+            leaf = image.detach().contiguous(memory_format=form).requires_grad_()
+            out = run(leaf)
+            pull = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
+            laid = pull.contiguous(memory_format=form) if pull.dim() == 4 else pull
+            (gradient,) = torch.autograd.grad(out, leaf, laid)
+            assert gradient.is_contiguous(memory_format=form), name
+            found.append((out, gradient))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, msg=lambda said, name=name: f"{name}: {said}")

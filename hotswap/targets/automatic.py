@@ -1,4 +1,4 @@
-"""What the target "auto" is: of what a network has, that which gained most on real labels (docs/evidence.md)."""
+"""What the target "auto" is: of what a network has, that which gained most on real labels, untrained if it can be."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

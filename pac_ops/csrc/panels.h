@@ -191,8 +191,11 @@ INLINE void pack_panel(const Tap *taps, int64_t count, const float *channel, int
 INLINE int64_t steps_of(int64_t depth) { return (depth + DEPTHS - 1) / DEPTHS; }
 
 #ifdef BFLOAT16
+/* Where lines are written that `as_elements` makes elements of: somewhere else. */
+INLINE float *lines_of(element *to, float *spare) { return (void)to, spare; }
+
 /* Lines of floats, [depth, width], as elements, [steps, width]; rounded to nearest even, with zeros behind an odd last. */
-INLINE void pair_lines(const float *from, int64_t depth, int64_t width, element *to) {
+INLINE void as_elements(const float *from, int64_t depth, int64_t width, element *to) {
     static const uint16_t places[] = {0,  16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     __m512i in_pairs = _mm512_loadu_si512(places);
@@ -203,12 +206,6 @@ INLINE void pair_lines(const float *from, int64_t depth, int64_t width, element 
             __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)upper, (__m512)lower);
             put_some((float *)to + i, (vec)_mm512_permutexvar_epi16(in_pairs, both), count);
         }
-}
-
-/* Where lines are written that `as_elements` makes elements of: somewhere else. */
-INLINE float *lines_of(element *to, float *spare) { return (void)to, spare; }
-INLINE void as_elements(const float *lines, int64_t depth, int64_t width, element *to) {
-    pair_lines(lines, depth, width, to);
 }
 
 INLINE vec add_product(vec sum, vec taps, element weight) {

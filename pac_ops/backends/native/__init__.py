@@ -4,7 +4,8 @@ Convolution is an implicit matrix product, K applied to the taps as they are pac
 products. Pooling, depthwise convolution and enlargement (`native_resize`) go row by row; distances are computed once
 for each pair of pixels where there is a window for every pixel, else row by row. Nothing is padded or copied beyond
 what a core's cache holds. A transposed convolution is one ordinary convolution for each position modulo the stride.
-What it has no code for (transposed depthwise gradients) is `cpu`'s. All this is float32; float64 is in `double`.
+What it has no code for (transposed depthwise gradients) is `cpu`'s. All this is float32; float64 is in
+`double`, float16 and bfloat16 in `half`.
 """
 
 from pac_ops.backends.native.colour import srgb_to_lab

@@ -16,11 +16,13 @@ from benchmarks.real.train import DECAY
 from hotswap.errors import HotswapError
 from hotswap.targets.automatic import MEASURED_CRF
 from hotswap.targets.convolution import SwappedLayer
+from hotswap.targets.guided_layer import OUTPUT_LAYER
 
 Inputs = tuple[Tensor, ...]  # the image, the guide, then the maps that a decoder begins with
 See = Callable[[Inputs, Inputs], Inputs]  # what an arm sees of its own inputs and of another image's
 START, PLAIN, UNGUIDED, ENLARGED = "start", "plain", "unguided", "enlargement"
-FLAT, FLAT_CRF = "output, flat guide", "output_crf, flat guide"
+OUTPUT_BEHIND, CRF_BEHIND = f"{ENLARGED}, output", f"{ENLARGED}, output_crf"
+FLAT = ", flat guide"  # behind the name of what it is the control of
 # Times the rate, for what an arm adds: as for the guide branch of probabilistic PAC, and so that a gate, which a
 # step of Adam moves by no more than its rate, can open within a trial.
 FASTER, GATES = 10, 100
@@ -36,10 +38,6 @@ def _others_guides(own: Inputs, other: Inputs) -> Inputs:
     return (*other[:2], *own[2:])
 
 
-def _flat_image(own: Inputs, other: Inputs) -> Inputs:
-    return (torch.zeros_like(own[0]), *own[1:])
-
-
 @dataclass(frozen=True)
 class Arm:
     """A way to go on from a trained decoder."""
@@ -51,6 +49,7 @@ class Arm:
     calibrated: bool = True
     constant: bool | None = None  # a `Constant` on all of them, whose taps are learned, or are not
     see: See = _own
+    flat: bool = False  # what refines scores is guided by an image of one colour
     control: str = ""  # the arm that has the same without a guide
     trained: bool = True
 
@@ -65,7 +64,11 @@ class Arm:
         options: dict[str, Any] = {"guide": "early"} if self.targets in ("last", "all") else {"space": _LAB}
         options |= {"calibrate_on": data} if self.calibrated else {}
         options |= {"gate": decoder.get_parameter(f"{place.last}.weight").shape[0]} if self.gates else {}
-        return hotswap.convert(network, targets, example_inputs=data[0], **options, **self.options)
+        swapped = hotswap.convert(network, targets, example_inputs=data[0], **options, **self.options)
+        if self.flat:
+            layer = swapped.get_submodule(OUTPUT_LAYER)
+            layer.register_forward_pre_hook(lambda _, given: (given[0], torch.zeros_like(given[1])))
+        return swapped
 
 
 class Constant(nn.Module):
@@ -147,16 +150,21 @@ ARMS = {
         control=UNGUIDED,
     ),
     "all": Arm("gates on all 3x3", "all", gates=True, control=UNGUIDED),
-    "output": Arm("two PAC layers on the scores, after the enlargement", "output", control=FLAT),
-    "output_crf": Arm("a PAC-CRF there", MEASURED_CRF, control=FLAT_CRF),
+    "output": Arm("two PAC layers on the scores, after the enlargement", "output", control="output" + FLAT),
+    "output_crf": Arm("a PAC-CRF there", MEASURED_CRF, control="output_crf" + FLAT),
     UNGUIDED: Arm("control: gates on all 3x3, K a learned constant in each tap", constant=True),
     "frozen": Arm("control: the same, its constants not learned", constant=False),
     "another's guide": Arm(
         "control: gates on all 3x3, guided by another image", "all", gates=True, see=_others_guides
     ),
-    FLAT: Arm("control: `output`, of an image of one colour", "output", see=_flat_image),
-    FLAT_CRF: Arm("control: `output_crf`, of the same", MEASURED_CRF, see=_flat_image),
+    "output" + FLAT: Arm("control: `output`, of an image of one colour", "output", flat=True),
+    "output_crf" + FLAT: Arm("control: `output_crf`, of the same", MEASURED_CRF, flat=True),
     # With a flat guide it is the plain network, which so is its control.
     ENLARGED: Arm("the enlargement guided by the image, nothing added", "resize", control=PLAIN),
-    "enlargement, output": Arm("`output` behind that, which is its control", ("resize", "output"), control=ENLARGED),
+    OUTPUT_BEHIND: Arm("`output` behind that", ("resize", "output"), control=OUTPUT_BEHIND + FLAT),
+    CRF_BEHIND: Arm("`output_crf` behind it", ("resize", MEASURED_CRF), control=CRF_BEHIND + FLAT),
+    OUTPUT_BEHIND + FLAT: Arm(
+        "control: `output` behind it, of an image of one colour", ("resize", "output"), flat=True
+    ),
+    CRF_BEHIND + FLAT: Arm("control: `output_crf` behind it, of the same", ("resize", MEASURED_CRF), flat=True),
 }

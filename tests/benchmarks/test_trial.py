@@ -14,8 +14,9 @@ from benchmarks.real import behind, kept, trial, trial_arms, trial_page
 from benchmarks.real.behind import Place
 from benchmarks.real.camvid import CLASSES, Frame, normalised
 from benchmarks.real.rows import read
-from benchmarks.real.trial_arms import ARMS, FLAT, PLAIN, START, UNGUIDED
+from benchmarks.real.trial_arms import ARMS, ENLARGED, FLAT, PLAIN, START, UNGUIDED
 from hotswap.errors import HotswapError
+from hotswap.targets.guided_layer import OUTPUT_LAYER
 
 CPU = torch.device("cpu")
 
@@ -113,7 +114,7 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
     bench = trial.Bench(kept.read(file), 2, CPU)
     own = bench.calibrating[0]
     expected, other = bench.decoder(*own), tuple(x.roll(1, 0) for x in own)
-    for key in ("gates", "learned guide", "output", UNGUIDED, "frozen", "another's guide", FLAT, "calibrated"):
+    for key in ("gates", "learned guide", "output", UNGUIDED, "frozen", "another's guide", "calibrated"):
         arm = ARMS[key]
         network = arm.network(bench.decoder, PLACE, bench.calibrating)
         out = network(*arm.see(own, other))
@@ -130,6 +131,25 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
         faster = [group["params"] for group in learning.param_groups if group["lr"] > 1e-3]
         assert sum(p.numel() for group in faster for p in group) == trial_arms.added(network, bench.decoder)
         assert min(group["lr"] for group in learning.param_groups) == 1e-3 / 4
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.endswith(FLAT)])
+def test_a_control_refines_scores_along_one_colour_and_enlarges_along_the_image(file, arm):
+    bench = trial.Bench(kept.read(file), 2, CPU)
+    control = ARMS[arm].network(bench.decoder, PLACE, bench.calibrating)
+    ours = ARMS[arm.removesuffix(FLAT)].network(bench.decoder, PLACE, bench.calibrating)
+    inputs = bench.calibrating[0]
+    unrefined = bench.decoder
+    if arm.startswith(ENLARGED):
+        unrefined = ARMS[ENLARGED].network(bench.decoder, PLACE, bench.calibrating)
+        assert not torch.equal(unrefined(*inputs), bench.decoder(*inputs))
+    assert torch.equal(control(*inputs), unrefined(*inputs))
+    for network in (control, ours):  # now what is added refines
+        network.get_submodule(OUTPUT_LAYER).gate.data.fill_(1.0)
+    assert not torch.equal(control(*inputs), unrefined(*inputs))
+    layer = ours.get_submodule(OUTPUT_LAYER)
+    assert torch.equal(control(*inputs), layer(unrefined(*inputs), torch.zeros_like(inputs[0])))
+    assert not torch.equal(control(*inputs), ours(*inputs))
 
 
 def test_runs_choose_rates_first_and_go_on_where_they_stopped(file, tmp_path):

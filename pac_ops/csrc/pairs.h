@@ -17,8 +17,6 @@ enum {
     PAIR_PIXELS = 1024, /* of a block: its sums stay in the nearest cache */
 };
 
-INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
 /* exp(-d / 2) for d >= 0, within 2e-7 of it; 0 from d = 174, where it is below 2^-125; a NaN stays one.
  *
  * exp(x) = 2^n exp(r) with n whole and |r| <= ln(2) / 2, exp(r) by its Taylor polynomial of degree 7 (1e-8 off). */

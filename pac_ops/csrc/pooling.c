@@ -2,26 +2,34 @@
 #include "window.h"
 
 enum {
-    VECTORS = 4,                    /* of outputs of a row, kept in registers at a time */
+    VECTORS = LANES == 16 ? 2 : 4,  /* of outputs of a row, kept in registers at a time */
     TOGETHER = LANES == 16 ? 4 : 2, /* channels that share each load of K */
-    K_NEAR = 12 << 10,              /* elements of K that stay near while all channels use them: 48 KiB */
+    K_NEAR = 48 << 10,              /* elements of K that stay near while all channels use them: 192 KiB */
     MOST_ROWS = 4,                  /* outputs whose windows share padded rows */
 };
 
+/* What all tiles of a row of outputs share. */
+typedef struct {
+    const Window *window;
+    int64_t apart;       /* from the padded lines of a channel to the next one's */
+    int64_t kernel_step; /* from a tap of K, packed, to the next */
+    int64_t weight_step; /* from a channel's weights to the next one's */
+} Row;
+
 /* Any outputs of a row, tap by tap. */
-INLINE void pool_any(const Window *w, const float *channel, const float *kernel, const float *weight, float start,
+INLINE void pool_any(const Row *of, const float *channel, const float *kernel, const float *weight, float start,
                      float *out, int64_t y) {
-    int64_t pixels = w->out_height * w->out_width, step = w->stride[1];
+    const Window *w = of->window;
+    int64_t step = w->stride[1];
     for (int64_t x = 0; x < w->out_width; x++) out[x] = start;
     for (int64_t i = 0; i < w->kernel[0]; i++) {
         int64_t row = y * w->stride[0] - w->padding[0] + i * w->dilation[0];
         if (row < 0 || row >= w->height) continue;
         for (int64_t j = 0; j < w->kernel[1]; j++) {
             int64_t t = i * w->kernel[1] + j, shift = j * w->dilation[1] - w->padding[1], first, last;
-            const float *k = kernel + t * pixels, *v = channel + row * w->width + shift;
-            float f = weight ? weight[t] : 1.0f;
+            const float *k = kernel + t * of->kernel_step, *v = channel + row * w->width + shift;
             seen_range(shift, step, w->width, w->out_width, &first, &last);
-            for (int64_t x = first; x < last; x++) out[x] += k[x] * f * v[x * step];
+            for (int64_t x = first; x < last; x++) out[x] += k[x] * weight[t] * v[x * step];
         }
     }
 }
@@ -32,7 +40,10 @@ INLINE int64_t band_rows(const Window *w) {
     return least(MOST_ROWS, most(1, K_NEAR / most(1, w->kernel[0] * w->kernel[1] * w->out_width)));
 }
 INLINE int64_t seen_lines(const Window *w, int64_t rows) { return (rows - 1) * w->stride[0] + w->kernel[0]; }
-INLINE int64_t seen_columns(const Window *w) { return w->out_width + (w->kernel[1] - 1) * w->dilation[1]; }
+/* Lines begin at whole vectors, and have one behind what is seen: a window's second vector may be there. */
+INLINE int64_t seen_columns(const Window *w) {
+    return whole_vectors(w->out_width + (w->kernel[1] - 1) * w->dilation[1]) + LANES;
+}
 
 /* Copy the lines into `padded`, whose margins are zero already. */
 INLINE void pad_lines(const Window *w, const float *channel, int64_t y, int64_t lines, float *padded) {
@@ -47,25 +58,56 @@ INLINE void pad_lines(const Window *w, const float *channel, int64_t y, int64_t 
     }
 }
 
-/* `vectors` vectors of outputs of a row, the last of `last` outputs, of some channels whose padded lines are `apart`. */
-INLINE void pool_tile(int channels, int vectors, int64_t last, const Window *w, const float *lines, int64_t apart,
+/* K of a band of rows, [rows, taps, whole vectors], which all channels that share it read there. */
+INLINE void pack_kernel(const Window *w, const float *kernel, int64_t rows, float *packed) {
+    int64_t pixels = w->out_height * w->out_width, taps = w->kernel[0] * w->kernel[1], wide = w->out_width;
+    for (int64_t r = 0; r < rows; r++, kernel += wide)
+        for (int64_t t = 0; t < taps; t++, packed += whole_vectors(wide))
+            for (int64_t x = 0; x < wide; x += LANES) put(packed + x, get_up_to(kernel + t * pixels + x, wide - x));
+}
+
+/* Of two vectors side by side the one that begins `by` elements behind the first's begin, and which starts at p. */
+INLINE vec shifted(vec first, vec second, int by, const float *p) {
+#if LANES == 16 /* loads across the ends of lines take four times those at their beginnings */
+    switch (by) {
+    case 0: return first;
+    case 1: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, 1);
+    case 2: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, 2);
+    case 3: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, 3);
+    case 4: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, 4);
+    case 5: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, 5);
+    case 6: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, 6);
+    }
+#endif
+    (void)first, (void)second;
+    return get(p + by);
+}
+
+/* `vectors` vectors of outputs, the last of `last` outputs, of some channels. `columns` are those of the window where
+ * they are known here, and side by side; else 0. */
+INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, const Row *row, const float *lines,
                       const float *kernel, const float *weight, const float *bias, float *out) {
-    int64_t pixels = w->out_height * w->out_width, taps = w->kernel[0] * w->kernel[1], wide = seen_columns(w);
-    vec sum[TOGETHER][VECTORS];
+    const Window *w = row->window;
+    int64_t pixels = w->out_height * w->out_width, wide = seen_columns(w), width = columns ? columns : w->kernel[1];
+    vec sum[TOGETHER][VECTORS], seen[TOGETHER][VECTORS + 1];
     for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) sum[c][v] = (vec){0} + (bias ? bias[c] : 0.0f);
-    for (int64_t i = 0; i < w->kernel[0]; i++, lines += wide)
-        for (int64_t j = 0; j < w->kernel[1]; j++, kernel += pixels) {
-            const float *at = lines + j * w->dilation[1];
+        for (int v = 0; v < vectors; v++) sum[c][v] = all_of(bias ? bias[c] : 0.0f);
+    for (int64_t i = 0; i < w->kernel[0]; i++, lines += wide, weight += width) {
+        for (int c = 0; columns && c < channels; c++)
+            for (int v = 0; v <= vectors; v++) seen[c][v] = get(lines + c * row->apart + v * LANES);
+#pragma GCC unroll 7
+        for (int64_t j = 0; j < width; j++, kernel += row->kernel_step) {
             vec factor[TOGETHER];
-            for (int c = 0; c < channels; c++)
-                factor[c] = (vec){0} + (weight ? weight[c * taps + i * w->kernel[1] + j] : 1.0f);
+            for (int c = 0; c < channels; c++) factor[c] = all_of(weight[c * row->weight_step + j]);
             for (int v = 0; v < vectors; v++) {
-                const float *k_v = kernel + v * LANES;
-                vec k = v + 1 < vectors || last == LANES ? get(k_v) : get_some(k_v, last);
-                for (int c = 0; c < channels; c++) sum[c][v] += k * (factor[c] * get(at + c * apart + v * LANES));
+                const float *at = lines + v * LANES;
+                vec k = get(kernel + v * LANES);
+                for (int c = 0; c < channels; c++, at += row->apart)
+                    sum[c][v] += k * (factor[c] * (columns ? shifted(seen[c][v], seen[c][v + 1], (int)j, at)
+                                                           : get(at + j * w->dilation[1])));
             }
         }
+    }
     for (int c = 0; c < channels; c++)
         for (int v = 0; v < vectors; v++) {
             float *to = out + c * pixels + v * LANES;
@@ -77,39 +119,53 @@ INLINE void pool_tile(int channels, int vectors, int64_t last, const Window *w, 
 }
 
 /* A row of outputs. */
-INLINE void pool_row(int channels, const Window *w, const float *lines, int64_t apart, const float *kernel,
-                     const float *weight, const float *bias, float *out) {
-    int64_t x = 0, wide = w->out_width;
+INLINE void pool_tiles(int columns, int channels, const Row *row, const float *lines, const float *kernel,
+                       const float *weight, const float *bias, float *out) {
+    int64_t x = 0, wide = row->window->out_width;
     for (; x + VECTORS * LANES <= wide; x += VECTORS * LANES)
-        pool_tile(channels, VECTORS, LANES, w, lines + x, apart, kernel + x, weight, bias, out + x);
+        pool_tile(columns, channels, VECTORS, LANES, row, lines + x, kernel + x, weight, bias, out + x);
     int64_t rest = wide - x, last = rest % LANES ? rest % LANES : LANES;
     switch ((rest + LANES - 1) / LANES) {
-    case 4: pool_tile(channels, 4, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 3: pool_tile(channels, 3, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 2: pool_tile(channels, 2, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 1: pool_tile(channels, 1, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+#if LANES == 8
+    case 4: pool_tile(columns, channels, 4, last, row, lines + x, kernel + x, weight, bias, out + x); break;
+    case 3: pool_tile(columns, channels, 3, last, row, lines + x, kernel + x, weight, bias, out + x); break;
+#endif
+    case 2: pool_tile(columns, channels, 2, last, row, lines + x, kernel + x, weight, bias, out + x); break;
+    case 1: pool_tile(columns, channels, 1, last, row, lines + x, kernel + x, weight, bias, out + x); break;
+    }
+}
+INLINE void pool_row(int channels, const Row *row, const float *lines, const float *kernel, const float *weight,
+                     const float *bias, float *out) {
+    switch (LANES == 16 && row->window->dilation[1] == 1 ? row->window->kernel[1] : 0) {
+    case 3: pool_tiles(3, channels, row, lines, kernel, weight, bias, out); break;
+    case 5: pool_tiles(5, channels, row, lines, kernel, weight, bias, out); break;
+    case 7: pool_tiles(7, channels, row, lines, kernel, weight, bias, out); break;
+    default: pool_tiles(0, channels, row, lines, kernel, weight, bias, out);
     }
 }
 
-/* `rows` rows of outputs from y on, of one or TOGETHER channels. `kernel` and `out` are those of row y. */
+/* `rows` rows of outputs from y on, of one or TOGETHER channels. `kernel` is theirs, packed; `out` is row y. */
 FOR_EVERY_CPU
-static void pool_band(int channels, const Window *w, const float *channel, const float *kernel, const float *weight,
+static void pool_band(int channels, Row row, const float *channel, const float *kernel, const float *weight,
                       const float *bias, float *out, int64_t y, int64_t rows, float *padded) {
-    int64_t plane = w->height * w->width, taps = w->kernel[0] * w->kernel[1], wide = w->out_width;
+    const Window *w = row.window;
+    int64_t plane = w->height * w->width, wide = w->out_width;
+    int64_t kernel_row = w->kernel[0] * w->kernel[1] * row.kernel_step;
     if (w->stride[1] > 1) {
         for (int c = 0; c < channels; c++)
             for (int64_t r = 0; r < rows; r++)
-                pool_any(w, channel + c * plane, kernel + r * wide, weight ? weight + c * taps : NULL,
+                pool_any(&row, channel + c * plane, kernel + r * kernel_row, weight + c * row.weight_step,
                          bias ? bias[c] : 0.0f, out + c * w->out_height * wide + r * wide, y + r);
         return;
     }
-    int64_t lines = seen_lines(w, rows), apart = lines * seen_columns(w), down = w->stride[0] * seen_columns(w);
-    for (int c = 0; c < channels; c++) pad_lines(w, channel + c * plane, y, lines, padded + c * apart);
-    for (int64_t r = 0; r < rows; r++, kernel += wide, out += wide)
+    int64_t lines = seen_lines(w, rows), down = w->stride[0] * seen_columns(w);
+    row.apart = lines * seen_columns(w);
+    for (int c = 0; c < channels; c++) pad_lines(w, channel + c * plane, y, lines, padded + c * row.apart);
+    for (int64_t r = 0; r < rows; r++, kernel += kernel_row, out += wide)
         if (channels == TOGETHER)
-            pool_row(TOGETHER, w, padded + r * down, apart, kernel, weight, bias, out);
+            pool_row(TOGETHER, &row, padded + r * down, kernel, weight, bias, out);
         else
-            pool_row(1, w, padded + r * down, apart, kernel, weight, bias, out);
+            pool_row(1, &row, padded + r * down, kernel, weight, bias, out);
 }
 
 /* input [B, C, H, W], kernel [B, 1 or C, kh, kw, Ho, Wo], weight [C, 1, kh, kw] or null, bias [C] or null -> out.
@@ -117,29 +173,36 @@ static void pool_band(int channels, const Window *w, const float *channel, const
 int pac_pooling(const Window *w, const float *input, const float *kernel, int64_t kernel_channels,
                 const float *weight, const float *bias, float *out, int64_t threads) {
     int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, high = band_rows(w);
+    int64_t wide = w->out_width;
+    Row row = {w, 0, whole_vectors(wide), weight ? taps : 0};
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        int64_t size = TOGETHER * seen_lines(w, high) * seen_columns(w) + LANES; /* whole vectors are read */
-        float *padded = buffer(size);
-        if (padded)
-            memset(padded, 0, size * sizeof(float));
-        else {
+        int64_t lines = TOGETHER * seen_lines(w, high) * seen_columns(w);
+        float *padded = buffer(lines + taps + high * taps * row.kernel_step);
+        if (padded) {
+            memset(padded, 0, lines * sizeof(float));
+            for (int64_t t = 0; t < taps; t++) padded[lines + t] = 1.0f;
+        } else {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
+        float *ones = padded + lines, *packed = ones + taps;
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)
-            for (int64_t y = 0; y < w->out_height; y += high) /* their K serves all channels while it is near */
+            for (int64_t y = 0; y < w->out_height; y += high) {
+                int64_t rows = least(high, w->out_height - y);
                 for (int64_t c = 0, together; c < w->channels && !failed; c += together) {
                     together = kernel_channels == 1 && c + TOGETHER <= w->channels ? TOGETHER : 1;
                     int64_t plane = n * w->channels + c, of = kernel_channels > 1 ? plane : n;
-                    pool_band((int)together, w, input + plane * w->height * w->width,
-                              kernel + of * taps * pixels + y * w->out_width, weight ? weight + c * taps : NULL,
-                              bias ? bias + c : NULL, out + plane * pixels + y * w->out_width, y,
-                              least(high, w->out_height - y), padded);
+                    if (c == 0 || kernel_channels > 1)
+                        pack_kernel(w, kernel + of * taps * pixels + y * wide, rows, packed);
+                    pool_band((int)together, row, input + plane * w->height * w->width, packed,
+                              weight ? weight + c * taps : ones, bias ? bias + c : NULL,
+                              out + plane * pixels + y * wide, y, rows, padded);
                 }
+            }
         free(padded);
     }
     return failed;

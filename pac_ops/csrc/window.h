@@ -45,6 +45,7 @@ INLINE v8 load(const float *p) { return *(const v8 *)p; }
 INLINE void store(float *p, v8 x) { *(v8 *)p = x; }
 INLINE vec get(const float *p) { return *(const vec *)p; }
 INLINE void put(float *p, vec x) { *(vec *)p = x; }
+INLINE vec all_of(float x) { return x - (vec){0}; }
 /* The first `count` of a vector. */
 INLINE vec get_some(const float *p, int64_t count) {
 #if LANES == 16
@@ -79,6 +80,7 @@ INLINE vec odd(vec a, vec b) {
 }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* A vector of which `count` elements are there, which may be more than it has, or none. */
 INLINE vec get_up_to(const float *p, int64_t count) {

@@ -14,7 +14,6 @@ from benchmarks.real.behind import Place
 from benchmarks.real.camvid import MEAN, STD
 from benchmarks.real.train import DECAY
 from hotswap.errors import HotswapError
-from hotswap.targets.automatic import MEASURED_CRF
 from hotswap.targets.convolution import SwappedLayer
 from hotswap.targets.guided_layer import OUTPUT_LAYER
 
@@ -151,20 +150,20 @@ ARMS = {
     ),
     "all": Arm("gates on all 3x3", "all", gates=True, control=UNGUIDED),
     "output": Arm("two PAC layers on the scores, after the enlargement", "output", control="output" + FLAT),
-    "output_crf": Arm("a PAC-CRF there", MEASURED_CRF, control="output_crf" + FLAT),
+    "output_crf": Arm("a PAC-CRF there", "output_crf", control="output_crf" + FLAT),
     UNGUIDED: Arm("control: gates on all 3x3, K a learned constant in each tap", constant=True),
     "frozen": Arm("control: the same, its constants not learned", constant=False),
     "another's guide": Arm(
         "control: gates on all 3x3, guided by another image", "all", gates=True, see=_others_guides
     ),
     "output" + FLAT: Arm("control: `output`, of an image of one colour", "output", flat=True),
-    "output_crf" + FLAT: Arm("control: `output_crf`, of the same", MEASURED_CRF, flat=True),
+    "output_crf" + FLAT: Arm("control: `output_crf`, of the same", "output_crf", flat=True),
     # With a flat guide it is the plain network, which so is its control.
     ENLARGED: Arm("the enlargement guided by the image, nothing added", "resize", control=PLAIN),
     OUTPUT_BEHIND: Arm("`output` behind that", ("resize", "output"), control=OUTPUT_BEHIND + FLAT),
-    CRF_BEHIND: Arm("`output_crf` behind it", ("resize", MEASURED_CRF), control=CRF_BEHIND + FLAT),
+    CRF_BEHIND: Arm("`output_crf` behind it", ("resize", "output_crf"), control=CRF_BEHIND + FLAT),
     OUTPUT_BEHIND + FLAT: Arm(
         "control: `output` behind it, of an image of one colour", ("resize", "output"), flat=True
     ),
-    CRF_BEHIND + FLAT: Arm("control: `output_crf` behind it, of the same", ("resize", MEASURED_CRF), flat=True),
+    CRF_BEHIND + FLAT: Arm("control: `output_crf` behind it, of the same", ("resize", "output_crf"), flat=True),
 }

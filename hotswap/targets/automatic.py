@@ -11,14 +11,13 @@ from hotswap.targets.choose_enlargements import RESIZE
 from hotswap.targets.elsewhere import gives_scores
 from hotswap.targets.entries import Footprint
 from hotswap.targets.lookup import Names
-from hotswap.targets.output import CRF, OUTPUT_CRF, Output
+from hotswap.targets.output import OUTPUT_CRF
 from hotswap.targets.sites import Sites
 from hotswap.targets.verdicts import verdict
 
-MEASURED_CRF = Output(CRF, dilations=(4, 16), steps=2)  # as the trial has it
 _NOTES = {
     RESIZE: f'"{AUTO}" is "{RESIZE}" here, what gained most on real labels, before any training',
-    OUTPUT_CRF: f'"{AUTO}" is a small "{OUTPUT_CRF}" here, as no interpolation enlarges the scores: nothing changes '
+    OUTPUT_CRF: f'"{AUTO}" is "{OUTPUT_CRF}" here, as no interpolation enlarges the scores: nothing changes '
     "until it is trained; on real labels it then gained 1.4 points on one network of two",
     PAPER: f'"{AUTO}" is "{PAPER}" here, as the network gives no scores of classes for each pixel',
 }
@@ -64,6 +63,5 @@ def without_auto(
     def keyed(value: Any) -> Any:
         return {named(key, chosen): x for key, x in value.items()} if isinstance(value, Mapping) else value
 
-    target = MEASURED_CRF if chosen == OUTPUT_CRF else chosen
     note = _NOTES[chosen] if by_image else _BY_ANOTHER
-    return [named(x, target) for x in targets], keyed(guide), keyed(scales), (note,)
+    return [named(x, chosen) for x in targets], keyed(guide), keyed(scales), (note,)

@@ -44,7 +44,7 @@ class Output:
     "pac" is one normalised pixel-adaptive layer for each of `windows`: every class is averaged with a filter that all
     classes share, times K. The guide is the image in `space`, times `guide_scale`, and what a branch of two 3x3
     convolutions adds to it, which adds nothing at first. "crf" is `PacCRF`, with a kernel for each of `dilations`,
-    guided by the image in `space` over a learned scale each. "guided" halves the scores `halvings` times, and takes
+    guided by the image in `space` over a learned scale each; the paper's has dilations 16 and 64, and 5 steps. "guided" halves the scores `halvings` times, and takes
     them back by steps that the image guides, each of which puts back what a halving lost (see
     `pac_ops.pacresize2d`). It is for networks whose last layers are learned, and have no interpolation that could be
     guided. Nothing is to be trained: a is 1.
@@ -57,8 +57,8 @@ class Output:
     guide_scale: float = 0.0
     windows: tuple[int, ...] = (5, 7)
     guide_channels: int = 16
-    dilations: tuple[int, ...] = (16, 64)
-    steps: int = 5
+    dilations: tuple[int, ...] = (4, 16)
+    steps: int = 2
     halvings: int = 3
     gate: tuple[float, ...] = ()  # a, by class; empty for what it starts from
 

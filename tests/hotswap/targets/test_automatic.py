@@ -11,7 +11,6 @@ from torch import nn
 
 import hotswap
 from hotswap.errors import HotswapError
-from hotswap.targets.automatic import MEASURED_CRF
 
 IMAGE = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 LAB = hotswap.GuideSpace("lab", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -73,8 +72,7 @@ def test_auto_is_what_gained_most_of_what_there_is(case):
     name = "paper" if expected[0] else "output_crf" if expected[2] else "resize"
     assert sum(f'"{name}" here' in note for note in plan.notes) == 1
     assert any("guide other than the image" in note for note in plan.notes) == ("guides" in case or "several" in case)
-    named = MEASURED_CRF if expected[2] else name
-    by_name = hotswap.plan(model, named, **options, space=LAB if not expected[0] else "auto", example_inputs=IMAGE)
+    by_name = hotswap.plan(model, name, **options, space=LAB if not expected[0] else "auto", example_inputs=IMAGE)
     assert by_name.entries == plan.entries
     assert by_name.output == plan.output
 
@@ -99,13 +97,13 @@ def test_a_crf_changes_nothing_until_it_is_trained_and_can_be():
 
 
 def test_refusals_say_what_auto_is():
-    with pytest.raises(HotswapError, match=r'^"auto" is a small "output_crf" here.*normalised: give calibrate_on'):
+    with pytest.raises(HotswapError, match=r'^"auto" is "output_crf" here.*normalised: give calibrate_on'):
         hotswap.convert(net("learned"), example_inputs=IMAGE)
     with pytest.raises(HotswapError, match=r'^"auto" is "paper" here.*; "paper" needs spatial convolutions'):
         hotswap.convert(nn.Sequential(nn.Conv2d(3, 3, 3)), example_inputs=IMAGE)
     with pytest.raises(HotswapError, match="gate must be False where no convolution is a target"):
         hotswap.convert(net("interpolated"), gate=True, example_inputs=IMAGE)
-    with pytest.raises(HotswapError, match=r'^"auto" is a small "output_crf" here.*; learn_scale must be False'):
+    with pytest.raises(HotswapError, match=r'^"auto" is "output_crf" here.*; learn_scale must be False'):
         hotswap.convert(net("learned"), learn_scale=True, example_inputs=IMAGE)
 
 

@@ -41,13 +41,13 @@ _LARGEST = 64  # of a window, and of the guide's channels
 class Output:
     """The refinement of a network's scores.
 
-    "pac" is one normalised pixel-adaptive layer for each of `windows`: every class is averaged with a filter that all
-    classes share, times K. The guide is the image in `space`, times `guide_scale`, and what a branch of two 3x3
-    convolutions adds to it, which adds nothing at first. "crf" is `PacCRF`, with a kernel for each of `dilations`,
-    guided by the image in `space` over a learned scale each; the paper's has dilations 16 and 64, and 5 steps. "guided" halves the scores `halvings` times, and takes
-    them back by steps that the image guides, each of which puts back what a halving lost (see
-    `pac_ops.pacresize2d`). It is for networks whose last layers are learned, and have no interpolation that could be
-    guided. Nothing is to be trained: a is 1.
+    "pac" is one normalised pixel-adaptive layer for each of `windows`: every class is averaged with a filter that
+    all classes share, times K. The guide is the image in `space`, times `guide_scale`, and what a branch of two
+    3x3 convolutions adds to it, which adds nothing at first. "crf" is `PacCRF`, with a kernel for each of
+    `dilations`, guided by the image in `space` over a learned scale each; the paper's has dilations 16 and 64,
+    and 5 steps. "guided" halves the scores `halvings` times, and takes them back by steps that the image guides,
+    each of which puts back what a halving lost (see `pac_ops.pacresize2d`). It is for networks whose last layers
+    are learned, and have no interpolation that could be guided. Nothing is to be trained: a is 1.
     """
 
     kind: str = PAC

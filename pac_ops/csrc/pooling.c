@@ -5,40 +5,35 @@ enum {
     VECTORS = LANES == 16 ? 2 : 4,  /* of outputs of a row, kept in registers at a time */
     TOGETHER = LANES == 16 ? 4 : 2, /* channels that share each load of K */
     K_NEAR = 48 << 10,              /* elements of K that stay near while all channels use them: 192 KiB */
-    MOST_ROWS = 4,                  /* outputs whose windows share padded rows */
+    MOST_ROWS = 8,                  /* outputs whose windows share padded rows */
 };
 
-/* What all tiles of a row of outputs share. */
-typedef struct {
-    const Window *window;
-    int64_t apart;       /* from the padded lines of a channel to the next one's */
-    int64_t kernel_step; /* from a tap of K, packed, to the next */
-    int64_t weight_step; /* from a channel's weights to the next one's */
-} Row;
-
 /* Any outputs of a row, tap by tap. */
-INLINE void pool_any(const Row *of, const float *channel, const float *kernel, const float *weight, float start,
-                     float *out, int64_t y) {
-    const Window *w = of->window;
-    int64_t step = w->stride[1];
+INLINE void pool_any(const Window *w, const float *channel, const float *kernel, const float *weight, int channels,
+                     float start, float *out, int64_t y) {
+    int64_t step = w->stride[1], kernel_step = whole_vectors(w->out_width);
     for (int64_t x = 0; x < w->out_width; x++) out[x] = start;
     for (int64_t i = 0; i < w->kernel[0]; i++) {
         int64_t row = y * w->stride[0] - w->padding[0] + i * w->dilation[0];
         if (row < 0 || row >= w->height) continue;
         for (int64_t j = 0; j < w->kernel[1]; j++) {
             int64_t t = i * w->kernel[1] + j, shift = j * w->dilation[1] - w->padding[1], first, last;
-            const float *k = kernel + t * of->kernel_step, *v = channel + row * w->width + shift;
+            const float *k = kernel + t * kernel_step, *v = channel + row * w->width + shift;
             seen_range(shift, step, w->width, w->out_width, &first, &last);
-            for (int64_t x = first; x < last; x++) out[x] += k[x] * weight[t] * v[x * step];
+            for (int64_t x = first; x < last; x++) out[x] += k[x] * weight[t * channels] * v[x * step];
         }
     }
 }
 
-/* A band of rows is `rows` outputs high. Their windows, with stride 1 along a row, see these lines of the image, padded: */
-INLINE int64_t band_rows(const Window *w) {
+INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+/* Rows of outputs of a band, so many that every thread gets as many bands. */
+INLINE int64_t band_rows(const Window *w, int64_t threads) {
     if (w->dilation[0] > 1) return 1; /* lines between those of one window are not seen */
-    return least(MOST_ROWS, most(1, K_NEAR / most(1, w->kernel[0] * w->kernel[1] * w->out_width)));
+    int64_t highest = least(MOST_ROWS, most(1, K_NEAR / most(1, w->kernel[0] * w->kernel[1] * w->out_width)));
+    int64_t share = most(1, parts_of(w->batch * w->out_height, threads));
+    return parts_of(share, parts_of(share, highest));
 }
+/* The windows of so many, with stride 1 along a row, see these lines of the image, padded: */
 INLINE int64_t seen_lines(const Window *w, int64_t rows) { return (rows - 1) * w->stride[0] + w->kernel[0]; }
 /* Lines begin at whole vectors, and have one behind what is seen: a window's second vector may be there. */
 INLINE int64_t seen_columns(const Window *w) {
@@ -83,30 +78,26 @@ INLINE vec shifted(vec first, vec second, int by, const float *p) {
     return get(p + by);
 }
 
-/* `vectors` vectors of outputs, the last of `last` outputs, of some channels. `columns` are those of the window where
- * they are known here, and side by side; else 0. */
-INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, const Row *row, const float *lines,
-                      const float *kernel, const float *weight, const float *bias, float *out) {
-    const Window *w = row->window;
+/* `vectors` vectors of outputs, the last of `last` outputs, of some channels whose padded lines are `apart`. `columns`
+ * are those of the window where they are known here, and side by side; else 0. */
+INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, const Window *w, const float *lines,
+                      int64_t apart, const float *kernel, const float *weight, const float *bias, float *out) {
     int64_t pixels = w->out_height * w->out_width, wide = seen_columns(w), width = columns ? columns : w->kernel[1];
     vec sum[TOGETHER][VECTORS], seen[TOGETHER][VECTORS + 1];
     for (int c = 0; c < channels; c++)
         for (int v = 0; v < vectors; v++) sum[c][v] = all_of(bias ? bias[c] : 0.0f);
-    for (int64_t i = 0; i < w->kernel[0]; i++, lines += wide, weight += width) {
+    for (int64_t i = 0; i < w->kernel[0]; i++, lines += wide) {
         for (int c = 0; columns && c < channels; c++)
-            for (int v = 0; v <= vectors; v++) seen[c][v] = get(lines + c * row->apart + v * LANES);
+            for (int v = 0; v <= vectors; v++) seen[c][v] = get(lines + c * apart + v * LANES);
 #pragma GCC unroll 7
-        for (int64_t j = 0; j < width; j++, kernel += row->kernel_step) {
-            vec factor[TOGETHER];
-            for (int c = 0; c < channels; c++) factor[c] = all_of(weight[c * row->weight_step + j]);
+        for (int64_t j = 0; j < width; j++, kernel += whole_vectors(w->out_width), weight += channels)
             for (int v = 0; v < vectors; v++) {
                 const float *at = lines + v * LANES;
                 vec k = get(kernel + v * LANES);
-                for (int c = 0; c < channels; c++, at += row->apart)
-                    sum[c][v] += k * (factor[c] * (columns ? shifted(seen[c][v], seen[c][v + 1], (int)j, at)
-                                                           : get(at + j * w->dilation[1])));
+                for (int c = 0; c < channels; c++, at += apart)
+                    sum[c][v] += k * (all_of(weight[c]) * (columns ? shifted(seen[c][v], seen[c][v + 1], (int)j, at)
+                                                                   : get(at + j * w->dilation[1])));
             }
-        }
     }
     for (int c = 0; c < channels; c++)
         for (int v = 0; v < vectors; v++) {
@@ -119,92 +110,95 @@ INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, cons
 }
 
 /* A row of outputs. */
-INLINE void pool_tiles(int columns, int channels, const Row *row, const float *lines, const float *kernel,
-                       const float *weight, const float *bias, float *out) {
-    int64_t x = 0, wide = row->window->out_width;
+INLINE void pool_tiles(int columns, int channels, const Window *w, const float *lines, int64_t apart,
+                       const float *kernel, const float *weight, const float *bias, float *out) {
+    int64_t x = 0, wide = w->out_width;
     for (; x + VECTORS * LANES <= wide; x += VECTORS * LANES)
-        pool_tile(columns, channels, VECTORS, LANES, row, lines + x, kernel + x, weight, bias, out + x);
+        pool_tile(columns, channels, VECTORS, LANES, w, lines + x, apart, kernel + x, weight, bias, out + x);
     int64_t rest = wide - x, last = rest % LANES ? rest % LANES : LANES;
-    switch ((rest + LANES - 1) / LANES) {
+    switch (parts_of(rest, LANES)) {
 #if LANES == 8
-    case 4: pool_tile(columns, channels, 4, last, row, lines + x, kernel + x, weight, bias, out + x); break;
-    case 3: pool_tile(columns, channels, 3, last, row, lines + x, kernel + x, weight, bias, out + x); break;
+    case 4: pool_tile(columns, channels, 4, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 3: pool_tile(columns, channels, 3, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
 #endif
-    case 2: pool_tile(columns, channels, 2, last, row, lines + x, kernel + x, weight, bias, out + x); break;
-    case 1: pool_tile(columns, channels, 1, last, row, lines + x, kernel + x, weight, bias, out + x); break;
+    case 2: pool_tile(columns, channels, 2, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 1: pool_tile(columns, channels, 1, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
     }
 }
-INLINE void pool_row(int channels, const Row *row, const float *lines, const float *kernel, const float *weight,
-                     const float *bias, float *out) {
-    switch (LANES == 16 && row->window->dilation[1] == 1 ? row->window->kernel[1] : 0) {
-    case 3: pool_tiles(3, channels, row, lines, kernel, weight, bias, out); break;
-    case 5: pool_tiles(5, channels, row, lines, kernel, weight, bias, out); break;
-    case 7: pool_tiles(7, channels, row, lines, kernel, weight, bias, out); break;
-    default: pool_tiles(0, channels, row, lines, kernel, weight, bias, out);
+INLINE void pool_row(int channels, const Window *w, const float *lines, int64_t apart, const float *kernel,
+                     const float *weight, const float *bias, float *out) {
+    switch (LANES == 16 && w->dilation[1] == 1 ? w->kernel[1] : 0) {
+    case 3: pool_tiles(3, channels, w, lines, apart, kernel, weight, bias, out); break;
+    case 5: pool_tiles(5, channels, w, lines, apart, kernel, weight, bias, out); break;
+    case 7: pool_tiles(7, channels, w, lines, apart, kernel, weight, bias, out); break;
+    default: pool_tiles(0, channels, w, lines, apart, kernel, weight, bias, out);
     }
 }
 
-/* `rows` rows of outputs from y on, of one or TOGETHER channels. `kernel` is theirs, packed; `out` is row y. */
+/* `rows` rows of outputs from y on, of one or TOGETHER channels. `kernel` and `weight` are theirs, packed; `out` is
+ * row y. */
 FOR_EVERY_CPU
-static void pool_band(int channels, Row row, const float *channel, const float *kernel, const float *weight,
+static void pool_band(int channels, const Window *w, const float *channel, const float *kernel, const float *weight,
                       const float *bias, float *out, int64_t y, int64_t rows, float *padded) {
-    const Window *w = row.window;
     int64_t plane = w->height * w->width, wide = w->out_width;
-    int64_t kernel_row = w->kernel[0] * w->kernel[1] * row.kernel_step;
+    int64_t kernel_row = w->kernel[0] * w->kernel[1] * whole_vectors(wide);
     if (w->stride[1] > 1) {
         for (int c = 0; c < channels; c++)
             for (int64_t r = 0; r < rows; r++)
-                pool_any(&row, channel + c * plane, kernel + r * kernel_row, weight + c * row.weight_step,
-                         bias ? bias[c] : 0.0f, out + c * w->out_height * wide + r * wide, y + r);
+                pool_any(w, channel + c * plane, kernel + r * kernel_row, weight + c, channels, bias ? bias[c] : 0.0f,
+                         out + (c * w->out_height + r) * wide, y + r);
         return;
     }
-    int64_t lines = seen_lines(w, rows), down = w->stride[0] * seen_columns(w);
-    row.apart = lines * seen_columns(w);
-    for (int c = 0; c < channels; c++) pad_lines(w, channel + c * plane, y, lines, padded + c * row.apart);
+    int64_t lines = seen_lines(w, rows), apart = lines * seen_columns(w), down = w->stride[0] * seen_columns(w);
+    for (int c = 0; c < channels; c++) pad_lines(w, channel + c * plane, y, lines, padded + c * apart);
     for (int64_t r = 0; r < rows; r++, kernel += kernel_row, out += wide)
         if (channels == TOGETHER)
-            pool_row(TOGETHER, &row, padded + r * down, kernel, weight, bias, out);
+            pool_row(TOGETHER, w, padded + r * down, apart, kernel, weight, bias, out);
         else
-            pool_row(1, &row, padded + r * down, kernel, weight, bias, out);
+            pool_row(1, w, padded + r * down, apart, kernel, weight, bias, out);
 }
 
 /* input [B, C, H, W], kernel [B, 1 or C, kh, kw, Ho, Wo], weight [C, 1, kh, kw] or null, bias [C] or null -> out.
  * Returns 0, or 1 where memory ran out. */
 int pac_pooling(const Window *w, const float *input, const float *kernel, int64_t kernel_channels,
                 const float *weight, const float *bias, float *out, int64_t threads) {
-    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, high = band_rows(w);
-    int64_t wide = w->out_width;
-    Row row = {w, 0, whole_vectors(wide), weight ? taps : 0};
-    int failed = 0;
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, wide = w->out_width;
+    int64_t high = band_rows(w, threads);
+    int64_t shared = kernel_channels == 1 ? w->channels / TOGETHER * TOGETHER : 0; /* channels that are taken together */
+    float *weights = buffer(w->channels * taps); /* of those tap by tap: [shared / TOGETHER, taps, TOGETHER] */
+    int failed = !weights;
+    for (int64_t c = 0; weights && c < w->channels; c++)
+        for (int64_t t = 0; t < taps; t++) {
+            int64_t at = c < shared ? (c / TOGETHER * taps + t) * TOGETHER + c % TOGETHER : c * taps + t;
+            weights[at] = weight ? weight[c * taps + t] : 1.0f;
+        }
 #pragma omp parallel num_threads(threads)
     {
         int64_t lines = TOGETHER * seen_lines(w, high) * seen_columns(w);
-        float *padded = buffer(lines + taps + high * taps * row.kernel_step);
-        if (padded) {
+        float *padded = buffer(lines + high * taps * whole_vectors(wide)), *packed = padded + lines;
+        if (padded)
             memset(padded, 0, lines * sizeof(float));
-            for (int64_t t = 0; t < taps; t++) padded[lines + t] = 1.0f;
-        } else {
+        else {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
-        float *ones = padded + lines, *packed = ones + taps;
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)
             for (int64_t y = 0; y < w->out_height; y += high) {
                 int64_t rows = least(high, w->out_height - y);
                 for (int64_t c = 0, together; c < w->channels && !failed; c += together) {
-                    together = kernel_channels == 1 && c + TOGETHER <= w->channels ? TOGETHER : 1;
+                    together = c < shared ? TOGETHER : 1;
                     int64_t plane = n * w->channels + c, of = kernel_channels > 1 ? plane : n;
                     if (c == 0 || kernel_channels > 1)
                         pack_kernel(w, kernel + of * taps * pixels + y * wide, rows, packed);
-                    pool_band((int)together, row, input + plane * w->height * w->width, packed,
-                              weight ? weight + c * taps : ones, bias ? bias + c : NULL,
-                              out + plane * pixels + y * wide, y, rows, padded);
+                    pool_band((int)together, w, input + plane * w->height * w->width, packed, weights + c * taps,
+                              bias ? bias + c : NULL, out + plane * pixels + y * wide, y, rows, padded);
                 }
             }
         free(padded);
     }
+    free(weights);
     return failed;
 }
 

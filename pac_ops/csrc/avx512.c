@@ -9,8 +9,10 @@
 #define pac_gaussian pac_gaussian_avx512
 #define pac_pooling pac_pooling_avx512
 #define pac_pooling_backward pac_pooling_backward_avx512
+#define pac_pooling_last pac_pooling_last_avx512
 #include "convolution.c"
 #include "convolution_backward.c"
 #include "distance.c"
 #include "pooling.c"
+#include "pooling_last.c"
 #endif

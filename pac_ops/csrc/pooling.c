@@ -1,5 +1,5 @@
 /* Pooling and depthwise convolution: row by row. */
-#include "window.h"
+#include "pooling.h"
 
 enum {
     VECTORS = LANES == 16 ? 2 : 4,  /* of outputs of a row, kept in registers at a time */
@@ -51,14 +51,6 @@ INLINE void pad_lines(const Window *w, const float *channel, int64_t y, int64_t 
         for (; x + LANES <= count; x += LANES) put(padded + first + x, inside ? get(from + x) : (vec){0});
         for (; x < count; x++) padded[first + x] = inside ? from[x] : 0.0f;
     }
-}
-
-/* K of a band of rows, [rows, taps, whole vectors], which all channels that share it read there. */
-INLINE void pack_kernel(const Window *w, const float *kernel, int64_t rows, float *packed) {
-    int64_t pixels = w->out_height * w->out_width, taps = w->kernel[0] * w->kernel[1], wide = w->out_width;
-    for (int64_t r = 0; r < rows; r++, kernel += wide)
-        for (int64_t t = 0; t < taps; t++, packed += whole_vectors(wide))
-            for (int64_t x = 0; x < wide; x += LANES) put(packed + x, get_up_to(kernel + t * pixels + x, wide - x));
 }
 
 /* Of two vectors side by side the one that begins `by` elements behind the first's begin, and which starts at p. */

@@ -29,6 +29,7 @@ _ARGUMENTS = {
     "pac_halve": "pp",
     "pac_pooling": "ppnppp",
     "pac_pooling_backward": "ppnppppp",
+    "pac_pooling_last": "ppppp",
     "pac_with_detail": "pppp",
     "pac_enlarge": "ppppp",
     "pac_enlarge_distance": "ppppp",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pac_ops.backends.blocked import convolution as blocked
 from pac_ops.backends.native.compiled import FLOAT32, CWindow, new_gradients, run
-from pac_ops.backends.native.pooling import depthwise, pool_backward
+from pac_ops.backends.native.pooling import pool_backward, pooled
 from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.formats import channels_last, contiguous
 from pac_ops.geometry import Window
@@ -57,13 +57,12 @@ def convolved(
     """A convolution of float32 tensors; `products` is what their products are of, FLOAT32 or BFLOAT16."""
     if not input.shape[1]:  # nothing to sum
         return blocked.pacconv2d(input, kernel, weight, bias, window, groups)
-    out = input.new_empty(input.shape[0], weight.shape[0], *kernel.shape[-2:])
     if is_depthwise(weight, groups):
-        depthwise(input, kernel, weight, bias, window, out)
-    else:
-        input, kernel = contiguous(input), kernel.float()
-        part = part_of(input, kernel, Weights.all_of(weight, groups), window, groups, out)
-        run(f"pac_convolution{products}", part, 1, input, kernel, weight, contiguous(bias), out)
+        return pooled(input, kernel, weight, bias, window)
+    out = input.new_empty(input.shape[0], weight.shape[0], *kernel.shape[-2:])
+    input, kernel = contiguous(input), kernel.float()
+    part = part_of(input, kernel, Weights.all_of(weight, groups), window, groups, out)
+    run(f"pac_convolution{products}", part, 1, input, kernel, weight, contiguous(bias), out)
     return out
 
 

@@ -1,27 +1,35 @@
 """Pooling, and depthwise convolution, which is pooling with a weight: row by row."""
 
+import torch
 from torch import Tensor
 
-from pac_ops.backends.native.compiled import new_gradients, run, shapes_of
-from pac_ops.formats import contiguous
+from pac_ops.backends.native.compiled import has, lanes, new_gradients, run, shapes_of
+from pac_ops.formats import channels_last, contiguous, empty
 from pac_ops.geometry import Window
 
 
-def depthwise(
-    input: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor | None, window: Window, out: Tensor
-) -> None:
-    """Write a depthwise convolution to `out`."""
-    input, kernel = contiguous(input), kernel.float().contiguous()
-    shapes = shapes_of(input, out, window, input.shape[1])
-    run("pac_pooling", shapes, input, kernel, 1, weight.contiguous(), contiguous(bias), out)
+def pooled(input: Tensor, kernel: Tensor, weight: Tensor | None, bias: Tensor | None, window: Window) -> Tensor:
+    """Pooling or, with a weight, depthwise convolution; of channels-last images channels-last."""
+    kernel, weight, bias = kernel.float().contiguous(), contiguous(weight), contiguous(bias)
+    size = (*input.shape[:2], *kernel.shape[-2:])
+    if kernel.shape[1] == 1 and _by_channels(input):
+        out = empty(size, input, input)
+        run("pac_pooling_last", shapes_of(input, out, window), input, kernel, weight, bias, out)
+        return out
+    input, out = contiguous(input), input.new_empty(size)
+    run("pac_pooling", shapes_of(input, out, window), input, kernel, kernel.shape[1], weight, bias, out)
+    return out
 
 
 def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:
     """See `reference.pacpool2d`."""
-    input, kernel = contiguous(input), kernel.float().contiguous()
-    out = input.new_empty(*input.shape[:2], *kernel.shape[-2:])
-    run("pac_pooling", shapes_of(input, out, window), input, kernel, kernel.shape[1], None, None, out)
-    return out
+    return pooled(input, kernel, None, None, window)
+
+
+def _by_channels(input: Tensor) -> bool:
+    """Whether a vector of channels lies side by side."""
+    dense = input.is_contiguous(memory_format=torch.channels_last)
+    return channels_last(input) and dense and input.shape[1] >= lanes() and has("pac_pooling_last")
 
 
 def pacpool2d_backward(

@@ -10,7 +10,7 @@ from torch import Tensor
 from pac_ops.backends.blocked import convolution as blocked
 from pac_ops.backends.native.compiled import FLOAT32, new_gradients, run
 from pac_ops.backends.native.convolution import Part, Weights, convolve_backward, is_depthwise, part_of
-from pac_ops.backends.native.pooling import depthwise
+from pac_ops.backends.native.pooling import pooled
 from pac_ops.backends.signatures import Gradients, Needs
 from pac_ops.formats import contiguous
 from pac_ops.geometry import Window
@@ -70,9 +70,7 @@ def convolved_transposed(
             pixels.copy_(torch.zeros(()) if bias is None else bias[:, None, None].expand_as(pixels))
         elif is_depthwise(weight, groups):
             rows, columns = phase.opposite(window.kernel_size)
-            whole = input.new_empty(pixels.shape)
-            depthwise(input, k_ij, weight[:, :, rows][..., columns], bias, phase.window, whole)
-            pixels.copy_(whole)
+            pixels.copy_(pooled(input, k_ij, weight[:, :, rows][..., columns], bias, phase.window))
         else:
             part = part_of(input, k_ij, phase.of_weight(weight, groups), phase.window, groups, pixels)
             part.kernel = k_ij.storage_offset() - kernel.storage_offset()

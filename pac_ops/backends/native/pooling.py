@@ -1,9 +1,10 @@
-"""Pooling, and depthwise convolution, which is pooling with a weight: row by row."""
+"""Pooling, and depthwise convolution, which is pooling with a weight: row by row, or by vectors of channels."""
 
 import torch
 from torch import Tensor
 
-from pac_ops.backends.native.compiled import has, lanes, new_gradients, run, shapes_of
+from pac_ops.backends.native import compiled
+from pac_ops.backends.native.compiled import has, new_gradients, run, shapes_of
 from pac_ops.formats import channels_last, contiguous, empty
 from pac_ops.geometry import Window
 
@@ -29,7 +30,7 @@ def pacpool2d(input: Tensor, kernel: Tensor, window: Window) -> Tensor:
 def _by_channels(input: Tensor) -> bool:
     """Whether a vector of channels lies side by side."""
     dense = input.is_contiguous(memory_format=torch.channels_last)
-    return channels_last(input) and dense and input.shape[1] >= lanes() and has("pac_pooling_last")
+    return channels_last(input) and dense and input.shape[1] >= compiled.lanes() and has("pac_pooling_last")
 
 
 def pacpool2d_backward(

@@ -18,11 +18,12 @@ from pac_ops.backends.native import compiled, double
 pytestmark = pytest.mark.filterwarnings("ignore:a 1x1 window")
 
 
-def check(case, dtype, backend):
+def check(case, dtype, backend, layout=torch.contiguous_format):
     inputs = case.inputs(dtype)
     exact = {k: None if v is None else v.double() for k, v in inputs.items()}
     expected = case.run(exact, "reference")
-    actual = case.run(inputs, backend)
+    laid = {k: v if v is None or v.dim() != 4 else v.contiguous(memory_format=layout) for k, v in inputs.items()}
+    actual = case.run(laid, backend)
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
         # K is float32 for everything narrower than float64, and is held to that.
@@ -203,6 +204,29 @@ BEYOND_ONE_BLOCK = [
         kernel_size=(3, 5),
     ),
 ]
+
+
+# Vectors of channels, and 4 or 2 of them at a time; 4 outputs of a row, or 2, where all their windows are inside.
+SIDE_BY_SIDE = [
+    Case(channels=140, out_channels=140, groups=140, height=9, width=13, kernel_size=(7, 7), padding=(3, 3)),
+    Case(channels=40, out_channels=40, groups=40, height=8, width=11, stride=(2, 3), kernel_size=(3, 5), bias=False),
+    Case(channels=17, out_channels=17, groups=17, height=10, width=9, dilation=(2, 3), padding=(2, 4)),
+    Case(channels=9, out_channels=9, groups=9, height=3, width=4, kernel_size=(5, 5), padding=(2, 2)),
+]
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("case", SIDE_BY_SIDE, ids=str)
+def test_channels_side_by_side(case, threads, lanes, monkeypatch):
+    monkeypatch.setattr(compiled, "lanes", lambda: lanes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(case, torch.float32, "native", torch.channels_last)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))

@@ -63,7 +63,7 @@ def convolution(w: Workload, device: torch.device, *, backward: bool, peers: boo
     x_last, weight_last = (
         t.detach().to(memory_format=torch.channels_last).requires_grad_(backward) for t in (x, weight)
     )
-    if gpu.is_gpu(device):  # the fast layout there
+    if gpu.is_gpu(device) or w.groups == w.channels:  # where it is the fast layout
         forward[ours(device, w.dtype) + LAST] = lambda: pac_ops.pacconv2d(
             x_last, kernel, weight_last, bias, *geometry, w.groups
         )

@@ -13,7 +13,7 @@ import matplotlib as mpl
 
 from benchmarks import crf, exported, large, launching, limits, markdown, networks, operators, resizing, small
 from benchmarks.harness import BOTH, FORWARD, RESULTS, geometric_mean
-from benchmarks.rows import PAGE, Results, Row, faster_conv, ms, peak, with_table
+from benchmarks.rows import OURS, PAGE, Results, Row, faster_conv, faster_own, ms, peak, with_table
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -30,7 +30,7 @@ def _in_table(results: Results, mode: str) -> list[tuple[str, dict[str, Row]]]:
 
 def _means(results: Results, mode: str) -> tuple[float, float]:
     """Our time, and our peak of memory, of the faster convolution's: geometric means over the table of shapes."""
-    pairs = [(rows["pac_ops"], faster_conv(rows)) for _, rows in _in_table(results, mode)]
+    pairs = [(faster_own(rows), faster_conv(rows)) for _, rows in _in_table(results, mode)]
     memory = geometric_mean([peak(own) / peak(conv) for own, conv in pairs])
     return geometric_mean([ms(own) / ms(conv) for own, conv in pairs]), memory
 
@@ -42,14 +42,14 @@ def layers(results: Results, mode: str) -> str:
     table: list[list[str]] = []
     ratios: dict[str, list[float]] = {operators.UNFOLD: [], operators.DEFORM: []}
     for workload, rows in _in_table(results, mode):
-        own, conv = rows["pac_ops"], faster_conv(rows)
+        own, conv = faster_own(rows), faster_conv(rows)
         operations, moved_bytes = float(own["operations"]), float(own["least_bytes"])
         by_products, by_bytes = operations / products, moved_bytes / moved
         for name in ratios.keys() & rows.keys():
             ratios[name].append(ms(rows[name]) / ms(own))
         table.append(
             [
-                workload,
+                workload + operators.LAST * own["backend"].endswith(operators.LAST),
                 f"{ms(own):.1f}",
                 f"{ms(own) / ms(conv):.2f}",
                 *(
@@ -208,9 +208,9 @@ def growth(results: Results, path: Path) -> None:
 
 def shapes(results: Results, path: Path) -> None:
     """Our time, and each peer's, over the faster convolution's."""
-    rows = dict(results.of("pacconv2d", FORWARD))
+    rows = {key: each | {OURS: faster_own(each)} for key, each in results.of("pacconv2d", FORWARD)}
     figure, axis = plt.subplots(figsize=(10, 3.6), layout="constrained")
-    for name in ("pac_ops", operators.UNFOLD, operators.DEFORM):
+    for name in (OURS, operators.UNFOLD, operators.DEFORM):
         ratios = [
             ms(by_backend[name]) / ms(faster_conv(by_backend)) if name in by_backend else math.nan
             for by_backend in rows.values()

@@ -26,7 +26,7 @@ _CHOICES: tuple[Callable[[options.Command], options.Command], ...] = (
         help="A convolution to swap: a path, an alias such as conv3_3, a glob, or a regular expression after re:; "
         "or an enlargement to guide: an alias such as resize_2; resize, those of scores at the end; 'resize_*', all; "
         "or output_guided, the scores behind networks that end with learned layers. "
-        "Repeat for more. Default: auto: resize where it takes any; else a PAC-CRF on scores of classes, to train; "
+        "Repeat for more. Default: auto: resize where it takes any; else layers on scores of classes, to train; "
         "else paper, the last convolution of each of the last three stages.",
     ),
     click.option(

@@ -31,8 +31,8 @@ from pac_ops.subclasses import as_plain
 
 NAME = OUTPUT_LAYER
 PAC, CRF, GUIDED = "pac", "crf", "guided"
-OUTPUT_CRF, GUIDED_OUTPUT = "output_crf", "output_guided"
-TARGETS = {"output": PAC, OUTPUT_CRF: CRF, GUIDED_OUTPUT: GUIDED}  # what people write, and the kind that it is
+OUTPUT, OUTPUT_CRF, GUIDED_OUTPUT = "output", "output_crf", "output_guided"
+TARGETS = {OUTPUT: PAC, OUTPUT_CRF: CRF, GUIDED_OUTPUT: GUIDED}  # what people write, and the kind that it is
 SCORES = "the scores"
 _LARGEST = 64  # of a window, and of the guide's channels
 

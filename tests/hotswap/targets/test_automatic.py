@@ -1,4 +1,4 @@
-"""The target "auto": enlargements of scores, else a PAC-CRF behind scores, else the paper's convolutions."""
+"""The target "auto": enlargements of scores, else layers on scores, else the paper's convolutions."""
 
 import json
 
@@ -54,8 +54,8 @@ PAPER = ["stages.2"]
 CASES = {
     "interpolated": (net("interpolated"), {}, ([], 1, None)),
     "one channel": (net("interpolated", 1), {}, ([], 1, None)),
-    "learned": (net("learned"), {}, ([], 0, "crf")),
-    "by the image": (net("learned"), {"guide": "input"}, ([], 0, "crf")),
+    "learned": (net("learned"), {}, ([], 0, "pac")),
+    "by the image": (net("learned"), {"guide": "input"}, ([], 0, "pac")),
     "values": (net("learned", 3), {}, (PAPER, 0, None)),
     "coarse scores": (net("coarse"), {}, (PAPER, 0, None)),
     "one answer": (net("whole"), {}, (PAPER, 0, None)),
@@ -69,7 +69,7 @@ def test_auto_is_what_gained_most_of_what_there_is(case):
     model, options, expected = CASES[case]
     plan = hotswap.plan(model, **options, space=LAB if not expected[0] else "auto", example_inputs=IMAGE)
     assert kinds(plan) == expected
-    name = "paper" if expected[0] else "output_crf" if expected[2] else "resize"
+    name = "paper" if expected[0] else "output" if expected[2] else "resize"
     assert sum(f'"{name}" here' in note for note in plan.notes) == 1
     assert any("guide other than the image" in note for note in plan.notes) == ("guides" in case or "several" in case)
     by_name = hotswap.plan(model, name, **options, space=LAB if not expected[0] else "auto", example_inputs=IMAGE)
@@ -85,7 +85,7 @@ def test_beside_other_targets_and_as_a_key():
     assert [(x.guide, x.guide_scale) for x in paper.swaps] == [(("stages.0",), 2)]
 
 
-def test_a_crf_changes_nothing_until_it_is_trained_and_can_be():
+def test_layers_on_scores_change_nothing_until_it_is_trained_and_can_be():
     model = net("learned")
     converted = hotswap.convert(model, calibrate_on=[IMAGE])
     assert torch.equal(converted(IMAGE), model(IMAGE))
@@ -97,13 +97,13 @@ def test_a_crf_changes_nothing_until_it_is_trained_and_can_be():
 
 
 def test_refusals_say_what_auto_is():
-    with pytest.raises(HotswapError, match=r'^"auto" is "output_crf" here.*normalised: give calibrate_on'):
+    with pytest.raises(HotswapError, match=r'^"auto" is "output" here.*normalised: give calibrate_on'):
         hotswap.convert(net("learned"), example_inputs=IMAGE)
     with pytest.raises(HotswapError, match=r'^"auto" is "paper" here.*; "paper" needs spatial convolutions'):
         hotswap.convert(nn.Sequential(nn.Conv2d(3, 3, 3)), example_inputs=IMAGE)
     with pytest.raises(HotswapError, match="gate must be False where no convolution is a target"):
         hotswap.convert(net("interpolated"), gate=True, example_inputs=IMAGE)
-    with pytest.raises(HotswapError, match=r'^"auto" is "output_crf" here.*; learn_scale must be False'):
+    with pytest.raises(HotswapError, match=r'^"auto" is "output" here.*; learn_scale must be False'):
         hotswap.convert(net("learned"), learn_scale=True, example_inputs=IMAGE)
 
 
@@ -131,5 +131,5 @@ def test_published_networks():
     assert kinds(resnet) == (["layer2.1.conv2", "layer3.1.conv2", "layer4.1.conv2"], 0, None)
     smp = pytest.importorskip("segmentation_models_pytorch")
     unet = smp.Unet("resnet18", encoder_weights=None, classes=5)
-    assert kinds(hotswap.plan(unet, check=False, space=LAB)) == ([], 0, "crf")
+    assert kinds(hotswap.plan(unet, check=False, space=LAB)) == ([], 0, "pac")
     assert json.loads(json.dumps(hotswap.inspect(unet).to_dict()))["convolutions"][0]["paper"] is None

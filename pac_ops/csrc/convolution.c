@@ -1,5 +1,9 @@
-/* Convolution: K is applied to the taps while they are packed for the matrix product. */
+/* Convolution: K is applied to the taps while they are packed for the matrix product, or by lines to their sums. */
+#ifdef BFLOAT16
 #include "panels.h"
+#else
+#include "lines.h"
+#endif
 
 enum {
     STEPS = 1152,              /* as DEPTH, forward: sums of up to 128 input channels of 3 x 3 taps stay in registers */
@@ -142,6 +146,12 @@ static void pack_part(const Window *w, const float *weight, int64_t depth, eleme
 int pac_convolution(const Part *parts, int64_t count, const float *input, const float *kernel, const float *weight,
                     const float *bias, float *out, int64_t threads) {
     const Window *any = &parts->window;
+#ifndef BFLOAT16
+    Strip strip = count == 1 ? strip_of(any, threads) : (Strip){0};
+    if (strip.high)
+        return convolve_lines(any, &strip, input, kernel + parts->kernel, weight + parts->weight, bias, out + parts->out,
+                              threads);
+#endif
     Plan *plans = malloc((size_t)count * sizeof(Plan));
     if (!plans) return 1;
     int64_t bands = plan_parts(parts, count, threads, plans), panels = 0, found = 0, taps_times_k = 0, spare = 0;

@@ -87,6 +87,13 @@ INLINE vec get_up_to(const float *p, int64_t count) {
     return count >= LANES ? get(p) : count > 0 ? get_some(p, count) : (vec){0};
 }
 
+INLINE void put_up_to(float *p, vec x, int64_t count) {
+    if (count >= LANES)
+        put(p, x);
+    else if (count > 0)
+        put_some(p, x, count);
+}
+
 static float *buffer(int64_t elements) { return aligned_alloc(64, ((size_t)most(elements, 16) * 4 + 63) / 64 * 64); }
 
 /* Where the outputs x of a row see a column x * stride + shift inside a row of `width`: first <= x < last. */

@@ -159,7 +159,8 @@ def test_random_combinations(case):
 # Of vectors, where they are compiled in and this CPU has them.
 LANES = [8] if compiled.lanes() == 8 else [8, 16]
 
-# Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, backward 384 output channels
+# Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, or by lines 4 rows of
+# vectors of 32 outputs; backward 384 output channels
 # and 256 pixels; distances of strided windows 8 channels; depthwise 2 channels, bands of 8 rows or fewer,
 # 4 vectors of a row and then fewer; with vectors of 16 4 channels, 2 vectors, and windows of 3, 5 and 7 columns apart.
 BEYOND_ONE_BLOCK = [
@@ -178,6 +179,8 @@ BEYOND_ONE_BLOCK = [
     Case(channels=6, out_channels=6, groups=6, height=12, width=40, kernel_size=(7, 7), padding=(3, 3)),
     Case(channels=9, out_channels=9, groups=9, height=7, width=33, kernel_size=(5, 5), padding=(2, 2)),
     Case(channels=4, out_channels=4, groups=4, height=6, width=15, kernel_size=(3, 9), padding=(1, 4)),
+    Case(channels=24, out_channels=30, height=9, width=62, padding=(1, 2)),
+    Case(channels=18, out_channels=12, groups=3, height=7, width=95, kernel_size=(5, 3), padding=(2, 1)),
     Case(channels=5, out_channels=44, height=7, width=70),
     Case(channels=5, out_channels=30, height=9, width=140, stride=(2, 2)),
     Case(channels=70, out_channels=32, height=9, width=56),

@@ -70,8 +70,8 @@ def plan(
             names those it leaves); or "resize_*": every one. The scores that the network gives, along the image
             behind it (see `hotswap.Output`): "output_guided", which needs no training, for networks that end with
             learned layers; "output" and "output_crf", which do. A list may mix them. "auto" is what gained most on
-            real labels untrained: "resize", where it takes any; else "output" where the network gives scores of classes;
-            else, or with a guide other than the image, "paper". A note says which.
+            real labels untrained: "resize", where it takes any; else "output" where the network gives scores of
+            classes; else, or with a guide other than the image, "paper". A note says which.
         guide: what steers them: a module object, its path, or its alias, for its output; "input", the image
             (the network's first argument); "auto": the image, for convolutions the last one of the second stage; a
             list of these, which count as one guide with all their channels; or a mapping from targets, named in any

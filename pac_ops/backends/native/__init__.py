@@ -1,11 +1,12 @@
 """The compiled CPU path: `csrc`, built when the package is installed where there is a C compiler.
 
-Convolution is an implicit matrix product, K applied to the taps as they are packed for it or, of few channels, to the
-sum of each tap; its gradients are two such products. Pooling, depthwise convolution and enlargement (`native_resize`) go row by row, the first two of channels-last
-images by vectors of channels; distances are computed once for each pair of pixels where there is a window for every
-pixel, else row by row. Nothing is padded or copied beyond what a core's cache holds. A transposed convolution is one ordinary convolution for each position modulo the stride.
-What it has no code for (transposed depthwise gradients) is `cpu`'s. All this is float32; float64 is in
-`double`, float16 and bfloat16 in `half`.
+Convolution is an implicit matrix product, K applied to the taps as they are packed for it or, of few channels, to
+the sum of each tap; its gradients are two such products. Pooling, depthwise convolution and enlargement
+(`native_resize`) go row by row, the first two of channels-last images by vectors of channels; distances are
+computed once for each pair of pixels where there is a window for every pixel, else row by row. Nothing is padded or
+copied beyond what a core's cache holds. A transposed convolution is one ordinary convolution for each position
+modulo the stride. What it has no code for (transposed depthwise gradients) is `cpu`'s. All this is float32; float64
+is in `double`, float16 and bfloat16 in `half`.
 """
 
 from pac_ops.backends.native.colour import srgb_to_lab

@@ -160,9 +160,9 @@ def test_random_combinations(case):
 LANES = [8] if compiled.lanes() == 8 else [8, 16]
 
 # Blocks of the compiled kernels: forward 128 input channels of 9 taps and 64 to 256 pixels, or by lines 4 rows of
-# vectors of 32 outputs; backward 384 output channels
-# and 256 pixels; distances of strided windows 8 channels; depthwise 2 channels, bands of 8 rows or fewer,
-# 4 vectors of a row and then fewer; with vectors of 16 4 channels, 2 vectors, and windows of 3, 5 and 7 columns apart.
+# vectors of 32 outputs; backward 384 output channels and 256 pixels; distances of strided windows 8 channels;
+# depthwise 2 channels, bands of 8 rows or fewer, 4 vectors of a row and then fewer; with vectors of 16 4 channels, 2
+# vectors, and windows of 3, 5 and 7 columns apart.
 BEYOND_ONE_BLOCK = [
     Case(channels=140, out_channels=7, height=6, width=23),
     Case(channels=5, out_channels=5, groups=5, height=11, width=61, padding=(1, 1)),

@@ -6,8 +6,6 @@
 #endif
 
 enum {
-    STEPS = 1152,              /* as DEPTH, forward: sums of up to 128 input channels of 3 x 3 taps stay in registers */
-    NEAR = STEPS * 4 * PIXELS, /* packed taps of a band: 288 KiB, or 576 where the second-level cache is larger */
     LEAST_PIXELS = 4 * PIXELS, /* of a band */
     MOST_PIXELS = 256,
     FEW = 2,                   /* input channels packed at a time; an even number, for pairs */

@@ -7,8 +7,7 @@
 
 enum {
     FEW_CHANNELS = 128,
-    LINES_NEAR = 4 * 1152 * PIXELS, /* elements of the lines of a band: 288 KiB, or 576 with vectors of 16 */
-    HIGHEST = 4,                    /* rows of outputs of a band */
+    HIGHEST = 4, /* rows of outputs of a band */
 };
 
 /* A band: its rows of outputs, the lines that they see, and elements from line to line and from channel to channel. */
@@ -20,7 +19,7 @@ typedef struct {
 static Strip strip_of(const Window *w, int64_t threads) {
     int64_t in = w->channels / w->groups, rows = w->out_channels / w->groups;
     int64_t panels = (w->out_width + PIXELS - 1) / PIXELS;
-    int64_t wide = whole_vectors(panels * PIXELS + w->kernel[1] - 1), fit = LINES_NEAR / most(1, in * wide);
+    int64_t wide = whole_vectors(panels * PIXELS + w->kernel[1] - 1), fit = NEAR / most(1, in * wide);
     int64_t high = least(HIGHEST, least(fit - w->kernel[0] + 1, (w->batch * w->out_height + threads - 1) / threads));
     int is_plain = w->stride[0] == 1 && w->stride[1] == 1 && w->dilation[0] == 1 && w->dilation[1] == 1;
     int is_in_line = w->kernel_step[4] == 1 && w->out_step[3] == 1;

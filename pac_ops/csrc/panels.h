@@ -21,6 +21,8 @@ enum {
     PIXELS = 2 * LANES, /* of a tile, side by side: a panel */
     DEPTH = 384,        /* products summed in a tile at a time, backward: a panel then stays in the first-level cache */
     BAND = 256,         /* output pixels whose panels are packed at a time, backward: 384 KiB, near the core */
+    STEPS = 1152,       /* as DEPTH, forward: sums of up to 128 input channels of 3 x 3 taps stay in registers */
+    NEAR = STEPS * 4 * PIXELS, /* as BAND: 288 KiB of taps or lines, or 576 where the second-level cache is larger */
     SLAB = 12, /* tiles of rows that share a panel before the next one: their weights stay in the second level */
 };
 

@@ -89,29 +89,14 @@ INLINE void strip_tile(int rows, const Window *w, const Strip *strip, const floa
     }
 }
 
-/* `strip_tile` with a constant number of rows, so that the sums stay in registers. */
+/* `strip_tile` with a constant number of rows. */
 INLINE void strip_rows(int64_t rows, const Window *w, const Strip *strip, const float *lines, const float *kernel,
                        const float *weights, const float *bias, float *out, int64_t count) {
     switch (rows) {
-#define ROWS_OF(n) \
-    case n: strip_tile(n, w, strip, lines, kernel, weights, bias, out, count); break
-#if LANES == 16
-        ROWS_OF(14);
-        ROWS_OF(13);
-        ROWS_OF(12);
-        ROWS_OF(11);
-        ROWS_OF(10);
-        ROWS_OF(9);
-        ROWS_OF(8);
-        ROWS_OF(7);
-#endif
-        ROWS_OF(6);
-        ROWS_OF(5);
-        ROWS_OF(4);
-        ROWS_OF(3);
-        ROWS_OF(2);
-        ROWS_OF(1);
-#undef ROWS_OF
+#define CALL(n) \
+    case n: strip_tile(n, w, strip, lines, kernel, weights, bias, out, count); break;
+        ALL_ROWS(CALL)
+#undef CALL
     }
 }
 

@@ -252,25 +252,21 @@ INLINE void tile_of(int rows, int64_t steps, const element *weights, const eleme
     }
 }
 
-/* `tile_of` with a constant number of rows, so that the sums stay in registers. */
+/* CALL(n) for every number of rows of a tile: in a switch they are constants, so that sums stay in registers. */
+#define SIX_ROWS(CALL) CALL(1) CALL(2) CALL(3) CALL(4) CALL(5) CALL(6)
+#if LANES == 16
+#define ALL_ROWS(CALL) SIX_ROWS(CALL) CALL(7) CALL(8) CALL(9) CALL(10) CALL(11) CALL(12) CALL(13) CALL(14)
+#else
+#define ALL_ROWS(CALL) SIX_ROWS(CALL)
+#endif
+
+/* `tile_of` with a constant number of rows. */
 INLINE void tile(int64_t rows, int64_t steps, const element *weights, const element *taps, float *out, int64_t out_step,
                  const Panel *panel, const float *start) {
     switch (rows) {
-#if LANES == 16
-    case 14: tile_of(14, steps, weights, taps, out, out_step, panel, start); break;
-    case 13: tile_of(13, steps, weights, taps, out, out_step, panel, start); break;
-    case 12: tile_of(12, steps, weights, taps, out, out_step, panel, start); break;
-    case 11: tile_of(11, steps, weights, taps, out, out_step, panel, start); break;
-    case 10: tile_of(10, steps, weights, taps, out, out_step, panel, start); break;
-    case 9: tile_of(9, steps, weights, taps, out, out_step, panel, start); break;
-    case 8: tile_of(8, steps, weights, taps, out, out_step, panel, start); break;
-    case 7: tile_of(7, steps, weights, taps, out, out_step, panel, start); break;
-#endif
-    case 6: tile_of(6, steps, weights, taps, out, out_step, panel, start); break;
-    case 5: tile_of(5, steps, weights, taps, out, out_step, panel, start); break;
-    case 4: tile_of(4, steps, weights, taps, out, out_step, panel, start); break;
-    case 3: tile_of(3, steps, weights, taps, out, out_step, panel, start); break;
-    case 2: tile_of(2, steps, weights, taps, out, out_step, panel, start); break;
-    default: tile_of(1, steps, weights, taps, out, out_step, panel, start);
+#define CALL(n) \
+    case n: tile_of(n, steps, weights, taps, out, out_step, panel, start); break;
+        ALL_ROWS(CALL)
+#undef CALL
     }
 }

@@ -114,7 +114,8 @@ def test_arms_begin_where_they_say_and_what_they_add_learns(file):
     bench = trial.Bench(kept.read(file), 2, CPU)
     own = bench.calibrating[0]
     expected, other = bench.decoder(*own), tuple(x.roll(1, 0) for x in own)
-    for key in ("gates", "learned guide", "output", UNGUIDED, "frozen", "another's guide", "calibrated"):
+    keys = ("gates", "learned guide", "output", UNGUIDED, "frozen", "another's guide", "output" + FLAT, "calibrated")
+    for key in keys:
         arm = ARMS[key]
         network = arm.network(bench.decoder, PLACE, bench.calibrating)
         out = network(*arm.see(own, other))

@@ -85,7 +85,7 @@ def test_beside_other_targets_and_as_a_key():
     assert [(x.guide, x.guide_scale) for x in paper.swaps] == [(("stages.0",), 2)]
 
 
-def test_layers_on_scores_change_nothing_until_it_is_trained_and_can_be():
+def test_layers_on_scores_change_nothing_until_they_are_trained_and_can_be():
     model = net("learned")
     converted = hotswap.convert(model, calibrate_on=[IMAGE])
     assert torch.equal(converted(IMAGE), model(IMAGE))

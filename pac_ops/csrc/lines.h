@@ -18,9 +18,9 @@ typedef struct {
 /* Bands of some windows; none where they are not for this. */
 static Strip strip_of(const Window *w, int64_t threads) {
     int64_t in = w->channels / w->groups, rows = w->out_channels / w->groups;
-    int64_t panels = (w->out_width + PIXELS - 1) / PIXELS;
+    int64_t panels = parts_of(w->out_width, PIXELS);
     int64_t wide = whole_vectors(panels * PIXELS + w->kernel[1] - 1), fit = NEAR / most(1, in * wide);
-    int64_t high = least(HIGHEST, least(fit - w->kernel[0] + 1, (w->batch * w->out_height + threads - 1) / threads));
+    int64_t high = least(HIGHEST, least(fit - w->kernel[0] + 1, parts_of(w->batch * w->out_height, threads)));
     int is_plain = w->stride[0] == 1 && w->stride[1] == 1 && w->dilation[0] == 1 && w->dilation[1] == 1;
     int is_in_line = w->kernel_step[4] == 1 && w->out_step[3] == 1;
     int is_whole = 8 * (panels * PIXELS - w->out_width) <= w->out_width; /* little is computed for nothing */
@@ -120,18 +120,12 @@ static void convolve_strip(const Window *w, const Strip *strip, const float *ima
 /* A convolution by lines. Returns 0, or 1 where memory ran out. */
 static int convolve_lines(const Window *w, const Strip *strip, const float *input, const float *kernel,
                           const float *weight, const float *bias, float *out, int64_t threads) {
-    int64_t in = w->channels / w->groups, held = in * strip->apart, bands = (w->out_height - 1) / strip->high + 1;
+    int64_t in = w->channels / w->groups, held = in * strip->apart, bands = parts_of(w->out_height, strip->high);
     float *packed = buffer(w->out_channels * in * w->kernel[0] * w->kernel[1]);
     int failed = !packed;
 #pragma omp parallel num_threads(threads)
     {
-        float *lines = buffer(held);
-        if (lines)
-            memset(lines, 0, held * sizeof(float));
-        else {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float *lines = thread_buffer(held, held, &failed);
 #pragma omp barrier
         if (!failed) pack_by_taps(w, weight, tile_rows(w->out_channels / w->groups), packed);
         /* Bands beside each other write to the same pages of memory, for which threads would wait for each other. */

@@ -147,11 +147,7 @@ static int pair_distances(const Window *w, const float *guide, int as_gaussian, 
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        float *sums = buffer((PAIR_TAPS + 1) * PAIR_PIXELS);
-        if (!sums) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float *sums = thread_buffer((PAIR_TAPS + 1) * PAIR_PIXELS, 0, &failed);
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)

@@ -8,10 +8,16 @@ enum {
     MOST_ROWS = 8,                  /* outputs whose windows share padded rows */
 };
 
+/* K of a band: its first element, and elements from tap to tap and from row to row. */
+typedef struct {
+    const float *first;
+    int64_t tap, row;
+} Kernel;
+
 /* Any outputs of a row, tap by tap. */
-INLINE void pool_any(const Window *w, const float *channel, const float *kernel, const float *weight, int channels,
-                     float start, float *out, int64_t y) {
-    int64_t step = w->stride[1], kernel_step = whole_vectors(w->out_width);
+INLINE void pool_any(const Window *w, const float *channel, const float *kernel, int64_t kernel_step,
+                     const float *weight, int channels, float start, float *out, int64_t y) {
+    int64_t step = w->stride[1];
     for (int64_t x = 0; x < w->out_width; x++) out[x] = start;
     for (int64_t i = 0; i < w->kernel[0]; i++) {
         int64_t row = y * w->stride[0] - w->padding[0] + i * w->dilation[0];
@@ -19,13 +25,13 @@ INLINE void pool_any(const Window *w, const float *channel, const float *kernel,
         for (int64_t j = 0; j < w->kernel[1]; j++) {
             int64_t t = i * w->kernel[1] + j, shift = j * w->dilation[1] - w->padding[1], first, last;
             const float *k = kernel + t * kernel_step, *v = channel + row * w->width + shift;
+            float f = weight[t * channels];
             seen_range(shift, step, w->width, w->out_width, &first, &last);
-            for (int64_t x = first; x < last; x++) out[x] += k[x] * weight[t * channels] * v[x * step];
+            for (int64_t x = first; x < last; x++) out[x] += k[x] * f * v[x * step];
         }
     }
 }
 
-INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 /* Rows of outputs of a band, so many that every thread gets as many bands. */
 INLINE int64_t band_rows(const Window *w, int64_t threads) {
     if (w->dilation[0] > 1) return 1; /* lines between those of one window are not seen */
@@ -70,10 +76,11 @@ INLINE vec shifted(vec first, vec second, int by, const float *p) {
     return get(p + by);
 }
 
-/* `vectors` vectors of outputs, the last of `last` outputs, of some channels whose padded lines are `apart`. `columns`
- * are those of the window where they are known here, and side by side; else 0. */
+/* `vectors` vectors of outputs, the last of `last` outputs, of some channels whose padded lines are `apart`, as taps of
+ * K are `step`. `columns` are those of the window where they are known here, and side by side; else 0. */
 INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, const Window *w, const float *lines,
-                      int64_t apart, const float *kernel, const float *weight, const float *bias, float *out) {
+                      int64_t apart, const float *kernel, int64_t step, const float *weight, const float *bias,
+                      float *out) {
     int64_t pixels = w->out_height * w->out_width, wide = seen_columns(w), width = columns ? columns : w->kernel[1];
     vec sum[TOGETHER][VECTORS], seen[TOGETHER][VECTORS + 1];
     for (int c = 0; c < channels; c++)
@@ -82,7 +89,7 @@ INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, cons
         for (int c = 0; columns && c < channels; c++)
             for (int v = 0; v <= vectors; v++) seen[c][v] = get(lines + c * apart + v * LANES);
 #pragma GCC unroll 7
-        for (int64_t j = 0; j < width; j++, kernel += whole_vectors(w->out_width), weight += channels)
+        for (int64_t j = 0; j < width; j++, kernel += step, weight += channels)
             for (int v = 0; v < vectors; v++) {
                 const float *at = lines + v * LANES;
                 vec k = get(kernel + v * LANES);
@@ -92,62 +99,69 @@ INLINE void pool_tile(int columns, int channels, int vectors, int64_t last, cons
             }
     }
     for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) {
-            float *to = out + c * pixels + v * LANES;
-            if (v + 1 < vectors || last == LANES)
-                put(to, sum[c][v]);
-            else
-                put_some(to, sum[c][v], last);
-        }
+        for (int v = 0; v < vectors; v++)
+            put_up_to(out + c * pixels + v * LANES, sum[c][v], v + 1 < vectors ? LANES : last);
 }
 
 /* A row of outputs. */
 INLINE void pool_tiles(int columns, int channels, const Window *w, const float *lines, int64_t apart,
-                       const float *kernel, const float *weight, const float *bias, float *out) {
+                       const float *kernel, int64_t step, const float *weight, const float *bias, float *out) {
     int64_t x = 0, wide = w->out_width;
     for (; x + VECTORS * LANES <= wide; x += VECTORS * LANES)
-        pool_tile(columns, channels, VECTORS, LANES, w, lines + x, apart, kernel + x, weight, bias, out + x);
+        pool_tile(columns, channels, VECTORS, LANES, w, lines + x, apart, kernel + x, step, weight, bias, out + x);
     int64_t rest = wide - x, last = rest % LANES ? rest % LANES : LANES;
     switch (parts_of(rest, LANES)) {
 #if LANES == 8
-    case 4: pool_tile(columns, channels, 4, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 3: pool_tile(columns, channels, 3, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 4: pool_tile(columns, channels, 4, last, w, lines + x, apart, kernel + x, step, weight, bias, out + x); break;
+    case 3: pool_tile(columns, channels, 3, last, w, lines + x, apart, kernel + x, step, weight, bias, out + x); break;
 #endif
-    case 2: pool_tile(columns, channels, 2, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
-    case 1: pool_tile(columns, channels, 1, last, w, lines + x, apart, kernel + x, weight, bias, out + x); break;
+    case 2: pool_tile(columns, channels, 2, last, w, lines + x, apart, kernel + x, step, weight, bias, out + x); break;
+    case 1: pool_tile(columns, channels, 1, last, w, lines + x, apart, kernel + x, step, weight, bias, out + x); break;
     }
 }
 INLINE void pool_row(int channels, const Window *w, const float *lines, int64_t apart, const float *kernel,
-                     const float *weight, const float *bias, float *out) {
+                     int64_t step, const float *weight, const float *bias, float *out) {
     switch (LANES == 16 && w->dilation[1] == 1 ? w->kernel[1] : 0) {
-    case 3: pool_tiles(3, channels, w, lines, apart, kernel, weight, bias, out); break;
-    case 5: pool_tiles(5, channels, w, lines, apart, kernel, weight, bias, out); break;
-    case 7: pool_tiles(7, channels, w, lines, apart, kernel, weight, bias, out); break;
-    default: pool_tiles(0, channels, w, lines, apart, kernel, weight, bias, out);
+    case 3: pool_tiles(3, channels, w, lines, apart, kernel, step, weight, bias, out); break;
+    case 5: pool_tiles(5, channels, w, lines, apart, kernel, step, weight, bias, out); break;
+    case 7: pool_tiles(7, channels, w, lines, apart, kernel, step, weight, bias, out); break;
+    default: pool_tiles(0, channels, w, lines, apart, kernel, step, weight, bias, out);
     }
 }
 
-/* `rows` rows of outputs from y on, of one or TOGETHER channels. `kernel` and `weight` are theirs, packed; `out` is
- * row y. */
+/* `rows` rows of outputs from y on, of one or TOGETHER channels. `weight` is theirs, packed; `out` is row y. */
 FOR_EVERY_CPU
-static void pool_band(int channels, const Window *w, const float *channel, const float *kernel, const float *weight,
+static void pool_band(int channels, const Window *w, const float *channel, Kernel kernel, const float *weight,
                       const float *bias, float *out, int64_t y, int64_t rows, float *padded) {
     int64_t plane = w->height * w->width, wide = w->out_width;
-    int64_t kernel_row = w->kernel[0] * w->kernel[1] * whole_vectors(wide);
     if (w->stride[1] > 1) {
         for (int c = 0; c < channels; c++)
             for (int64_t r = 0; r < rows; r++)
-                pool_any(w, channel + c * plane, kernel + r * kernel_row, weight + c, channels, bias ? bias[c] : 0.0f,
-                         out + (c * w->out_height + r) * wide, y + r);
+                pool_any(w, channel + c * plane, kernel.first + r * kernel.row, kernel.tap, weight + c, channels,
+                         bias ? bias[c] : 0.0f, out + (c * w->out_height + r) * wide, y + r);
         return;
     }
     int64_t lines = seen_lines(w, rows), apart = lines * seen_columns(w), down = w->stride[0] * seen_columns(w);
     for (int c = 0; c < channels; c++) pad_lines(w, channel + c * plane, y, lines, padded + c * apart);
-    for (int64_t r = 0; r < rows; r++, kernel += kernel_row, out += wide)
+    for (int64_t r = 0; r < rows; r++, kernel.first += kernel.row, out += wide)
         if (channels == TOGETHER)
-            pool_row(TOGETHER, w, padded + r * down, apart, kernel, weight, bias, out);
+            pool_row(TOGETHER, w, padded + r * down, apart, kernel.first, kernel.tap, weight, bias, out);
         else
-            pool_row(1, w, padded + r * down, apart, kernel, weight, bias, out);
+            pool_row(1, w, padded + r * down, apart, kernel.first, kernel.tap, weight, bias, out);
+}
+
+/* K of a band of rows of a plane of `planes`: where it lies, or packed where that serves several channels, or where
+ * whole vectors read there would go beyond its end. */
+INLINE Kernel kernel_of(const Window *w, const float *kernel, int64_t plane, int64_t planes, int64_t y, int64_t rows,
+                        float *packed) {
+    int64_t taps = w->kernel[0] * w->kernel[1], pixels = w->out_height * w->out_width, wide = w->out_width;
+    int64_t begin = plane * taps * pixels + y * wide, whole = whole_vectors(wide);
+    int64_t after = begin + (taps - 1) * pixels + (rows - 1) * wide + whole;
+    int serves_several = planes == w->batch && w->channels > 1;
+    if (w->stride[1] > 1 || (!serves_several && after <= planes * taps * pixels))
+        return (Kernel){kernel + begin, pixels, wide};
+    pack_kernel(w, kernel + begin, rows, packed);
+    return (Kernel){packed, whole, taps * whole};
 }
 
 /* input [B, C, H, W], kernel [B, 1 or C, kh, kw, Ho, Wo], weight [C, 1, kh, kw] or null, bias [C] or null -> out.
@@ -167,24 +181,19 @@ int pac_pooling(const Window *w, const float *input, const float *kernel, int64_
 #pragma omp parallel num_threads(threads)
     {
         int64_t lines = TOGETHER * seen_lines(w, high) * seen_columns(w);
-        float *padded = buffer(lines + high * taps * whole_vectors(wide)), *packed = padded + lines;
-        if (padded)
-            memset(padded, 0, lines * sizeof(float));
-        else {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float *padded = thread_buffer(lines + high * taps * whole_vectors(wide), lines, &failed);
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)
             for (int64_t y = 0; y < w->out_height; y += high) {
                 int64_t rows = least(high, w->out_height - y);
+                Kernel band = {0};
                 for (int64_t c = 0, together; c < w->channels && !failed; c += together) {
                     together = c < shared ? TOGETHER : 1;
                     int64_t plane = n * w->channels + c, of = kernel_channels > 1 ? plane : n;
                     if (c == 0 || kernel_channels > 1)
-                        pack_kernel(w, kernel + of * taps * pixels + y * wide, rows, packed);
-                    pool_band((int)together, w, input + plane * w->height * w->width, packed, weights + c * taps,
+                        band = kernel_of(w, kernel, of, w->batch * kernel_channels, y, rows, padded + lines);
+                    pool_band((int)together, w, input + plane * w->height * w->width, band, weights + c * taps,
                               bias ? bias + c : NULL, out + plane * pixels + y * wide, y, rows, padded);
                 }
             }

@@ -84,11 +84,7 @@ int pac_pooling_last(const Window *w, const float *input, const float *kernel, c
         for (int64_t c = 0; c < channels; c++) weights[t * channels + c] = weight ? weight[c * taps + t] : 1.0f;
 #pragma omp parallel num_threads(threads)
     {
-        float *packed = buffer(taps * whole_vectors(wide));
-        if (!packed) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float *packed = thread_buffer(taps * whole_vectors(wide), 0, &failed);
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < w->batch; n++)

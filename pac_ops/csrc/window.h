@@ -80,7 +80,8 @@ INLINE vec odd(vec a, vec b) {
 }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+INLINE int64_t whole_vectors(int64_t n) { return parts_of(n, LANES) * LANES; }
 
 /* A vector of which `count` elements are there, which may be more than it has, or none. */
 INLINE vec get_up_to(const float *p, int64_t count) {
@@ -95,6 +96,18 @@ INLINE void put_up_to(float *p, vec x, int64_t count) {
 }
 
 static float *buffer(int64_t elements) { return aligned_alloc(64, ((size_t)most(elements, 16) * 4 + 63) / 64 * 64); }
+
+/* A thread's buffer, of which the first `zeros` elements are 0; where memory runs out, `failed` says so to all. */
+INLINE float *thread_buffer(int64_t elements, int64_t zeros, int *failed) {
+    float *found = buffer(elements);
+    if (found)
+        memset(found, 0, zeros * sizeof(float));
+    else {
+#pragma omp atomic write
+        *failed = 1;
+    }
+    return found;
+}
 
 /* Where the outputs x of a row see a column x * stride + shift inside a row of `width`: first <= x < last. */
 INLINE void seen_range(int64_t shift, int64_t stride, int64_t width, int64_t outputs, int64_t *first, int64_t *last) {

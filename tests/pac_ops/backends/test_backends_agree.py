@@ -237,6 +237,20 @@ def test_channels_side_by_side(case, threads, lanes, monkeypatch):
 
 @pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
 @pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize(("channels", "own"), [(1, False), (3, False), (9, False), (3, True), (9, True)])
+@pytest.mark.parametrize(("stride", "width"), [(1, 13), (1, 33), (2, 21)])
+def test_pools_by_a_kernel_that_is_packed_or_read_where_it_lies(stride, width, channels, own, lanes, monkeypatch):
+    """A K of each channel's, or of one channel, serves once: but at its end it is packed."""
+    monkeypatch.setattr(compiled, "lanes", lambda: lanes)
+    x, size = torch.randn(2, channels, 10, width), ((9 + stride) // stride, (width - 1) // stride + 1)
+    kernel = torch.rand(2, channels if own else 1, 3, 5, *size)
+    with pac_ops.use_backend("reference"):
+        expected = pac_ops.pacpool2d(x.double(), kernel.double(), (3, 5), stride, (1, 2))
+    assert_close(pac_ops.pacpool2d(x, kernel, (3, 5), stride, (1, 2)), expected, torch.float32, "pools")
+
+
+@pytest.mark.skipif(why_not("native", torch.zeros(())) is not None, reason=str(why_not("native", torch.zeros(()))))
+@pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("case", BEYOND_ONE_BLOCK, ids=str)
 def test_compiled_kernels_beyond_one_block(case, threads, lanes, monkeypatch):
     monkeypatch.setattr(compiled, "lanes", lambda: lanes)
